@@ -1,0 +1,1 @@
+"""The rule and the packed rows: reference, CPU kernels and their dispatch."""
