@@ -1,0 +1,325 @@
+"""A checkpoint in a local folder: which files hold its weights, and which travel with them.
+
+    config.json → weights file → index → shards → headers → the small files beside them
+
+Only headers are read. What belongs to the checkpoint is what transformers would load from the
+folder, so that what is pruned is what is used.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from emp_llm.errors import CheckpointError
+from emp_llm.safetensors_header import Header, TensorEntry, read_header
+
+__all__ = [
+    "CONFIG_NAME",
+    "INDEX_NAME",
+    "WEIGHTS_NAME",
+    "Checkpoint",
+    "Shard",
+    "choose_weights",
+    "is_small_file",
+    "open_checkpoint",
+    "read_index",
+    "read_json_object",
+]
+
+CONFIG_NAME: Final = "config.json"
+WEIGHTS_NAME: Final = "model.safetensors"
+INDEX_NAME: Final = "model.safetensors.index.json"
+
+_SAFETENSORS = ".safetensors"
+_INDEX = ".index.json"
+_PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+_WEIGHTS = (
+    *(_SAFETENSORS, *_PICKLES, ".gguf", ".ggml", ".h5", ".msgpack", ".ot", ".npz", ".pkl"),
+    *(".onnx", ".onnx_data", ".onnx.data", ".pb", ".tflite", ".mlmodel", ".mlpackage", ".nemo"),
+)
+_OTHER_COPIES = "original"  # the folder of the weights in their maker's own layout
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of weights.
+
+    Attributes:
+        name: Its file name, which the index uses.
+        path: Where it lies; in the Hub's cache this is a link.
+        header: What it holds.
+    """
+
+    name: str
+    path: Path
+    header: Header
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose structure has been checked.
+
+    Attributes:
+        folder: The folder it lies in.
+        shards: Its files of weights, sorted by name.
+        index_name: File name of the index, or None where one file holds all weights.
+        index_metadata: The index's own ``metadata``; empty where there is none.
+        config: The content of ``config.json``.
+        other_files: Paths, relative to the folder, of the small files that make it usable
+            (tokenizer, generation config, chat template, code, licence), sorted. Neither
+            ``config.json`` nor weights of any kind are among them.
+    """
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    index_name: str | None
+    index_metadata: dict[str, Any]
+    config: dict[str, Any]
+    other_files: tuple[Path, ...]
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[Shard, TensorEntry]]:
+        """Every tensor by name, with the shard that holds it, in the order of the data."""
+        return {
+            entry.name: (shard, entry) for shard in self.shards for entry in shard.header.tensors
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors' data, headers not counted."""
+        return sum(entry.nbytes for _, entry in self.tensors.values())
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open the checkpoint in a folder, reading headers only.
+
+    The weights are those that transformers would load: the file that the config names under
+    ``transformers_weights``, else ``model.safetensors``, else the shards that
+    ``model.safetensors.index.json`` names; and, where there is neither, the only ``*.safetensors``
+    of the folder. The index only says which files those are: of these, transformers loads every
+    tensor, listed or not, so every tensor of them belongs to the checkpoint here as well. What
+    transformers would paper over is refused: a listed tensor that its shard lacks (it would be
+    initialised at random) and a name in two shards (the last one would win).
+
+    Args:
+        folder: A local folder; one of the Hub's cache is one, too.
+
+    Returns:
+        The checkpoint; its shards' headers have been checked, its data has not been read.
+
+    Raises:
+        CheckpointError: If a part is missing, damaged or contradicts another one.
+    """
+    names = _file_names(folder)
+    config = _read_config(folder)
+    weights = choose_weights(config, names, folder)
+    index_name = weights if weights.endswith(_INDEX) else None
+    weight_map, index_metadata = read_index(folder / weights) if index_name else ({}, {})
+    shard_names = sorted(set(weight_map.values())) or [weights]
+    _check_present(folder, shard_names, index_name)
+    shards = tuple(Shard(name, folder / name, read_header(folder / name)) for name in shard_names)
+    _check_tensors(shards, weight_map)
+    return Checkpoint(folder, shards, index_name, index_metadata, config, _other_files(folder))
+
+
+def _file_names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder}: there is no such folder; give a checkpoint's folder or its Hub id"
+        ) from error
+    except NotADirectoryError as error:
+        raise CheckpointError(
+            f"{folder}: is a file; give the folder of the checkpoint instead"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG_NAME).is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder}: holds a PEFT adapter, not a model: merge it into its base model first"
+            )
+        raise CheckpointError(
+            f"{folder}: has no {CONFIG_NAME}, which says what kind of model this is; "
+            "give the folder that save_pretrained wrote"
+        )
+    return read_json_object(folder / CONFIG_NAME)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        CheckpointError: If it cannot be read or holds anything else.
+    """
+    try:
+        fields = json.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise CheckpointError(
+            f"{path}: nests lists or objects too deep; download it again"
+        ) from error
+    except ValueError as error:  # also what is not UTF-8
+        raise CheckpointError(f"{path}: is not JSON ({error}); download it again") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(
+            f"{path}: holds a JSON {type(fields).__name__}, not an object; download it again"
+        )
+    return fields
+
+
+def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: object) -> str:
+    """Choose the file that leads to a checkpoint's weights, as transformers does.
+
+    Args:
+        config: The content of ``config.json``.
+        names: The file names beside it.
+        where: The folder or repository, for the error's text.
+
+    Returns:
+        The name of a ``.safetensors`` file or of an index (``.safetensors.index.json``).
+
+    Raises:
+        CheckpointError: If none of the names does, or several do and nothing says which.
+    """
+    present = set(names)
+    chosen = config.get("transformers_weights")
+    if chosen is not None:
+        _check_name(chosen, f"{CONFIG_NAME}, transformers_weights", (_SAFETENSORS, _INDEX))
+        return str(chosen)
+    for name in (WEIGHTS_NAME, INDEX_NAME):
+        if name in present:
+            return name
+    others = sorted(name for name in present if name.endswith(_SAFETENSORS))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        raise CheckpointError(
+            f"{where}: has {len(others)} safetensors files ({others[0]}, …) and no {INDEX_NAME} "
+            "to say which ones make up the model: add the index"
+        )
+    pickles = sorted(name for name in present if name.endswith(_PICKLES))
+    if pickles:
+        raise CheckpointError(
+            f"{where}: has no safetensors, only other weights ({pickles[0]}); convert them first: "
+            "load them with transformers and call save_pretrained"
+        )
+    raise CheckpointError(
+        f"{where}: has neither {WEIGHTS_NAME} nor {INDEX_NAME}; give a checkpoint with its weights"
+    )
+
+
+def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Read the index of a sharded checkpoint.
+
+    Returns:
+        The name of each tensor with the file name of its shard, and the index's ``metadata``.
+
+    Raises:
+        CheckpointError: If it is no index, or names a file that cannot lie beside it.
+    """
+    index = read_json_object(path)
+    weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{path.name}: has no weight_map of tensors to files; download the index again"
+        )
+    for tensor, name in weight_map.items():
+        _check_name(name, f"{path.name}: {tensor!r}", (_SAFETENSORS,))
+    return weight_map, metadata if isinstance(metadata, dict) else {}
+
+
+def _check_name(name: object, where: str, endings: tuple[str, ...]) -> None:
+    """Refuse what is no plain file name: a checkpoint must not lead to files elsewhere."""
+    if (
+        not isinstance(name, str)
+        or not name.endswith(endings)
+        or any(character in name for character in "/\\\0")
+    ):
+        raise CheckpointError(
+            f"{where} names the file {name!r:.120}; it must be a file name that ends in "
+            f"{' or '.join(endings)}, without a folder: put the weights beside the index"
+        )
+
+
+def _check_present(folder: Path, names: list[str], index_name: str | None) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {index_name or CONFIG_NAME} names {missing[0]}, which is not there "
+            f"({len(missing)} of {len(names)} files missing): download the checkpoint again"
+        )
+
+
+def _check_tensors(shards: tuple[Shard, ...], weight_map: dict[str, str]) -> None:
+    holder: dict[str, str] = {}
+    for shard in shards:
+        for entry in shard.header.tensors:
+            first = holder.setdefault(entry.name, shard.name)
+            if first != shard.name:
+                raise CheckpointError(
+                    f"tensor {entry.name!r} is in {first} and again in {shard.name}; "
+                    "only one of them can be meant: save the checkpoint again"
+                )
+    for tensor, name in weight_map.items():
+        if holder.get(tensor) != name:
+            raise CheckpointError(
+                f"{name}: lacks tensor {tensor!r}, which the index says it holds: "
+                "index and shards are not of one checkpoint, download it again"
+            )
+
+
+def is_small_file(path: PurePosixPath) -> bool:
+    """Tell whether a file travels with a pruned checkpoint, by its path in the checkpoint.
+
+    Weights in any framework's format, their indexes, hidden files and folders, the folder
+    ``original`` and the ``config.json`` at the top (which is written anew) do not.
+
+    Args:
+        path: Relative to the checkpoint's folder.
+    """
+    if any(part.startswith(".") for part in path.parts) or path.parts[0] == _OTHER_COPIES:
+        return False
+    name = path.name.lower()
+    is_index = any(f"{ending}.index." in name for ending in _WEIGHTS)
+    return not is_index and not name.endswith(_WEIGHTS) and str(path) != CONFIG_NAME
+
+
+def _other_files(folder: Path) -> tuple[Path, ...]:
+    found = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            relative = (Path(parent) / name).relative_to(folder)
+            if is_small_file(PurePosixPath(relative)) and _is_own_file(folder, relative):
+                found.append(relative)
+    return tuple(sorted(found))
+
+
+def _is_own_file(folder: Path, relative: Path) -> bool:
+    """Tell a regular file; raise where a link would carry along a file from elsewhere."""
+    path = folder / relative
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.is_file() or not any(target.is_relative_to(root) for root in _roots(folder)):
+            raise CheckpointError(
+                f"{path}: is a link to {target}, which is no file of this checkpoint: "
+                "put a copy in its place or remove it"
+            )
+    return path.is_file()
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    """Where links may lead: into the folder, or from a snapshot of the Hub's cache to its blobs."""
+    own = folder.resolve()
+    if own.parent.name == "snapshots":
+        return own, own.parent.parent / "blobs"
+    return (own,)

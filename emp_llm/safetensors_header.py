@@ -1,0 +1,309 @@
+"""The header of a safetensors file: read with every check, and written with room to spare.
+
+A file is 8 bytes (the header's length, little-endian), the header (a JSON object, which trailing
+spaces may pad) and the tensors' data, without holes. Nothing here reads or holds tensor data.
+"""
+
+import json
+import os
+import reprlib
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+from emp_llm.errors import CheckpointError
+
+__all__ = ["ALIGNMENT", "ITEM_BITS", "Header", "TensorEntry", "encode_header", "read_header"]
+
+#: Bits of one item of every dtype that safetensors 0.8 knows. F4 and F6 pack several to a byte.
+ITEM_BITS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8"), 8),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+
+#: Data written behind a header of ours starts at a multiple of this many bytes.
+ALIGNMENT: Final = 16
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors library refuses longer ones
+_MAX_U64 = 2**64 - 1
+_METADATA = "__metadata__"
+_GIT_LFS_POINTER = b"version https://git-lfs"
+_AGAIN = "the file is cut short or damaged: download it again"
+
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = 120
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a safetensors file.
+
+    Attributes:
+        name: The tensor's name, unique in its file.
+        dtype: A key of `ITEM_BITS`, such as ``BF16``.
+        shape: Sizes, outermost first; ``()`` for a scalar.
+        start: Offset of the first byte, from the beginning of the file.
+        end: Offset behind the last byte, from the beginning of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file says about itself.
+
+    Attributes:
+        metadata: The free-form strings under ``__metadata__``; empty where there are none.
+        tensors: The tensors in the order of their data.
+        data_start: Offset of the first byte of data, from the beginning of the file.
+        file_size: Bytes of the whole file.
+    """
+
+    metadata: dict[str, str]
+    tensors: tuple[TensorEntry, ...]
+    data_start: int
+    file_size: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file.
+
+    Everything is checked that the safetensors library checks when it opens a file; names that
+    occur twice and tensors that are not JSON objects, which it lets pass, are refused as well.
+
+    Args:
+        path: The file. Only its header is read.
+
+    Returns:
+        The header, whose tensors cover the file's data exactly, without holes or overlaps.
+
+    Raises:
+        CheckpointError: If the file cannot be read or is not a whole safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            file_size = os.fstat(file.fileno()).st_size
+            length = _header_length(file.read(len(_GIT_LFS_POINTER)), file_size)
+            file.seek(_LENGTH_BYTES)
+            text = file.read(length)
+        fields = _parse(text)
+        metadata = _metadata(fields.pop(_METADATA, None))
+        data_start = _LENGTH_BYTES + length
+        tensors = tuple(
+            sorted(
+                (_entry(name, field, data_start) for name, field in fields.items()),
+                key=lambda entry: (entry.start, entry.end, entry.name),
+            )
+        )
+        _check_cover(tensors, data_start, file_size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except _DamagedError as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
+    return Header(metadata, tensors, data_start, file_size)
+
+
+class _DamagedError(Exception):
+    """What is wrong with a file, before it is known which one."""
+
+
+def _header_length(head: bytes, file_size: int) -> int:
+    if head == _GIT_LFS_POINTER:
+        raise _DamagedError("is a Git LFS pointer, not the weights: run `git lfs pull` there")
+    if file_size < _LENGTH_BYTES:
+        raise _DamagedError(f"is {file_size} bytes, too short for a safetensors file; {_AGAIN}")
+    length: int = struct.unpack_from("<Q", head)[0]
+    if length > _MAX_HEADER_BYTES:
+        raise _DamagedError(
+            f"says its header is {length:,} bytes long, over the limit of {_MAX_HEADER_BYTES:,}; "
+            "this is not a safetensors file: download or convert it again"
+        )
+    if _LENGTH_BYTES + length > file_size:
+        raise _DamagedError(
+            f"is {file_size:,} bytes, its header alone needs {_LENGTH_BYTES + length:,}; {_AGAIN}"
+        )
+    return length
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(
+            text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
+        if b"\\u" in text:  # an escape can stand for half a character, which no file can hold again
+            json.dumps(fields, ensure_ascii=False).encode()
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise _DamagedError(f"its header is not UTF-8 text ({error.reason}); {_AGAIN}") from error
+    except RecursionError as error:
+        raise _DamagedError(f"its header nests lists or objects too deep; {_AGAIN}") from error
+    except ValueError as error:
+        raise _DamagedError(f"its header is not JSON ({error}); {_AGAIN}") from error
+    if not isinstance(fields, dict):
+        raise _DamagedError(
+            f"its header is {_shorten.repr(fields)}; it must be a JSON object: convert it again"
+        )
+    return fields
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise _DamagedError(
+            f"its header has {_shorten.repr(twice)} twice, so what it means is open: "
+            "convert the checkpoint again"
+        )
+    return fields
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _metadata(field: object) -> dict[str, str]:
+    if field is None:
+        return {}
+    if not isinstance(field, dict):
+        raise _DamagedError(
+            f"its {_METADATA} is {_shorten.repr(field)}; it must map strings to strings"
+        )
+    for key, value in field.items():
+        if not isinstance(value, str):
+            raise _DamagedError(
+                f"its {_METADATA} has {_shorten.repr(value)} at {_shorten.repr(key)}; "
+                "values must be strings: save the checkpoint again with strings only"
+            )
+    return field
+
+
+def _entry(name: str, field: object, data_start: int) -> TensorEntry:
+    if not isinstance(field, dict):
+        raise _DamagedError(f"tensor {_shorten.repr(name)} is {_shorten.repr(field)}; {_AGAIN}")
+    dtype, shape, offsets = field.get("dtype"), field.get("shape"), field.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_BITS:
+        raise _DamagedError(
+            f"tensor {_shorten.repr(name)} has dtype {_shorten.repr(dtype)}, which is not one of "
+            f"safetensors' {', '.join(ITEM_BITS)}: save it in one of these"
+        )
+    if not _are_sizes(shape):
+        raise _DamagedError(
+            f"tensor {_shorten.repr(name)} has shape {_shorten.repr(shape)}; "
+            f"sizes must be whole numbers from 0; {_AGAIN}"
+        )
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _DamagedError(
+            f"tensor {_shorten.repr(name)} has data_offsets {_shorten.repr(offsets)}; "
+            f"they must be its first byte and the byte behind its last; {_AGAIN}"
+        )
+    try:
+        nbytes = _nbytes(dtype, shape)
+    except ValueError as error:
+        raise _DamagedError(f"tensor {_shorten.repr(name)} {error}; {_AGAIN}") from error
+    start, end = offsets
+    if end - start != nbytes:
+        raise _DamagedError(
+            f"tensor {_shorten.repr(name)} has {end - start:,} bytes of data, "
+            f"{dtype} {_shorten.repr(shape)} needs {nbytes:,}; {_AGAIN}"
+        )
+    return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
+
+
+def _are_sizes(sizes: object) -> TypeGuard[list[int]]:
+    # type() rather than isinstance(): true is an int to Python
+    return isinstance(sizes, list) and all(
+        type(size) is int and 0 <= size <= _MAX_U64 for size in sizes
+    )
+
+
+def _nbytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes of a tensor; ValueError where they are no whole number or past 64 bits."""
+    items = 1
+    for size in shape:
+        items *= size
+        if items > _MAX_U64:  # at once: the product of a hostile shape takes hours
+            break
+    bits = items * ITEM_BITS[dtype]
+    if bits > _MAX_U64:
+        raise ValueError("has a shape whose product overflows 64 bits")
+    if bits % 8:
+        raise ValueError(f"has {items:,} items of {dtype}, which do not fill whole bytes")
+    return bits // 8
+
+
+def _check_cover(tensors: tuple[TensorEntry, ...], data_start: int, file_size: int) -> None:
+    position = data_start
+    for entry in tensors:
+        if entry.start != position:
+            problem = "overlaps another" if entry.start < position else "follows a hole"
+            raise _DamagedError(
+                f"tensor {_shorten.repr(entry.name)} {problem}: it starts at byte {entry.start:,}, "
+                f"not {position:,}; {_AGAIN}"
+            )
+        position = entry.end
+    if position != file_size:
+        raise _DamagedError(
+            f"is {file_size:,} bytes, its header promises {position:,}: download it again"
+        )
+
+
+def encode_header(
+    entries: Iterable[tuple[str, str, tuple[int, ...], int]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    reserve: int | None = None,
+) -> bytes:
+    """Write the header of a safetensors file: everything that comes before the data.
+
+    Args:
+        entries: Name, dtype, shape and bytes of each tensor, in the order of their data, which
+            must follow the header without holes.
+        metadata: Strings for ``__metadata__``; left out where there are none.
+        reserve: Bytes the result must have, a multiple of `ALIGNMENT`. A header can so be
+            replaced by another one later, under data that is already written.
+
+    Returns:
+        The 8 bytes of the length and the JSON, padded with spaces to ``reserve`` bytes, or else
+        to the next multiple of `ALIGNMENT`.
+
+    Raises:
+        ValueError: If an entry contradicts itself or occurs twice, a header does not fit in
+            ``reserve``, or it is longer than safetensors allows.
+    """
+    fields: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype, shape, nbytes in entries:
+        if name in fields or name == _METADATA:
+            raise ValueError(f"two tensors would be called {name!r}")
+        if nbytes != _nbytes(dtype, shape):
+            raise ValueError(f"{name!r}: {dtype} {shape} is not {nbytes} bytes")
+        offsets = (position, position + nbytes)
+        fields[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        position += nbytes
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    needed = _LENGTH_BYTES + len(text)
+    total = -(-needed // ALIGNMENT) * ALIGNMENT if reserve is None else reserve
+    if total < needed or total % ALIGNMENT:
+        raise ValueError(f"the header needs {needed} bytes, {total} were reserved")
+    length = total - _LENGTH_BYTES
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"the header would be {length:,} bytes, over {_MAX_HEADER_BYTES:,}")
+    return struct.pack("<Q", length) + text.ljust(length)
