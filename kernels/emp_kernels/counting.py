@@ -1,0 +1,62 @@
+"""How many scores to keep: the one integer on which every backend must agree to the last bit.
+
+    k = min(N, max(1, floor(β · N_eff · (1 + 1e-9))))      N_eff = S1² / S2      0 where S2 = 0
+
+Float64 sums taken in different orders differ in their last bits, and where β · N_eff lies next to
+an integer the floor would differ too. So a float64 result is believed only if no summation order
+could change its floor; the rest, about one group in a million, is decided in exact integers.
+"""
+
+from collections.abc import Iterable
+from fractions import Fraction
+
+__all__ = ["SLACK", "exact_count", "exact_sums", "trusted_count"]
+
+SLACK = 1.0 + 1e-9
+"""Absorbs float64 rounding, so that a group of equal scores keeps all of them."""
+
+
+def trusted_count(s1: float, s2: float, n: int, beta: float) -> int | None:
+    """The count from float64 sums of n scores, or None where rounding could decide it.
+
+    A float64 sum of n non-negative terms is within a relative n · 2**-53 of the exact one in
+    whatever order it is taken, if the terms are exact (squares of weights of 32 bits or fewer are).
+
+    Args:
+        s1: Sum of the scores.
+        s2: Sum of their squares.
+        n: Number of scores.
+        beta: Multiplier of the effective number.
+    """
+    if s2 == 0.0:
+        return 0
+    estimate = beta * SLACK * (s1 * s1 / s2)
+    if estimate >= 2.0 * n:
+        return n
+    doubt = estimate * ((3 * n + 16) * 2.0**-53)
+    low, high = int(min(estimate - doubt, n)), int(min(estimate + doubt, n))
+    if low != high:
+        return None
+    return min(n, max(1, low))
+
+
+def exact_count(s1: Fraction | int, s2: Fraction | int, n: int, beta: float) -> int:
+    """The count in exact arithmetic, from exact sums of n scores in any common unit."""
+    if s2 == 0:
+        return 0
+    product = Fraction(beta) * Fraction(SLACK) * Fraction(s1) ** 2 / Fraction(s2)
+    return min(n, max(1, int(product)))
+
+
+def exact_sums(counted: Iterable[tuple[int, int, int]]) -> tuple[Fraction, Fraction]:
+    """Exact sums of scores and of their squares.
+
+    Args:
+        counted: Triples (m, e, c), each standing for c scores of value m · 2**e.
+    """
+    terms = list(counted)
+    lowest = min((e for _, e, _ in terms), default=0)
+    s1 = sum(c * (m << (e - lowest)) for m, e, c in terms)
+    s2 = sum(c * (m << (e - lowest)) ** 2 for m, e, c in terms)
+    unit = Fraction(2) ** lowest
+    return s1 * unit, s2 * unit * unit

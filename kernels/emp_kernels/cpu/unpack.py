@@ -1,0 +1,195 @@
+"""Packed records to rows of weights, every claim of the record checked on the way.
+
+Legend as in `pack`: kept_K are the patterns of a row's kept weights, out_RC the rows they fill.
+"""
+
+import numba
+import numpy as np
+
+from emp_kernels.cpu.select import count_ties
+from emp_kernels.cpu.simd import VECTOR_BYTES, expand_step
+
+__all__ = ["BAD_ESCAPES", "BAD_MASK", "NOT_FINITE", "UNPACKED", "unpack_block"]
+
+_njit = numba.njit(nogil=True, cache=True)
+
+UNPACKED, BAD_MASK, BAD_ESCAPES, NOT_FINITE = 0, 1, 2, 3
+"""How a block ended: well, or with a row whose mask, escapes or values contradict its table."""
+
+
+@_njit
+def read_codes(codes_M, k, radix, digits, code_K):
+    """The base-`radix` digits of byte i belong to weights i, i + m, i + 2m, ..."""
+    length = codes_M.size
+    reciprocal = np.uint32((65536 + radix - 1) // radix)
+    weight = np.uint32(radix)
+    rest_M = codes_M.astype(np.uint32)
+    for digit in range(digits):
+        first = digit * length
+        _next_digit(rest_M[: max(min(length, k - first), 0)], reciprocal, weight, code_K[first:])
+
+
+@_njit
+def _next_digit(rest_M, reciprocal, weight, code_M):
+    """Digit by digit: rest // radix by a reciprocal that is exact below 4,096."""
+    for i in range(rest_M.size):
+        quotient = np.uint32((rest_M[i] * reciprocal) >> np.uint32(16))
+        code_M[i] = np.uint8(rest_M[i] - np.uint32(quotient * weight))
+        rest_M[i] = quotient
+
+
+@_njit
+def read_values(payload, at, k, stored, sign_shift, kept_K, delta_K):
+    """Signs, in place, to kept_K and the stored low bits to delta_K."""
+    if stored == 7:
+        _read_bytes(payload[at : at + k], np.uint64(8 * kept_K.itemsize - 8), kept_K, delta_K)
+        return
+    low_mask = np.uint64((1 << stored) - 1)
+    width = stored + 1
+    pending, filled = np.uint64(0), 0
+    for j in range(k):
+        while filled < width:
+            pending |= np.uint64(payload[at]) << np.uint64(filled)
+            at += 1
+            filled += 8
+        delta_K[j] = pending & low_mask
+        kept_K[j] = ((pending >> np.uint64(stored)) & np.uint64(1)) << np.uint64(sign_shift)
+        pending >>= np.uint64(width)
+        filled -= width
+
+
+@_njit
+def _read_bytes(value_K, top_byte, kept_K, delta_K):
+    number = kept_K.dtype.type
+    for j in range(value_K.size):
+        kept_K[j] = number(number(value_K[j] & np.uint8(128)) << top_byte)
+        delta_K[j] = number(value_K[j] & np.uint8(127))
+
+
+@_njit
+def add_codes(code_K, k, stored, delta_K):
+    """Binades above the low bits."""
+    number = delta_K.dtype.type
+    shift = np.uint64(stored) & np.uint64(8 * delta_K.itemsize - 1)
+    for j in range(k):
+        delta_K[j] = number(delta_K[j] + number(number(code_K[j]) << shift))
+
+
+@_njit
+def place(kept_K, delta_K, k, base, dropped):
+    """Add window base and distance to the signs: whole weights, escapes aside."""
+    number = kept_K.dtype.type
+    shift = np.uint64(dropped) & np.uint64(8 * kept_K.itemsize - 1)
+    start = number(base)
+    for j in range(k):
+        kept_K[j] = number(kept_K[j] | number(number(delta_K[j] + start) << shift))
+
+
+@_njit
+def fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
+    """Put the escaped weights in their places; returns whether there were `escaped` of them."""
+    marker = delta_K.dtype.type(limit)
+    everything = ~delta_K.dtype.type(0)
+    found = 0
+    for start in range(0, k, 128):
+        stop = min(start + 128, k)
+        if not count_ties(delta_K[start:stop], everything, marker):
+            continue
+        for j in range(start, stop):
+            if delta_K[j] == marker:
+                if found == escaped:
+                    return False
+                bits = np.uint64(0)
+                for i in range(kept_K.itemsize):
+                    bits |= np.uint64(payload[at + i]) << np.uint64(8 * i)
+                kept_K[j] = bits
+                at += kept_K.itemsize
+                found += 1
+    return found == escaped
+
+
+@_njit
+def all_finite(kept_K, key_mask, infinity):
+    """Whether no pattern is NaN or infinite."""
+    bad = np.uint16(0)
+    for j in range(kept_K.size):
+        bad |= np.uint16((kept_K[j] & key_mask) >= infinity)
+    return bad == 0
+
+
+@_njit
+def expand_row(kept_K, k, payload, mask_at, out_C, simd):
+    """Spread kept weights over a row by its mask; returns whether the mask names k columns."""
+    columns = out_C.size
+    if columns & 7 and payload[mask_at + (columns >> 3)] >> (columns & 7):
+        return False
+    named = 0
+    for i in range((columns + 7) >> 3):
+        byte = np.int64(payload[mask_at + i])
+        byte -= (byte >> 1) & 0x55
+        byte = (byte & 0x33) + ((byte >> 2) & 0x33)
+        named += (byte + (byte >> 4)) & 15
+    if named != k:
+        return False
+    lanes = VECTOR_BYTES // out_C.itemsize
+    start = columns // lanes * lanes if simd else 0
+    at = np.int64(0)
+    for c in range(0, start, lanes):
+        at += expand_step(kept_K, at, payload, mask_at + (c >> 3), out_C, c)
+    for c in range(start, columns):
+        keep = np.int64(payload[mask_at + (c >> 3)] >> np.uint8(c & 7)) & 1
+        out_C[c] = kept_K[at] * out_C.dtype.type(keep)
+        at += keep
+    return True
+
+
+@_njit
+def unpack_block(
+    payload, sections_R4, table_R3, number_format, layout, simd, out_RC, kept_K, delta_K, code_K
+):
+    """Decode the records of a block of rows.
+
+    Args:
+        payload: uint8, the block's records, one after the other.
+        sections_R4: int64 [R, 4], `RowLayout.sections` of the table: payload holds their sum.
+        table_R3: int64 [R, 3], weights kept ≤ C, escapes ≤ kept, window base.
+        number_format: as in `pack.pack_block`.
+        layout: as in `pack.pack_block`.
+        simd: Whether to use vector expansion.
+        out_RC: uint16 or uint32 [R, C], contiguous, written.
+        kept_K: scratch of out_RC's dtype, C + SCRATCH_SLACK.
+        delta_K: the same.
+        code_K: scratch, uint8, C.
+
+    Returns:
+        (status, row it refers to).
+    """
+    key_mask, infinity, bits, _, _ = number_format
+    dropped, stored, radix, digits, limit, _ = layout
+    rows, columns = out_RC.shape
+    at = 0
+    for r in range(rows):
+        k, escaped, base = table_R3[r]
+        out_C = out_RC[r]
+        mask_at = at
+        at += sections_R4[r, 0]
+        read_values(payload, at, k, stored, bits - 1, kept_K, delta_K)
+        at += sections_R4[r, 1]
+        if digits:
+            length = (k + digits - 1) // digits
+            read_codes(payload[at : at + length], k, radix, digits, code_K)
+            add_codes(code_K, k, stored, delta_K)
+        at += sections_R4[r, 2]
+        place(kept_K, delta_K, k, base, dropped)
+        if not fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
+            return BAD_ESCAPES, r
+        at += sections_R4[r, 3]
+        if not all_finite(kept_K[:k], key_mask, out_RC.dtype.type(infinity)):
+            return NOT_FINITE, r
+        if k == 0:
+            out_C[:] = 0
+        elif k == columns:
+            out_C[:] = kept_K[:k]
+        elif not expand_row(kept_K, k, payload, mask_at, out_C, simd):
+            return BAD_MASK, r
+    return UNPACKED, 0
