@@ -128,7 +128,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def _file_names(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
+        return [path.name for path in folder.iterdir()]
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder}: there is no such folder; give a checkpoint's folder or its Hub id"
@@ -320,6 +320,8 @@ def _is_own_file(folder: Path, relative: Path) -> bool:
 def _roots(folder: Path) -> tuple[Path, ...]:
     """Where links may lead: into the folder, or from a snapshot of the Hub's cache to its blobs."""
     own = folder.resolve()
-    if own.parent.name == "snapshots":
-        return own, own.parent.parent / "blobs"
-    return (own,)
+    if own.parent.name != "snapshots":
+        return (own,)
+    repository = own.parent.parent
+    # blobs of this repository and, since huggingface_hub 2.4, those that all of the cache shares
+    return own, (repository / "blobs").resolve(), (repository.parent / "blobs").resolve()
