@@ -138,10 +138,10 @@ def _model_class(
         raise _unknown(f"the architecture {names[0]!r}", raw, path)
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-    found = MODEL_MAPPING.get(type(config), None)
-    if found is None:
+    fallback: Any = MODEL_MAPPING.get(type(config), None)
+    if fallback is None:
         raise _unknown(f"a model for model_type {config.model_type!r}", raw, path)
-    model_class: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+    model_class: type[PreTrainedModel] = fallback[0] if isinstance(fallback, tuple) else fallback
     return model_class
 
 
