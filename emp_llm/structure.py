@@ -17,7 +17,8 @@ __all__ = ["Landing", "Place", "read_structure"]
 _ATTENTION_CLASS = re.compile(r"(Attention|Attn)(?!.*(Layer|Block|MLP|Head)$)")
 _ATTENTION_NAME = re.compile(r"(^|_)(attn|attention)$", re.IGNORECASE)
 _ROUTER_CLASS = re.compile(r"Router|TopKGating|Mo[Ee]\w*Gate$")
-_ROUTER_NAME = re.compile(r"^(gate|router|router_gate|shared_expert_gate)$")
+_ROUTER_NAME = re.compile(r"^(gate|router_gate|shared_expert_gate)$|(^|_)router$")
+_EMBEDDING_CLASS = re.compile(r"Embedd(ings?|er)$")
 _DOWN_NAME = re.compile(r"down|w2|output")
 
 
@@ -171,7 +172,7 @@ def _enter(parent: "nn.Module", name: str, child: "nn.Module", scope: _Scope) ->
 
     class_name = type(child).__name__
     starts = scope.block is None and isinstance(parent, nn.ModuleList) and _is_block(child)
-    embeds = "Embedding" in class_name and not isinstance(child, PreTrainedModel)
+    embeds = bool(_EMBEDDING_CLASS.search(class_name)) and not isinstance(child, PreTrainedModel)
     return replace(
         scope,
         prefix=f"{scope.prefix}{name}.",
