@@ -1,0 +1,712 @@
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import transformers
+from architectures import ARCHITECTURES, make_model, read_tensors, save_tiny_model
+from safetensors.torch import save_file
+
+from emp_llm.errors import CheckpointError
+from emp_llm.targets import decide_targets
+
+
+def _names(prefix, *leaves):
+    return [prefix + leaf + ".weight" for leaf in leaves]
+
+
+def _both_layers(prefix, *leaves):
+    """Names in layers 0 and 1; the prefix has a {} where the layer's number goes."""
+    return [name for i in range(2) for name in _names(prefix.format(i), *leaves)]
+
+
+def _experts(prefix, *leaves):
+    """Names in experts 0 to 3; the prefix has a {} where the expert's number goes."""
+    return [name for i in range(4) for name in _names(prefix.format(i), *leaves)]
+
+
+class Expected(NamedTuple):
+    mlp: list[str]
+    attention: list[str]
+    transposed: list[str] = []  # noqa: RUF012
+    kinds: list[str] = []  # noqa: RUF012
+
+
+GATED = ("gate_proj", "up_proj", "down_proj")
+QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+
+LLAMA = Expected(
+    mlp=_both_layers("model.layers.{}.mlp.", *GATED),
+    attention=_both_layers("model.layers.{}.self_attn.", *QKVO),
+    kinds=["gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"],
+)
+BERT_MLP = ("intermediate.dense", "output.dense")
+BERT_ATTENTION = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+)
+BERT_KINDS = ["query", "key", "value", *BERT_MLP, "attention.output.dense"]
+DEEPSEEK = Expected(
+    mlp=[
+        *_names("model.layers.0.mlp.", *GATED),
+        *_experts("model.layers.1.mlp.experts.{}.", *GATED),
+        *_names("model.layers.1.mlp.shared_experts.", *GATED),
+    ],
+    attention=_both_layers("model.layers.{}.self_attn.", *LATENT),
+    kinds=[
+        *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+        *("experts.gate_proj", "experts.up_proj", "experts.down_proj"),
+        *("shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj"),
+        *LATENT,
+    ],
+)
+
+EXPECTED = {
+    "llama": LLAMA,
+    "llama-tied": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "gemma": LLAMA,
+    "gemma2": LLAMA,
+    "gemma3": LLAMA,
+    "phi": Expected(
+        mlp=_both_layers("model.layers.{}.mlp.", "fc1", "fc2"),
+        attention=_both_layers("model.layers.{}.self_attn.", "q_proj", "k_proj", "v_proj", "dense"),
+        kinds=["fc1", "fc2", "q_proj", "k_proj", "v_proj", "dense"],
+    ),
+    "phi3": Expected(
+        mlp=_both_layers("model.layers.{}.mlp.", "gate_up_proj", "down_proj"),
+        attention=_both_layers("model.layers.{}.self_attn.", "qkv_proj", "o_proj"),
+        kinds=["gate_up_proj", "down_proj", "qkv_proj", "o_proj"],
+    ),
+    "gpt2": Expected(
+        mlp=_both_layers("transformer.h.{}.mlp.", "c_fc", "c_proj"),
+        attention=_both_layers("transformer.h.{}.attn.", "c_attn", "c_proj"),
+        transposed=_both_layers(
+            "transformer.h.{}.", "mlp.c_fc", "mlp.c_proj", "attn.c_attn", "attn.c_proj"
+        ),
+        kinds=["c_fc", "mlp.c_proj", "c_attn", "attn.c_proj"],
+    ),
+    "gpt-neox": Expected(
+        mlp=_both_layers("gpt_neox.layers.{}.mlp.", "dense_h_to_4h", "dense_4h_to_h"),
+        attention=_both_layers("gpt_neox.layers.{}.attention.", "query_key_value", "dense"),
+        kinds=["dense_h_to_4h", "dense_4h_to_h", "query_key_value", "dense"],
+    ),
+    "opt": Expected(
+        mlp=_both_layers("model.decoder.layers.{}.", "fc1", "fc2"),
+        attention=_both_layers(
+            "model.decoder.layers.{}.self_attn.", "q_proj", "k_proj", "v_proj", "out_proj"
+        ),
+        kinds=["fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj"],
+    ),
+    "falcon": Expected(
+        mlp=_both_layers("transformer.h.{}.mlp.", "dense_h_to_4h", "dense_4h_to_h"),
+        attention=_both_layers("transformer.h.{}.self_attention.", "query_key_value", "dense"),
+        kinds=["dense_h_to_4h", "dense_4h_to_h", "query_key_value", "dense"],
+    ),
+    "bert": Expected(
+        mlp=_both_layers("bert.encoder.layer.{}.", *BERT_MLP),
+        attention=_both_layers("bert.encoder.layer.{}.", *BERT_ATTENTION),
+        kinds=BERT_KINDS,
+    ),
+    "roberta": Expected(
+        mlp=_both_layers("roberta.encoder.layer.{}.", *BERT_MLP),
+        attention=_both_layers("roberta.encoder.layer.{}.", *BERT_ATTENTION),
+        kinds=BERT_KINDS,
+    ),
+    "t5": Expected(
+        mlp=[
+            *_names("encoder.block.0.layer.1.DenseReluDense.", "wi", "wo"),
+            *_names("decoder.block.0.layer.2.DenseReluDense.", "wi", "wo"),
+        ],
+        attention=[
+            *_names("encoder.block.0.layer.0.SelfAttention.", *"qkvo"),
+            *_names("decoder.block.0.layer.0.SelfAttention.", *"qkvo"),
+            *_names("decoder.block.0.layer.1.EncDecAttention.", *"qkvo"),
+        ],
+        kinds=[
+            *("wi", "wo"),
+            *("SelfAttention." + leaf for leaf in "qkvo"),
+            *("EncDecAttention." + leaf for leaf in "qkvo"),
+        ],
+    ),
+    "mixtral": Expected(
+        mlp=[
+            *_experts("model.layers.0.block_sparse_moe.experts.{}.", "w1", "w2", "w3"),
+            *_experts("model.layers.1.block_sparse_moe.experts.{}.", "w1", "w2", "w3"),
+        ],
+        attention=LLAMA.attention,
+        kinds=["experts.w1", "experts.w2", "experts.w3", *QKVO],
+    ),
+    "qwen2-moe": Expected(
+        mlp=[
+            *_names("model.layers.0.mlp.", *GATED),
+            *_experts("model.layers.1.mlp.experts.{}.", *GATED),
+            *_names("model.layers.1.mlp.shared_expert.", *GATED),
+        ],
+        attention=LLAMA.attention,
+        kinds=[
+            *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+            *("experts.gate_proj", "experts.up_proj", "experts.down_proj"),
+            *("shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj"),
+            *QKVO,
+        ],
+    ),
+    "qwen3-moe": Expected(
+        mlp=[
+            *_experts("model.layers.0.mlp.experts.{}.", *GATED),
+            *_experts("model.layers.1.mlp.experts.{}.", *GATED),
+        ],
+        attention=LLAMA.attention,
+        kinds=["experts.gate_proj", "experts.up_proj", "experts.down_proj", *QKVO],
+    ),
+    "deepseek-v2": DEEPSEEK,
+    "deepseek-v3": DEEPSEEK,
+    "gpt-oss": Expected(
+        mlp=[
+            "model.layers.0.mlp.experts.gate_up_proj",
+            "model.layers.0.mlp.experts.down_proj",
+            "model.layers.1.mlp.experts.gate_up_proj",
+            "model.layers.1.mlp.experts.down_proj",
+        ],
+        attention=LLAMA.attention,
+        transposed=[
+            "model.layers.0.mlp.experts.gate_up_proj",
+            "model.layers.0.mlp.experts.down_proj",
+            "model.layers.1.mlp.experts.gate_up_proj",
+            "model.layers.1.mlp.experts.down_proj",
+        ],
+        kinds=["experts.gate_up_proj", "experts.down_proj", *QKVO],
+    ),
+    "llama4": Expected(
+        mlp=[
+            *_names("model.layers.0.feed_forward.", *GATED),
+            "model.layers.1.feed_forward.experts.gate_up_proj",
+            "model.layers.1.feed_forward.experts.down_proj",
+            *_names("model.layers.1.feed_forward.shared_expert.", *GATED),
+        ],
+        attention=LLAMA.attention,
+        transposed=[
+            "model.layers.1.feed_forward.experts.gate_up_proj",
+            "model.layers.1.feed_forward.experts.down_proj",
+        ],
+        kinds=[
+            *("feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"),
+            *("experts.gate_up_proj", "experts.down_proj"),
+            *("shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj"),
+            *QKVO,
+        ],
+    ),
+    "jamba": Expected(
+        mlp=[
+            *_names("model.layers.0.mamba.", "in_proj", "x_proj", "dt_proj", "out_proj"),
+            *_names("model.layers.0.feed_forward.", *GATED),
+            *_experts("model.layers.1.feed_forward.experts.{}.", *GATED),
+        ],
+        attention=_names("model.layers.1.self_attn.", *QKVO),
+        kinds=[
+            *("in_proj", "x_proj", "dt_proj", "out_proj"),
+            *("feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"),
+            *("experts.gate_proj", "experts.up_proj", "experts.down_proj"),
+            *QKVO,
+        ],
+    ),
+    "llava": Expected(
+        mlp=[
+            *_both_layers("language_model.model.layers.{}.mlp.", *GATED),
+            *_both_layers("vision_tower.encoder.layers.{}.mlp.", "fc1", "fc2"),
+        ],
+        attention=[
+            *_both_layers("language_model.model.layers.{}.self_attn.", *QKVO),
+            *_both_layers(
+                "vision_tower.encoder.layers.{}.self_attn.",
+                *("q_proj", "k_proj", "v_proj", "out_proj"),
+            ),
+        ],
+        kinds=[*GATED, "fc1", "fc2", *QKVO, "out_proj"],
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A function that gives the folder of a tiny model, written once."""
+    folders = {}
+
+    def get(architecture):
+        if architecture not in folders:
+            folder = tmp_path_factory.mktemp(architecture)
+            folders[architecture] = save_tiny_model(folder, architecture)
+        return folders[architecture]
+
+    return get
+
+
+@pytest.fixture
+def llama(saved):
+    return saved("llama")
+
+
+def _pruned(decisions):
+    return {name for name, decision in decisions.items() if decision.prune}
+
+
+def _with_config(tmp_path, folder, **changes):
+    """Copy a folder's config with changes; a key set to None is left out."""
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    config = {key: value for key, value in config.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def _refusal(folder, tensors, **options):
+    with pytest.raises(CheckpointError) as caught:
+        decide_targets(folder, tensors, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Architectures
+
+
+def test_every_architecture_has_its_expectation():
+    assert EXPECTED.keys() == ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize("architecture", EXPECTED)
+def test_mlp_prunes_the_linear_layers_of_blocks_outside_attention(architecture, saved):
+    folder = saved(architecture)
+    decisions = decide_targets(folder, read_tensors(folder))
+    assert _pruned(decisions) == set(EXPECTED[architecture].mlp)
+
+
+@pytest.mark.parametrize("architecture", EXPECTED)
+def test_attention_prunes_the_linear_layers_of_attention(architecture, saved):
+    folder = saved(architecture)
+    decisions = decide_targets(folder, read_tensors(folder), targets="attention")
+    assert _pruned(decisions) == set(EXPECTED[architecture].attention)
+
+
+@pytest.mark.parametrize("architecture", EXPECTED)
+def test_all_linear_prunes_both_and_names_each_layer(architecture, saved):
+    folder = saved(architecture)
+    expected = EXPECTED[architecture]
+    decisions = decide_targets(folder, read_tensors(folder), targets="all-linear")
+    pruned = [decision for decision in decisions.values() if decision.prune]
+    assert _pruned(decisions) == {*expected.mlp, *expected.attention}
+    assert {decision.name for decision in pruned if decision.transposed} == {*expected.transposed}
+    assert {decision.kind for decision in pruned} == {*expected.kinds}
+
+
+def test_decisions_come_in_the_order_of_the_tensors(llama):
+    tensors = dict(reversed(read_tensors(llama).items()))
+    assert list(decide_targets(llama, tensors)) == list(tensors)
+
+
+# Reasons, blocks, kinds
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "reason"),
+    [
+        ("llama", "model.embed_tokens.weight", "embedding"),
+        ("llama", "lm_head.weight", "lm_head"),
+        ("llama", "model.norm.weight", "norm"),
+        ("llama", "model.layers.0.self_attn.q_proj.weight", "attention (targets=mlp)"),
+        ("llama", "model.layers.0.mlp.up_proj.weight", "linear layer outside attention"),
+        ("gpt-neox", "embed_out.weight", "lm_head"),
+        ("phi", "model.layers.0.mlp.fc1.bias", "bias"),
+        ("roberta", "lm_head.dense.weight", "lm_head"),
+        ("mixtral", "model.layers.0.block_sparse_moe.gate.weight", "router"),
+        (
+            *("mixtral", "model.layers.0.block_sparse_moe.experts.3.w1.weight"),
+            "linear layer of an expert",
+        ),
+        ("qwen2-moe", "model.layers.1.mlp.shared_expert_gate.weight", "router"),
+        ("deepseek-v3", "model.layers.1.mlp.gate.weight", "router"),
+        ("deepseek-v3", "model.layers.1.mlp.gate.e_score_correction_bias", "buffer"),
+        ("gpt-oss", "model.layers.0.mlp.experts.gate_up_proj_bias", "bias"),
+        ("gpt-oss", "model.layers.0.mlp.router.weight", "router"),
+        ("gpt-oss", "model.layers.0.self_attn.sinks", "not a linear layer"),
+        ("jamba", "model.layers.1.feed_forward.router.weight", "router"),
+        ("jamba", "model.layers.0.mamba.conv1d.weight", "not a linear layer"),
+        ("llava", "multi_modal_projector.linear_1.weight", "outside the blocks"),
+        ("llava", "vision_tower.embeddings.patch_embedding.weight", "embedding"),
+    ],
+)
+def test_each_decision_says_why(architecture, name, reason, saved):
+    folder = saved(architecture)
+    assert decide_targets(folder, read_tensors(folder))[name].reason == reason
+
+
+def test_a_head_that_is_tied_says_to_what(saved):
+    folder = saved("llama-tied")
+    tensors = {**read_tensors(folder), "lm_head.weight": ("BF16", (32, 16))}
+    decision = decide_targets(folder, tensors, targets=".")["lm_head.weight"]
+    assert (decision.prune, decision.reason) == (False, "tied to model.embed_tokens.weight")
+
+
+def test_a_tensor_that_the_model_does_not_have_is_left(llama):
+    # As the layer for predicting several tokens, which transformers skips.
+    tensors = {**read_tensors(llama), "model.layers.2.mlp.up_proj.weight": ("BF16", (24, 16))}
+    decision = decide_targets(llama, tensors)["model.layers.2.mlp.up_proj.weight"]
+    assert (decision.prune, decision.reason) == (False, "not part of the model")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "block"),
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight", "model.layers.1"),
+        ("gpt2", "transformer.h.1.mlp.c_fc.weight", "transformer.h.1"),
+        ("bert", "bert.encoder.layer.1.output.dense.weight", "bert.encoder.layer.1"),
+        ("t5", "decoder.block.0.layer.2.DenseReluDense.wi.weight", "decoder.block.0"),
+        (
+            "llava",
+            "language_model.model.layers.1.input_layernorm.weight",
+            "language_model.model.layers.1",
+        ),
+        ("llava", "vision_tower.encoder.layers.0.mlp.fc1.weight", "vision_tower.encoder.layers.0"),
+        ("llama", "model.embed_tokens.weight", None),
+        ("llama", "lm_head.weight", None),
+    ],
+)
+def test_a_block_is_named_as_in_the_checkpoint(architecture, name, block, saved):
+    folder = saved(architecture)
+    assert decide_targets(folder, read_tensors(folder))[name].block == block
+
+
+def test_what_is_no_linear_layer_is_named_by_its_module(llama):
+    decisions = decide_targets(llama, read_tensors(llama))
+    assert decisions["model.embed_tokens.weight"].kind == "embed_tokens"
+    assert decisions["model.layers.0.input_layernorm.weight"].kind == "input_layernorm"
+
+
+# Checkpoints whose names are not the model's
+
+
+@pytest.mark.parametrize(
+    ("architecture", "module"),
+    [("mixtral", "mlp"), ("qwen3-moe", "mlp"), ("jamba", "feed_forward")],
+)
+def test_experts_in_one_tensor_are_pruned_as_well(architecture, module, saved, tmp_path):
+    state = {name: it.contiguous() for name, it in make_model(architecture).state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    _with_config(tmp_path, saved(architecture))
+    decisions = decide_targets(tmp_path, read_tensors(tmp_path))
+    for leaf in ("gate_up_proj", "down_proj"):
+        decision = decisions[f"model.layers.1.{module}.experts.{leaf}"]
+        assert decision.prune
+        assert not decision.transposed
+        assert decision.kind == f"experts.{leaf}"
+
+
+def test_names_without_the_models_prefix_are_understood(saved):
+    folder = saved("gpt2")
+    tensors = {name.removeprefix("transformer."): it for name, it in read_tensors(folder).items()}
+    decisions = decide_targets(folder, tensors)
+    assert _pruned(decisions) == {
+        *("h.0.mlp.c_fc.weight", "h.0.mlp.c_proj.weight"),
+        *("h.1.mlp.c_fc.weight", "h.1.mlp.c_proj.weight"),
+    }
+    assert decisions["h.1.mlp.c_fc.weight"].block == "h.1"
+    assert decisions["h.1.mlp.c_fc.weight"].transposed
+
+
+def test_a_prefix_that_the_model_does_not_have_is_understood(saved, tmp_path):
+    folder = _with_config(tmp_path, saved("bert"), architectures=["BertModel"])
+    decisions = decide_targets(folder, read_tensors(saved("bert")))
+    assert _pruned(decisions) == set(EXPECTED["bert"].mlp)
+    assert decisions["cls.predictions.transform.dense.weight"].reason == "not part of the model"
+
+
+def test_norms_of_old_checkpoints_are_known(saved):
+    folder = saved("bert")
+    tensors = read_tensors(folder)
+    name = "bert.encoder.layer.0.output.LayerNorm."
+    tensors = {key: it for key, it in tensors.items() if not key.startswith(name)}
+    tensors |= {name + "gamma": ("BF16", (16,)), name + "beta": ("BF16", (16,))}
+    decisions = decide_targets(folder, tensors)
+    assert decisions[name + "gamma"].reason == "norm"
+    assert decisions[name + "beta"].reason == "norm"
+
+
+def test_a_tower_that_transformers_renames_keeps_the_checkpoints_block(saved):
+    folder = saved("llava")
+    tensors = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): it
+        for name, it in read_tensors(folder).items()
+    }
+    decision = decide_targets(folder, tensors)[
+        "vision_tower.vision_model.encoder.layers.1.mlp.fc1.weight"
+    ]
+    assert decision.prune
+    assert decision.block == "vision_tower.vision_model.encoder.layers.1"
+
+
+@pytest.mark.parametrize("as_on_the_hub", [True, False])
+def test_a_tensor_that_is_swapped_on_loading_is_transposed_before(as_on_the_hub, tmp_path):
+    config = transformers.Qwen3VLMoeConfig(
+        architectures=["Qwen3VLMoeForConditionalGeneration"],
+        text_config={
+            "hidden_size": 16,
+            "moe_intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_experts": 4,
+            "vocab_size": 32,
+        },
+        vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 16},
+    )
+    config.save_pretrained(tmp_path)
+    name = "model.language_model.layers.0.mlp.experts.down_proj"
+    shape = (4, 8, 16) if as_on_the_hub else (4, 16, 8)  # the Hub's lie [expert, in, out]
+    decision = decide_targets(tmp_path, {name: ("BF16", shape)})[name]
+    assert decision.prune
+    assert decision.transposed is as_on_the_hub
+
+
+def test_a_config_without_architectures_is_built_as_automodel_does(llama, tmp_path):
+    folder = _with_config(tmp_path, llama, architectures=None)
+    decisions = decide_targets(folder, read_tensors(llama))
+    assert _pruned(decisions) == set(LLAMA.mlp)
+    assert decisions["lm_head.weight"].reason == "not part of the model"
+
+
+def test_an_architecture_that_is_no_model_is_passed_over(llama, tmp_path):
+    folder = _with_config(tmp_path, llama, architectures=["Trainer", "LlamaForCausalLM"])
+    assert _pruned(decide_targets(folder, read_tensors(llama))) == set(LLAMA.mlp)
+
+
+def test_deepseek_v3_at_its_full_size_is_decided(tmp_path):
+    config = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = {
+        f"model.layers.{layer}.mlp.experts.{expert}.{leaf}.weight": ("BF16", shape)
+        for layer in range(3, 62)
+        for expert in range(256)
+        for leaf, shape in zip(GATED, [(2048, 7168)] * 2 + [(7168, 2048)], strict=True)
+    }
+    decisions = decide_targets(tmp_path, tensors)
+    # Layer 61, which predicts a second token, is not part of the model.
+    assert len(_pruned(decisions)) == 58 * 256 * 3
+
+
+# Regular expressions
+
+
+def test_a_regular_expression_is_searched_in_the_checkpoints_names(saved):
+    folder = saved("mixtral")
+    decisions = decide_targets(folder, read_tensors(folder), targets=r"layers\.1\..*\.w2\.")
+    assert _pruned(decisions) == set(_experts("model.layers.1.block_sparse_moe.experts.{}.", "w2"))
+    other = decisions["model.layers.0.block_sparse_moe.experts.0.w2.weight"]
+    assert other.reason == "not matched by the targets"
+
+
+def test_a_regular_expression_reaches_linear_layers_outside_blocks(saved):
+    folder = saved("llava")
+    decisions = decide_targets(folder, read_tensors(folder), targets="projector")
+    assert _pruned(decisions) == {
+        "multi_modal_projector.linear_1.weight",
+        "multi_modal_projector.linear_2.weight",
+    }
+
+
+@pytest.mark.parametrize("architecture", EXPECTED)
+def test_a_regular_expression_that_names_everything_reaches_linear_layers_only(architecture, saved):
+    outside = {
+        "bert": _names("cls.predictions.transform.", "dense"),
+        "llava": _names("multi_modal_projector.", "linear_1", "linear_2"),
+    }
+    folder = saved(architecture)
+    expected = EXPECTED[architecture]
+    decisions = decide_targets(folder, read_tensors(folder), targets=".")
+    assert _pruned(decisions) == {
+        *expected.mlp,
+        *expected.attention,
+        *outside.get(architecture, []),
+    }
+
+
+def test_ignore_takes_away(llama):
+    decisions = decide_targets(llama, read_tensors(llama), ignore=["down_proj", r"layers\.0\."])
+    assert _pruned(decisions) == set(_names("model.layers.1.mlp.", "gate_proj", "up_proj"))
+    reason = decisions["model.layers.1.mlp.down_proj.weight"].reason
+    assert reason == "ignored by --ignore 'down_proj'"
+
+
+# Errors
+
+
+def test_a_quantized_checkpoint_is_refused(llama, tmp_path):
+    folder = _with_config(tmp_path, llama, quantization_config={"quant_method": "gptq", "bits": 4})
+    message = _refusal(folder, read_tensors(llama))
+    assert message.startswith(str(folder / "config.json"))
+    assert "quant_method 'gptq'" in message
+    assert "dequantized" in message
+
+
+def test_a_quantized_part_of_a_model_is_refused(saved, tmp_path):
+    config = json.loads((saved("llava") / "config.json").read_text())
+    text_config = {**config["text_config"], "quantization_config": {"quant_method": "awq"}}
+    folder = _with_config(tmp_path, saved("llava"), text_config=text_config)
+    assert "'awq'" in _refusal(folder, read_tensors(saved("llava")))
+
+
+def test_a_packed_checkpoint_is_refused_with_the_way_out(llama, tmp_path):
+    folder = _with_config(tmp_path, llama, quantization_config={"quant_method": "emp"})
+    message = _refusal(folder, read_tensors(llama))
+    assert "already packed" in message
+    assert "emp-llm unpack" in message
+
+
+def test_a_target_of_another_dtype_is_refused_with_the_way_out(llama):
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = {**read_tensors(llama), name: ("F8_E4M3", (24, 16))}
+    assert _refusal(llama, tensors) == (
+        f"'{name}' is F8_E4M3; emp-llm prunes float16, bfloat16 and float32. "
+        "Load a dequantized checkpoint or add --ignore 'up_proj'."
+    )
+    assert name not in _pruned(decide_targets(llama, tensors, ignore=["up_proj"]))
+
+
+def test_the_way_out_works_for_experts_too(saved):
+    folder = saved("mixtral")
+    tensors = read_tensors(folder)
+    tensors = {
+        name: ("F8_E4M3" if ".w1." in name else "BF16", shape)
+        for name, (_, shape) in tensors.items()
+    }
+    assert "--ignore 'w1'" in _refusal(folder, tensors)
+    assert decide_targets(folder, tensors, ignore=["w1"])
+
+
+def test_another_dtype_elsewhere_is_no_matter(llama):
+    tensors = {**read_tensors(llama), "model.embed_tokens.weight": ("F8_E4M3", (32, 16))}
+    assert _pruned(decide_targets(llama, tensors)) == set(LLAMA.mlp)
+
+
+def test_a_model_type_unknown_to_transformers_is_refused(llama, tmp_path):
+    folder = _with_config(tmp_path, llama, model_type="llama99")
+    message = _refusal(folder, read_tensors(llama))
+    assert f"transformers {transformers.__version__} does not know model_type 'llama99'" in message
+
+
+def test_a_model_type_that_comes_with_code_is_refused(llama, tmp_path):
+    folder = _with_config(
+        tmp_path, llama, model_type="llama99", auto_map={"AutoConfig": "configuration.Config"}
+    )
+    (folder / "configuration.py").write_text("raise SystemExit('this code must not run')")
+    assert "runs no code from a checkpoint" in _refusal(folder, read_tensors(llama))
+
+
+def test_an_architecture_that_comes_with_code_is_refused(llama, tmp_path):
+    folder = _with_config(
+        tmp_path,
+        llama,
+        architectures=["MyLlama"],
+        auto_map={"AutoModelForCausalLM": "modeling.MyLlama"},
+    )
+    message = _refusal(folder, read_tensors(llama))
+    assert "'MyLlama'" in message
+    assert "runs no code from a checkpoint" in message
+
+
+def test_code_beside_a_known_architecture_is_not_run(llama, tmp_path):
+    folder = _with_config(tmp_path, llama, auto_map={"AutoConfig": "configuration.Config"})
+    (folder / "configuration.py").write_text("raise SystemExit('this code must not run')")
+    assert _pruned(decide_targets(folder, read_tensors(llama))) == set(LLAMA.mlp)
+
+
+def test_a_kernel_that_the_config_names_is_not_fetched(llama, tmp_path):
+    folder = _with_config(
+        tmp_path,
+        llama,
+        attn_implementation="someone/kernel",
+        experts_implementation="someone/kernel",
+    )
+    assert _pruned(decide_targets(folder, read_tensors(llama))) == set(LLAMA.mlp)
+
+
+def test_a_missing_config_is_refused(tmp_path):
+    assert "config.json: cannot be read" in _refusal(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "not an object"),
+        ("{}", "model_type"),
+        ('{"model_type": 3}', "model_type"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "refuses this config"),
+        (
+            '{"model_type": "opt", "architectures": ["OPTForCausalLM"], "num_attention_heads": 5}',
+            "cannot be built",
+        ),
+    ],
+)
+def test_a_config_that_is_none_is_refused(text, says, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    assert says in _refusal(tmp_path, {})
+
+
+def test_a_package_that_is_missing_is_named(llama, monkeypatch):
+    def fail(*_):
+        raise ImportError("LlamaForCausalLM requires the timm library")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "__init__", fail)
+    message = _refusal(llama, read_tensors(llama))
+    assert "a package that is not installed: LlamaForCausalLM requires the timm" in message
+
+
+def test_a_tensor_that_does_not_fit_the_config_is_refused(llama):
+    name = "model.layers.1.mlp.up_proj.weight"
+    message = _refusal(llama, {**read_tensors(llama), name: ("BF16", (25, 16))})
+    assert f"'{name}' has the shape [25, 16]" in message
+    assert "[24, 16]" in message
+
+
+def test_nothing_to_prune_is_refused_with_examples(llama):
+    message = _refusal(llama, read_tensors(llama), targets="block_sparse", ignore=["w1", "w2"])
+    assert "targets 'block_sparse'" in message
+    assert "ignore 'w1'" in message
+    assert "ignore 'w2'" in message
+    assert "layers.1.mlp.down_proj.weight'" in message
+
+
+def test_a_checkpoint_without_linear_layers_says_so(llama):
+    tensors = {"model.embed_tokens.weight": ("BF16", (32, 16))}
+    assert "no linear layer that can be pruned" in _refusal(llama, tensors)
+
+
+# What it leaves behind
+
+
+def test_it_prints_nothing_and_leaves_everything_as_it_was(llama, tmp_path, capfd):
+    # transformers warns of this config: its rope scaling contradicts itself.
+    rope = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+    folder = _with_config(tmp_path, llama, rope_parameters={**rope, "rope_theta": 10000.0})
+    verbosity = transformers.logging.get_verbosity()
+    decide_targets(folder, read_tensors(llama))
+    assert capfd.readouterr() == ("", "")
+    assert transformers.logging.get_verbosity() == verbosity
+    assert gc.isenabled()
+
+
+def test_importing_it_imports_nothing_heavy():
+    code = (
+        "import sys, emp_llm.targets; "
+        "print(*({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
+    assert done.stdout.strip() == ""
