@@ -296,7 +296,8 @@ def is_small_file(path: PurePosixPath) -> bool:
 
 def _other_files(folder: Path) -> tuple[Path, ...]:
     found = []
-    for parent, _, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # .git is large
         for name in names:
             relative = (Path(parent) / name).relative_to(folder)
             if is_small_file(PurePosixPath(relative)) and _is_own_file(folder, relative):

@@ -13,7 +13,7 @@ import errno
 import glob
 import shutil
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -127,11 +127,13 @@ class _Repository:
         commit = folder.name
         sizes = self._sizes(folder, commit)
         wanted = self._choose(folder, sizes)
-        missing = sum(sizes[name] for name in wanted if not (folder / name).is_file())
+        missing = [name for name in wanted if not (folder / name).is_file()]
         if missing:
-            _check_room(folder, missing)
-            patterns = [glob.escape(name) for name in wanted]
-            self._download(commit, patterns, _Report(self.progress, missing))
+            nbytes = sum(sizes[name] for name in missing)
+            _check_room(folder, nbytes)
+            patterns = [glob.escape(name) for name in missing]
+            self._download(commit, patterns, _Report(self.progress, nbytes))
+        self._check_sizes(folder, {name: sizes[name] for name in wanted})
         return Source(folder, self.repo_id, commit)
 
     def _download(
@@ -179,7 +181,8 @@ class _Repository:
             )
         try:
             config = read_json_object(folder / CONFIG_NAME)
-            weights = choose_weights(config, names, self.repo_id)
+            beside = [name for name in names if "/" not in name]
+            weights = choose_weights(config, beside, self.repo_id)
             is_index = weights.endswith(".json")
             shards = set(read_index(folder / weights)[0].values()) if is_index else set()
         except CheckpointError as error:
@@ -192,6 +195,16 @@ class _Repository:
                 f"cache ({len(absent)} of {len(needed)} files): go online or give another revision"
             )
         return sorted(needed.union(name for name in names if is_small_file(PurePosixPath(name))))
+
+    def _check_sizes(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        """Refuse damaged files: huggingface_hub takes what is in its cache for whole."""
+        for name, size in sizes.items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                raise HubError(
+                    f"{self.repo_id}: {name} is {found:,} bytes in the cache and {size:,} on the "
+                    f"Hub: delete {(folder / name).resolve()}, then {_AGAIN}"
+                )
 
     def _explain(self, error: BaseException, revision: str | None) -> str:
         """Say in one line what the Hub refused and what to do."""
