@@ -48,15 +48,16 @@ def exact_count(s1: Fraction | int, s2: Fraction | int, n: int, beta: float) -> 
     return min(n, max(1, int(product)))
 
 
-def exact_sums(counted: Iterable[tuple[int, int, int]]) -> tuple[Fraction, Fraction]:
+def exact_sums(parts: Iterable[tuple[int, int, int]]) -> tuple[Fraction, Fraction]:
     """Exact sums of scores and of their squares.
 
     Args:
-        counted: Triples (m, e, c), each standing for c scores of value m · 2**e.
+        parts: Triples (e, a, b), each standing for scores m · 2**e with integers m whose sum is a
+            and the sum of whose squares is b.
     """
-    terms = list(counted)
-    lowest = min((e for _, e, _ in terms), default=0)
-    s1 = sum(c * (m << (e - lowest)) for m, e, c in terms)
-    s2 = sum(c * (m << (e - lowest)) ** 2 for m, e, c in terms)
+    terms = list(parts)
+    lowest = min((e for e, _, _ in terms), default=0)
+    s1 = sum(a << (e - lowest) for e, a, _ in terms)
+    s2 = sum(b << 2 * (e - lowest) for e, _, b in terms)
     unit = Fraction(2) ** lowest
     return s1 * unit, s2 * unit * unit

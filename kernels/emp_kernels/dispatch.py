@@ -17,18 +17,20 @@ import numpy.typing as npt
 
 from emp_kernels import reference
 from emp_kernels.counting import SLACK, exact_count, exact_sums
+from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import NumberFormat
 
 __all__ = [
-    "DamagedRowError",
     "Impl",
-    "NonFiniteRowError",
     "PackedRows",
     "PerRow",
+    "PrunedRows",
+    "RowFigures",
     "Threshold",
     "Workspace",
     "pack_rows",
+    "prune_rows",
     "resolve",
     "unpack_rows",
 ]
@@ -36,32 +38,6 @@ __all__ = [
 Impl = Literal["auto", "reference", "scalar", "simd"]
 Patterns = npt.NDArray[np.unsignedinteger]
 Bytes = npt.NDArray[np.uint8]
-
-
-class NonFiniteRowError(ValueError):
-    """A row to prune holds NaN or infinity.
-
-    Attributes:
-        row: Its number within the block.
-    """
-
-    def __init__(self, row: int) -> None:
-        super().__init__(f"row {row} holds NaN or infinity")
-        self.row = row
-
-
-class DamagedRowError(ValueError):
-    """A packed row contradicts itself.
-
-    Attributes:
-        row: Its number within the block.
-        fault: What is wrong with it.
-    """
-
-    def __init__(self, row: int, fault: str) -> None:
-        super().__init__(f"row {row}: {fault}")
-        self.row = row
-        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -89,19 +65,40 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class PackedRows:
+class RowFigures:
+    """What was decided for a block of rows.
+
+    Attributes:
+        table: int64 [R, 3]: weights kept, how many of them escape, base of the window. The latter
+            two are 0 where rows are not packed.
+        stats: float64 [R, 4]: Σs, Σs², Σ_kept s and the largest key of each row.
+    """
+
+    table: npt.NDArray[np.int64]
+    stats: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PackedRows(RowFigures):
     """A block of packed rows.
 
     Attributes:
         payload: uint8 [bytes], the records, one after the other; a view of the workspace. Empty
             where nothing was emitted.
-        table: int64 [R, 3]: weights kept, how many of them escape, base of the window.
-        stats: float64 [R, 4]: Σs, Σs², Σ_kept s and the largest key of each row.
     """
 
     payload: Bytes
-    table: npt.NDArray[np.int64]
-    stats: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PrunedRows(RowFigures):
+    """A block of rows with zeros for the weights that go.
+
+    Attributes:
+        weights: uint16 or uint32 [R, C], bit patterns.
+    """
+
+    weights: Patterns
 
 
 class Workspace:
@@ -152,16 +149,40 @@ def pack_rows(
     """
     if impl == "reference":
         return _pack_rows_plainly(weights, layout, rule, emit=emit)
-    forced = np.full(len(weights), -1, np.int64)
-    workspace = workspace or Workspace()
-    while True:
-        status, row, packed = _pack_block(weights, layout, rule, forced, emit, impl, workspace)
-        if status == "done":
-            return packed
-        if status == "not finite":
-            raise NonFiniteRowError(row)
-        assert isinstance(rule, PerRow)  # noqa: S101 (only per-row counts can be in doubt)
-        forced[row] = _exact_row_count(weights[row], layout.number_format, rule.beta)
+    block = _Block(weights, layout, rule, impl, workspace or Workspace())
+    return block.pack() if emit else block.measure()
+
+
+def prune_rows(
+    weights: Patterns,
+    number_format: NumberFormat,
+    rule: PerRow | Threshold,
+    *,
+    out: Patterns | None = None,
+    impl: Impl = "auto",
+    workspace: Workspace | None = None,
+) -> PrunedRows:
+    """Decide which weights of a block of rows stay, and put +0.0 in the place of the others.
+
+    Args:
+        weights: uint16 or uint32 [R, C], bit patterns, C-contiguous.
+        number_format: Their format.
+        rule: What to keep.
+        out: Where to write, as weights or weights itself; made if None.
+        impl: Backend.
+        workspace: Buffers to use again.
+
+    Raises:
+        NonFiniteRowError: If a weight is NaN or infinite.
+    """
+    out = np.empty_like(weights) if out is None else out
+    layout = RowLayout(number_format=number_format, columns=weights.shape[1])
+    if impl == "reference":
+        packed = _pack_rows_plainly(weights, layout, rule, emit=True)
+        unpack_rows(packed.payload, packed.table, layout, out=out, impl=impl)
+        table = packed.table * [1, 0, 0]
+        return PrunedRows(table, packed.stats, out)
+    return _Block(weights, layout, rule, impl, workspace or Workspace()).prune(out)
 
 
 def unpack_rows(
@@ -238,41 +259,73 @@ def _check_table(table: npt.NDArray[np.int64], layout: RowLayout) -> None:
         )
 
 
-def _pack_block(
-    weights: Patterns,
-    layout: RowLayout,
-    rule: PerRow | Threshold,
-    forced: npt.NDArray[np.int64],
-    emit: bool,
-    impl: Impl,
-    workspace: Workspace,
-) -> tuple[str, int, PackedRows]:
-    from emp_kernels.cpu import pack
+class _Block:
+    """One call of the CPU kernel, and another one for each count that float64 cannot decide."""
 
-    rows = len(weights)
-    table = np.empty((rows, 3), np.int64)
-    stats = np.empty((rows, 4), np.float64)
-    room = rows * layout.longest_record + pack.SCRATCH_SLACK if emit else 0
-    out = workspace.take("records", room)
-    if isinstance(rule, PerRow):
-        rule_arguments = (rule.beta * SLACK, -1, 0)
-    else:
-        rule_arguments = (0.0, rule.key, rule.ties)
-    status, row, used, _ = pack.pack_block(
-        weights,
-        _format_arguments(layout.number_format),
-        _layout_arguments(layout),
-        rule_arguments,
-        forced,
-        resolve(impl) == "simd",
-        emit,
-        out,
-        table,
-        stats,
-        *_scratch(layout, workspace),
-    )
-    names = {pack.DONE: "done", pack.NOT_FINITE: "not finite", pack.DOUBTFUL: "doubtful"}
-    return names[status], int(row), PackedRows(out[:used], table, stats)
+    def __init__(
+        self,
+        weights: Patterns,
+        layout: RowLayout,
+        rule: PerRow | Threshold,
+        impl: Impl,
+        workspace: Workspace,
+    ) -> None:
+        self._weights = weights
+        self._layout = layout
+        self._rule = rule
+        self._simd = resolve(impl) == "simd"
+        self._workspace = workspace
+        self._table = np.empty((len(weights), 3), np.int64)
+        self._stats = np.empty((len(weights), 4), np.float64)
+
+    def pack(self) -> PackedRows:
+        from emp_kernels.cpu import pack
+
+        room = len(self._weights) * self._layout.longest_record + pack.SCRATCH_SLACK
+        out = self._workspace.take("records", room)
+        used = self._run(pack.RECORDS, out, self._weights)
+        return PackedRows(self._table, self._stats, out[:used])
+
+    def measure(self) -> PackedRows:
+        from emp_kernels.cpu import pack
+
+        nothing = np.empty(0, np.uint8)
+        self._run(pack.NOTHING, nothing, self._weights)
+        return PackedRows(self._table, self._stats, nothing)
+
+    def prune(self, out: Patterns) -> PrunedRows:
+        from emp_kernels.cpu import pack
+
+        self._run(pack.ROWS, np.empty(0, np.uint8), out)
+        return PrunedRows(self._table, self._stats, out)
+
+    def _run(self, emit: int, out: Bytes, dense: Patterns) -> int:
+        from emp_kernels.cpu import pack
+
+        rule, number_format = self._rule, self._layout.number_format
+        per_row = isinstance(rule, PerRow)
+        rule_arguments = (rule.beta * SLACK, -1, 0) if per_row else (0.0, rule.key, rule.ties)
+        start = (0, 0, -1)
+        while True:
+            status, row, used = pack.pack_block(
+                self._weights,
+                _format_arguments(number_format),
+                _layout_arguments(self._layout),
+                rule_arguments,
+                start,
+                self._simd,
+                emit,
+                out,
+                dense,
+                self._table,
+                self._stats,
+                *_scratch(self._layout, self._workspace),
+            )
+            if status == pack.DONE:
+                return int(used)
+            if status == pack.NOT_FINITE:
+                raise NonFiniteRowError(int(row))
+            start = (row, used, _exact_row_count(self._weights[row], number_format, rule.beta))
 
 
 def _scratch(layout: RowLayout, workspace: Workspace) -> tuple[Patterns, Patterns, Bytes]:
@@ -306,9 +359,11 @@ def _layout_arguments(layout: RowLayout) -> tuple[int, ...]:
 
 def _exact_row_count(weights: Patterns, number_format: NumberFormat, beta: float) -> int:
     keys, counts = np.unique(weights & number_format.key_mask, return_counts=True)
-    terms = zip(keys.tolist(), counts.tolist(), strict=True)
-    s1, s2 = exact_sums((*number_format.significand(key), count) for key, count in terms)
-    return exact_count(s1, s2, weights.size, beta)
+    terms = []
+    for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
+        m, e = number_format.significand(key)
+        terms.append((e, count * m, count * m * m))
+    return exact_count(*exact_sums(terms), weights.size, beta)
 
 
 def _pack_rows_plainly(
@@ -334,7 +389,7 @@ def _pack_rows_plainly(
         stats.append((scores.sum(), (scores**2).sum(), scores[keep].sum(), keys.max()))
     payload = np.frombuffer(b"".join(records) if emit else b"", np.uint8)
     return PackedRows(
-        payload,
         np.array(table, np.int64).reshape(-1, 3),
         np.array(stats, np.float64).reshape(-1, 4),
+        payload,
     )

@@ -22,6 +22,9 @@ __all__ = ["DONE", "DOUBTFUL", "NOT_FINITE", "SCRATCH_SLACK", "best_base", "bina
 
 _njit = numba.njit(nogil=True, cache=True)
 
+NOTHING, RECORDS, ROWS = 0, 1, 2
+"""What is written of a block besides its table and stats."""
+
 DONE, NOT_FINITE, DOUBTFUL = 0, 1, 2
 """How a block ended: all rows packed; a row with NaN or Inf; a count that float64 cannot decide."""
 
@@ -120,6 +123,22 @@ def kept_sum(kept_K, k, key_mask, shift, scale):
 
 
 @_njit
+def write_row(w_C, key_mask, threshold, tie_end, dense_C):
+    """The row with zeros for the weights that go; dense_C may be w_C."""
+    number = w_C.dtype.type
+    early, late = number(threshold), number(threshold + 1)
+    _clear_below(w_C[:tie_end], key_mask, early, dense_C[:tie_end])
+    _clear_below(w_C[tie_end:], key_mask, late, dense_C[tie_end:])
+
+
+@_njit
+def _clear_below(w_C, key_mask, needed, dense_C):
+    for c in range(w_C.size):
+        keeps = (w_C[c] & key_mask) >= needed
+        dense_C[c] = w_C[c] if keeps else w_C.dtype.type(0)
+
+
+@_njit
 def write_values(kept_K, delta_K, k, sign_shift, stored, out, at):
     """Sign and low bits of each kept weight, 1 + stored bits apiece, first weight lowest."""
     if stored == 7:
@@ -207,10 +226,11 @@ def pack_block(
     number_format,
     layout,
     rule,
-    forced_R,
+    start,
     simd,
     emit,
     out,
+    dense_RC,
     table_R3,
     stats_R4,
     kept_K,
@@ -225,10 +245,12 @@ def pack_block(
         layout: (dropped bits, stored bits, radix, digits, limit, align).
         rule: (beta · slack, threshold, ties): with threshold < 0 each row is a group of its own,
             else keys above the threshold are kept, and the first `ties` equal to it.
-        forced_R: int64 [R], counts to use instead of float64's where they are not negative.
+        start: (row to begin with, bytes already written, count to use for that row instead of
+            float64's, or −1).
         simd: Whether to use vector compression.
-        emit: Whether to write records; without, out stays untouched.
+        emit: NOTHING but table and stats, RECORDS to out, or dense ROWS to dense_RC.
         out: uint8, room for R longest records and SCRATCH_SLACK.
+        dense_RC: of w_RC's dtype, [R, C], may be w_RC itself.
         table_R3: int64 [R, 3], written.
         stats_R4: float64 [R, 4], written.
         kept_K: scratch of w_RC's dtype, C + SCRATCH_SLACK.
@@ -236,7 +258,7 @@ def pack_block(
         code_K: scratch, uint8, C.
 
     Returns:
-        (status, row it refers to, bytes written, ties left).
+        (status, row it refers to, bytes written). After DOUBTFUL, call again from that row.
     """
     key_mask, infinity, bits, shift, scale = number_format
     dropped, stored, radix, digits, limit, align = layout
@@ -246,19 +268,19 @@ def pack_block(
     mask = np.empty(mask_bytes + SCRATCH_SLACK, np.uint8)
     counts = np.empty(MAX_BINADES, np.int64)
     guess = np.int64(0)
-    at = 0
-    for r in range(rows):
+    first, at, forced = start
+    for r in range(first, rows):
         w_C = w_RC[r]
         largest = largest_key(w_C, key_mask)
         if largest >= infinity:
-            return NOT_FINITE, r, at, ties_left
+            return NOT_FINITE, r, at
         s1, s2 = row_sums(w_C, key_mask, np.uint64(shift), scale)
         if fixed_threshold < 0:
-            k = forced_R[r]
+            k = forced if r == first else np.int64(-1)
             if k < 0:
                 k = count_from_sums(s1, s2, columns, beta_slack)
                 if k < 0:
-                    return DOUBTFUL, r, at, ties_left
+                    return DOUBTFUL, r, at
             threshold, reach, exceed = np.int64(largest) + 1, np.int64(0), np.int64(0)
             if k > 0:
                 threshold, reach, exceed = kth_key(w_C, key_mask, k, largest, guess)
@@ -279,15 +301,23 @@ def pack_block(
             table_R3[r, 0] = 0
             table_R3[r, 1] = 0
             table_R3[r, 2] = 0
+            if emit == ROWS:
+                dense_RC[r] = 0
             continue
         tie_end = columns
         if ties < reach - exceed:
             tie_end = tie_columns(w_C, key_mask, threshold, ties)
-        if emit:
+        if emit == RECORDS:
             compress_row(w_C, key_mask, threshold, tie_end, kept_K, out, at, simd)
         else:
             compress_row(w_C, key_mask, threshold, tie_end, kept_K, mask, 0, simd)
         stats_R4[r, 2] = kept_sum(kept_K, k, key_mask, np.uint64(shift), scale)
+        if emit == ROWS:
+            write_row(w_C, key_mask, threshold, tie_end, dense_RC[r])
+            table_R3[r, 0] = k
+            table_R3[r, 1] = 0
+            table_R3[r, 2] = 0
+            continue
         smallest = threshold if fixed_threshold < 0 else smallest_key(kept_K[:k], key_mask)
         base = smallest >> dropped
         escaped = distances(kept_K, k, key_mask, dropped, base, limit, delta_K)
@@ -298,7 +328,7 @@ def pack_block(
         table_R3[r, 0] = k
         table_R3[r, 1] = escaped
         table_R3[r, 2] = base
-        if not emit:
+        if emit == NOTHING:
             continue
         if k < columns:
             at = padded(out, at, at + mask_bytes, align)
@@ -310,4 +340,4 @@ def pack_block(
         if escaped:
             end = write_escapes(kept_K, delta_K, k, limit, out, at)
             at = padded(out, at, end, align)
-    return DONE, 0, at, ties_left
+    return DONE, rows, at

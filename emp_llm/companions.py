@@ -1,0 +1,64 @@
+"""The files beside the weights of a written checkpoint: index, configuration, tokenizer, …"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emp_llm.checkpoint import CONFIG_NAME, Checkpoint
+from emp_llm.errors import CheckpointError
+from emp_llm.safetensors_header import read_header
+
+__all__ = ["CARD_NAME", "REPORT_NAME", "copy_small_files", "write_config", "write_index", "write_json"]
+
+CARD_NAME = "README.md"
+REPORT_NAME = "emp_report.json"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of JSON for people and programs."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_index(folder: Path, source: Checkpoint) -> None:
+    """Write the index of the shards in a folder, if the source has one."""
+    if source.index_name is None:
+        return
+    weight_map, total = {}, 0
+    for shard in source.shards:
+        for entry in read_header(folder / shard.name).tensors:
+            weight_map[entry.name] = shard.name
+            total += entry.nbytes
+    metadata = {**source.index_metadata, "total_size": total}
+    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(folder / source.index_name, index)
+
+
+def write_config(folder: Path, source: Checkpoint, quantization_config: Mapping[str, Any] | None) -> None:
+    """Write the source's configuration, with this quantization_config or with none."""
+    config = {key: value for key, value in source.config.items() if key != "quantization_config"}
+    if quantization_config is not None:
+        config["quantization_config"] = dict(quantization_config)
+    write_json(folder / CONFIG_NAME, config)
+
+
+def copy_small_files(folder: Path, source: Checkpoint) -> None:
+    """Copy tokenizer, generation configuration, licence and the like.
+
+    Not the source's model card and report: a folder has its own.
+
+    Raises:
+        CheckpointError: If one cannot be read.
+    """
+    for relative in source.other_files:
+        if str(relative) in (CARD_NAME, REPORT_NAME):
+            continue
+        target = folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            data = (source.folder / relative).open("rb")
+        except OSError as error:
+            raise CheckpointError(f"{relative}: cannot be read: {error.strerror}") from error
+        with data, target.open("xb") as copy:
+            shutil.copyfileobj(data, copy)

@@ -1,0 +1,176 @@
+"""How the rows of a tensor lie in its file, and how blocks of them are read and written.
+
+A row is always the weights into one output neuron. In nn.Linear's [out, in] rows lie one after the
+other; in Conv1D's [in, out], and in experts fused that way, they are columns of the stored matrix.
+Tensors of three or more dimensions are stacks of matrices, [E, out, in] or [E, in, out].
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from emp_kernels.numbers import NumberFormat
+
+from emp_llm.errors import CheckpointError
+
+__all__ = ["BLOCK_BYTES", "Block", "Geometry", "read_exactly", "write_all"]
+
+BLOCK_BYTES = 4 << 20
+"""Weights that are handled at a time, as long as a row is shorter: they stay in the CPU's cache."""
+
+TRANSPOSED_BLOCK_BYTES = 16 << 20
+"""The same where rows are columns of the file, so that the stretches that are read stay long."""
+
+Patterns = npt.NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows start to stop of one matrix of a tensor."""
+
+    matrix: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """A tensor seen as matrices of rows.
+
+    Attributes:
+        number_format: Format of the weights.
+        shape: The tensor's shape in the file, two dimensions or more.
+        transposed: Whether rows run along the last dimension but one.
+    """
+
+    number_format: NumberFormat
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+    @property
+    def matrices(self) -> int:
+        """Matrices in the stack, E."""
+        return math.prod(self.shape[:-2])
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of one matrix: output neurons."""
+        return self.shape[-1] if self.transposed else self.shape[-2]
+
+    @property
+    def columns(self) -> int:
+        """Weights in a row: inputs of a neuron."""
+        return self.shape[-2] if self.transposed else self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all matrices."""
+        return self.matrices * self.matrix_rows
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.columns * self.number_format.item_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.rows * self.row_bytes
+
+    def blocks(self) -> Iterator[Block]:
+        """The tensor's rows in order, in blocks that no thread count or memory limit changes."""
+        size = TRANSPOSED_BLOCK_BYTES if self.transposed else BLOCK_BYTES
+        step = max(1, size // self.row_bytes)
+        for matrix in range(self.matrices):
+            for start in range(0, self.matrix_rows, step):
+                yield Block(matrix, start, min(start + step, self.matrix_rows))
+
+    def block_bytes(self, block: Block) -> int:
+        """Bytes of a block's weights."""
+        return (block.stop - block.start) * self.row_bytes
+
+    def first_row(self, block: Block) -> int:
+        """Number of a block's first row among all rows of the tensor."""
+        return block.matrix * self.matrix_rows + block.start
+
+    def read(self, fd: int, where: str, offset: int, block: Block, buffer: npt.NDArray[np.uint8]) -> Patterns:
+        """Read a block's rows.
+
+        Args:
+            fd: The open file.
+            where: Its name, for errors.
+            offset: Where the tensor starts in it, in bytes.
+            block: Which rows.
+            buffer: uint8, at least `block_bytes` long; the result lies in it unless transposed.
+
+        Returns:
+            uint16 or uint32 [rows, columns], C-contiguous bit patterns.
+        """
+        storage = self.number_format.storage
+        flat = buffer[: self.block_bytes(block)]
+        rows = block.stop - block.start
+        if not self.transposed:
+            at = offset + self.first_row(block) * self.row_bytes
+            read_exactly(fd, where, at, memoryview(flat))
+            return flat.view(storage).reshape(rows, self.columns)
+        for at, start, stop in self._stretches(offset, block):
+            read_exactly(fd, where, at, memoryview(flat)[start:stop])
+        return np.ascontiguousarray(flat.view(storage).reshape(self.columns, rows).T)
+
+    def write(self, fd: int, offset: int, block: Block, weights: Patterns) -> None:
+        """Write a block's rows, [rows, columns], to where `read` finds them."""
+        if not self.transposed:
+            write_all(fd, offset + self.first_row(block) * self.row_bytes, _bytes(weights))
+            return
+        flat = _bytes(np.ascontiguousarray(weights.T))
+        for at, start, stop in self._stretches(offset, block):
+            write_all(fd, at, flat[start:stop])
+
+    def _stretches(self, offset: int, block: Block) -> Iterator[tuple[int, int, int]]:
+        """Where the stretches of a transposed block lie: in the file, and from – to in the block."""
+        item = self.number_format.item_bytes
+        line = self.matrix_rows * item
+        first = offset + block.matrix * self.columns * line + block.start * item
+        width = (block.stop - block.start) * item
+        if width == line:
+            yield first, 0, self.columns * line
+            return
+        for column in range(self.columns):
+            yield first + column * line, column * width, (column + 1) * width
+
+
+def _bytes(weights: Patterns) -> memoryview:
+    return memoryview(weights.reshape(-1).view(np.uint8))
+
+
+def read_exactly(fd: int, where: str, offset: int, buffer: memoryview) -> None:
+    """Fill a buffer from a file.
+
+    Raises:
+        CheckpointError: If the file cannot be read or ends early.
+    """
+    filled = 0
+    while filled < len(buffer):
+        try:
+            count = os.preadv(fd, [buffer[filled:]], offset + filled)
+        except OSError as error:
+            raise CheckpointError(
+                f"{where}: reading at byte {offset + filled:,} failed: {error.strerror}"
+            ) from error
+        if count == 0:
+            raise CheckpointError(
+                f"{where}: ends at byte {offset + filled:,}, within a tensor: it changed while it "
+                "was read; leave it alone and start again"
+            )
+        filled += count
+
+
+def write_all(fd: int, offset: int, data: memoryview | bytes) -> None:
+    """Write all of data at an offset of a file. OSErrors pass."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count

@@ -1,0 +1,172 @@
+"""The folder that a run writes: whole, or not there.
+
+Everything is written to a hidden folder inside it, on the same file system, and moved up at the
+end, the files that make it look like a model last.
+"""
+
+import fcntl
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from emp_llm.checkpoint import CONFIG_NAME, INDEX_NAME
+from emp_llm.companions import REPORT_NAME
+from emp_llm.errors import OutputError
+
+__all__ = ["STAGING_NAME", "OutputFolder"]
+
+STAGING_NAME = ".emp-llm-unfinished"
+
+_LAST = (REPORT_NAME, INDEX_NAME, CONFIG_NAME)
+
+
+class OutputFolder:
+    """A folder being written, as a context manager.
+
+    Leaving the ``with`` block without `publish`, or with an error, takes away all that was
+    written, and the folder too if it was not there before. OSErrors that leave it come out as
+    OutputErrors.
+
+    Args:
+        path: The folder to make.
+        overwrite: Whether to replace a checkpoint that is there.
+        source: The folder that is read from, which must be another one.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool, source: Path) -> None:
+        self.path = path
+        self._overwrite = overwrite
+        self._source = source
+        self._made: list[Path] = []
+        self._lock = -1
+
+    @property
+    def staging(self) -> Path:
+        """The hidden folder that files are written to."""
+        return self.path / STAGING_NAME
+
+    def __enter__(self) -> "OutputFolder":
+        self._check()
+        try:
+            self._make_folders()
+            self._take_lock()
+            for leftover in self.staging.iterdir():
+                _remove(leftover)
+        except OSError as error:
+            self._clean_up()
+            raise self._explain(error) from error
+        except OutputError:
+            self._remove_made()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._clean_up()
+        if isinstance(error, OSError):
+            raise self._explain(error) from error
+
+    def publish(self) -> None:
+        """Move everything to its place. Files of an older checkpoint that is replaced go first."""
+        files = sorted(path.relative_to(self.staging) for path in self.staging.rglob("*") if path.is_file())
+        files.sort(key=lambda file: _LAST.index(str(file)) if str(file) in _LAST else -1)
+        for file in files:
+            _fsync(self.staging / file)
+        if self._overwrite:
+            self._remove_older()
+        for file in files:
+            (self.path / file).parent.mkdir(parents=True, exist_ok=True)
+            (self.staging / file).replace(self.path / file)
+        _fsync(self.path)
+        self._made.clear()
+
+    def _check(self) -> None:
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path}: is a file; give a folder to write to")
+        if path.exists() and path.resolve() == self._source.resolve():
+            raise OutputError(f"{path}: is the source itself; give another folder to write to")
+        if path.exists() and not self._overwrite:
+            present = [name for name in os.listdir(path) if name != STAGING_NAME]
+            if present:
+                raise OutputError(
+                    f"{path}: is not empty ({present[0]}, …); give another folder, or --overwrite "
+                    "to replace the checkpoint in it"
+                )
+
+    def _make_folders(self) -> None:
+        missing = [self.staging]
+        while not missing[-1].parent.exists():
+            missing.append(missing[-1].parent)
+        for folder in reversed(missing):
+            if not folder.exists():
+                folder.mkdir()
+                self._made.append(folder)
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            self._lock = -1
+            raise OutputError(
+                f"{self.path}: another emp-llm is writing there; wait for it or give another folder"
+            ) from error
+
+    def _remove_older(self) -> None:
+        """What belongs to a checkpoint: weights, indexes, configuration. Other files stay."""
+        for name in (CONFIG_NAME, REPORT_NAME):
+            (self.path / name).unlink(missing_ok=True)
+        for pattern in ("*.safetensors", "*.safetensors.index.json"):
+            for older in self.path.glob(pattern):
+                older.unlink()
+
+    def _clean_up(self) -> None:
+        if self._lock >= 0:
+            shutil.rmtree(self.staging, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+        self._remove_made()
+
+    def _remove_made(self) -> None:
+        for folder in reversed(self._made):
+            with suppress(OSError):  # somebody else's file is in it by now
+                folder.rmdir()
+        self._made.clear()
+
+    def _explain(self, error: OSError) -> OutputError:
+        where = error.filename or self.path
+        if error.errno == 28:  # ENOSPC
+            with suppress(OSError):
+                free = shutil.disk_usage(_existing(self.path)).free
+                return OutputError(
+                    f"{self.path}: the disk is full ({free:,} bytes free now that the unfinished "
+                    "files are gone); free some, or give a folder on another disk"
+                )
+        return OutputError(f"{where}: cannot be written: {error.strerror}; give another folder")
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.absolute().parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""Pieces of work on several threads, with one order for everything that order can change.
+
+Each piece is computed on any thread, then settled in the order of the pieces (offsets are given
+out, sums and hashes go on), then written on its thread. So the bytes do not depend on the number
+of threads, and no more than one piece a thread is in memory.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Protocol
+
+from emp_kernels.dispatch import Workspace
+
+__all__ = ["Piece", "Progress", "available_cores", "run_pieces"]
+
+Progress = Callable[[int], None]
+"""Told the bytes of input that each piece settled, from one thread at a time."""
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Piece(Protocol):
+    """One piece of work.
+
+    Attributes:
+        nbytes: Bytes of input that it stands for.
+    """
+
+    nbytes: int
+
+    def compute(self, workspace: Workspace) -> Any:  # noqa: ANN401 (handed on to settle)
+        """Do the work, at the same time as other pieces. The result may lie in the workspace."""
+
+    def settle(self, result: Any) -> Callable[[], None] | None:  # noqa: ANN401
+        """Take note of the result, in order, quickly; what is left to write is returned."""
+
+
+class _Run:
+    """The state that the threads of one run share."""
+
+    def __init__(self, pieces: Iterable[Piece], progress: Progress | None) -> None:
+        self.pieces: Iterator[tuple[int, Piece]] = iter(enumerate(pieces))
+        self.progress = progress
+        self.pulling = threading.Lock()
+        self.turn = threading.Condition()
+        self.next_turn = 0
+        self.failure: BaseException | None = None
+
+    def work(self) -> None:
+        workspace = Workspace()
+        try:
+            while (numbered := self.pull()) is not None:
+                number, piece = numbered
+                result = piece.compute(workspace)
+                write = self.settle_in_turn(number, piece, result)
+                if write is not None:
+                    write()
+        except _StoppedError:
+            pass
+        except BaseException as failure:  # noqa: BLE001 (raised again by run_pieces)
+            self.stop(failure)
+
+    def pull(self) -> tuple[int, Piece] | None:
+        with self.pulling:
+            if self.failure is not None:
+                return None
+            return next(self.pieces, None)
+
+    def settle_in_turn(self, number: int, piece: Piece, result: Any) -> Callable[[], None] | None:  # noqa: ANN401
+        with self.turn:
+            self.turn.wait_for(lambda: self.next_turn == number or self.failure is not None)
+            if self.failure is not None:
+                raise _StoppedError
+            write = piece.settle(result)
+            if self.progress is not None:
+                self.progress(piece.nbytes)
+            self.next_turn += 1
+            self.turn.notify_all()
+        return write
+
+    def stop(self, failure: BaseException) -> None:
+        with self.turn:
+            if self.failure is None:
+                self.failure = failure
+            self.turn.notify_all()
+
+
+class _StoppedError(Exception):
+    """Another thread failed."""
+
+
+def run_pieces(pieces: Iterable[Piece], *, threads: int, progress: Progress | None = None) -> None:
+    """Run all pieces; return when the last one is written.
+
+    Args:
+        pieces: The work, in its order; taken from one thread at a time, as it is needed.
+        threads: How many threads compute and write; 1 or more.
+        progress: Told of each piece.
+
+    Raises:
+        BaseException: The first failure of a piece, or KeyboardInterrupt; all threads have ended.
+    """
+    run = _Run(pieces, progress)
+    workers = [
+        threading.Thread(target=run.work, name=f"emp-{i}", daemon=True) for i in range(threads)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join()
+    except BaseException as interruption:
+        run.stop(interruption)
+        with suppress(KeyboardInterrupt):
+            for worker in workers:
+                worker.join()
+        raise
+    if run.failure is not None:
+        raise run.failure

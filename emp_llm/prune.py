@@ -1,0 +1,257 @@
+"""The straight line: a checkpoint in, a pruned checkpoint out, and no model in between.
+
+    source → open → decide targets → select → shards: pack and copy → config, index, card, report
+
+Every shard of the source becomes one shard of the same name; no more than a few blocks of rows
+are in memory at any time.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from emp_kernels.numbers import FORMATS
+
+from emp_llm.card import write_card
+from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint
+from emp_llm.companions import (
+    CARD_NAME,
+    REPORT_NAME,
+    copy_small_files,
+    write_config,
+    write_index,
+    write_json,
+)
+from emp_llm.files import OpenFiles
+from emp_llm.geometry import Geometry
+from emp_llm.hub import Source, fetch
+from emp_llm.options import PruneOptions
+from emp_llm.output_folder import OutputFolder
+from emp_llm.packed import FORMAT_VERSION, QUANT_METHOD
+from emp_llm.pipeline import Piece, available_cores, run_pieces
+from emp_llm.progress import Progress, Silent
+from emp_llm.prune_steps import CloseShard, CopyJob, MeasureJob, TargetJob, hash_name
+from emp_llm.report import TensorReport, build_report, rule_fields
+from emp_llm.safetensors_header import TensorEntry
+from emp_llm.selection import Selection, passes, select
+from emp_llm.shard_plan import ShardPlan
+from emp_llm.shard_writer import Flusher, ShardWriter
+from emp_llm.target import Target
+from emp_llm.targets import Decision, decide_targets
+
+__all__ = ["inspect", "prune"]
+
+
+def prune(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: PruneOptions | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Prune a checkpoint by Effective Model Pruning (arXiv 2509.25606) and write the result.
+
+    Args:
+        model: A folder, or a model of the Hugging Face Hub.
+        out: The folder to write. It holds a whole checkpoint afterwards or, after an error,
+            nothing of it.
+        options: What to prune, and how; the paper's choice by default.
+        revision: Branch, tag or commit of a model of the Hub.
+        token: Token for the Hub; by default the one that is logged in.
+        overwrite: Whether to replace a checkpoint in `out`.
+        threads: Threads that compute and write; all cores by default. The result is the same.
+        progress: Told how the work goes on.
+
+    Returns:
+        The report, as in the result's ``emp_report.json``.
+
+    Raises:
+        CheckpointError: If the source is no checkpoint that can be pruned; HubError if it cannot
+            be fetched.
+        OutputError: If `out` cannot be written.
+    """
+    options = options or PruneOptions()
+    progress = progress or Silent()
+    source = _fetch(model, revision, token, progress)
+    checkpoint = open_checkpoint(source.folder)
+    with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
+        run = _Run(checkpoint, options, threads or available_cores(), progress)
+        report = run.write(folder.staging, _origin(model, source))
+        write_json(folder.staging / REPORT_NAME, report)
+        write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
+        folder.publish()
+    return report
+
+
+def inspect(
+    model: str | os.PathLike[str],
+    options: PruneOptions | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Find what `prune` would do, reading all targets and writing nothing.
+
+    Arguments and errors are those of `prune`. The sizes are the ones that packing would give.
+
+    Returns:
+        The report that `prune` would write, without checksums.
+    """
+    options = options or PruneOptions()
+    progress = progress or Silent()
+    source = _fetch(model, revision, token, progress)
+    run = _Run(open_checkpoint(source.folder), options, threads or available_cores(), progress)
+    return run.measure(_origin(model, source))
+
+
+def _fetch(
+    model: str | os.PathLike[str],
+    revision: str | None,
+    token: str | bool | None,
+    progress: Progress,
+) -> Source:
+    done = 0
+
+    def advance(now: int, total: int) -> None:
+        nonlocal done
+        if not done:
+            progress.begin("downloading", total)
+        progress.advance(now - done)
+        done = now
+
+    return fetch(os.fspath(model), revision=revision, token=token, progress=advance)
+
+
+def _origin(model: str | os.PathLike[str], source: Source) -> dict[str, Any]:
+    """Where a model came from; of a local one no more than its name, to give nothing away."""
+    name = source.repo_id or Path(model).resolve().name
+    return {"model": name, "revision": source.revision}
+
+
+class _Run:
+    """One checkpoint being pruned."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, options: PruneOptions, threads: int, progress: Progress
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._options = options
+        self._threads = threads
+        self._progress = progress
+        self._decisions = decide_targets(
+            checkpoint.folder,
+            {name: (entry.dtype, entry.shape) for name, (_, entry) in checkpoint.tensors.items()},
+            targets=options.targets,
+            ignore=options.ignore,
+        )
+        self._targets = {
+            name: _target(shard, entry, self._decisions[name])
+            for name, (shard, entry) in checkpoint.tensors.items()
+            if self._decisions[name].prune
+        }
+        self._jobs: list[TargetJob | CopyJob] = []
+
+    def measure(self, origin: dict[str, Any]) -> dict[str, Any]:
+        """Read all targets; returns the report."""
+        with OpenFiles() as files:
+            selection = self._select(files)
+            self._run("measuring", self._measuring(files, selection), self._target_bytes)
+        figures = {job.target.name: job.figures for job in self._jobs if isinstance(job, TargetJob)}
+        tensors = [
+            TensorReport(
+                entry=entry, decision=self._decisions[name], figures=figures.get(name), checksum=None
+            )
+            for name, (_, entry) in self._checkpoint.tensors.items()
+        ]
+        return build_report(tensors, self._options, origin)
+
+    def write(self, folder: Path, origin: dict[str, Any]) -> dict[str, Any]:
+        """Write all files but card and report to a folder; returns the report."""
+        with ExitStack() as stack:
+            files = stack.enter_context(OpenFiles())
+            selection = self._select(files)
+            writers = stack.enter_context(ExitStack())
+            flusher = stack.enter_context(Flusher())
+            pieces = self._writing(folder, files, selection, flusher, writers)
+            self._run("pruning", pieces, self._checkpoint.nbytes)
+        write_index(folder, self._checkpoint)
+        write_config(folder, self._checkpoint, self._quantization_config())
+        copy_small_files(folder, self._checkpoint)
+        return build_report(map(self._report, self._jobs), self._options, origin)
+
+    @property
+    def _target_bytes(self) -> int:
+        return sum(target.entry.nbytes for target in self._targets.values())
+
+    def _select(self, files: OpenFiles) -> Selection:
+        total = self._target_bytes * passes(self._options)
+        if total:
+            self._progress.begin("selecting", total)
+        return select(
+            self._targets.values(),
+            self._options,
+            files,
+            threads=self._threads,
+            progress=self._progress.advance,
+        )
+
+    def _run(self, stage: str, pieces: Iterator[Piece], total: int) -> None:
+        self._progress.begin(stage, total)
+        run_pieces(pieces, threads=self._threads, progress=self._progress.advance)
+
+    def _measuring(self, files: OpenFiles, selection: Selection) -> Iterator[Piece]:
+        for target in self._targets.values():
+            job = MeasureJob(target, files.fd(target.path), selection)
+            self._jobs.append(job)
+            yield from job.pieces()
+
+    def _writing(
+        self,
+        folder: Path,
+        files: OpenFiles,
+        selection: Selection,
+        flusher: Flusher,
+        writers: ExitStack,
+    ) -> Iterator[Piece]:
+        for shard in self._checkpoint.shards:
+            names = [entry.name for entry in shard.header.tensors if entry.name in self._targets]
+            targets = [self._targets[name] for name in names]
+            plan = ShardPlan.make(shard, targets, self._options.output_format)
+            writer = ShardWriter(
+                folder / shard.name, plan.entries_at_most(), shard.header.metadata, flusher
+            )
+            writers.callback(writer.release)
+            for job in plan.jobs(files.fd(shard.path), selection, writer):
+                self._jobs.append(job)
+                yield from job.pieces()
+            yield CloseShard(writer)
+
+    def _quantization_config(self) -> dict[str, Any] | None:
+        if self._options.output_format == "dense":
+            return None
+        method = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION}
+        return method | rule_fields(self._options)
+
+    def _report(self, job: TargetJob | CopyJob) -> TensorReport:
+        entry = job.target.entry if isinstance(job, TargetJob) else job.entry
+        return TensorReport(
+            entry=entry,
+            decision=self._decisions[entry.name],
+            figures=job.figures if isinstance(job, TargetJob) else None,
+            checksum=hash_name(job.checksum),
+        )
+
+
+def _target(shard: Shard, entry: TensorEntry, decision: Decision) -> Target:
+    geometry = Geometry(
+        number_format=FORMATS[entry.dtype], shape=entry.shape, transposed=decision.transposed
+    )
+    return Target(shard, entry, geometry)

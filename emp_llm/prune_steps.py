@@ -1,0 +1,335 @@
+"""The pieces of work that turn a source shard into a pruned one; see `emp_llm.pipeline`.
+
+    TargetJob      a target, block by block: measured, packed, or with zeros in it
+    CopyJob        any other tensor, byte for byte
+    CloseShard     the end of the file
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from emp_kernels.dispatch import (
+    PackedRows,
+    PrunedRows,
+    RowFigures,
+    Workspace,
+    pack_rows,
+    prune_rows,
+)
+from emp_kernels.errors import NonFiniteRowError
+
+from emp_llm.geometry import Block, read_exactly
+from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
+from emp_llm.pipeline import Piece
+from emp_llm.safetensors_header import TensorEntry
+from emp_llm.selection import Selection
+from emp_llm.shard_writer import Entry, ShardWriter
+from emp_llm.tally import GroupTally, TensorFigures
+from emp_llm.target import Target
+
+__all__ = [
+    "CloseShard",
+    "CopyJob",
+    "DenseJob",
+    "MeasureJob",
+    "PackJob",
+    "TargetJob",
+    "hash_name",
+    "new_hash",
+]
+
+COPY_BYTES = 4 << 20
+"""Bytes that are copied at a time."""
+
+Write = Callable[[], None]
+Patterns = npt.NDArray[np.unsignedinteger]
+
+
+def new_hash() -> xxhash.xxh3_128:
+    """A checksum of a tensor's bytes: against damage, not against malice."""
+    return xxhash.xxh3_128()
+
+
+def hash_name(checksum: xxhash.xxh3_128) -> str:
+    """A checksum as reports hold it."""
+    return f"xxh3-128:{checksum.hexdigest()}"
+
+
+class CloseShard:
+    """Ends a file once all that comes before it is written."""
+
+    nbytes = 0
+
+    def __init__(self, writer: ShardWriter) -> None:
+        self._writer = writer
+
+    def compute(self, workspace: Workspace) -> None:
+        """Nothing."""
+
+    def settle(self, result: None) -> None:
+        """Let the writer close."""
+        self._writer.close_when_written()
+
+
+class CopyJob:
+    """Copies a tensor that is not pruned.
+
+    Attributes:
+        entry: Its place in the source.
+        checksum: Of its bytes, once all are copied.
+    """
+
+    def __init__(self, entry: TensorEntry, fd: int, where: str, writer: ShardWriter) -> None:
+        self.entry = entry
+        self.checksum = new_hash()
+        self._fd = fd
+        self._where = where
+        self._writer = writer
+
+    @staticmethod
+    def entries(entry: TensorEntry) -> list[Entry]:
+        """What the header will say of it."""
+        return [(entry.name, entry.dtype, entry.shape, entry.nbytes)]
+
+    def pieces(self) -> Iterator[Piece]:
+        """The work; one piece at least, for an empty tensor has an entry too."""
+        for start in range(self.entry.start, max(self.entry.end, self.entry.start + 1), COPY_BYTES):
+            yield _CopyStretch(self, start, min(start + COPY_BYTES, self.entry.end))
+
+    def read(self, start: int, data: memoryview) -> None:
+        """Read bytes of the source."""
+        read_exactly(self._fd, self._where, start, data)
+
+    def settle(self, data: memoryview, *, last: bool) -> Write:
+        """Make room for the next bytes."""
+        self.checksum.update(data)
+        offset = self._writer.allot(len(data))
+        if last:
+            self._writer.add_entries(self.entries(self.entry))
+        return lambda: self._writer.write(offset, data)
+
+
+class _CopyStretch:
+    def __init__(self, job: CopyJob, start: int, stop: int) -> None:
+        self.nbytes = stop - start
+        self._job = job
+        self._start = start
+        self._last = stop == job.entry.end
+
+    def compute(self, workspace: Workspace) -> memoryview:
+        data = memoryview(workspace.take("weights", self.nbytes))[: self.nbytes]
+        self._job.read(self._start, data)
+        return data
+
+    def settle(self, result: memoryview) -> Write:
+        return self._job.settle(result, last=self._last)
+
+
+class TargetJob(ABC):
+    """What is done with one target.
+
+    Args:
+        target: The tensor.
+        fd: Its file.
+        selection: What to keep.
+
+    Attributes:
+        figures: What pruning does to it, once all is settled.
+        checksum: Of the bytes that were written, once they are settled.
+    """
+
+    figures: TensorFigures
+
+    def __init__(self, target: Target, fd: int, selection: Selection) -> None:
+        self.target = target
+        self.fd = fd
+        self.checksum = new_hash()
+        self._selection = selection
+        self._tally = GroupTally(
+            target.geometry.columns, selection.beta, selection.groups.get(target.name)
+        )
+
+    def pieces(self) -> Iterator[Piece]:
+        """The work, in order."""
+        for number, block in enumerate(self.target.geometry.blocks()):
+            yield _TargetBlock(self, number, block)
+        yield _TargetEnd(self)
+
+    @abstractmethod
+    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> RowFigures:
+        """Decide on a block; on any thread."""
+
+    def settle(self, block: Block, rows: RowFigures) -> Write | None:
+        """Take note of a block; in order."""
+        self._tally.add(rows)
+        return self.settle_bytes(block, rows)
+
+    @abstractmethod
+    def settle_bytes(self, block: Block, rows: RowFigures) -> Write | None:
+        """Give a block its place, where it is to be written."""
+
+    def finish(self) -> Write | None:
+        """Take note that all blocks are settled; in order."""
+        nbytes, write = self.settle_end()
+        entry = self.target.entry
+        self.figures = self._tally.figures(entry.shape, entry.nbytes, nbytes)
+        return write
+
+    @abstractmethod
+    def settle_end(self) -> tuple[int, Write | None]:
+        """Bytes of the whole result, and what is left to write of it."""
+
+
+class _TargetBlock:
+    def __init__(self, job: TargetJob, number: int, block: Block) -> None:
+        self.nbytes = job.target.geometry.block_bytes(block)
+        self._job = job
+        self._number = number
+        self._block = block
+
+    def compute(self, workspace: Workspace) -> RowFigures:
+        target = self._job.target
+        weights = target.read(self._job.fd, self._block, workspace)
+        try:
+            return self._job.compute(self._number, weights, workspace)
+        except NonFiniteRowError as error:
+            raise target.not_finite(self._block, error) from error
+
+    def settle(self, result: RowFigures) -> Write | None:
+        return self._job.settle(self._block, result)
+
+
+class _TargetEnd:
+    nbytes = 0
+
+    def __init__(self, job: TargetJob) -> None:
+        self._job = job
+
+    def compute(self, workspace: Workspace) -> None:
+        """Nothing."""
+
+    def settle(self, result: None) -> Write | None:
+        return self._job.finish()
+
+
+class MeasureJob(TargetJob):
+    """Finds what packing a target would give, and writes nothing."""
+
+    def __init__(self, target: Target, fd: int, selection: Selection) -> None:
+        super().__init__(target, fd, selection)
+        self._nbytes = 0
+
+    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> RowFigures:
+        rule = self._selection.rule(self.target.name, number)
+        layout = self.target.layout(self.fd, rule)
+        return pack_rows(weights, layout, rule, emit=False, workspace=workspace)
+
+    def settle_bytes(self, block: Block, rows: RowFigures) -> None:
+        table = rows.table
+        self._nbytes += int(self._packed().layout.sections(table[:, 0], table[:, 1]).sum())
+
+    def settle_end(self) -> tuple[int, None]:
+        packed = self._packed()
+        records = self._nbytes + len(padding(self._nbytes))
+        return records + packed.table_bytes + len(packed.encode_meta()), None
+
+    def _packed(self) -> PackedTensor:
+        return PackedTensor(self.target.geometry, self.target.decided_layout)
+
+
+class PackJob(MeasureJob):
+    """Packs a target.
+
+    Args:
+        target: The tensor.
+        fd: Its file.
+        selection: What to keep.
+        writer: Where to.
+    """
+
+    def __init__(self, target: Target, fd: int, selection: Selection, writer: ShardWriter) -> None:
+        super().__init__(target, fd, selection)
+        self._writer = writer
+        self._tables: list[npt.NDArray[np.int64]] = []
+
+    @staticmethod
+    def entries(target: Target, record_bytes: int, table_bytes: int, meta_bytes: int) -> list[Entry]:
+        """What the header will say of it."""
+        name = target.name
+        return [
+            (name, "U8", (record_bytes,), record_bytes),
+            (name + ROWS_SUFFIX, "U8", (table_bytes,), table_bytes),
+            (name + META_SUFFIX, "I64", (meta_bytes // 8,), meta_bytes),
+        ]
+
+    @classmethod
+    def entries_at_most(cls, target: Target) -> list[Entry]:
+        """Entries with sizes that the ones to come cannot exceed."""
+        most = target.geometry.nbytes * 8 + 64
+        return cls.entries(target, most, most, most)
+
+    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PackedRows:
+        rule = self._selection.rule(self.target.name, number)
+        layout = self.target.layout(self.fd, rule)
+        return pack_rows(weights, layout, rule, workspace=workspace)
+
+    def settle_bytes(self, block: Block, rows: RowFigures) -> Write:
+        assert isinstance(rows, PackedRows)  # noqa: S101 (what compute returns)
+        super().settle_bytes(block, rows)
+        self._tables.append(rows.table)
+        return self._append(memoryview(rows.payload))
+
+    def settle_end(self) -> tuple[int, Write]:
+        packed = self._packed()
+        table = packed.encode_table(np.concatenate(self._tables))
+        meta = packed.encode_meta()
+        end = padding(self._nbytes)
+        self._writer.add_entries(
+            self.entries(self.target, self._nbytes + len(end), len(table), len(meta))
+        )
+        nbytes, _ = super().settle_end()
+        return nbytes, self._append(memoryview(end + table + meta))
+
+    def _append(self, data: memoryview) -> Write:
+        self.checksum.update(data)
+        offset = self._writer.allot(len(data))
+        return lambda: self._writer.write(offset, data)
+
+
+class DenseJob(TargetJob):
+    """Puts zeros in a target.
+
+    Args:
+        target: The tensor.
+        fd: Its file.
+        selection: What to keep.
+        writer: Where to.
+    """
+
+    def __init__(self, target: Target, fd: int, selection: Selection, writer: ShardWriter) -> None:
+        super().__init__(target, fd, selection)
+        self._writer = writer
+        self._offset = -1
+
+    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PrunedRows:
+        rule = self._selection.rule(self.target.name, number)
+        number_format = self.target.geometry.number_format
+        return prune_rows(weights, number_format, rule, out=weights, workspace=workspace)
+
+    def settle_bytes(self, block: Block, rows: RowFigures) -> Write:
+        assert isinstance(rows, PrunedRows)  # noqa: S101 (what compute returns)
+        if self._offset < 0:
+            self._offset = self._writer.allot(self.target.entry.nbytes)
+        weights = rows.weights
+        self.checksum.update(weights.data)
+        return lambda: self._writer.write_rows(
+            self.target.geometry, self._offset, block, weights
+        )
+
+    def settle_end(self) -> tuple[int, None]:
+        entry = self.target.entry
+        self._writer.add_entries(CopyJob.entries(entry))
+        return entry.nbytes, None

@@ -1,0 +1,268 @@
+"""Which weights of each block stay: at once for rows, from streamed histograms for larger groups.
+
+`row`     every block decides by itself.
+`layer`   each matrix is a group: a pass of exact histograms gives its count and threshold.
+`model`   all targets are one group: their histograms are added up.
+
+Where not all weights that equal the threshold stay, another pass counts them block by block, for
+the first ones stay: within a tensor in row-major order, among tensors in the order of their names.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emp_kernels.counting import exact_count
+from emp_kernels.dispatch import PerRow, Threshold, Workspace
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.histogram import (
+    BlockHistogram,
+    MagnitudeHistogram,
+    count_equal,
+    count_low_parts,
+    native_threshold,
+)
+from emp_kernels.numbers import F32
+
+from emp_llm.files import OpenFiles
+from emp_llm.geometry import Block
+from emp_llm.options import PruneOptions
+from emp_llm.pipeline import Progress, run_pieces
+from emp_llm.target import Target
+
+__all__ = ["Group", "Selection", "passes", "select"]
+
+Matrix = tuple[str, int]
+"""A tensor's name and the number of a matrix in it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the rule says of a group larger than a row.
+
+    Attributes:
+        n_eff: Its effective number.
+        size: Its weights, N.
+        mass: Σ|w|.
+        kept: How many it keeps, k.
+    """
+
+    n_eff: float
+    size: int
+    mass: float
+    kept: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The decisions for all targets.
+
+    Attributes:
+        beta: The rule's multiplier.
+        groups: The groups that each tensor's matrices belong to, in order; empty with `row`.
+        thresholds: Threshold and the ties it keeps of each block, by tensor; empty with `row`.
+    """
+
+    beta: float
+    groups: Mapping[str, Sequence[Group]]
+    thresholds: Mapping[str, Sequence[Threshold]]
+
+    def rule(self, name: str, number: int) -> PerRow | Threshold:
+        """What to keep of a tensor's block with this number."""
+        return self.thresholds[name][number] if self.thresholds else PerRow(self.beta)
+
+
+def passes(options: PruneOptions) -> int:
+    """How many times the targets are read before they are pruned, at most, float32 aside."""
+    return 0 if options.granularity == "row" else 2
+
+
+def select(
+    targets: Iterable[Target],
+    options: PruneOptions,
+    files: OpenFiles,
+    *,
+    threads: int,
+    progress: Progress | None = None,
+) -> Selection:
+    """Decide what to keep, reading the targets as often as the granularity asks for.
+
+    Raises:
+        CheckpointError: If a target cannot be read or holds NaN or infinity.
+    """
+    if options.granularity == "row":
+        return Selection(options.beta, {}, {})
+    ordered = sorted(targets, key=lambda target: target.name)
+    matrices = [(target.name, m) for target in ordered for m in range(target.geometry.matrices)]
+    together = options.granularity == "model"
+    group_of = {matrix: matrices[0] if together else matrix for matrix in matrices}
+    survey = _Survey(ordered, group_of, files, threads, progress)
+    searches = survey.histograms(options.beta)
+    survey.low_parts(searches)
+    ties = survey.ties(searches)
+    return Selection(
+        options.beta,
+        {
+            target.name: [
+                searches[group_of[target.name, m]].group for m in range(target.geometry.matrices)
+            ]
+            for target in ordered
+        },
+        ties,
+    )
+
+
+class _Search:
+    """The threshold of one group, narrowed down pass by pass."""
+
+    def __init__(self, histogram: MagnitudeHistogram, beta: float) -> None:
+        size = histogram.size
+        s1, s2 = histogram.sums()
+        kept = exact_count(s1, s2, size, beta)
+        self.group = Group(float(s1 * s1 / s2) if s2 else 0.0, size, float(s1), kept)
+        self.bin, self._rank = histogram.find_bin(kept) if kept else (F32.infinity >> 16, 0)
+        self.counts, self.unresolved = histogram.low_parts(self.bin)
+
+    def threshold(self) -> tuple[int, int, int]:
+        """Float32 key of the k-th largest magnitude, how many ties it keeps, and of how many."""
+        if not self._rank:
+            return self.bin << 16, 0, 0
+        above = 0
+        for low in range(len(self.counts) - 1, -1, -1):
+            tied = int(self.counts[low])
+            if above + tied >= self._rank:
+                return self.bin << 16 | low, self._rank - above, tied
+            above += tied
+        raise AssertionError("the histogram of a bin lacks weights that its counts promise")
+
+
+class _Survey:
+    """Passes over all targets that gather something of every block."""
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        group_of: Mapping[Matrix, Matrix],
+        files: OpenFiles,
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        self._targets = targets
+        self._group_of = group_of
+        self._files = files
+        self._threads = threads
+        self._progress = progress
+
+    def histograms(self, beta: float) -> dict[Matrix, _Search]:
+        """The first pass: counts and bins of all groups."""
+        open_groups: dict[Matrix, MagnitudeHistogram] = {}
+        searches: dict[Matrix, _Search] = {}
+        last = {group: matrix for matrix, group in self._group_of.items()}
+
+        def gather(target: Target, block: Block, counted: BlockHistogram) -> None:
+            matrix = (target.name, block.matrix)
+            group = self._group_of[matrix]
+            open_groups.setdefault(group, MagnitudeHistogram()).add(counted)
+            if last[group] == matrix and block.stop == target.geometry.matrix_rows:
+                searches[group] = _Search(open_groups.pop(group), beta)
+
+        self._run(
+            self._targets, lambda t, _, w: BlockHistogram(w, t.geometry.number_format), gather
+        )
+        return searches
+
+    def low_parts(self, searches: Mapping[Matrix, _Search]) -> None:
+        """For float32 weights: the lower bits of those in each group's bin."""
+
+        def search(target: Target, block: Block) -> _Search:
+            return searches[self._group_of[target.name, block.matrix]]
+
+        def gather(target: Target, block: Block, counts: Any) -> None:  # noqa: ANN401
+            if counts is not None:
+                search(target, block).counts += counts
+
+        self._run(
+            [t for t in self._targets if t.geometry.number_format is F32],
+            lambda t, b, w: count_low_parts(w, search(t, b).bin),
+            gather,
+            unless=lambda t, b: not search(t, b).unresolved,
+        )
+
+    def ties(self, searches: Mapping[Matrix, _Search]) -> dict[str, list[Threshold]]:
+        """The last pass: how many of the weights that equal the threshold stay in each block."""
+        found = {group: search.threshold() for group, search in searches.items()}
+        left = {group: ties for group, (_, ties, _) in found.items()}
+        thresholds: dict[str, list[Threshold]] = {target.name: [] for target in self._targets}
+
+        def native(target: Target, block: Block) -> tuple[Matrix, int, bool]:
+            group = self._group_of[target.name, block.matrix]
+            return group, *native_threshold(target.geometry.number_format, found[group][0])
+
+        def needless(target: Target, block: Block) -> bool:
+            group, _, exact = native(target, block)
+            _, ties, tied = found[group]
+            return not exact or ties in (0, tied)
+
+        def gather(target: Target, block: Block, equal: int | None) -> None:
+            group, key, exact = native(target, block)
+            if equal is None:  # all of the ties stay, or none
+                stay = target.geometry.block_bytes(block) if exact and left[group] else 0
+            else:
+                stay = min(equal, left[group])
+                left[group] -= stay
+            thresholds[target.name].append(Threshold(key, stay))
+
+        self._run(
+            self._targets,
+            lambda t, b, w: count_equal(w, t.geometry.number_format, native(t, b)[1]),
+            gather,
+            unless=needless,
+        )
+        return thresholds
+
+    def _run(
+        self,
+        targets: Iterable[Target],
+        examine: Callable[[Target, Block, Any], Any],
+        gather: Callable[[Target, Block, Any], None],
+        unless: Callable[[Target, Block], bool] = lambda _t, _b: False,
+    ) -> None:
+        def pieces() -> Iterator[_Examination]:
+            for target in targets:
+                fd = self._files.fd(target.path)
+                for block in target.geometry.blocks():
+                    needless = unless(target, block)
+                    yield _Examination(target, block, fd, None if needless else examine, gather)
+
+        run_pieces(pieces(), threads=self._threads, progress=self._progress)
+
+
+class _Examination:
+    """Looks at the weights of one block, or passes it over; see `emp_llm.pipeline.Piece`."""
+
+    def __init__(
+        self,
+        target: Target,
+        block: Block,
+        fd: int,
+        examine: Callable[[Target, Block, Any], Any] | None,
+        gather: Callable[[Target, Block, Any], None],
+    ) -> None:
+        self.nbytes = target.geometry.block_bytes(block)
+        self._target = target
+        self._block = block
+        self._fd = fd
+        self._examine = examine
+        self._gather = gather
+
+    def compute(self, workspace: Workspace) -> Any:  # noqa: ANN401 (what examine returns)
+        if self._examine is None:
+            return None
+        weights = self._target.read(self._fd, self._block, workspace)
+        try:
+            return self._examine(self._target, self._block, weights)
+        except NonFiniteRowError as error:
+            raise self._target.not_finite(self._block, error) from error
+
+    def settle(self, result: Any) -> None:  # noqa: ANN401
+        self._gather(self._target, self._block, result)

@@ -1,0 +1,134 @@
+"""A tensor that is pruned: where it lies, how its rows run, and the layout they are packed in."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from emp_kernels.dispatch import PerRow, Threshold, Workspace, pack_rows
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.layout import RADICES, RowLayout
+
+from emp_llm.checkpoint import Shard
+from emp_llm.errors import CheckpointError
+from emp_llm.geometry import Block, Geometry
+from emp_llm.safetensors_header import TensorEntry
+
+__all__ = ["Target"]
+
+_SAMPLED_ROWS = 32
+_LONG_ROW = 2048
+"""Rows from this many columns on start at 16-byte boundaries; shorter ones would pay over 1 %."""
+
+Patterns = npt.NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A tensor of the source that is pruned.
+
+    Attributes:
+        shard: The file it lies in.
+        entry: Its place there.
+        geometry: How its rows run.
+    """
+
+    shard: Shard
+    entry: TensorEntry
+    geometry: Geometry
+    _layouts: dict[str, RowLayout] = field(default_factory=dict, init=False, repr=False)
+    _deciding: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.entry.name
+
+    @property
+    def path(self) -> Path:
+        """The file it lies in."""
+        return self.shard.path
+
+    def read(self, fd: int, block: Block, workspace: Workspace) -> Patterns:
+        """Read a block's bit patterns, [rows, columns]; they lie in the workspace.
+
+        Raises:
+            CheckpointError: If the file cannot be read.
+        """
+        buffer = workspace.take("weights", self.geometry.block_bytes(block))
+        return self.geometry.read(fd, self.shard.name, self.entry.start, block, buffer)
+
+    def not_finite(self, block: Block, error: NonFiniteRowError) -> CheckpointError:
+        """The error that names the tensor and row where a block holds NaN or infinity."""
+        row = self.geometry.first_row(block) + error.row
+        return CheckpointError(
+            f"{self.shard.name}: {self.name!r} row {row} holds NaN or infinity, which have no "
+            f"magnitude to rank: repair the checkpoint or leave the tensor out with --ignore"
+        )
+
+    def layout(self, fd: int, rule: PerRow | Threshold) -> RowLayout:
+        """The layout for the whole tensor, decided once, from a sample of its rows.
+
+        Whatever it is, packing is exact; the choice is only about size. The radix is the one that
+        packs the sampled rows smallest. Trailing mantissa bits are dropped if they are zero in all
+        rows: only if they are so in the sample does the tensor have to be read for that.
+        """
+        with self._deciding:
+            if "chosen" not in self._layouts:
+                self._layouts["chosen"] = self._decide(fd, rule)
+            return self._layouts["chosen"]
+
+    @property
+    def decided_layout(self) -> RowLayout:
+        """The layout, once `layout` has decided it."""
+        return self._layouts["chosen"]
+
+    def _decide(self, fd: int, rule: PerRow | Threshold) -> RowLayout:
+        sample = self._sample(fd)
+        dropped_bits = self._zero_bits(sample)
+        if dropped_bits:
+            workspace = Workspace()
+            blocks = self.geometry.blocks()
+            dropped_bits = min(self._zero_bits(self.read(fd, b, workspace)) for b in blocks)
+        layouts = [
+            RowLayout(
+                number_format=self.geometry.number_format,
+                columns=self.geometry.columns,
+                dropped_bits=dropped_bits,
+                radix=radix,
+                align=16 if self.geometry.columns >= _LONG_ROW else 1,
+            )
+            for radix in RADICES
+        ]
+        try:
+            sizes = [_packed_bytes(sample, layout, rule) for layout in layouts]
+        except NonFiniteRowError:
+            return layouts[0]  # the block that holds the row tells of it
+        return layouts[sizes.index(min(sizes))]
+
+    def _sample(self, fd: int) -> Patterns:
+        """Up to _SAMPLED_ROWS rows, evenly spaced; of a transposed tensor, within a first block."""
+        workspace, geometry = Workspace(), self.geometry
+        if geometry.transposed:
+            rows = self.read(fd, next(geometry.blocks()), workspace)
+            return rows[_spaced(len(rows))]
+        numbers = [divmod(row, geometry.matrix_rows) for row in _spaced(geometry.rows)]
+        rows = [self.read(fd, Block(m, r, r + 1), workspace).copy() for m, r in numbers]
+        return np.concatenate(rows)
+
+    def _zero_bits(self, weights: Patterns) -> int:
+        """Trailing mantissa bits that are zero in all weights."""
+        mantissa_bits = self.geometry.number_format.mantissa_bits
+        used = int(np.bitwise_or.reduce(weights, axis=None)) | 1 << mantissa_bits
+        return (used & -used).bit_length() - 1
+
+
+def _spaced(rows: int) -> list[int]:
+    count = min(rows, _SAMPLED_ROWS)
+    return [i * rows // count for i in range(count)]
+
+
+def _packed_bytes(sample: Patterns, layout: RowLayout, rule: PerRow | Threshold) -> int:
+    table = pack_rows(sample, layout, rule, emit=False).table
+    return int(layout.sections(table[:, 0], table[:, 1]).sum())

@@ -1,0 +1,29 @@
+"""What a kernel can find wrong with its input."""
+
+__all__ = ["DamagedRowError", "NonFiniteRowError"]
+
+
+class NonFiniteRowError(ValueError):
+    """A row to prune holds NaN or infinity.
+
+    Attributes:
+        row: Its number within the block.
+    """
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} holds NaN or infinity")
+        self.row = row
+
+
+class DamagedRowError(ValueError):
+    """A packed row contradicts itself.
+
+    Attributes:
+        row: Its number within the block.
+        fault: What is wrong with it.
+    """
+
+    def __init__(self, row: int, fault: str) -> None:
+        super().__init__(f"row {row}: {fault}")
+        self.row = row
+        self.fault = fault

@@ -1,0 +1,166 @@
+"""Exact histograms of the magnitudes in a group larger than a row, and the threshold they give.
+
+All formats are counted in one order, that of float32's keys: the magnitude of every bf16 and fp16
+weight is a float32, so its key there says where it stands among weights of other formats. A key's
+upper 15 bits are its *bin*, its lower 16 bits its *low part*. Histograms add up over blocks,
+threads and machines, and do not depend on the order they are added in.
+"""
+
+from fractions import Fraction
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from emp_kernels.counting import exact_sums
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.numbers import F32, NumberFormat
+
+__all__ = ["BINS", "LOW_PARTS", "BlockHistogram", "MagnitudeHistogram", "count_equal", "count_low_parts", "native_threshold"]
+
+BINS = 1 << 15
+LOW_PARTS = 1 << 16
+
+Counts = npt.NDArray[np.int64]
+Patterns = npt.NDArray[np.unsignedinteger]
+
+
+class BlockHistogram:
+    """What one block of weights adds to a `MagnitudeHistogram`.
+
+    Args:
+        weights: uint16 or uint32 [R, C], bit patterns, C-contiguous, fewer than 2**31.
+        number_format: Their format.
+
+    Raises:
+        NonFiniteRowError: If a weight is NaN or infinite.
+
+    Attributes:
+        counts: int64 [BINS], by key for 16-bit formats, by bin for float32.
+        low_sums: uint64 [BINS], float32 only: sums of the low parts.
+        low_squares: uint64 [BINS], float32 only: sums of their squares.
+    """
+
+    def __init__(self, weights: Patterns, number_format: NumberFormat) -> None:
+        from emp_kernels.cpu import histogram
+
+        self.number_format = number_format
+        self.counts = np.zeros(BINS, np.int64)
+        self.low_sums = np.zeros(BINS, np.uint64)
+        self.low_squares = np.zeros(BINS, np.uint64)
+        mask = number_format.storage.type(number_format.key_mask)
+        flat = weights.reshape(-1)
+        if number_format is F32:
+            histogram.count_bins(flat, mask, self.counts, self.low_sums, self.low_squares)
+        else:
+            histogram.count_keys(flat, mask, self.counts)
+        if self.counts[number_format.infinity >> (number_format.bits - 16) :].any():
+            bad = (weights & mask) >= number_format.infinity
+            raise NonFiniteRowError(int(np.flatnonzero(bad.any(axis=1))[0]))
+
+
+class MagnitudeHistogram:
+    """The magnitudes of one group of weights, of one format or several."""
+
+    def __init__(self) -> None:
+        self._keys: dict[NumberFormat, Counts] = {}
+        self._bins = np.zeros(BINS, np.int64)
+        self._low_sums = np.zeros(BINS, np.uint64)
+        # sums of squares pass 64 bits, so their halves are summed apart
+        self._low_squares = np.zeros((2, BINS), np.uint64)
+
+    def add(self, block: BlockHistogram) -> None:
+        """Count one more block."""
+        if block.number_format is not F32:
+            keys = self._keys.setdefault(block.number_format, np.zeros(BINS, np.int64))
+            keys += block.counts
+            return
+        self._bins += block.counts
+        self._low_sums += block.low_sums
+        self._low_squares[0] += block.low_squares & np.uint64(0xFFFFFFFF)
+        self._low_squares[1] += block.low_squares >> np.uint64(32)
+
+    @property
+    def size(self) -> int:
+        """Weights counted."""
+        return int(self._bins.sum()) + sum(int(keys.sum()) for keys in self._keys.values())
+
+    def sums(self) -> tuple[Fraction, Fraction]:
+        """Σ|w| and Σw², exactly."""
+        parts = []
+        for number_format, keys in self._keys.items():
+            for key in np.flatnonzero(keys).tolist():
+                m, e = number_format.significand(key)
+                count = int(keys[key])
+                parts.append((e, count * m, count * m * m))
+        for index in np.flatnonzero(self._bins).tolist():
+            m, e = F32.significand(index << 16)
+            count, low = int(self._bins[index]), int(self._low_sums[index])
+            squares = int(self._low_squares[0, index]) + (int(self._low_squares[1, index]) << 32)
+            parts.append((e, count * m + low, count * m * m + 2 * m * low + squares))
+        return exact_sums(parts)
+
+    def find_bin(self, k: int) -> tuple[int, int]:
+        """The bin that holds the k-th largest magnitude, and its rank within, both from the top.
+
+        Args:
+            k: From 1 to `size`.
+        """
+        by_bin = self._bins.copy()
+        for number_format, keys in self._keys.items():
+            np.add.at(by_bin, _float32_keys(number_format) >> 16, keys)
+        from_top = np.cumsum(by_bin[::-1])
+        index = int(np.searchsorted(from_top, k))
+        found = BINS - 1 - index
+        return found, k - int(from_top[index] - by_bin[found])
+
+    def low_parts(self, chosen_bin: int) -> tuple[Counts, bool]:
+        """Low parts in a bin of the weights whose low parts are known: int64 [LOW_PARTS].
+
+        Returns:
+            The counts, and whether float32 weights of the bin are still to be added to them.
+        """
+        counts = np.zeros(LOW_PARTS, np.int64)
+        for number_format, keys in self._keys.items():
+            float_keys = _float32_keys(number_format)
+            inside = float_keys >> 16 == chosen_bin
+            np.add.at(counts, float_keys[inside] & 0xFFFF, keys[inside])
+        return counts, bool(self._bins[chosen_bin])
+
+
+@cache
+def _float32_keys(number_format: NumberFormat) -> Counts:
+    """The key in float32 of every key of a 16-bit format, int64 [BINS]; past infinity: its own."""
+    keys = np.arange(BINS, dtype=np.uint16)
+    magnitudes = number_format.magnitudes(np.minimum(keys, number_format.infinity))
+    return magnitudes.astype(np.float32).view(np.uint32).astype(np.int64)
+
+
+def count_low_parts(weights: Patterns, chosen_bin: int) -> Counts:
+    """Low parts of the float32 weights (uint32 [R, C]) in a bin, int64 [LOW_PARTS]."""
+    from emp_kernels.cpu import histogram
+
+    counts = np.zeros(LOW_PARTS, np.int64)
+    histogram.count_low_parts(weights.reshape(-1), np.uint32(F32.key_mask), chosen_bin, counts)
+    return counts
+
+
+def count_equal(weights: Patterns, number_format: NumberFormat, key: int) -> int:
+    """How many weights (uint16 or uint32 [R, C]) have this key."""
+    from emp_kernels.cpu import histogram
+
+    mask = number_format.storage.type(number_format.key_mask)
+    return int(histogram.count_equal(weights.reshape(-1), mask, key))
+
+
+def native_threshold(number_format: NumberFormat, float32_key: int) -> tuple[int, bool]:
+    """A threshold in another format: its largest key that does not exceed a float32 key.
+
+    Returns:
+        The key, and whether it stands for the very same magnitude.
+    """
+    if number_format is F32:
+        return float32_key, True
+    keys = _float32_keys(number_format)[: number_format.infinity]
+    key = int(np.searchsorted(keys, float32_key, side="right")) - 1
+    return key, int(keys[key]) == float32_key
