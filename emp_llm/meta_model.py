@@ -154,7 +154,7 @@ def _build(
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
     try:
-        # transformers skips initialisation under this context, which accelerate's is not for it.
+        # As from_pretrained does it: transformers sees this device and initialises nothing.
         with torch.device("meta"):
             return model_class(config)
     except ImportError:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-__all__ = ["Landing", "Place", "read_structure"]
+__all__ = ["Landing", "Place", "find_places", "read_structure"]
 
 _ATTENTION_CLASS = re.compile(r"(Attention|Attn)(?!.*(Layer|Block|MLP|Head)$)")
 _ATTENTION_NAME = re.compile(r"(^|_)(attn|attention)$", re.IGNORECASE)
@@ -88,9 +88,21 @@ def read_structure(
     """
     with calm():
         model = build_meta_model(folder)
-        places = dict(_walk(model, _Scope(heads=frozenset(_heads(model)))))
-        _exclude_tied(places, getattr(model, "all_tied_weights_keys", {}))
-        return dict(_land(model, places, shapes))
+        return dict(_land(model, find_places(model), shapes))
+
+
+def find_places(model: "PreTrainedModel") -> dict[str, Place]:
+    """Tell what each parameter and buffer of a model is, by its name in the model.
+
+    Args:
+        model: Any model of transformers, on any device.
+
+    Returns:
+        Name to place; what several modules share is there under each of its names.
+    """
+    places = dict(_walk(model, _Scope(heads=frozenset(_heads(model)))))
+    _exclude_tied(places, getattr(model, "all_tied_weights_keys", {}))
+    return places
 
 
 def _land(

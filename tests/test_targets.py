@@ -1,8 +1,9 @@
+import contextlib
 import gc
 import json
+import logging
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -690,15 +691,39 @@ def test_a_checkpoint_without_linear_layers_says_so(llama):
 # What it leaves behind
 
 
-def test_it_prints_nothing_and_leaves_everything_as_it_was(llama, tmp_path, capfd):
+def _run(code, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_it_prints_nothing(llama, tmp_path):
     # transformers warns of this config: its rope scaling contradicts itself.
     rope = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
     folder = _with_config(tmp_path, llama, rope_parameters={**rope, "rope_theta": 10000.0})
+    code = (
+        "import sys, pathlib; from emp_llm.targets import decide_targets; "
+        "name = 'model.layers.0.mlp.up_proj.weight'; "
+        "decide_targets(pathlib.Path(sys.argv[1]), {name: ('BF16', (24, 16))})"
+    )
+    done = _run(code, folder)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("targets", ["mlp", "nothing of this name"])
+def test_it_leaves_logging_and_garbage_collection_as_they_were(targets, llama):
     verbosity = transformers.logging.get_verbosity()
-    decide_targets(folder, read_tensors(llama))
-    assert capfd.readouterr() == ("", "")
-    assert transformers.logging.get_verbosity() == verbosity
-    assert gc.isenabled()
+    transformers.logging.set_verbosity_info()
+    try:
+        with contextlib.suppress(CheckpointError):
+            decide_targets(llama, read_tensors(llama), targets=targets)
+        assert transformers.logging.get_verbosity() == logging.INFO
+        assert gc.isenabled()
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 def test_importing_it_imports_nothing_heavy():
@@ -706,7 +731,4 @@ def test_importing_it_imports_nothing_heavy():
         "import sys, emp_llm.targets; "
         "print(*({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
-    )
-    assert done.stdout.strip() == ""
+    assert _run(code).stdout.strip() == ""
