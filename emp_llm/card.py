@@ -8,6 +8,8 @@ from typing import Any
 __all__ = ["write_card"]
 
 _FRONT_MATTER = re.compile(r"\A---\r?\n.*?\r?\n---\r?\n", re.DOTALL)
+_BEGIN, _END = "<!-- emp-llm -->", "<!-- /emp-llm -->"
+_OUR_SECTION = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END) + "\n*", re.DOTALL)
 
 _PACKED_NOTE = """\
 > **This checkpoint is packed.** Plain transformers refuses it with a size mismatch. Turn it into an
@@ -20,21 +22,24 @@ This is an ordinary checkpoint with zeros in it: everything that reads the sourc
 """
 
 
-def write_card(path: Path, source_card: Path, report: Mapping[str, Any]) -> None:
+def write_card(path: Path, source_card: Path, report: Mapping[str, Any] | None) -> None:
     """Write a model card.
 
     Args:
         path: Where to.
-        source_card: The card of the model that was pruned; its front matter and its text are kept.
-        report: What was done.
+        source_card: The card of the model that was pruned or unpacked; its front matter and its
+            text are kept, but for what an earlier `write_card` said.
+        report: What was done; None if nothing is known of it.
     """
-    source_text = source_card.read_text(encoding="utf-8") if source_card.is_file() else ""
-    front = _FRONT_MATTER.match(source_text)
+    text = source_card.read_text(encoding="utf-8") if source_card.is_file() else ""
+    front = _FRONT_MATTER.match(text)
     head = front.group() if front else "---\nlibrary_name: transformers\ntags:\n- emp\n---\n"
-    rest = source_text[front.end() :] if front else source_text
-    parts = [head, _section(report)]
-    if rest.strip():
-        parts.append(f"## The card of the model that was pruned\n\n{rest.strip()}\n")
+    rest = _OUR_SECTION.sub("", text[front.end() :] if front else text).strip()
+    parts = [head]
+    if report is not None:
+        parts.append(f"{_BEGIN}\n{_section(report)}{_END}\n")
+    if rest:
+        parts.append(f"{rest}\n")
     path.write_text("\n".join(parts), encoding="utf-8")
 
 

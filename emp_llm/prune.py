@@ -36,7 +36,7 @@ from emp_llm.prune_steps import CloseShard, CopyJob, MeasureJob, TargetJob, hash
 from emp_llm.report import TensorReport, build_report, rule_fields
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.selection import Selection, passes, select
-from emp_llm.shard_plan import ShardPlan
+from emp_llm.shard_plan import ShardPlan, output_name
 from emp_llm.shard_writer import Flusher, ShardWriter
 from emp_llm.target import Target
 from emp_llm.targets import Decision, decide_targets
@@ -167,7 +167,10 @@ class _Run:
         figures = {job.target.name: job.figures for job in self._jobs if isinstance(job, TargetJob)}
         tensors = [
             TensorReport(
-                entry=entry, decision=self._decisions[name], figures=figures.get(name), checksum=None
+                entry=entry,
+                decision=self._decisions[name],
+                figures=figures.get(name),
+                checksum=None,
             )
             for name, (_, entry) in self._checkpoint.tensors.items()
         ]
@@ -225,9 +228,8 @@ class _Run:
             names = [entry.name for entry in shard.header.tensors if entry.name in self._targets]
             targets = [self._targets[name] for name in names]
             plan = ShardPlan.make(shard, targets, self._options.output_format)
-            writer = ShardWriter(
-                folder / shard.name, plan.entries_at_most(), shard.header.metadata, flusher
-            )
+            path = folder / output_name(self._checkpoint, shard)
+            writer = ShardWriter(path, plan.entries_at_most(), shard.header.metadata, flusher)
             writers.callback(writer.release)
             for job in plan.jobs(files.fd(shard.path), selection, writer):
                 self._jobs.append(job)

@@ -15,7 +15,7 @@ from emp_llm.safetensors_header import ITEM_BITS, TensorEntry
 from emp_llm.tally import TensorFigures, ratio
 from emp_llm.targets import Decision
 
-__all__ = ["TensorReport", "build_report", "kinds", "rule_fields"]
+__all__ = ["TensorReport", "build_report", "dense_report", "kinds", "rule_fields"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,25 @@ def build_report(
         "totals": totals,
         "tensors": {tensor.entry.name: tensor.to_dict() for tensor in ordered},
     }
+
+
+def dense_report(report: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+    """The report of a packed folder as that of the same weights in a dense one.
+
+    Args:
+        report: The packed folder's.
+        hashes: Checksum of each tensor in the dense folder.
+    """
+
+    def dense(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {**fields, "bytes_after": fields["bytes_before"], "bytes_ratio": 1.0}
+
+    tensors = {
+        name: {**fields, "bytes_after": fields["bytes_before"], "hash": hashes[name]}
+        for name, fields in report["tensors"].items()
+    }
+    totals = {part: dense(fields) for part, fields in report["totals"].items()}
+    return {**report, "format": "dense", "totals": totals, "tensors": tensors}
 
 
 def _totals(figures: Iterable[TensorFigures]) -> dict[str, Any]:

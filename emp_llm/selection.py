@@ -28,29 +28,13 @@ from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
 from emp_llm.options import PruneOptions
 from emp_llm.pipeline import Progress, run_pieces
+from emp_llm.tally import Group
 from emp_llm.target import Target
 
-__all__ = ["Group", "Selection", "passes", "select"]
+__all__ = ["Selection", "passes", "select"]
 
 Matrix = tuple[str, int]
 """A tensor's name and the number of a matrix in it."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """What the rule says of a group larger than a row.
-
-    Attributes:
-        n_eff: Its effective number.
-        size: Its weights, N.
-        mass: Σ|w|.
-        kept: How many it keeps, k.
-    """
-
-    n_eff: float
-    size: int
-    mass: float
-    kept: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +103,7 @@ class _Search:
         size = histogram.size
         s1, s2 = histogram.sums()
         kept = exact_count(s1, s2, size, beta)
-        self.group = Group(float(s1 * s1 / s2) if s2 else 0.0, size, float(s1), kept)
+        self.group = Group(float(s1 * s1 / s2) if s2 else 0.0, size, float(s1))
         self.bin, self._rank = histogram.find_bin(kept) if kept else (F32.infinity >> 16, 0)
         self.counts, self.unresolved = histogram.low_parts(self.bin)
 

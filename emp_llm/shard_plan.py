@@ -8,7 +8,7 @@ a multiple of its items' size, and the same tensors always make the same file.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from emp_llm.checkpoint import Shard
+from emp_llm.checkpoint import WEIGHTS_NAME, Checkpoint, Shard
 from emp_llm.options import OutputFormat
 from emp_llm.prune_steps import CopyJob, DenseJob, PackJob, TargetJob
 from emp_llm.safetensors_header import ITEM_BITS, TensorEntry
@@ -16,7 +16,18 @@ from emp_llm.selection import Selection
 from emp_llm.shard_writer import Entry, ShardWriter
 from emp_llm.target import Target
 
-__all__ = ["ShardPlan", "plain_order"]
+__all__ = ["ShardPlan", "output_name", "plain_order"]
+
+
+def output_name(checkpoint: Checkpoint, shard: Shard) -> str:
+    """The file name of a shard in the result: the source's, or one that transformers looks for.
+
+    transformers looks for `model.safetensors`, for what an index names and for what the config
+    names under ``transformers_weights``, not for a lone file of another name.
+    """
+    if checkpoint.index_name is None and "transformers_weights" not in checkpoint.config:
+        return WEIGHTS_NAME
+    return shard.name
 
 
 def plain_order(entry: TensorEntry) -> tuple[int, str]:
@@ -41,7 +52,9 @@ class ShardPlan:
     dense: Mapping[str, Target]
 
     @classmethod
-    def make(cls, shard: Shard, targets: Iterable[Target], output_format: OutputFormat) -> "ShardPlan":
+    def make(
+        cls, shard: Shard, targets: Iterable[Target], output_format: OutputFormat
+    ) -> "ShardPlan":
         """Plan a shard whose targets these are."""
         by_name = {target.name: target for target in targets}
         packed = by_name if output_format == "packed" else {}
@@ -60,7 +73,9 @@ class ShardPlan:
         for entry in self.plain:
             yield from CopyJob.entries(entry)
 
-    def jobs(self, fd: int, selection: Selection, writer: ShardWriter) -> Iterator[TargetJob | CopyJob]:
+    def jobs(
+        self, fd: int, selection: Selection, writer: ShardWriter
+    ) -> Iterator[TargetJob | CopyJob]:
         """The work, in order.
 
         Args:

@@ -11,9 +11,24 @@ import numpy as np
 import numpy.typing as npt
 from emp_kernels.dispatch import PackedRows
 
-__all__ = ["GroupTally", "TensorFigures", "effective_numbers", "mass_bound"]
+__all__ = ["Group", "GroupTally", "TensorFigures", "effective_numbers", "mass_bound"]
 
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of weights larger than a row.
+
+    Attributes:
+        n_eff: Its effective number.
+        size: Its weights, N.
+        mass: Σ|w|.
+    """
+
+    n_eff: float
+    size: int
+    mass: float
 
 
 def effective_numbers(s1: Floats, s2: Floats) -> Floats:
@@ -121,13 +136,11 @@ class GroupTally:
     Args:
         columns: Weights in a row.
         beta: The rule's multiplier; the bound is known for 1 only.
-        shared: Effective numbers and sizes of the groups, where groups are larger than a row;
-            None where each row is one.
+        shared: The groups of the tensor's matrices, where they are larger than a row; None where
+            each row is one.
     """
 
-    def __init__(
-        self, columns: int, beta: float, shared: Sequence[tuple[float, int]] | None
-    ) -> None:
+    def __init__(self, columns: int, beta: float, shared: Sequence[Group] | None) -> None:
         self._columns = columns
         self._bounded = beta == 1.0
         self._shared = shared
@@ -159,11 +172,11 @@ class GroupTally:
             fraction = n_mean / self._columns
             bound = self._bound_mass if self._bounded else None
         else:
-            n = np.array([effective for effective, _ in self._shared])
-            sizes = np.array([size for _, size in self._shared], np.int64)
+            n = np.array([group.n_eff for group in self._shared])
+            sizes = np.array([group.size for group in self._shared], np.int64)
             n_min, n_mean, n_max = float(n.min()), float(n.mean()), float(n.max())
             fraction = float((n / sizes).mean())
-            bound = None
+            bound = self._shared_bound(n, sizes)
         return TensorFigures(
             shape=shape,
             rows=self._rows,
@@ -179,3 +192,10 @@ class GroupTally:
             bytes_before=bytes_before,
             bytes_after=bytes_after,
         )
+
+    def _shared_bound(self, n: Floats, sizes: npt.NDArray[np.int64]) -> float | None:
+        """The bound, if all groups lie within this tensor."""
+        if not self._bounded or sizes.sum() != self._rows * self._columns:
+            return None
+        mass = np.array([group.mass for group in self._shared or ()])
+        return float((mass_bound(n, sizes) * mass).sum())

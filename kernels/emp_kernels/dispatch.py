@@ -29,6 +29,7 @@ __all__ = [
     "RowFigures",
     "Threshold",
     "Workspace",
+    "check_table",
     "pack_rows",
     "prune_rows",
     "resolve",
@@ -210,7 +211,7 @@ def unpack_rows(
     Raises:
         DamagedRowError: If a record contradicts its line of the table or itself.
     """
-    _check_table(table, layout)
+    check_table(table, layout)
     sections = layout.sections(table[:, 0], table[:, 1])
     if sections.sum() != payload.size:
         raise DamagedRowError(
@@ -247,7 +248,12 @@ def unpack_rows(
     return out
 
 
-def _check_table(table: npt.NDArray[np.int64], layout: RowLayout) -> None:
+def check_table(table: npt.NDArray[np.int64], layout: RowLayout) -> None:
+    """Check that each line of a row table, int64 [R, 3], is one that a row can have.
+
+    Raises:
+        DamagedRowError: If one is not.
+    """
     kept, escaped, base = table[:, 0], table[:, 1], table[:, 2]
     bad = (kept < 0) | (kept > layout.columns) | (escaped < 0) | (escaped > kept)
     bad |= (base < 0) | (base > layout.number_format.key_mask)

@@ -16,7 +16,15 @@ from emp_kernels.counting import exact_sums
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.numbers import F32, NumberFormat
 
-__all__ = ["BINS", "LOW_PARTS", "BlockHistogram", "MagnitudeHistogram", "count_equal", "count_low_parts", "native_threshold"]
+__all__ = [
+    "BINS",
+    "LOW_PARTS",
+    "BlockHistogram",
+    "MagnitudeHistogram",
+    "count_equal",
+    "count_low_parts",
+    "native_threshold",
+]
 
 BINS = 1 << 15
 LOW_PARTS = 1 << 16

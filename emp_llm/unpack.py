@@ -1,0 +1,197 @@
+"""Packed to dense: an ordinary checkpoint with the same weights, bit for bit."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from emp_kernels.dispatch import Workspace
+
+from emp_llm.card import write_card
+from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint, read_json_object
+from emp_llm.companions import (
+    CARD_NAME,
+    REPORT_NAME,
+    copy_small_files,
+    write_config,
+    write_index,
+    write_json,
+)
+from emp_llm.errors import CheckpointError
+from emp_llm.files import OpenFiles
+from emp_llm.geometry import Block
+from emp_llm.hub import fetch
+from emp_llm.output_folder import OutputFolder
+from emp_llm.packed import QUANT_METHOD
+from emp_llm.packed_reader import PackedReader, open_shard
+from emp_llm.pipeline import Piece, available_cores, run_pieces
+from emp_llm.progress import Progress, Silent
+from emp_llm.prune_steps import CloseShard, CopyJob, hash_name, new_hash
+from emp_llm.report import dense_report
+from emp_llm.safetensors_header import TensorEntry
+from emp_llm.shard_plan import output_name, plain_order
+from emp_llm.shard_writer import Flusher, ShardWriter
+
+__all__ = ["unpack"]
+
+Patterns = npt.NDArray[np.unsignedinteger]
+Write = Callable[[], None]
+
+
+def unpack(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Turn a packed checkpoint into an ordinary one, the one that pruning with
+    ``--format dense`` writes.
+
+    Args:
+        model: A packed folder, or a packed model of the Hugging Face Hub.
+        out: The folder to write; whole afterwards or, after an error, not there.
+        revision: Branch, tag or commit of a model of the Hub.
+        token: Token for the Hub; by default the one that is logged in.
+        overwrite: Whether to replace a checkpoint in `out`.
+        threads: Threads that decode and write; all cores by default. The result is the same.
+        progress: Told how the work goes on.
+
+    Returns:
+        The report, as in the result's ``emp_report.json``.
+
+    Raises:
+        CheckpointError: If the source is not a packed checkpoint.
+        FormatError: If packed data is damaged or of another version.
+        OutputError: If `out` cannot be written.
+    """
+    progress = progress or Silent()
+    source = fetch(os.fspath(model), revision=revision, token=token)
+    checkpoint = open_checkpoint(source.folder)
+    _check_packed(checkpoint)
+    with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
+        jobs = _write_shards(checkpoint, folder.staging, threads or available_cores(), progress)
+        write_index(folder.staging, checkpoint)
+        write_config(folder.staging, checkpoint, None)
+        copy_small_files(folder.staging, checkpoint)
+        report = _report(source.folder, jobs)
+        if report is not None:
+            write_json(folder.staging / REPORT_NAME, report)
+        write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
+        folder.publish()
+    return {
+        "packed_tensors": sum(isinstance(job, _UnpackJob) for job in jobs),
+        "tensors": len(jobs),
+        "bytes_before": checkpoint.nbytes,
+        "bytes_after": sum(job.entry.nbytes for job in jobs),
+    }
+
+
+def _check_packed(checkpoint: Checkpoint) -> None:
+    quantization = checkpoint.config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method != QUANT_METHOD:
+        found = f"quant_method is {method!r}" if method else "it has no quantization_config"
+        raise CheckpointError(
+            f"{checkpoint.folder}: is not packed by emp-llm ({found} in config.json); "
+            "give a folder that `emp-llm prune` wrote"
+        )
+
+
+def _report(folder: Path, jobs: "list[_UnpackJob | CopyJob]") -> dict[str, Any] | None:
+    """The dense folder's report; None where the packed one has none."""
+    if not (folder / REPORT_NAME).is_file():
+        return None
+    hashes = {job.entry.name: hash_name(job.checksum) for job in jobs}
+    return dense_report(read_json_object(folder / REPORT_NAME), hashes)
+
+
+def _write_shards(
+    checkpoint: Checkpoint, folder: Path, threads: int, progress: Progress
+) -> "list[_UnpackJob | CopyJob]":
+    done: list[_UnpackJob | CopyJob] = []
+    with ExitStack() as stack:
+        files = stack.enter_context(OpenFiles())
+        writers = stack.enter_context(ExitStack())
+        flusher = stack.enter_context(Flusher())
+
+        def pieces() -> Iterator[Piece]:
+            for shard in checkpoint.shards:
+                fd = files.fd(shard.path)
+                readers, tensors = _dense_tensors(shard, fd)
+                name = output_name(checkpoint, shard)
+                entries = [entry for tensor in tensors for entry in CopyJob.entries(tensor)]
+                writer = ShardWriter(folder / name, entries, shard.header.metadata, flusher)
+                writers.callback(writer.release)
+                for tensor in tensors:
+                    reader = readers.get(tensor.name)
+                    job = (
+                        _UnpackJob(reader, writer)
+                        if reader
+                        else CopyJob(tensor, fd, shard.name, writer)
+                    )
+                    done.append(job)
+                    yield from job.pieces()
+                yield CloseShard(writer)
+
+        progress.begin("unpacking", checkpoint.nbytes)
+        run_pieces(pieces(), threads=threads, progress=progress.advance)
+    return done
+
+
+def _dense_tensors(shard: Shard, fd: int) -> tuple[dict[str, PackedReader], list[TensorEntry]]:
+    """Readers of the packed tensors by name, and all tensors of the dense file in order."""
+    readers, plain = open_shard(shard, fd)
+    dense = [*plain, *(reader.dense_entry for reader in readers.values())]
+    return readers, sorted(dense, key=plain_order)
+
+
+class _UnpackJob:
+    """Unpacks one tensor.
+
+    Attributes:
+        entry: The tensor as it is in a dense file.
+        checksum: Of its weights, row by row, once all are settled.
+    """
+
+    def __init__(self, reader: PackedReader, writer: ShardWriter) -> None:
+        self.entry = reader.dense_entry
+        self.checksum = new_hash()
+        self._reader = reader
+        self._writer = writer
+        self._offset = -1
+
+    def pieces(self) -> Iterator[Piece]:
+        """The work, in order."""
+        for block in self._reader.geometry.blocks():
+            yield _UnpackBlock(self, self._reader, block)
+
+    def settle(self, block: Block, weights: Patterns) -> Write:
+        """Give a block its place; in order."""
+        if self._offset < 0:
+            self._offset = self._writer.allot(self.entry.nbytes)
+            self._writer.add_entries(CopyJob.entries(self.entry))
+        self.checksum.update(weights.data)
+        geometry = self._reader.geometry
+        return lambda: self._writer.write_rows(geometry, self._offset, block, weights)
+
+
+class _UnpackBlock:
+    def __init__(self, job: _UnpackJob, reader: PackedReader, block: Block) -> None:
+        self.nbytes = reader.block_bytes(block)
+        self._job = job
+        self._reader = reader
+        self._block = block
+
+    def compute(self, workspace: Workspace) -> Patterns:
+        records = self._reader.records(self._block, workspace)
+        return self._reader.decode(self._block, records, workspace)
+
+    def settle(self, result: Patterns) -> Write:
+        return self._job.settle(self._block, result)
