@@ -4,236 +4,15 @@ import json
 import logging
 import subprocess
 import sys
-from typing import NamedTuple
 
 import pytest
 import transformers
 from architectures import ARCHITECTURES, make_model, read_tensors, save_tiny_model
+from expected_targets import EXPECTED, GATED, LLAMA, experts, names
 from safetensors.torch import save_file
 
 from emp_llm.errors import CheckpointError
 from emp_llm.targets import decide_targets
-
-
-def _names(prefix, *leaves):
-    return [prefix + leaf + ".weight" for leaf in leaves]
-
-
-def _both_layers(prefix, *leaves):
-    """Names in layers 0 and 1; the prefix has a {} where the layer's number goes."""
-    return [name for i in range(2) for name in _names(prefix.format(i), *leaves)]
-
-
-def _experts(prefix, *leaves):
-    """Names in experts 0 to 3; the prefix has a {} where the expert's number goes."""
-    return [name for i in range(4) for name in _names(prefix.format(i), *leaves)]
-
-
-class Expected(NamedTuple):
-    mlp: list[str]
-    attention: list[str]
-    transposed: list[str] = []  # noqa: RUF012
-    kinds: list[str] = []  # noqa: RUF012
-
-
-GATED = ("gate_proj", "up_proj", "down_proj")
-QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
-LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
-
-LLAMA = Expected(
-    mlp=_both_layers("model.layers.{}.mlp.", *GATED),
-    attention=_both_layers("model.layers.{}.self_attn.", *QKVO),
-    kinds=["gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"],
-)
-BERT_MLP = ("intermediate.dense", "output.dense")
-BERT_ATTENTION = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-)
-BERT_KINDS = ["query", "key", "value", *BERT_MLP, "attention.output.dense"]
-DEEPSEEK = Expected(
-    mlp=[
-        *_names("model.layers.0.mlp.", *GATED),
-        *_experts("model.layers.1.mlp.experts.{}.", *GATED),
-        *_names("model.layers.1.mlp.shared_experts.", *GATED),
-    ],
-    attention=_both_layers("model.layers.{}.self_attn.", *LATENT),
-    kinds=[
-        *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-        *("experts.gate_proj", "experts.up_proj", "experts.down_proj"),
-        *("shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj"),
-        *LATENT,
-    ],
-)
-
-EXPECTED = {
-    "llama": LLAMA,
-    "llama-tied": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "gemma": LLAMA,
-    "gemma2": LLAMA,
-    "gemma3": LLAMA,
-    "phi": Expected(
-        mlp=_both_layers("model.layers.{}.mlp.", "fc1", "fc2"),
-        attention=_both_layers("model.layers.{}.self_attn.", "q_proj", "k_proj", "v_proj", "dense"),
-        kinds=["fc1", "fc2", "q_proj", "k_proj", "v_proj", "dense"],
-    ),
-    "phi3": Expected(
-        mlp=_both_layers("model.layers.{}.mlp.", "gate_up_proj", "down_proj"),
-        attention=_both_layers("model.layers.{}.self_attn.", "qkv_proj", "o_proj"),
-        kinds=["gate_up_proj", "down_proj", "qkv_proj", "o_proj"],
-    ),
-    "gpt2": Expected(
-        mlp=_both_layers("transformer.h.{}.mlp.", "c_fc", "c_proj"),
-        attention=_both_layers("transformer.h.{}.attn.", "c_attn", "c_proj"),
-        transposed=_both_layers(
-            "transformer.h.{}.", "mlp.c_fc", "mlp.c_proj", "attn.c_attn", "attn.c_proj"
-        ),
-        kinds=["c_fc", "mlp.c_proj", "c_attn", "attn.c_proj"],
-    ),
-    "gpt-neox": Expected(
-        mlp=_both_layers("gpt_neox.layers.{}.mlp.", "dense_h_to_4h", "dense_4h_to_h"),
-        attention=_both_layers("gpt_neox.layers.{}.attention.", "query_key_value", "dense"),
-        kinds=["dense_h_to_4h", "dense_4h_to_h", "query_key_value", "dense"],
-    ),
-    "opt": Expected(
-        mlp=_both_layers("model.decoder.layers.{}.", "fc1", "fc2"),
-        attention=_both_layers(
-            "model.decoder.layers.{}.self_attn.", "q_proj", "k_proj", "v_proj", "out_proj"
-        ),
-        kinds=["fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj"],
-    ),
-    "falcon": Expected(
-        mlp=_both_layers("transformer.h.{}.mlp.", "dense_h_to_4h", "dense_4h_to_h"),
-        attention=_both_layers("transformer.h.{}.self_attention.", "query_key_value", "dense"),
-        kinds=["dense_h_to_4h", "dense_4h_to_h", "query_key_value", "dense"],
-    ),
-    "bert": Expected(
-        mlp=_both_layers("bert.encoder.layer.{}.", *BERT_MLP),
-        attention=_both_layers("bert.encoder.layer.{}.", *BERT_ATTENTION),
-        kinds=BERT_KINDS,
-    ),
-    "roberta": Expected(
-        mlp=_both_layers("roberta.encoder.layer.{}.", *BERT_MLP),
-        attention=_both_layers("roberta.encoder.layer.{}.", *BERT_ATTENTION),
-        kinds=BERT_KINDS,
-    ),
-    "t5": Expected(
-        mlp=[
-            *_names("encoder.block.0.layer.1.DenseReluDense.", "wi", "wo"),
-            *_names("decoder.block.0.layer.2.DenseReluDense.", "wi", "wo"),
-        ],
-        attention=[
-            *_names("encoder.block.0.layer.0.SelfAttention.", *"qkvo"),
-            *_names("decoder.block.0.layer.0.SelfAttention.", *"qkvo"),
-            *_names("decoder.block.0.layer.1.EncDecAttention.", *"qkvo"),
-        ],
-        kinds=[
-            *("wi", "wo"),
-            *("SelfAttention." + leaf for leaf in "qkvo"),
-            *("EncDecAttention." + leaf for leaf in "qkvo"),
-        ],
-    ),
-    "mixtral": Expected(
-        mlp=[
-            *_experts("model.layers.0.block_sparse_moe.experts.{}.", "w1", "w2", "w3"),
-            *_experts("model.layers.1.block_sparse_moe.experts.{}.", "w1", "w2", "w3"),
-        ],
-        attention=LLAMA.attention,
-        kinds=["experts.w1", "experts.w2", "experts.w3", *QKVO],
-    ),
-    "qwen2-moe": Expected(
-        mlp=[
-            *_names("model.layers.0.mlp.", *GATED),
-            *_experts("model.layers.1.mlp.experts.{}.", *GATED),
-            *_names("model.layers.1.mlp.shared_expert.", *GATED),
-        ],
-        attention=LLAMA.attention,
-        kinds=[
-            *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-            *("experts.gate_proj", "experts.up_proj", "experts.down_proj"),
-            *("shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj"),
-            *QKVO,
-        ],
-    ),
-    "qwen3-moe": Expected(
-        mlp=[
-            *_experts("model.layers.0.mlp.experts.{}.", *GATED),
-            *_experts("model.layers.1.mlp.experts.{}.", *GATED),
-        ],
-        attention=LLAMA.attention,
-        kinds=["experts.gate_proj", "experts.up_proj", "experts.down_proj", *QKVO],
-    ),
-    "deepseek-v2": DEEPSEEK,
-    "deepseek-v3": DEEPSEEK,
-    "gpt-oss": Expected(
-        mlp=[
-            "model.layers.0.mlp.experts.gate_up_proj",
-            "model.layers.0.mlp.experts.down_proj",
-            "model.layers.1.mlp.experts.gate_up_proj",
-            "model.layers.1.mlp.experts.down_proj",
-        ],
-        attention=LLAMA.attention,
-        transposed=[
-            "model.layers.0.mlp.experts.gate_up_proj",
-            "model.layers.0.mlp.experts.down_proj",
-            "model.layers.1.mlp.experts.gate_up_proj",
-            "model.layers.1.mlp.experts.down_proj",
-        ],
-        kinds=["experts.gate_up_proj", "experts.down_proj", *QKVO],
-    ),
-    "llama4": Expected(
-        mlp=[
-            *_names("model.layers.0.feed_forward.", *GATED),
-            "model.layers.1.feed_forward.experts.gate_up_proj",
-            "model.layers.1.feed_forward.experts.down_proj",
-            *_names("model.layers.1.feed_forward.shared_expert.", *GATED),
-        ],
-        attention=LLAMA.attention,
-        transposed=[
-            "model.layers.1.feed_forward.experts.gate_up_proj",
-            "model.layers.1.feed_forward.experts.down_proj",
-        ],
-        kinds=[
-            *("feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"),
-            *("experts.gate_up_proj", "experts.down_proj"),
-            *("shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj"),
-            *QKVO,
-        ],
-    ),
-    "jamba": Expected(
-        mlp=[
-            *_names("model.layers.0.mamba.", "in_proj", "x_proj", "dt_proj", "out_proj"),
-            *_names("model.layers.0.feed_forward.", *GATED),
-            *_experts("model.layers.1.feed_forward.experts.{}.", *GATED),
-        ],
-        attention=_names("model.layers.1.self_attn.", *QKVO),
-        kinds=[
-            *("in_proj", "x_proj", "dt_proj", "out_proj"),
-            *("feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"),
-            *("experts.gate_proj", "experts.up_proj", "experts.down_proj"),
-            *QKVO,
-        ],
-    ),
-    "llava": Expected(
-        mlp=[
-            *_both_layers("language_model.model.layers.{}.mlp.", *GATED),
-            *_both_layers("vision_tower.encoder.layers.{}.mlp.", "fc1", "fc2"),
-        ],
-        attention=[
-            *_both_layers("language_model.model.layers.{}.self_attn.", *QKVO),
-            *_both_layers(
-                "vision_tower.encoder.layers.{}.self_attn.",
-                *("q_proj", "k_proj", "v_proj", "out_proj"),
-            ),
-        ],
-        kinds=[*GATED, "fc1", "fc2", *QKVO, "out_proj"],
-    ),
-}
 
 
 @pytest.fixture(scope="session")
@@ -503,10 +282,10 @@ def test_deepseek_v3_at_its_full_size_is_decided(tmp_path):
 # Regular expressions
 
 
-def test_a_regular_expression_is_searched_in_the_checkpoints_names(saved):
+def test_a_regular_expression_is_searched_in_the_checkpointsnames(saved):
     folder = saved("mixtral")
     decisions = decide_targets(folder, read_tensors(folder), targets=r"layers\.1\..*\.w2\.")
-    assert _pruned(decisions) == set(_experts("model.layers.1.block_sparse_moe.experts.{}.", "w2"))
+    assert _pruned(decisions) == set(experts("model.layers.1.block_sparse_moe.experts.{}.", "w2"))
     other = decisions["model.layers.0.block_sparse_moe.experts.0.w2.weight"]
     assert other.reason == "not matched by the targets"
 
@@ -523,8 +302,8 @@ def test_a_regular_expression_reaches_linear_layers_outside_blocks(saved):
 @pytest.mark.parametrize("architecture", EXPECTED)
 def test_a_regular_expression_that_names_everything_reaches_linear_layers_only(architecture, saved):
     outside = {
-        "bert": _names("cls.predictions.transform.", "dense"),
-        "llava": _names("multi_modal_projector.", "linear_1", "linear_2"),
+        "bert": names("cls.predictions.transform.", "dense"),
+        "llava": names("multi_modal_projector.", "linear_1", "linear_2"),
     }
     folder = saved(architecture)
     expected = EXPECTED[architecture]
@@ -538,7 +317,7 @@ def test_a_regular_expression_that_names_everything_reaches_linear_layers_only(a
 
 def test_ignore_takes_away(llama):
     decisions = decide_targets(llama, read_tensors(llama), ignore=["down_proj", r"layers\.0\."])
-    assert _pruned(decisions) == set(_names("model.layers.1.mlp.", "gate_proj", "up_proj"))
+    assert _pruned(decisions) == set(names("model.layers.1.mlp.", "gate_proj", "up_proj"))
     reason = decisions["model.layers.1.mlp.down_proj.weight"].reason
     assert reason == "ignored by --ignore 'down_proj'"
 
