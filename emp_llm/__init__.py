@@ -1,3 +1,60 @@
-"""emp-llm: Effective Model Pruning for large language models."""
+"""emp-llm: Effective Model Pruning (arXiv 2509.25606) for large language models.
+
+Names are imported when they are first used, so that ``import emp_llm`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emp_llm.errors import (
+        CheckpointError,
+        EmpError,
+        FormatError,
+        HubError,
+        OptionError,
+        OutputError,
+    )
+    from emp_llm.options import PruneOptions
+    from emp_llm.pruning import inspect, prune
+    from emp_llm.rule import effective_number, keep_mask
+    from emp_llm.unpacking import unpack
+    from emp_llm.verification import verify
+
+__all__ = [
+    "CheckpointError",
+    "EmpError",
+    "FormatError",
+    "HubError",
+    "OptionError",
+    "OutputError",
+    "PruneOptions",
+    "effective_number",
+    "inspect",
+    "keep_mask",
+    "prune",
+    "unpack",
+    "verify",
+]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "PruneOptions": "options",
+    "effective_number": "rule",
+    "inspect": "pruning",
+    "keep_mask": "rule",
+    "prune": "pruning",
+    "unpack": "unpacking",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever the name stands for)
+    if name not in __all__:
+        raise AttributeError(f"module 'emp_llm' has no attribute {name!r}")
+    return getattr(import_module(f"emp_llm.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

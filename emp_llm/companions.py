@@ -10,7 +10,14 @@ from emp_llm.checkpoint import CONFIG_NAME, Checkpoint
 from emp_llm.errors import CheckpointError
 from emp_llm.safetensors_header import read_header
 
-__all__ = ["CARD_NAME", "REPORT_NAME", "copy_small_files", "write_config", "write_index", "write_json"]
+__all__ = [
+    "CARD_NAME",
+    "REPORT_NAME",
+    "copy_small_files",
+    "write_config",
+    "write_index",
+    "write_json",
+]
 
 CARD_NAME = "README.md"
 REPORT_NAME = "emp_report.json"
@@ -35,7 +42,9 @@ def write_index(folder: Path, source: Checkpoint) -> None:
     write_json(folder / source.index_name, index)
 
 
-def write_config(folder: Path, source: Checkpoint, quantization_config: Mapping[str, Any] | None) -> None:
+def write_config(
+    folder: Path, source: Checkpoint, quantization_config: Mapping[str, Any] | None
+) -> None:
     """Write the source's configuration, with this quantization_config or with none."""
     config = {key: value for key, value in source.config.items() if key != "quantization_config"}
     if quantization_config is not None:

@@ -96,7 +96,9 @@ class Geometry:
         """Number of a block's first row among all rows of the tensor."""
         return block.matrix * self.matrix_rows + block.start
 
-    def read(self, fd: int, where: str, offset: int, block: Block, buffer: npt.NDArray[np.uint8]) -> Patterns:
+    def read(
+        self, fd: int, where: str, offset: int, block: Block, buffer: npt.NDArray[np.uint8]
+    ) -> Patterns:
         """Read a block's rows.
 
         Args:

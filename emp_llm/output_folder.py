@@ -74,7 +74,9 @@ class OutputFolder:
 
     def publish(self) -> None:
         """Move everything to its place. Files of an older checkpoint that is replaced go first."""
-        files = sorted(path.relative_to(self.staging) for path in self.staging.rglob("*") if path.is_file())
+        files = sorted(
+            path.relative_to(self.staging) for path in self.staging.rglob("*") if path.is_file()
+        )
         files.sort(key=lambda file: _LAST.index(str(file)) if str(file) in _LAST else -1)
         for file in files:
             _fsync(self.staging / file)

@@ -1,8 +1,8 @@
 """A packed tensor as plain tensors of a safetensors file; `FORMAT.md` is the specification.
 
-    NAME            uint8 [bytes]       the rows' records, one after the other
-    NAME.emp_rows   uint8 [bytes]       per row: weights kept, escapes, base of the window
-    NAME.emp_meta   int64 [6 + dims]    version, number format, layout, shape
+NAME            uint8 [bytes]       the rows' records, one after the other
+NAME.emp_rows   uint8 [bytes]       per row: weights kept, escapes, base of the window
+NAME.emp_meta   int64 [6 + dims]    version, number format, layout, shape
 """
 
 import math
@@ -153,7 +153,9 @@ def padding(used: int) -> bytes:
     return bytes(-used % PLANE_ALIGN)
 
 
-def find_packed(where: str, tensors: Iterable[TensorEntry]) -> tuple[dict[str, Planes], list[TensorEntry]]:
+def find_packed(
+    where: str, tensors: Iterable[TensorEntry]
+) -> tuple[dict[str, Planes], list[TensorEntry]]:
     """Tell the packed tensors of a shard from the plain ones.
 
     Args:

@@ -9,11 +9,14 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from emp_kernels.dispatch import Workspace
 
-__all__ = ["Piece", "Progress", "available_cores", "run_pieces"]
+__all__ = ["Piece", "Progress", "Write", "available_cores", "run_pieces"]
+
+Write = Callable[[], None]
 
 Progress = Callable[[int], None]
 """Told the bytes of input that each piece settled, from one thread at a time."""
@@ -24,20 +27,26 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class Piece(Protocol):
+@dataclass(frozen=True)
+class Piece:
     """One piece of work.
 
     Attributes:
         nbytes: Bytes of input that it stands for.
+        compute: Does the work, at the same time as other pieces. What it returns may lie in the
+            workspace, which is its thread's until the piece is written.
+        settle: Takes note of what compute returned, in order, quickly; what is left to write, if
+            anything, is returned.
     """
 
     nbytes: int
+    compute: Callable[[Workspace], Any]
+    settle: Callable[[Any], Write | None]
 
-    def compute(self, workspace: Workspace) -> Any:  # noqa: ANN401 (handed on to settle)
-        """Do the work, at the same time as other pieces. The result may lie in the workspace."""
-
-    def settle(self, result: Any) -> Callable[[], None] | None:  # noqa: ANN401
-        """Take note of the result, in order, quickly; what is left to write is returned."""
+    @classmethod
+    def note(cls, settle: Callable[[], Write | None]) -> "Piece":
+        """A piece that only takes note of what came before it."""
+        return cls(0, lambda _workspace: None, lambda _result: settle())
 
 
 class _Run:
@@ -71,7 +80,7 @@ class _Run:
                 return None
             return next(self.pieces, None)
 
-    def settle_in_turn(self, number: int, piece: Piece, result: Any) -> Callable[[], None] | None:  # noqa: ANN401
+    def settle_in_turn(self, number: int, piece: Piece, result: Any) -> Write | None:  # noqa: ANN401
         with self.turn:
             self.turn.wait_for(lambda: self.next_turn == number or self.failure is not None)
             if self.failure is not None:

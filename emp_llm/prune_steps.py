@@ -1,12 +1,13 @@
 """The pieces of work that turn a source shard into a pruned one; see `emp_llm.pipeline`.
 
-    TargetJob      a target, block by block: measured, packed, or with zeros in it
-    CopyJob        any other tensor, byte for byte
-    CloseShard     the end of the file
+TargetJob      a target, block by block: measured, packed, or with zeros in it
+CopyJob        any other tensor, byte for byte
+CloseShard     the end of the file
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from emp_kernels.errors import NonFiniteRowError
 
 from emp_llm.geometry import Block, read_exactly
 from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
-from emp_llm.pipeline import Piece
+from emp_llm.pipeline import Piece, Write
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.selection import Selection
 from emp_llm.shard_writer import Entry, ShardWriter
@@ -31,7 +32,7 @@ from emp_llm.tally import GroupTally, TensorFigures
 from emp_llm.target import Target
 
 __all__ = [
-    "CloseShard",
+    "COPY_BYTES",
     "CopyJob",
     "DenseJob",
     "MeasureJob",
@@ -44,7 +45,6 @@ __all__ = [
 COPY_BYTES = 4 << 20
 """Bytes that are copied at a time."""
 
-Write = Callable[[], None]
 Patterns = npt.NDArray[np.unsignedinteger]
 
 
@@ -56,22 +56,6 @@ def new_hash() -> xxhash.xxh3_128:
 def hash_name(checksum: xxhash.xxh3_128) -> str:
     """A checksum as reports hold it."""
     return f"xxh3-128:{checksum.hexdigest()}"
-
-
-class CloseShard:
-    """Ends a file once all that comes before it is written."""
-
-    nbytes = 0
-
-    def __init__(self, writer: ShardWriter) -> None:
-        self._writer = writer
-
-    def compute(self, workspace: Workspace) -> None:
-        """Nothing."""
-
-    def settle(self, result: None) -> None:
-        """Let the writer close."""
-        self._writer.close_when_written()
 
 
 class CopyJob:
@@ -97,35 +81,23 @@ class CopyJob:
     def pieces(self) -> Iterator[Piece]:
         """The work; one piece at least, for an empty tensor has an entry too."""
         for start in range(self.entry.start, max(self.entry.end, self.entry.start + 1), COPY_BYTES):
-            yield _CopyStretch(self, start, min(start + COPY_BYTES, self.entry.end))
+            stop = min(start + COPY_BYTES, self.entry.end)
+            last = stop == self.entry.end
+            yield Piece(
+                stop - start, partial(self._read, start, stop), partial(self._settle, last=last)
+            )
 
-    def read(self, start: int, data: memoryview) -> None:
-        """Read bytes of the source."""
+    def _read(self, start: int, stop: int, workspace: Workspace) -> memoryview:
+        data = memoryview(workspace.take("weights", stop - start))[: stop - start]
         read_exactly(self._fd, self._where, start, data)
+        return data
 
-    def settle(self, data: memoryview, *, last: bool) -> Write:
-        """Make room for the next bytes."""
+    def _settle(self, data: memoryview, *, last: bool) -> Write:
         self.checksum.update(data)
         offset = self._writer.allot(len(data))
         if last:
             self._writer.add_entries(self.entries(self.entry))
         return lambda: self._writer.write(offset, data)
-
-
-class _CopyStretch:
-    def __init__(self, job: CopyJob, start: int, stop: int) -> None:
-        self.nbytes = stop - start
-        self._job = job
-        self._start = start
-        self._last = stop == job.entry.end
-
-    def compute(self, workspace: Workspace) -> memoryview:
-        data = memoryview(workspace.take("weights", self.nbytes))[: self.nbytes]
-        self._job.read(self._start, data)
-        return data
-
-    def settle(self, result: memoryview) -> Write:
-        return self._job.settle(result, last=self._last)
 
 
 class TargetJob(ABC):
@@ -155,64 +127,39 @@ class TargetJob(ABC):
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""
         for number, block in enumerate(self.target.geometry.blocks()):
-            yield _TargetBlock(self, number, block)
-        yield _TargetEnd(self)
+            nbytes = self.target.geometry.block_bytes(block)
+            compute = partial(self._compute_block, number, block)
+            yield Piece(nbytes, compute, partial(self._settle_block, block))
+        yield Piece.note(self._finish)
 
-    @abstractmethod
-    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> RowFigures:
-        """Decide on a block; on any thread."""
+    def _compute_block(self, number: int, block: Block, workspace: Workspace) -> RowFigures:
+        weights = self.target.read(self.fd, block, workspace)
+        try:
+            return self.compute(number, weights, workspace)
+        except NonFiniteRowError as error:
+            raise self.target.not_finite(block, error) from error
 
-    def settle(self, block: Block, rows: RowFigures) -> Write | None:
-        """Take note of a block; in order."""
+    def _settle_block(self, block: Block, rows: RowFigures) -> Write | None:
         self._tally.add(rows)
-        return self.settle_bytes(block, rows)
+        return self.settle(block, rows)
 
-    @abstractmethod
-    def settle_bytes(self, block: Block, rows: RowFigures) -> Write | None:
-        """Give a block its place, where it is to be written."""
-
-    def finish(self) -> Write | None:
-        """Take note that all blocks are settled; in order."""
+    def _finish(self) -> Write | None:
         nbytes, write = self.settle_end()
         entry = self.target.entry
         self.figures = self._tally.figures(entry.shape, entry.nbytes, nbytes)
         return write
 
     @abstractmethod
+    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> RowFigures:
+        """Decide on a block; on any thread."""
+
+    @abstractmethod
+    def settle(self, block: Block, rows: RowFigures) -> Write | None:
+        """Give a block its place, where it is to be written."""
+
+    @abstractmethod
     def settle_end(self) -> tuple[int, Write | None]:
         """Bytes of the whole result, and what is left to write of it."""
-
-
-class _TargetBlock:
-    def __init__(self, job: TargetJob, number: int, block: Block) -> None:
-        self.nbytes = job.target.geometry.block_bytes(block)
-        self._job = job
-        self._number = number
-        self._block = block
-
-    def compute(self, workspace: Workspace) -> RowFigures:
-        target = self._job.target
-        weights = target.read(self._job.fd, self._block, workspace)
-        try:
-            return self._job.compute(self._number, weights, workspace)
-        except NonFiniteRowError as error:
-            raise target.not_finite(self._block, error) from error
-
-    def settle(self, result: RowFigures) -> Write | None:
-        return self._job.settle(self._block, result)
-
-
-class _TargetEnd:
-    nbytes = 0
-
-    def __init__(self, job: TargetJob) -> None:
-        self._job = job
-
-    def compute(self, workspace: Workspace) -> None:
-        """Nothing."""
-
-    def settle(self, result: None) -> Write | None:
-        return self._job.finish()
 
 
 class MeasureJob(TargetJob):
@@ -227,7 +174,7 @@ class MeasureJob(TargetJob):
         layout = self.target.layout(self.fd, rule)
         return pack_rows(weights, layout, rule, emit=False, workspace=workspace)
 
-    def settle_bytes(self, block: Block, rows: RowFigures) -> None:
+    def settle(self, block: Block, rows: RowFigures) -> None:
         table = rows.table
         self._nbytes += int(self._packed().layout.sections(table[:, 0], table[:, 1]).sum())
 
@@ -256,7 +203,9 @@ class PackJob(MeasureJob):
         self._tables: list[npt.NDArray[np.int64]] = []
 
     @staticmethod
-    def entries(target: Target, record_bytes: int, table_bytes: int, meta_bytes: int) -> list[Entry]:
+    def entries(
+        target: Target, record_bytes: int, table_bytes: int, meta_bytes: int
+    ) -> list[Entry]:
         """What the header will say of it."""
         name = target.name
         return [
@@ -276,9 +225,9 @@ class PackJob(MeasureJob):
         layout = self.target.layout(self.fd, rule)
         return pack_rows(weights, layout, rule, workspace=workspace)
 
-    def settle_bytes(self, block: Block, rows: RowFigures) -> Write:
+    def settle(self, block: Block, rows: RowFigures) -> Write:
         assert isinstance(rows, PackedRows)  # noqa: S101 (what compute returns)
-        super().settle_bytes(block, rows)
+        super().settle(block, rows)
         self._tables.append(rows.table)
         return self._append(memoryview(rows.payload))
 
@@ -319,15 +268,13 @@ class DenseJob(TargetJob):
         number_format = self.target.geometry.number_format
         return prune_rows(weights, number_format, rule, out=weights, workspace=workspace)
 
-    def settle_bytes(self, block: Block, rows: RowFigures) -> Write:
+    def settle(self, block: Block, rows: RowFigures) -> Write:
         assert isinstance(rows, PrunedRows)  # noqa: S101 (what compute returns)
         if self._offset < 0:
             self._offset = self._writer.allot(self.target.entry.nbytes)
         weights = rows.weights
         self.checksum.update(weights.data)
-        return lambda: self._writer.write_rows(
-            self.target.geometry, self._offset, block, weights
-        )
+        return lambda: self._writer.write_rows(self.target.geometry, self._offset, block, weights)
 
     def settle_end(self) -> tuple[int, None]:
         entry = self.target.entry

@@ -10,6 +10,7 @@ the first ones stay: within a tensor in row-major order, among tensors in the or
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from emp_kernels.counting import exact_count
@@ -27,7 +28,7 @@ from emp_kernels.numbers import F32
 from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
 from emp_llm.options import PruneOptions
-from emp_llm.pipeline import Progress, run_pieces
+from emp_llm.pipeline import Piece, Progress, run_pieces
 from emp_llm.tally import Group
 from emp_llm.target import Target
 
@@ -162,7 +163,7 @@ class _Survey:
             return searches[self._group_of[target.name, block.matrix]]
 
         def gather(target: Target, block: Block, counts: Any) -> None:  # noqa: ANN401
-            if counts is not None:
+            if counts is not None:  # else nothing of the block is in its group's bin
                 search(target, block).counts += counts
 
         self._run(
@@ -211,42 +212,22 @@ class _Survey:
         gather: Callable[[Target, Block, Any], None],
         unless: Callable[[Target, Block], bool] = lambda _t, _b: False,
     ) -> None:
-        def pieces() -> Iterator[_Examination]:
+        def look(target: Target, block: Block, fd: int, workspace: Workspace) -> Any:  # noqa: ANN401
+            weights = target.read(fd, block, workspace)
+            try:
+                return examine(target, block, weights)
+            except NonFiniteRowError as error:
+                raise target.not_finite(block, error) from error
+
+        def pieces() -> Iterator[Piece]:
             for target in targets:
                 fd = self._files.fd(target.path)
                 for block in target.geometry.blocks():
-                    needless = unless(target, block)
-                    yield _Examination(target, block, fd, None if needless else examine, gather)
+                    settle = partial(gather, target, block)
+                    if unless(target, block):
+                        yield Piece.note(partial(settle, None))
+                    else:
+                        nbytes = target.geometry.block_bytes(block)
+                        yield Piece(nbytes, partial(look, target, block, fd), settle)
 
         run_pieces(pieces(), threads=self._threads, progress=self._progress)
-
-
-class _Examination:
-    """Looks at the weights of one block, or passes it over; see `emp_llm.pipeline.Piece`."""
-
-    def __init__(
-        self,
-        target: Target,
-        block: Block,
-        fd: int,
-        examine: Callable[[Target, Block, Any], Any] | None,
-        gather: Callable[[Target, Block, Any], None],
-    ) -> None:
-        self.nbytes = target.geometry.block_bytes(block)
-        self._target = target
-        self._block = block
-        self._fd = fd
-        self._examine = examine
-        self._gather = gather
-
-    def compute(self, workspace: Workspace) -> Any:  # noqa: ANN401 (what examine returns)
-        if self._examine is None:
-            return None
-        weights = self._target.read(self._fd, self._block, workspace)
-        try:
-            return self._examine(self._target, self._block, weights)
-        except NonFiniteRowError as error:
-            raise self._target.not_finite(self._block, error) from error
-
-    def settle(self, result: Any) -> None:  # noqa: ANN401
-        self._gather(self._target, self._block, result)

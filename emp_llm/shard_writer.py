@@ -122,7 +122,11 @@ class ShardWriter:
         self._note_written(len(data))
 
     def write_rows(
-        self, geometry: Geometry, offset: int, block: Block, weights: npt.NDArray[np.unsignedinteger]
+        self,
+        geometry: Geometry,
+        offset: int,
+        block: Block,
+        weights: npt.NDArray[np.unsignedinteger],
     ) -> None:
         """Write a block of rows of a dense tensor whose room starts at offset. OSErrors pass."""
         geometry.write(self._fd, offset, block, weights)

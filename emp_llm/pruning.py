@@ -32,7 +32,7 @@ from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import FORMAT_VERSION, QUANT_METHOD
 from emp_llm.pipeline import Piece, available_cores, run_pieces
 from emp_llm.progress import Progress, Silent
-from emp_llm.prune_steps import CloseShard, CopyJob, MeasureJob, TargetJob, hash_name
+from emp_llm.prune_steps import CopyJob, MeasureJob, TargetJob, hash_name
 from emp_llm.report import TensorReport, build_report, rule_fields
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.selection import Selection, passes, select
@@ -234,7 +234,7 @@ class _Run:
             for job in plan.jobs(files.fd(shard.path), selection, writer):
                 self._jobs.append(job)
                 yield from job.pieces()
-            yield CloseShard(writer)
+            yield Piece.note(writer.close_when_written)
 
     def _quantization_config(self) -> dict[str, Any] | None:
         if self._options.output_format == "dense":

@@ -1,8 +1,9 @@
 """Packed to dense: an ordinary checkpoint with the same weights, bit for bit."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from emp_llm.hub import fetch
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import QUANT_METHOD
 from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.pipeline import Piece, available_cores, run_pieces
+from emp_llm.pipeline import Piece, Write, available_cores, run_pieces
 from emp_llm.progress import Progress, Silent
-from emp_llm.prune_steps import CloseShard, CopyJob, hash_name, new_hash
+from emp_llm.prune_steps import CopyJob, hash_name, new_hash
 from emp_llm.report import dense_report
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.shard_plan import output_name, plain_order
@@ -38,7 +39,6 @@ from emp_llm.shard_writer import Flusher, ShardWriter
 __all__ = ["unpack"]
 
 Patterns = npt.NDArray[np.unsignedinteger]
-Write = Callable[[], None]
 
 
 def unpack(
@@ -138,7 +138,7 @@ def _write_shards(
                     )
                     done.append(job)
                     yield from job.pieces()
-                yield CloseShard(writer)
+                yield Piece.note(writer.close_when_written)
 
         progress.begin("unpacking", checkpoint.nbytes)
         run_pieces(pieces(), threads=threads, progress=progress.advance)
@@ -170,28 +170,17 @@ class _UnpackJob:
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""
         for block in self._reader.geometry.blocks():
-            yield _UnpackBlock(self, self._reader, block)
+            nbytes = self._reader.block_bytes(block)
+            yield Piece(nbytes, partial(self._decode, block), partial(self._settle, block))
 
-    def settle(self, block: Block, weights: Patterns) -> Write:
-        """Give a block its place; in order."""
+    def _decode(self, block: Block, workspace: Workspace) -> Patterns:
+        records = self._reader.records(block, workspace)
+        return self._reader.decode(block, records, workspace)
+
+    def _settle(self, block: Block, weights: Patterns) -> Write:
         if self._offset < 0:
             self._offset = self._writer.allot(self.entry.nbytes)
             self._writer.add_entries(CopyJob.entries(self.entry))
         self.checksum.update(weights.data)
         geometry = self._reader.geometry
         return lambda: self._writer.write_rows(geometry, self._offset, block, weights)
-
-
-class _UnpackBlock:
-    def __init__(self, job: _UnpackJob, reader: PackedReader, block: Block) -> None:
-        self.nbytes = reader.block_bytes(block)
-        self._job = job
-        self._reader = reader
-        self._block = block
-
-    def compute(self, workspace: Workspace) -> Patterns:
-        records = self._reader.records(self._block, workspace)
-        return self._reader.decode(self._block, records, workspace)
-
-    def settle(self, result: Patterns) -> Write:
-        return self._job.settle(self._block, result)

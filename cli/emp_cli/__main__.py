@@ -1,0 +1,5 @@
+"""``python -m emp_cli``."""
+
+from emp_cli import main
+
+main()

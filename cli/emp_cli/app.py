@@ -1,0 +1,39 @@
+"""The app and its subcommands. Nothing heavy is imported before a command needs it."""
+
+from typing import Annotated
+
+import typer
+
+from emp_cli.inspect import inspect
+from emp_cli.prune import prune
+from emp_cli.unpack import unpack
+from emp_cli.verify import verify
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Effective Model Pruning: the weights say how many of them to keep.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (prune, inspect, unpack, verify):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from emp_llm import __version__
+
+        typer.echo(f"emp-llm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,53 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Beta",
+    "GranularityOption",
+    "Ignore",
+    "Json",
+    "Model",
+    "Out",
+    "Overwrite",
+    "Revision",
+    "Targets",
+    "Threads",
+]
+
+from emp_llm.options import Granularity
+
+Model = Annotated[str, typer.Argument(help="A folder, or a model of the Hugging Face Hub.")]
+Out = Annotated[Path, typer.Option(help="The folder to write.", show_default=False)]
+Beta = Annotated[
+    float, typer.Option(help="Keep β times the effective number of weights; 1 is the paper's rule.")
+]
+GranularityOption = Annotated[
+    Granularity,
+    typer.Option(
+        "--granularity",
+        help="What is ranked together: all inputs of a neuron, a matrix, or all targets.",
+    ),
+]
+Targets = Annotated[
+    str,
+    typer.Option(
+        help="mlp, attention, all-linear, or a regular expression on the checkpoint's names."
+    ),
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave targets alone that this regular expression finds; repeatable."),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint in --out.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads; all cores by default. Results do not depend on it."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]

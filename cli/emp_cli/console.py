@@ -1,0 +1,147 @@
+"""What every command does with the terminal: progress, errors, exit status, JSON.
+
+Progress and errors go to stderr, results to stdout.
+"""
+
+import functools
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ParamSpec
+
+import typer
+
+from emp_llm.errors import EmpError
+from emp_llm.progress import Progress
+
+__all__ = ["Clock", "command", "print_json", "shown_progress"]
+
+P = ParamSpec("P")
+
+_INTERRUPTED = 130
+_LINE_SECONDS = 5.0
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Make foreseen errors one line on stderr and exit status 1; others keep their traceback."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except EmpError as error:
+            typer.echo(f"{type(error).__name__}: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interruption:
+            typer.echo("interrupted: nothing was kept; run the command again", err=True)
+            raise typer.Exit(_INTERRUPTED) from interruption
+
+    return run
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print the one JSON object that stdout gets."""
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+class Clock:
+    """Tells what a command took, from its start."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the clock was made."""
+        return time.perf_counter() - self._start
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that was resident at once, in bytes."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def to_dict(self) -> dict[str, float]:
+        """Both, for JSON."""
+        return {"seconds": round(self.seconds, 3), "peak_memory_bytes": self.peak_bytes}
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """Progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    bar = _Bar()
+    try:
+        yield bar
+    finally:
+        bar.stop()
+
+
+class _Bar:
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        self._progress = RichProgress(
+            TextColumn("{task.description:>11}"),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task("reading", total=None)
+        self._progress.start()
+
+    def begin(self, stage: str, total: int) -> None:
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(stage, total=total)
+
+    def advance(self, nbytes: int) -> None:
+        self._progress.advance(self._task, nbytes)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._stage, self._total, self._done = "", 0, 0
+        self._began = self._told = 0.0
+
+    def begin(self, stage: str, total: int) -> None:
+        self._stage, self._total, self._done = stage, total, 0
+        self._began = self._told = time.monotonic()
+        typer.echo(f"{stage} {_gigabytes(total)}", err=True)
+
+    def advance(self, nbytes: int) -> None:
+        self._done += nbytes
+        now = time.monotonic()
+        if now - self._told < _LINE_SECONDS or not self._done:
+            return
+        self._told = now
+        rate = self._done / (now - self._began)
+        left = max(self._total - self._done, 0) / rate
+        typer.echo(
+            f"{self._stage}: {self._done / max(self._total, 1):.0%} of {_gigabytes(self._total)}, "
+            f"{_gigabytes(int(rate))}/s, {left:.0f} s left",
+            err=True,
+        )
+
+
+def _gigabytes(nbytes: int) -> str:
+    from emp_cli.tables import size
+
+    return size(nbytes)

@@ -1,0 +1,50 @@
+"""``emp-llm inspect``."""
+
+import typer
+
+from emp_cli.arguments import (
+    Beta,
+    GranularityOption,
+    Ignore,
+    Json,
+    Model,
+    Revision,
+    Targets,
+    Threads,
+)
+from emp_cli.console import Clock, command, print_json, shown_progress
+from emp_llm.options import PruneOptions
+
+__all__ = ["inspect"]
+
+
+@command
+def inspect(
+    model: Model,
+    beta: Beta = 1.0,
+    granularity: GranularityOption = "row",
+    targets: Targets = "mlp",
+    ignore: Ignore = None,
+    revision: Revision = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what prune would do, and why it leaves the rest; writes nothing."""
+    clock = Clock()
+    options = PruneOptions(
+        beta=beta, granularity=granularity, targets=targets, ignore=tuple(ignore or ())
+    )
+    import emp_llm
+
+    with shown_progress() as progress:
+        report = emp_llm.inspect(
+            model, options, revision=revision, threads=threads, progress=progress
+        )
+    if as_json:
+        print_json(report | clock.to_dict())
+        return
+    from emp_cli.tables import left_alone, pruned_kinds, totals_line
+
+    pruned_kinds(report)
+    left_alone(report)
+    typer.echo(totals_line(report))

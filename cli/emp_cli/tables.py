@@ -1,0 +1,93 @@
+"""Figures for people, in tables that fit 80 columns."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["count", "left_alone", "pruned_kinds", "show", "size", "totals_line"]
+
+Row = Sequence[str]
+
+
+def size(nbytes: int) -> str:
+    """Bytes with three digits and a decimal unit: 13.5 GB."""
+    return _scaled(nbytes, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count(number: int) -> str:
+    """A number with three digits and a decimal unit: 6.74 G."""
+    return _scaled(number, ("", "k", "M", "G", "T"))
+
+
+def _scaled(number: int, units: Sequence[str]) -> str:
+    value, unit = float(number), 0
+    while value >= 999.5 and unit < len(units) - 1:
+        value, unit = value / 1000, unit + 1
+    digits = f"{value:.0f}" if unit == 0 or value >= 99.95 else f"{value:.3g}"
+    return f"{digits} {units[unit]}".rstrip()
+
+
+def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1) -> None:
+    """Print a table whose first `left` columns are text and the others figures."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column, name in enumerate(header):
+        is_text = column < left
+        table.add_column(
+            name,
+            justify="left" if is_text else "right",
+            no_wrap=not is_text,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
+
+
+def pruned_kinds(report: Mapping[str, Any]) -> None:
+    """Print what pruning does to each kind of layer, and to all of them."""
+    from emp_llm.report import kinds
+
+    header = ("layer", "tensors", "weights", "N_eff/N", "sparsity", "mass", "bytes", "ratio")
+    parts = {**kinds(report), "all targets": report["totals"]["targets"]}
+    show(_title(report), header, [(kind, *_figures(part)) for kind, part in parts.items()])
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    rule = report["rule"]
+    return f"{report['source']['model']}  β = {rule['beta']:g}, {rule['granularity']} groups"
+
+
+def _figures(part: Mapping[str, Any]) -> Row:
+    return (
+        f"{part['tensors']}",
+        count(part["weights"]),
+        f"{part['n_eff_fraction_mean']:.4f}",
+        f"{part['sparsity']:.2%}",
+        f"{part['retained_mass']:.3f}",
+        size(part["bytes_after"]),
+        f"{part['bytes_ratio']:.3f}",
+    )
+
+
+def left_alone(report: Mapping[str, Any]) -> None:
+    """Print why the other tensors are left as they are."""
+    reasons: dict[str, list[int]] = {}
+    for fields in report["tensors"].values():
+        if not fields["pruned"]:
+            reasons.setdefault(fields["reason"], []).append(fields["bytes_before"])
+    largest_first = sorted(reasons.items(), key=lambda item: (-sum(item[1]), item[0]))
+    rows = [(reason, f"{len(sizes)}", size(sum(sizes))) for reason, sizes in largest_first]
+    show("left as they are", ("because", "tensors", "bytes"), rows)
+
+
+def totals_line(report: Mapping[str, Any]) -> str:
+    """What it comes to for the whole model, in one line."""
+    model = report["totals"]["model"]
+    return (
+        f"whole model: {size(model['bytes_before'])} → {size(model['bytes_after'])} "
+        f"({model['bytes_ratio']:.3f}), {model['sparsity']:.2%} of {count(model['weights'])} "
+        "weights are zero"
+    )

@@ -1,0 +1,240 @@
+"""Is a written folder whole? Hashes, structure, and the mask of every packed row.
+
+report → shards' headers → every tensor: its bytes' hash, its rows decoded, its kept weights
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emp_kernels.dispatch import Workspace
+from emp_kernels.numbers import FORMATS
+
+from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint, read_json_object
+from emp_llm.companions import REPORT_NAME
+from emp_llm.errors import CheckpointError, FormatError
+from emp_llm.files import OpenFiles
+from emp_llm.geometry import Block, Geometry, read_exactly
+from emp_llm.packed import FORMAT_VERSION, QUANT_METHOD
+from emp_llm.packed_reader import PackedReader, open_shard
+from emp_llm.pipeline import Piece, available_cores, run_pieces
+from emp_llm.progress import Progress, Silent
+from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
+from emp_llm.safetensors_header import TensorEntry
+
+__all__ = ["verify"]
+
+
+def verify(
+    folder: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Prove a folder that `prune` or `unpack` wrote whole.
+
+    Checked are the index against the shards, the configuration and the report against each other,
+    the checksum of every tensor, the structure of every packed row (mask, counts, escapes, finite
+    values) and the number of weights it keeps.
+
+    Args:
+        folder: The folder.
+        threads: Threads that read and decode; all cores by default.
+        progress: Told how the work goes on.
+
+    Returns:
+        What was checked: ``tensors``, ``pruned_tensors``, ``rows``, ``kept`` and ``bytes``.
+
+    Raises:
+        CheckpointError: If it is no checkpoint, or was not written by emp-llm.
+        FormatError: At the first thing that is not as it was written.
+    """
+    progress = progress or Silent()
+    checkpoint = open_checkpoint(Path(folder))
+    report = _read_report(checkpoint)
+    _check_config(checkpoint, report)
+    checks: list[_Check] = []
+    with OpenFiles() as files:
+
+        def pieces() -> Iterator[Piece]:
+            for shard in checkpoint.shards:
+                for check in _shard_checks(shard, files.fd(shard.path), report["tensors"]):
+                    checks.append(check)
+                    yield from check.pieces()
+
+        progress.begin("verifying", checkpoint.nbytes)
+        run_pieces(pieces(), threads=threads or available_cores(), progress=progress.advance)
+    _check_complete(report, checks)
+    pruned = [check for check in checks if check.fields["pruned"]]
+    return {
+        "tensors": len(checks),
+        "pruned_tensors": len(pruned),
+        "rows": sum(check.fields["rows"] for check in pruned),
+        "kept": sum(check.fields["kept"] for check in pruned),
+        "bytes": checkpoint.nbytes,
+    }
+
+
+def _read_report(checkpoint: Checkpoint) -> dict[str, Any]:
+    path = checkpoint.folder / REPORT_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"{checkpoint.folder}: has no {REPORT_NAME}, so there is nothing to verify it against; "
+            "give a folder that `emp-llm prune` or `emp-llm unpack` wrote"
+        )
+    report = read_json_object(path)
+    missing = {"format", "format_version", "rule", "totals", "tensors"} - report.keys()
+    if missing or report["format"] not in ("packed", "dense"):
+        raise FormatError(f"{path}: is no report of emp-llm; prune again")
+    return report
+
+
+def _check_config(checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
+    """A packed folder must say so, and by the rule it was pruned by; a dense one must not."""
+    found = checkpoint.config.get("quantization_config")
+    expected = None
+    if report["format"] == "packed":
+        method = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION}
+        expected = method | report["rule"]
+    if found != expected:
+        raise FormatError(
+            f"{checkpoint.folder}: quantization_config in config.json is {found}, by the report it "
+            f"must be {expected}: one of the two files is not the one that was written"
+        )
+
+
+def _shard_checks(shard: Shard, fd: int, tensors: Mapping[str, Any]) -> "Iterator[_Check]":
+    readers, plain = open_shard(shard, fd)
+    for name in [*readers, *(entry.name for entry in plain)]:
+        if name not in tensors:
+            raise FormatError(f"{shard.name}: tensor {name!r} is not in {REPORT_NAME}")
+    for name, reader in readers.items():
+        yield _PackedCheck(shard.name, tensors[name], reader)
+    for entry in plain:
+        yield _PlainCheck(shard.name, tensors[entry.name], fd, entry)
+
+
+def _check_complete(report: Mapping[str, Any], checks: "list[_Check]") -> None:
+    missing = report["tensors"].keys() - {check.name for check in checks}
+    if missing:
+        raise FormatError(
+            f"tensor {min(missing)!r} is in {REPORT_NAME} and in no shard ({len(missing)} missing)"
+        )
+    for part, counted in (
+        ("targets", [check.fields for check in checks if check.fields["pruned"]]),
+        ("model", [check.fields for check in checks]),
+    ):
+        total = sum(fields["bytes_after"] for fields in counted)
+        if total != report["totals"][part]["bytes_after"]:
+            raise FormatError(f"{REPORT_NAME}: the bytes of {part} do not add up")
+
+
+class _Check(ABC):
+    """What one tensor is checked for.
+
+    Attributes:
+        name: The tensor.
+        fields: What the report says of it.
+    """
+
+    def __init__(self, where: str, name: str, fields: Mapping[str, Any], nbytes: int) -> None:
+        self.name = name
+        self.fields = fields
+        self._where = where
+        self._checksum = new_hash()
+        if nbytes != fields["bytes_after"]:
+            raise self.fault(f"has {nbytes:,} bytes, the report says {fields['bytes_after']:,}")
+
+    def pieces(self) -> Iterator[Piece]:
+        """The work, in order."""
+        yield from self.parts()
+        yield Piece.note(self.conclude)
+
+    @abstractmethod
+    def parts(self) -> Iterator[Piece]:
+        """The work that gives the checksum."""
+
+    def conclude(self) -> None:
+        """Compare the checksum; all parts are settled."""
+        found = hash_name(self._checksum)
+        if found != self.fields["hash"]:
+            raise self.fault(f"has the hash {found}, the report says {self.fields['hash']}")
+
+    def fault(self, what: str) -> FormatError:
+        """The error that tells what is wrong with the tensor."""
+        return FormatError(
+            f"{self._where}: tensor {self.name!r} {what}: the folder is not as it was written; "
+            "download or prune it again"
+        )
+
+
+class _PlainCheck(_Check):
+    """The bytes of a tensor that is stored plainly."""
+
+    def __init__(self, where: str, fields: Mapping[str, Any], fd: int, entry: TensorEntry) -> None:
+        super().__init__(where, entry.name, fields, entry.nbytes)
+        if entry.dtype != fields["dtype"] or list(entry.shape) != fields["shape"]:
+            raise self.fault(
+                f"is {entry.dtype} {list(entry.shape)}, the report says {fields['dtype']} "
+                f"{fields['shape']}"
+            )
+        self._fd = fd
+        self._entry = entry
+
+    def parts(self) -> Iterator[Piece]:
+        """The bytes as they lie; of a transposed tensor that was pruned, row by row."""
+        entry = self._entry
+        if self.fields.get("transposed"):
+            geometry = Geometry(
+                number_format=FORMATS[entry.dtype], shape=entry.shape, transposed=True
+            )
+            for block in geometry.blocks():
+                read = partial(self._read_rows, geometry, block)
+                yield Piece(geometry.block_bytes(block), read, self._take)
+            return
+        for start in range(entry.start, entry.end, COPY_BYTES):
+            nbytes = min(COPY_BYTES, entry.end - start)
+            yield Piece(nbytes, partial(self._read, start, nbytes), self._take)
+
+    def _read(self, start: int, nbytes: int, workspace: Workspace) -> memoryview:
+        data = memoryview(workspace.take("weights", nbytes))[:nbytes]
+        read_exactly(self._fd, self._where, start, data)
+        return data
+
+    def _read_rows(self, geometry: Geometry, block: Block, workspace: Workspace) -> memoryview:
+        buffer = workspace.take("weights", geometry.block_bytes(block))
+        return geometry.read(self._fd, self._where, self._entry.start, block, buffer).data
+
+    def _take(self, data: memoryview) -> None:
+        self._checksum.update(data)
+
+
+class _PackedCheck(_Check):
+    """The planes of a packed tensor, each row of them decoded."""
+
+    def __init__(self, where: str, fields: Mapping[str, Any], reader: PackedReader) -> None:
+        super().__init__(where, reader.name, fields, reader.planes.nbytes)
+        geometry = reader.geometry
+        found = (geometry.number_format.name, list(geometry.shape), geometry.transposed)
+        expected = (fields["dtype"], fields["shape"], fields.get("transposed"))
+        if found != expected:
+            raise self.fault(f"is packed as {found}, the report says {expected}")
+        kept = int(reader.table[:, 0].sum())
+        if kept != fields["kept"]:
+            raise self.fault(f"keeps {kept:,} weights, the report says {fields['kept']:,}")
+        self._reader = reader
+
+    def parts(self) -> Iterator[Piece]:
+        """Records block by block, then what is behind them."""
+        for block in self._reader.geometry.blocks():
+            nbytes = self._reader.block_bytes(block)
+            yield Piece(nbytes, partial(self._decode, block), self._checksum.update)
+        yield Piece.note(lambda: self._checksum.update(self._reader.end_bytes))
+
+    def _decode(self, block: Block, workspace: Workspace) -> Any:  # noqa: ANN401 (an array)
+        records = self._reader.records(block, workspace)
+        self._reader.decode(block, records, workspace)
+        return records
