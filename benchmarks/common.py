@@ -1,0 +1,276 @@
+"""What the benchmarks share: weights to work on, the machine they ran on, how results are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from emp_kernels.numbers import BF16, F16, F32, NumberFormat
+
+from emp_llm.safetensors_header import encode_header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "DTYPES",
+    "GB",
+    "MB",
+    "gaussian",
+    "machine",
+    "make_checkpoint",
+    "print_table",
+    "round_bf16",
+    "say",
+    "spread",
+    "versions",
+    "write_json",
+]
+
+MB, GB = 10**6, 10**9
+
+DTYPES = {"bf16": BF16, "fp16": F16, "fp32": F32}
+"""The dtypes of the command lines."""
+
+_TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_HIDDEN, _INNER, _VOCABULARY, _HEADS = 4096, 11008, 32000, 32
+_POOL_BYTES = 64 << 20
+_ROWS_A_WRITE = 512
+_STEP = 1 << 20
+_SIGMA = 0.02
+_INDEX_NAME = "model.safetensors.index.json"
+_PACKAGES = ("emp-llm", "numpy", "numba", "torch", "transformers", "safetensors")
+
+Patterns = npt.NDArray[np.unsignedinteger]
+Shapes = dict[str, tuple[int, ...]]
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def gaussian(number_format: NumberFormat, count: int, *, seed: int) -> Patterns:
+    """Bit patterns of Gaussian weights, uint16 or uint32 [count], in little memory beside them."""
+    rng = np.random.default_rng(seed)
+    out = np.empty(count, number_format.storage)
+    for start in range(0, count, _STEP):
+        part = out[start : start + _STEP]
+        values = rng.standard_normal(part.size, np.float32)
+        values *= np.float32(_SIGMA)
+        if number_format is BF16:
+            part[:] = round_bf16(values)
+        elif number_format is F16:
+            part[:] = values.astype(np.float16).view(np.uint16)
+        else:
+            part[:] = values.view(np.uint32)
+    return out
+
+
+def round_bf16(values: npt.NDArray[np.float32]) -> Patterns:
+    """The bit patterns of the bfloat16 nearest to finite float32 values, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def make_checkpoint(
+    folder: Path, *, layers: int, dtype: str, shard_bytes: float, room: int
+) -> None:
+    """Write a checkpoint of LLaMA-2-7B's shapes, unless the very same one is there already.
+
+    Args:
+        folder: Where to; anything else in it is deleted.
+        layers: Decoder blocks; 32 make 13.5 GB in bf16.
+        dtype: A key of `DTYPES`.
+        shard_bytes: Size that a file is not to pass.
+        room: Free bytes to ask for beyond it, in multiples of the checkpoint's size.
+
+    Raises:
+        SystemExit: If the disk is too small.
+    """
+    item = DTYPES[dtype].item_bytes
+    shards = _split(_shapes(layers), shard_bytes / item)
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    total = sum(prod(shape) for shard in shards for shape in shard.values()) * item
+    index = {
+        "metadata": {"total_size": total, "dtype": dtype},
+        "weight_map": {key: n for n, shard in zip(names, shards, strict=True) for key in shard},
+    }
+    complete = _is_complete(folder, index)
+    if not complete:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    _check_room(folder, total * (room if complete else room + 1))
+    if complete:
+        return
+    pool = gaussian(DTYPES[dtype], _POOL_BYTES // item, seed=0)
+    rng = np.random.default_rng(1)
+    for name, shard in zip(names, shards, strict=True):
+        say(f"making {name}")
+        _write_shard(folder / name, shard, DTYPES[dtype], pool, rng)
+    _dump(folder / "config.json", _config(layers, dtype))
+    _dump(folder / _INDEX_NAME, index)  # last: where it is, everything is
+
+
+def _shapes(layers: int) -> Shapes:
+    """Name and shape of every tensor, in the model's order."""
+    block = {
+        "input_layernorm": (_HIDDEN,),
+        **{f"self_attn.{part}_proj": (_HIDDEN, _HIDDEN) for part in "qkvo"},
+        "post_attention_layernorm": (_HIDDEN,),
+        "mlp.gate_proj": (_INNER, _HIDDEN),
+        "mlp.up_proj": (_INNER, _HIDDEN),
+        "mlp.down_proj": (_HIDDEN, _INNER),
+    }
+    return {
+        "model.embed_tokens.weight": (_VOCABULARY, _HIDDEN),
+        **{f"model.layers.{n}.{k}.weight": v for n in range(layers) for k, v in block.items()},
+        "model.norm.weight": (_HIDDEN,),
+        "lm_head.weight": (_VOCABULARY, _HIDDEN),
+    }
+
+
+def _split(shapes: Shapes, most: float) -> list[Shapes]:
+    """The tensors of each shard: no more than `most` weights, unless one tensor has more."""
+    shards: list[Shapes] = [{}]
+    for name, shape in shapes.items():
+        used = sum(map(prod, shards[-1].values()))
+        if shards[-1] and used + prod(shape) > most:
+            shards.append({})
+        shards[-1][name] = shape
+    return shards
+
+
+def _is_complete(folder: Path, index: Mapping[str, Any]) -> bool:
+    path = folder / _INDEX_NAME
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == index
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + GB:
+        raise SystemExit(
+            f"{needed / GB:.1f} GB and 1 GB to spare are needed on the disk of --folder, "
+            f"{free / GB:.1f} GB are free: free some, give another --folder or fewer --layers"
+        )
+
+
+def _write_shard(
+    path: Path,
+    shapes: Shapes,
+    number_format: NumberFormat,
+    pool: Patterns,
+    rng: np.random.Generator,
+) -> None:
+    """Write a shard whose rows are stretches of the pool, each from a place drawn for it."""
+    item = number_format.item_bytes
+    view = memoryview(pool.view(np.uint8))
+    entries = [(key, number_format.name, s, prod(s) * item) for key, s in shapes.items()]
+    with path.open("wb", buffering=0) as file:
+        file.write(encode_header(entries, {"format": "pt"}))
+        for shape in shapes.values():
+            rows, columns = (1, *shape)[-2:]
+            starts = rng.integers(0, pool.size - columns, rows) * item
+            for first in range(0, rows, _ROWS_A_WRITE):
+                some = starts[first : first + _ROWS_A_WRITE].tolist()
+                written = os.writev(file.fileno(), [view[s : s + columns * item] for s in some])
+                if written != len(some) * columns * item:
+                    raise OSError(f"{path.name} could not be written: is the disk full?")
+        os.fsync(file.fileno())
+
+
+def _config(layers: int, dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": _TORCH_NAMES[dtype],
+        "hidden_size": _HIDDEN,
+        "intermediate_size": _INNER,
+        "num_hidden_layers": layers,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _HEADS,
+        "vocab_size": _VOCABULARY,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    }
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on of this machine; nothing that tells whose it is."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "ram_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that do the work; None where one is not there."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Some figures and their median, in the order they came."""
+    return {"median": median(values), "all": list(values)}
+
+
+def say(text: str) -> None:
+    """Tell how the work goes on, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_json(
+    path: Path, benchmark: str, settings: Mapping[str, Any], results: Mapping[str, Any]
+) -> None:
+    """Write a benchmark's results with all that is needed to compare them with others."""
+    content = {
+        "benchmark": benchmark,
+        "machine": machine(),
+        "versions": versions(),
+        "settings": dict(settings),
+        "results": dict(results),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _dump(path, content)
+
+
+def _dump(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of equal length under each other, the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
