@@ -26,7 +26,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from emp_llm.perplexity import perplexity
+from emp_llm.perplexity import Perplexity, perplexity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ offered under the same licence.
 
 
 def main() -> None:
-    """Reads the command line, then trains, measures and writes."""
+    """Reads the command line, then trains, writes and measures what it wrote."""
     args = parse()
     torch.manual_seed(args.seed)
     articles = ARTICLE.split((args.data / "train.txt").read_text(encoding="utf-8"))
@@ -73,11 +73,13 @@ def main() -> None:
     model = build()
     print(f"{len(ids):,} training tokens, {model.num_parameters():,} parameters", flush=True)
     train(model, ids, args)
-    model.bfloat16()
+    model.bfloat16().save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    written = LlamaForCausalLM.from_pretrained(args.out)
     valid_text = (args.data / "valid.txt").read_text(encoding="utf-8")
-    valid = perplexity(model, tokenizer, valid_text, context=CONTEXT)
+    valid = perplexity(written, tokenizer, valid_text, context=CONTEXT)
     print(f"valid: {valid}", flush=True)
-    write(args.out, model, tokenizer, valid=valid, steps=args.steps)
+    (args.out / "README.md").write_text(card(model, valid, args.steps), encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -200,14 +202,10 @@ def batch(ids: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return windows[:, :-1], windows[:, 1:]
 
 
-def write(
-    out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, **measured: object
-) -> None:
-    """Writes model, tokenizer and card."""
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+def card(model: LlamaForCausalLM, valid: Perplexity, steps: int) -> str:
+    """The model card."""
     mlp = sum(p.numel() for name, p in model.named_parameters() if ".mlp." in name)
-    card = CARD.format(
+    return CARD.format(
         parameters=model.num_parameters(),
         mlp=mlp / model.num_parameters(),
         layers=model.config.num_hidden_layers,
@@ -215,9 +213,9 @@ def write(
         vocabulary=VOCABULARY,
         context=CONTEXT,
         batch=BATCH * CONTEXT,
-        **measured,
+        steps=steps,
+        valid=valid,
     )
-    (out / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":
