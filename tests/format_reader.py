@@ -1,0 +1,161 @@
+"""A reader of the packed format written from `emp_llm/FORMAT.md` alone: it knows no code of ours.
+
+Slow, and as plain as the specification. Weights are bit patterns, uint16 or uint32.
+"""
+
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+WIDTHS = {1: (16, 7), 2: (16, 10), 3: (32, 23)}  # number format: B, M
+DIGITS = {1: 0, 2: 8, 3: 5, 4: 4, 6: 3, 16: 2}
+
+
+class DamagedError(Exception):
+    """What a reader has to refuse."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What `X.emp_meta` tells, except for the shape; `columns` is C."""
+
+    number_format: int
+    dropped: int
+    radix: int
+    align: int
+    columns: int
+
+    @property
+    def bits(self) -> int:
+        return WIDTHS[self.number_format][0]
+
+    @property
+    def mantissa(self) -> int:
+        return WIDTHS[self.number_format][1]
+
+    @property
+    def stored(self) -> int:
+        return self.mantissa - self.dropped
+
+
+def read_packed(path: Path) -> dict[str, np.ndarray]:
+    """The packed tensors of a shard, by name."""
+    found = {}
+    with safe_open(path, "np") as file:
+        for meta_name in file.keys():  # noqa: SIM118 (a safe_open is no mapping)
+            if meta_name.endswith(".emp_meta"):
+                name = meta_name.removesuffix(".emp_meta")
+                records, table = file.get_tensor(name), file.get_tensor(name + ".emp_rows")
+                assert records.dtype == table.dtype == np.uint8
+                meta = file.get_tensor(meta_name)
+                assert meta.dtype == np.int64
+                found[name] = read_tensor(records.tobytes(), table.tobytes(), meta.tolist())
+    return found
+
+
+def read_tensor(records: bytes, table: bytes, meta: list[int]) -> np.ndarray:
+    """One tensor from its three planes."""
+    version, number_format, dropped, radix, align, transposed, *shape = meta
+    assert version == 1
+    assert len(meta) % 2 == len(records) % 16 == len(table) % 16 == 0
+    while shape[-1] == 0:
+        shape.pop()
+    *stack, first, last = shape
+    rows_of_one, columns = (last, first) if transposed else (first, last)
+    rows = prod(stack) * rows_of_one
+    p = Parameters(number_format, dropped, radix, align, columns)
+
+    item = np.dtype("<u2" if p.bits == 16 and columns <= 65535 else "<u4")
+    used = rows * 3 * item.itemsize
+    if any(table[used:]) or len(table) != ceil(used / 16) * 16:
+        raise DamagedError("row table")
+    lines = np.frombuffer(table, item, rows * 3).reshape(rows, 3).tolist()
+    dense, end = read_rows(records, lines, p)
+    if any(records[end:]) or len(records) != ceil(end / 16) * 16:
+        raise DamagedError("records")
+    matrices = dense.reshape(prod(stack), rows_of_one, columns)
+    return (matrices.swapaxes(1, 2) if transposed else matrices).reshape(shape)
+
+
+def read_rows(records: bytes, lines: list[list[int]], p: Parameters) -> tuple[np.ndarray, int]:
+    """The rows that a table describes, [rows, columns], and where the last record ends."""
+    at, rows = 0, []
+    for kept, escaped, base in lines:
+        row, at = _read_record(records, at, kept, escaped, base, p)
+        rows.append(row)
+    storage = np.uint16 if p.bits == 16 else np.uint32
+    return np.array(rows, storage).reshape(-1, p.columns), at
+
+
+def _read_record(
+    records: bytes, at: int, kept: int, escaped: int, base: int, p: Parameters
+) -> tuple[list[int], int]:
+    if not 0 <= escaped <= kept <= p.columns:
+        raise DamagedError("table line")
+    digits = DIGITS[p.radix]
+    lengths = [
+        ceil(p.columns / 8) if 0 < kept < p.columns else 0,
+        ceil(kept * (1 + p.stored) / 8),
+        ceil(kept / digits) if p.radix > 1 else 0,
+        escaped * p.bits // 8,
+    ]
+    sections = []
+    for length in lengths:
+        sections.append(records[at : at + length])
+        if len(sections[-1]) != length:
+            raise DamagedError("length")
+        at = ceil((at + length) / p.align) * p.align
+    weights = iter(_kept_weights(kept, escaped, base, sections[1:], p))
+    keep = _kept_columns(sections[0], kept, p)
+    return [next(weights) if kept_here else 0 for kept_here in keep], at
+
+
+def _kept_columns(mask: bytes, kept: int, p: Parameters) -> list[int]:
+    if kept in (0, p.columns):
+        return [int(kept > 0)] * p.columns
+    marks = [mask[c // 8] >> c % 8 & 1 for c in range(8 * len(mask))]
+    if sum(marks) != kept or any(marks[p.columns :]):
+        raise DamagedError("mask")
+    return marks[: p.columns]
+
+
+def _kept_weights(
+    kept: int, escaped: int, base: int, sections: list[bytes], p: Parameters
+) -> list[int]:
+    values, codes, escapes = sections
+    limit = p.radix * 2**p.stored - 1
+    size = p.bits // 8
+    aside = [int.from_bytes(escapes[i * size : (i + 1) * size], "little") for i in range(escaped)]
+    weights = []
+    for j, (sign, low) in enumerate(_values(values, kept, p)):
+        distance = low + _code(codes, j, p) * 2**p.stored
+        if distance == limit:
+            if not aside:
+                raise DamagedError("escapes")
+            weights.append(aside.pop(0))
+        else:
+            key = base + distance << p.dropped
+            if key >= 2 ** (p.bits - 1):
+                raise DamagedError("key")
+            weights.append(sign * 2 ** (p.bits - 1) + key)
+    exponent = 2 ** (p.bits - 1) - 2**p.mantissa
+    if aside or any(bits & exponent == exponent for bits in weights):
+        raise DamagedError("escapes left over, NaN or infinity")
+    return weights
+
+
+def _values(values: bytes, kept: int, p: Parameters) -> list[tuple[int, int]]:
+    """Sign and low bits of each kept weight."""
+    whole, width = int.from_bytes(values, "little"), 1 + p.stored
+    each = [whole >> j * width & (2**width - 1) for j in range(kept)]
+    return [divmod(value, 2**p.stored) for value in each]
+
+
+def _code(codes: bytes, j: int, p: Parameters) -> int:
+    if p.radix == 1:
+        return 0
+    m = len(codes)
+    return codes[j % m] // p.radix ** (j // m) % p.radix
