@@ -320,9 +320,7 @@ def test_the_totals_of_a_report_add_up(tiny_model: TinyModel, tmp_path: Path) ->
     for name in ("bytes_before", "bytes_after"):
         assert model[name] == sum(fields[name] for fields in tensors)
     removed = targets["weights"] - targets["kept"]
-    assert model["weights"] == sum(
-        tensor.numel() for tensor in load(report_source(tiny_model)).values()
-    )
+    assert model["weights"] == sum(tensor.numel() for tensor in load(source).values())
     assert model["kept"] == model["weights"] - removed
     assert model["sparsity"] == pytest.approx(removed / model["weights"], rel=1e-5)
     assert (targets["tensors"], model["tensors"]) == (len(pruned), len(tensors))
