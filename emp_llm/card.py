@@ -59,8 +59,8 @@ def _section(report: Mapping[str, Any]) -> str:
             f"Made from `{source['model']}`{revision} by emp-llm {report['emp_llm_version']}: "
             f"β = {rule['beta']:g}, granularity `{rule['granularity']}`, criterion "
             f"`{rule['criterion']}`, targets `{rule['targets']}`. The rule is "
-            "[arXiv 2509.25606](https://arxiv.org/abs/2509.25606); `emp_report.json` tells of every "
-            "tensor.",
+            "[arXiv 2509.25606](https://arxiv.org/abs/2509.25606); `emp_report.json` tells of "
+            "every tensor.",
             "",
             "| | weights | sparsity | bytes before | bytes after | ratio |",
             "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The files beside the weights of a written checkpoint: index, configuration, tokenizer, …"""
+"""The files beside the weights of a written checkpoint: index, configuration and others."""
 
 import json
 import shutil

@@ -116,10 +116,10 @@ class Geometry:
         rows = block.stop - block.start
         if not self.transposed:
             at = offset + self.first_row(block) * self.row_bytes
-            read_exactly(fd, where, at, memoryview(flat))
+            read_exactly(fd, where, at, flat.data)
             return flat.view(storage).reshape(rows, self.columns)
         for at, start, stop in self._stretches(offset, block):
-            read_exactly(fd, where, at, memoryview(flat)[start:stop])
+            read_exactly(fd, where, at, flat.data[start:stop])
         return np.ascontiguousarray(flat.view(storage).reshape(self.columns, rows).T)
 
     def write(self, fd: int, offset: int, block: Block, weights: Patterns) -> None:
@@ -132,7 +132,7 @@ class Geometry:
             write_all(fd, at, flat[start:stop])
 
     def _stretches(self, offset: int, block: Block) -> Iterator[tuple[int, int, int]]:
-        """Where the stretches of a transposed block lie: in the file, and from – to in the block."""
+        """Where a transposed block's stretches lie: in the file, and from – to in the block."""
         item = self.number_format.item_bytes
         line = self.matrix_rows * item
         first = offset + block.matrix * self.columns * line + block.start * item
@@ -145,7 +145,7 @@ class Geometry:
 
 
 def _bytes(weights: Patterns) -> memoryview:
-    return memoryview(weights.reshape(-1).view(np.uint8))
+    return weights.reshape(-1).view(np.uint8).data
 
 
 def read_exactly(fd: int, where: str, offset: int, buffer: memoryview) -> None:

@@ -95,7 +95,7 @@ class OutputFolder:
         if path.exists() and path.resolve() == self._source.resolve():
             raise OutputError(f"{path}: is the source itself; give another folder to write to")
         if path.exists() and not self._overwrite:
-            present = [name for name in os.listdir(path) if name != STAGING_NAME]
+            present = [item.name for item in path.iterdir() if item.name != STAGING_NAME]
             if present:
                 raise OutputError(
                     f"{path}: is not empty ({present[0]}, …); give another folder, or --overwrite "

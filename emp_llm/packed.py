@@ -103,8 +103,8 @@ class PackedTensor:
         version = fields[0] if fields else 0
         if version != FORMAT_VERSION:
             raise FormatError(
-                f"{name!r} is packed in version {version} of the format; this emp-llm reads version "
-                f"{FORMAT_VERSION}: install a release that knows it"
+                f"{name!r} is packed in version {version} of the format; this emp-llm reads "
+                f"version {FORMAT_VERSION}: install a release that knows it"
             )
         number_formats = {number_format.code: number_format for number_format in FORMATS.values()}
         _, code, dropped_bits, radix, align, transposed, *shape = [*fields, *[0] * _META_FIELDS][

@@ -89,7 +89,7 @@ class PackedReader:
         nbytes = self.block_bytes(block)
         data = workspace.take("records", nbytes)[:nbytes]
         at = self.planes.records.start + int(self._offsets[self._row_range(block)[0]])
-        read_exactly(self._fd, self._where, at, memoryview(data))
+        read_exactly(self._fd, self._where, at, data.data)
         return data
 
     def block_bytes(self, block: Block) -> int:

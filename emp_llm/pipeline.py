@@ -71,7 +71,7 @@ class _Run:
                     write()
         except _StoppedError:
             pass
-        except BaseException as failure:  # noqa: BLE001 (raised again by run_pieces)
+        except BaseException as failure:  # run_pieces raises it again
             self.stop(failure)
 
     def pull(self) -> tuple[int, Piece] | None:

@@ -88,7 +88,7 @@ class CopyJob:
             )
 
     def _read(self, start: int, stop: int, workspace: Workspace) -> memoryview:
-        data = memoryview(workspace.take("weights", stop - start))[: stop - start]
+        data = workspace.take("weights", stop - start)[: stop - start].data
         read_exactly(self._fd, self._where, start, data)
         return data
 
@@ -170,15 +170,19 @@ class MeasureJob(TargetJob):
         self._nbytes = 0
 
     def compute(self, number: int, weights: Patterns, workspace: Workspace) -> RowFigures:
+        """Table and stats of a block."""
         rule = self._selection.rule(self.target.name, number)
         layout = self.target.layout(self.fd, rule)
         return pack_rows(weights, layout, rule, emit=False, workspace=workspace)
 
-    def settle(self, block: Block, rows: RowFigures) -> None:
+    def settle(self, block: Block, rows: RowFigures) -> Write | None:  # noqa: ARG002
+        """Count the bytes that its records would take."""
         table = rows.table
         self._nbytes += int(self._packed().layout.sections(table[:, 0], table[:, 1]).sum())
+        return None
 
-    def settle_end(self) -> tuple[int, None]:
+    def settle_end(self) -> tuple[int, Write | None]:
+        """Bytes of all planes."""
         packed = self._packed()
         records = self._nbytes + len(padding(self._nbytes))
         return records + packed.table_bytes + len(packed.encode_meta()), None
@@ -221,17 +225,20 @@ class PackJob(MeasureJob):
         return cls.entries(target, most, most, most)
 
     def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PackedRows:
+        """Records, table and stats of a block."""
         rule = self._selection.rule(self.target.name, number)
         layout = self.target.layout(self.fd, rule)
         return pack_rows(weights, layout, rule, workspace=workspace)
 
     def settle(self, block: Block, rows: RowFigures) -> Write:
+        """Give the records their place."""
         assert isinstance(rows, PackedRows)  # noqa: S101 (what compute returns)
         super().settle(block, rows)
         self._tables.append(rows.table)
-        return self._append(memoryview(rows.payload))
+        return self._append(rows.payload.data)
 
     def settle_end(self) -> tuple[int, Write]:
+        """Bytes of all planes; row table and meta are still to be written."""
         packed = self._packed()
         table = packed.encode_table(np.concatenate(self._tables))
         meta = packed.encode_meta()
@@ -264,11 +271,13 @@ class DenseJob(TargetJob):
         self._offset = -1
 
     def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PrunedRows:
+        """A block with zeros in it, in place, and its table and stats."""
         rule = self._selection.rule(self.target.name, number)
         number_format = self.target.geometry.number_format
         return prune_rows(weights, number_format, rule, out=weights, workspace=workspace)
 
     def settle(self, block: Block, rows: RowFigures) -> Write:
+        """Give the rows their place."""
         assert isinstance(rows, PrunedRows)  # noqa: S101 (what compute returns)
         if self._offset < 0:
             self._offset = self._writer.allot(self.target.entry.nbytes)
@@ -277,6 +286,7 @@ class DenseJob(TargetJob):
         return lambda: self._writer.write_rows(self.target.geometry, self._offset, block, weights)
 
     def settle_end(self) -> tuple[int, None]:
+        """Bytes of the tensor."""
         entry = self.target.entry
         self._writer.add_entries(CopyJob.entries(entry))
         return entry.nbytes, None

@@ -1,6 +1,7 @@
 """Effective Model Pruning on any tensor of scores, in PyTorch, on the device the tensor is on.
 
-    S1 = Σ s_i    S2 = Σ s_i²    N_eff = S1² / S2    k = min(N, max(1, floor(β · N_eff · (1 + 1e-9))))
+    S1 = Σ s_i     S2 = Σ s_i²     N_eff = S1² / S2
+    k = min(N, max(1, floor(β · N_eff · (1 + 1e-9))))
 
 with N_eff = k = 0 where all scores are zero (arXiv 2509.25606). The k largest scores of a group are
 kept, and of equal ones those with the lower index. Scores are never negative: magnitudes of
@@ -68,8 +69,8 @@ def keep_mask(scores: torch.Tensor, *, beta: float = 1.0, dim: Dims = -1) -> tor
     groups, _ = _groups(scores, dim)
     s1, s2 = _moments(groups)
     counts = [
-        _count(group, *moments, beta)
-        for group, *moments in zip(groups, s1.tolist(), s2.tolist(), strict=True)
+        _count(group, total, squares, beta)
+        for group, total, squares in zip(groups, s1.tolist(), s2.tolist(), strict=True)
     ]
     # stable: between equal scores, the one that comes first stays first
     order = groups.sort(dim=1, descending=True, stable=True).indices

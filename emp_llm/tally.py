@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from emp_kernels.dispatch import PackedRows
+from emp_kernels.dispatch import RowFigures
 
 __all__ = ["Group", "GroupTally", "TensorFigures", "effective_numbers", "mass_bound"]
 
@@ -126,7 +126,7 @@ def digits(value: float) -> float:
 
 
 def ratio(part: float, whole: float, *, empty: float = 0.0) -> float:
-    """part / whole to six significant digits, `empty` where whole is 0."""
+    """The ratio part / whole to six significant digits, `empty` where whole is 0."""
     return digits(part / whole) if whole else empty
 
 
@@ -149,11 +149,11 @@ class GroupTally:
         self._n_sum = self._n_max = 0.0
         self._n_min = np.inf
 
-    def add(self, packed: PackedRows) -> None:
+    def add(self, rows: RowFigures) -> None:
         """Take in one block."""
-        s1, s2, kept_mass = packed.stats[:, 0], packed.stats[:, 1], packed.stats[:, 2]
+        s1, s2, kept_mass = rows.stats[:, 0], rows.stats[:, 1], rows.stats[:, 2]
         self._rows += len(s1)
-        self._kept += int(packed.table[:, 0].sum())
+        self._kept += int(rows.table[:, 0].sum())
         self._mass += float(s1.sum())
         self._kept_mass += float(kept_mass.sum())
         if self._shared is None:

@@ -111,11 +111,12 @@ class Target:
         """Up to _SAMPLED_ROWS rows, evenly spaced; of a transposed tensor, within a first block."""
         workspace, geometry = Workspace(), self.geometry
         if geometry.transposed:
-            rows = self.read(fd, next(geometry.blocks()), workspace)
-            return rows[_spaced(len(rows))]
+            first = self.read(fd, next(geometry.blocks()), workspace)
+            return first[_spaced(len(first))]
         numbers = [divmod(row, geometry.matrix_rows) for row in _spaced(geometry.rows)]
-        rows = [self.read(fd, Block(m, r, r + 1), workspace).copy() for m, r in numbers]
-        return np.concatenate(rows)
+        return np.concatenate(
+            [self.read(fd, Block(m, r, r + 1), workspace).copy() for m, r in numbers]
+        )
 
     def _zero_bits(self, weights: Patterns) -> int:
         """Trailing mantissa bits that are zero in all weights."""

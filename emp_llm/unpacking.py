@@ -51,8 +51,7 @@ def unpack(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Turn a packed checkpoint into an ordinary one, the one that pruning with
-    ``--format dense`` writes.
+    """Turn a packed checkpoint into an ordinary one: the one that pruning to dense writes.
 
     Args:
         model: A packed folder, or a packed model of the Hugging Face Hub.

@@ -200,7 +200,7 @@ class _PlainCheck(_Check):
             yield Piece(nbytes, partial(self._read, start, nbytes), self._take)
 
     def _read(self, start: int, nbytes: int, workspace: Workspace) -> memoryview:
-        data = memoryview(workspace.take("weights", nbytes))[:nbytes]
+        data = workspace.take("weights", nbytes)[:nbytes].data
         read_exactly(self._fd, self._where, start, data)
         return data
 

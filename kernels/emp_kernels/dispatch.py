@@ -181,7 +181,7 @@ def prune_rows(
     if impl == "reference":
         packed = _pack_rows_plainly(weights, layout, rule, emit=True)
         unpack_rows(packed.payload, packed.table, layout, out=out, impl=impl)
-        table = packed.table * [1, 0, 0]
+        table = packed.table * np.array([1, 0, 0])
         return PrunedRows(table, packed.stats, out)
     return _Block(weights, layout, rule, impl, workspace or Workspace()).prune(out)
 
@@ -309,15 +309,15 @@ class _Block:
         from emp_kernels.cpu import pack
 
         rule, number_format = self._rule, self._layout.number_format
-        per_row = isinstance(rule, PerRow)
-        rule_arguments = (rule.beta * SLACK, -1, 0) if per_row else (0.0, rule.key, rule.ties)
+        beta = rule.beta if isinstance(rule, PerRow) else 0.0
+        threshold = (-1, 0) if isinstance(rule, PerRow) else (rule.key, rule.ties)
         start = (0, 0, -1)
         while True:
             status, row, used = pack.pack_block(
                 self._weights,
                 _format_arguments(number_format),
                 _layout_arguments(self._layout),
-                rule_arguments,
+                (beta * SLACK, *threshold),
                 start,
                 self._simd,
                 emit,
@@ -331,7 +331,7 @@ class _Block:
                 return int(used)
             if status == pack.NOT_FINITE:
                 raise NonFiniteRowError(int(row))
-            start = (row, used, _exact_row_count(self._weights[row], number_format, rule.beta))
+            start = (row, used, _exact_row_count(self._weights[row], number_format, beta))
 
 
 def _scratch(layout: RowLayout, workspace: Workspace) -> tuple[Patterns, Patterns, Bytes]:

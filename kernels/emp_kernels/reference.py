@@ -2,7 +2,8 @@
 
 Slow and readable on purpose. The rule is arXiv 2509.25606:
 
-    S1 = Σ s_i    S2 = Σ s_i²    N_eff = S1² / S2    k = min(N, max(1, floor(β · N_eff · (1 + 1e-9))))
+    S1 = Σ s_i     S2 = Σ s_i²     N_eff = S1² / S2
+    k = min(N, max(1, floor(β · N_eff · (1 + 1e-9))))
 
 with N_eff = k = 0 where S2 = 0. The k largest scores are kept, the earlier of equal ones first.
 """
@@ -23,7 +24,7 @@ Patterns = npt.NDArray[np.unsignedinteger]
 
 
 def _moments(scores: Scores) -> tuple[float, float]:
-    """Correctly rounded S1 and S2 of scores divided by their largest, which leaves N_eff as it is."""
+    """Correctly rounded S1 and S2, of scores scaled by a power of two: N_eff stays as it is."""
     values = scores.astype(np.float64).ravel()
     if not np.isfinite(values).all() or (values < 0).any():
         raise ValueError("scores must be finite and not negative")

@@ -212,8 +212,8 @@ def write_escapes(kept_K, delta_K, k, limit, out, at):
 
 
 @_njit
-def padded(out, at, end, align):
-    """Write zeros from `at` until the next multiple of align that is at or past `end`."""
+def padded(out, end, align):
+    """Write zeros from `end` to the next multiple of align; returns that."""
     stop = (end + align - 1) // align * align
     for i in range(end, stop):
         out[i] = 0
@@ -331,13 +331,13 @@ def pack_block(
         if emit == NOTHING:
             continue
         if k < columns:
-            at = padded(out, at, at + mask_bytes, align)
+            at = padded(out, at + mask_bytes, align)
         write_values(kept_K, delta_K, k, bits - 1, stored, out, at)
-        at = padded(out, at, at + (k * (stored + 1) + 7) // 8, align)
+        at = padded(out, at + (k * (stored + 1) + 7) // 8, align)
         if digits:
             write_codes(delta_K, k, stored, radix, digits, code_K, out, at)
-            at = padded(out, at, at + (k + digits - 1) // digits, align)
+            at = padded(out, at + (k + digits - 1) // digits, align)
         if escaped:
             end = write_escapes(kept_K, delta_K, k, limit, out, at)
-            at = padded(out, at, end, align)
+            at = padded(out, end, align)
     return DONE, rows, at

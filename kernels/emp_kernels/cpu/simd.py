@@ -21,10 +21,10 @@ _I64 = ir.IntType(64)
 
 
 @intrinsic
-def bits_to_f32(_context: Any, bits: Any) -> Any:  # noqa: ANN401 (numba's own types)
+def bits_to_f32(_context: Any, bits: Any) -> Any:
     """The float32 that has these uint32 bits."""
 
-    def codegen(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def codegen(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(builder.trunc(arguments[0], _I32), ir.FloatType())
 
     return types.float32(types.uint64), codegen
@@ -42,7 +42,7 @@ class _Lanes:
         self.suffix = f"v{self.count}i{lane_bits}"
         self.item_bytes = lane_bits // 8
 
-    def splat(self, builder: Any, scalar: Any) -> Any:  # noqa: ANN401
+    def splat(self, builder: Any, scalar: Any) -> Any:
         undefined = ir.Constant(self.vector, ir.Undefined)
         first = builder.insert_element(
             undefined, builder.trunc(scalar, self.lane), ir.Constant(_I32, 0)
@@ -50,7 +50,7 @@ class _Lanes:
         zeros = ir.Constant(ir.VectorType(_I32, self.count), [0] * self.count)
         return builder.shuffle_vector(first, undefined, zeros)
 
-    def constant(self, values: list[int]) -> Any:  # noqa: ANN401
+    def constant(self, values: list[int]) -> Any:
         return ir.Constant(self.vector, values)
 
 
@@ -60,8 +60,8 @@ def _pointer(
     array_type: Any,
     array: Any,
     index: Any,
-    element: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+    element: Any,
+) -> Any:
     """Address of array[index], as a pointer to `element`."""
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), element.as_pointer())
@@ -77,21 +77,21 @@ def compress_step(
     kept: Any,
     at: Any,
     mask: Any,
-    mask_at: Any,  # noqa: ANN401, E501
-) -> Any:  # noqa: ANN401
+    mask_at: Any,
+) -> Any:
     """Keep, of one vector of weights, those whose keys reach a threshold.
 
     ``compress_step(weights, column, threshold, ties, kept, at, mask, mask_at) -> int64`` reads the
-    vector at weights[column:], writes the kept weights to kept[at:] (a whole vector is stored: kept
-    needs that much room) and the mask bits to mask[mask_at:], and returns how many were kept. In the
-    first `ties` lanes keys equal to the threshold are kept, in the others they are not.
+    vector at weights[column:], writes the kept weights to kept[at:] (a whole vector is stored, so
+    kept needs that much room) and the mask bits to mask[mask_at:], and returns how many were kept.
+    In the first `ties` lanes keys equal to the threshold are kept, in the others they are not.
     """
     lanes = _Lanes(weights.dtype.bitwidth)
     signature = types.int64(
         weights, types.int64, types.uint64, types.int64, kept, types.int64, mask, types.int64
     )
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, column, threshold, ties, target, at, bits, bits_at = arguments
         kinds = signature.args
         here = _pointer(context, builder, kinds[0], source, column, lanes.vector)
@@ -131,8 +131,8 @@ def expand_step(
     mask: Any,
     mask_at: Any,
     weights: Any,
-    column: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+    column: Any,
+) -> Any:
     """Spread kept weights back over the lanes that a mask names, zeros elsewhere.
 
     ``expand_step(kept, at, mask, mask_at, weights, column) -> int64`` writes one vector to
@@ -141,7 +141,7 @@ def expand_step(
     lanes = _Lanes(weights.dtype.bitwidth)
     signature = types.int64(kept, types.int64, mask, types.int64, weights, types.int64)
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, at, bits, bits_at, target, column = arguments
         kinds = signature.args
         mask_word = builder.load(
