@@ -9,8 +9,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from emp_llm import CheckpointError, EmpError, PruneOptions, prune
 
 Tensors = dict[str, torch.Tensor]
 
@@ -151,3 +154,16 @@ def pruned_by_rule(
 
 def _groups(scores: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return scores.reshape(-1, math.prod(shape))
+
+
+def refusal(
+    source: Path, out: Path, kind: type[EmpError] = CheckpointError, **options: object
+) -> str:
+    """The one line that prune refuses with; what is at `out` stays as it was."""
+    overwrite = bool(options.pop("overwrite", False))
+    before = files(out) if out.exists() else None
+    with pytest.raises(kind) as caught:
+        prune(source, out, PruneOptions(**options), overwrite=overwrite)
+    assert (files(out) if out.exists() else None) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
