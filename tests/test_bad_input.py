@@ -182,3 +182,10 @@ def test_a_dense_folder_is_not_unpacked(source: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not packed by emp-llm"):
         unpack(tmp_path / "dense", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [UP + ".emp_rows", UP + ".emp_meta", "other.emp_meta"])
+def test_a_tensor_with_the_name_of_a_plane_is_refused(tmp_path: Path, name: str) -> None:
+    tensors = mlp(H, F) | {name: gaussian(2)}
+    source = write_checkpoint(tmp_path / "source", llama_config(H, F), tensors)
+    assert name in refusal(source, tmp_path / "out")

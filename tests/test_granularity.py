@@ -265,3 +265,32 @@ def test_weights_of_one_magnitude_in_a_gaussian_model_are_a_third_gone(tmp_path:
     source = write_checkpoint(tmp_path / "source", llama_config(4096, 64), tensors)
     kept = prune_and_unpack(source, tmp_path)[UP].count_nonzero().item() / tensors[UP].numel()
     assert kept == pytest.approx(0.6366, abs=0.003)
+
+
+@pytest.mark.parametrize("columns", [2047, 2048, 2051])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_long_rows_are_pruned_by_the_same_rule(
+    tmp_path: Path, dtype: torch.dtype, granularity: str, columns: int
+) -> None:
+    # rows from 2048 columns on are packed at 16-byte boundaries
+    tensors = {UP: gaussian(5, columns, dtype=dtype)}
+    source = write_checkpoint(tmp_path / "source", llama_config(columns, 5), tensors)
+    assert_rule_holds(source, tmp_path, [UP], beta=1.0, granularity=granularity)
+
+
+@pytest.mark.parametrize("columns", [65535, 65536])
+@pytest.mark.parametrize("beta", [1.0, 9.0])
+def test_a_row_may_keep_more_weights_than_16_bits_count(
+    tmp_path: Path, columns: int, beta: float
+) -> None:
+    tensors = {UP: gaussian(2, columns)}
+    source = write_checkpoint(tmp_path / "source", llama_config(columns, 2), tensors)
+    assert_rule_holds(source, tmp_path, [UP], beta=beta, granularity="row")
+
+
+def test_bits_that_are_zero_in_most_rows_only_are_kept_in_the_others(tmp_path: Path) -> None:
+    weights = gaussian(320, 16).half()
+    weights[317] = gaussian(16, dtype=torch.float16, seed=1)
+    source = write_checkpoint(tmp_path / "source", llama_config(16, 320), {UP: weights})
+    assert_rule_holds(source, tmp_path, [UP], beta=1.0, granularity="row")

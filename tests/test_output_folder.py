@@ -211,6 +211,28 @@ def test_reads_and_writes_of_a_few_bytes_at_a_time_give_the_same_files(
     assert files(tmp_path / "bit by bit") == files(tmp_path / "at once")
 
 
+@pytest.mark.parametrize("call", [0, 1, 3])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
+def test_a_run_that_is_stopped_while_files_get_their_place_leaves_no_folder(
+    sharded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    call: int,
+) -> None:
+    replace, calls = Path.replace, iter(range(1 << 20))
+
+    def fail(path: Path, target: Path) -> Path:
+        if next(calls) == call:
+            raise failure
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises((KeyboardInterrupt, OutputError)):
+        prune(sharded, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # --overwrite
 
 
