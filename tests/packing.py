@@ -86,24 +86,19 @@ def open_packed(path: Path, fd: int) -> dict[str, PackedReader]:
 
 
 def read_with_ours(path: Path) -> dict[str, np.ndarray]:
-    """The packed tensors of a file as our reader decodes and places them, block by block."""
+    """The packed tensors of a file as our reader decodes them, block by block."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        return {name: _read(reader, path) for name, reader in open_packed(path, fd).items()}
+        return {name: _read(reader) for name, reader in open_packed(path, fd).items()}
     finally:
         os.close(fd)
 
 
-def _read(reader: PackedReader, path: Path) -> np.ndarray:
+def _read(reader: PackedReader) -> np.ndarray:
     geometry, workspace = reader.geometry, Workspace()
-    target = path.with_suffix(".dense")
-    fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    try:
-        for block in geometry.blocks():
-            records = reader.records(block, workspace)
-            geometry.write(fd, 0, block, reader.decode(block, records, workspace))
-    finally:
-        os.close(fd)
-    data = target.read_bytes()
-    target.unlink()
-    return np.frombuffer(data, geometry.number_format.storage).reshape(geometry.shape)
+    rows = np.empty((geometry.rows, geometry.columns), geometry.number_format.storage)
+    for block in geometry.blocks():
+        first = geometry.first_row(block)
+        weights = reader.decode(block, reader.records(block, workspace), workspace)
+        rows[first : first + len(weights)] = weights
+    return tensor_of(rows, geometry.shape, transposed=geometry.transposed)
