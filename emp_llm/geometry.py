@@ -24,6 +24,7 @@ BLOCK_BYTES = 4 << 20
 TRANSPOSED_BLOCK_BYTES = 16 << 20
 """The same where rows are columns of the file, so that the stretches that are read stay long."""
 
+Bytes = npt.NDArray[np.uint8]
 Patterns = npt.NDArray[np.unsignedinteger]
 
 
@@ -96,9 +97,7 @@ class Geometry:
         """Number of a block's first row among all rows of the tensor."""
         return block.matrix * self.matrix_rows + block.start
 
-    def read(
-        self, fd: int, where: str, offset: int, block: Block, buffer: npt.NDArray[np.uint8]
-    ) -> Patterns:
+    def read(self, fd: int, where: str, offset: int, block: Block, buffer: Bytes) -> Patterns:
         """Read a block's rows.
 
         Args:
@@ -122,14 +121,23 @@ class Geometry:
             read_exactly(fd, where, at, flat.data[start:stop])
         return np.ascontiguousarray(flat.view(storage).reshape(self.columns, rows).T)
 
-    def write(self, fd: int, offset: int, block: Block, weights: Patterns) -> None:
-        """Write a block's rows, [rows, columns], to where `read` finds them."""
+    def placed(self, offset: int, block: Block, weights: Patterns) -> Iterator[tuple[int, Bytes]]:
+        """Where a block's rows, [rows, columns], are to be written, so that `read` finds them.
+
+        Args:
+            offset: Where the tensor starts in the file, in bytes.
+            block: Which rows.
+            weights: Their bit patterns, C-contiguous.
+
+        Yields:
+            Offsets in the file, each with the uint8 data that goes there.
+        """
         if not self.transposed:
-            write_all(fd, offset + self.first_row(block) * self.row_bytes, _bytes(weights))
+            yield offset + self.first_row(block) * self.row_bytes, _bytes(weights)
             return
         flat = _bytes(np.ascontiguousarray(weights.T))
         for at, start, stop in self._stretches(offset, block):
-            write_all(fd, at, flat[start:stop])
+            yield at, flat[start:stop]
 
     def _stretches(self, offset: int, block: Block) -> Iterator[tuple[int, int, int]]:
         """Where a transposed block's stretches lie: in the file, and from – to in the block."""
@@ -144,8 +152,8 @@ class Geometry:
             yield first + column * line, column * width, (column + 1) * width
 
 
-def _bytes(weights: Patterns) -> memoryview:
-    return weights.reshape(-1).view(np.uint8).data
+def _bytes(weights: Patterns) -> Bytes:
+    return weights.reshape(-1).view(np.uint8)
 
 
 def read_exactly(fd: int, where: str, offset: int, buffer: memoryview) -> None:

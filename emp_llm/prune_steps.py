@@ -45,6 +45,7 @@ __all__ = [
 COPY_BYTES = 4 << 20
 """Bytes that are copied at a time."""
 
+Bytes = npt.NDArray[np.uint8]
 Patterns = npt.NDArray[np.unsignedinteger]
 
 
@@ -87,14 +88,14 @@ class CopyJob:
                 stop - start, partial(self._read, start, stop), partial(self._settle, last=last)
             )
 
-    def _read(self, start: int, stop: int, workspace: Workspace) -> memoryview:
-        data = workspace.take("weights", stop - start)[: stop - start].data
-        read_exactly(self._fd, self._where, start, data)
+    def _read(self, start: int, stop: int, workspace: Workspace) -> Bytes:
+        data = workspace.take("weights", stop - start)[: stop - start]
+        read_exactly(self._fd, self._where, start, data.data)
         return data
 
-    def _settle(self, data: memoryview, *, last: bool) -> Write:
-        self.checksum.update(data)
-        offset = self._writer.allot(len(data))
+    def _settle(self, data: Bytes, *, last: bool) -> Write:
+        self.checksum.update(data.data)
+        offset = self._writer.allot(data.size)
         if last:
             self._writer.add_entries(self.entries(self.entry))
         return lambda: self._writer.write(offset, data)
@@ -235,7 +236,7 @@ class PackJob(MeasureJob):
         assert isinstance(rows, PackedRows)  # noqa: S101 (what compute returns)
         super().settle(block, rows)
         self._tables.append(rows.table)
-        return self._append(rows.payload.data)
+        return self._append(rows.payload)
 
     def settle_end(self) -> tuple[int, Write]:
         """Bytes of all planes; row table and meta are still to be written."""
@@ -247,11 +248,11 @@ class PackJob(MeasureJob):
             self.entries(self.target, self._nbytes + len(end), len(table), len(meta))
         )
         nbytes, _ = super().settle_end()
-        return nbytes, self._append(memoryview(end + table + meta))
+        return nbytes, self._append(np.frombuffer(end + table + meta, np.uint8))
 
-    def _append(self, data: memoryview) -> Write:
-        self.checksum.update(data)
-        offset = self._writer.allot(len(data))
+    def _append(self, data: Bytes) -> Write:
+        self.checksum.update(data.data)
+        offset = self._writer.allot(data.size)
         return lambda: self._writer.write(offset, data)
 
 

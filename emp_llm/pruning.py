@@ -24,6 +24,7 @@ from emp_llm.companions import (
     write_index,
     write_json,
 )
+from emp_llm.disk_file import Flusher
 from emp_llm.files import OpenFiles
 from emp_llm.geometry import Geometry
 from emp_llm.hub import Source, fetch
@@ -37,7 +38,7 @@ from emp_llm.report import TensorReport, build_report, rule_fields
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.selection import Selection, passes, select
 from emp_llm.shard_plan import ShardPlan, output_name
-from emp_llm.shard_writer import Flusher, ShardWriter
+from emp_llm.shard_writer import ShardWriter
 from emp_llm.target import Target
 from emp_llm.targets import Decision, decide_targets
 
@@ -229,7 +230,13 @@ class _Run:
             targets = [self._targets[name] for name in names]
             plan = ShardPlan.make(shard, targets, self._options.output_format)
             path = folder / output_name(self._checkpoint, shard)
-            writer = ShardWriter(path, plan.entries_at_most(), shard.header.metadata, flusher)
+            writer = ShardWriter(
+                path,
+                plan.entries_at_most(),
+                shard.header.metadata,
+                flusher,
+                in_order=not any(target.geometry.transposed for target in plan.dense.values()),
+            )
             writers.callback(writer.release)
             for job in plan.jobs(files.fd(shard.path), selection, writer):
                 self._jobs.append(job)

@@ -21,6 +21,7 @@ from emp_llm.companions import (
     write_index,
     write_json,
 )
+from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError
 from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
@@ -34,7 +35,7 @@ from emp_llm.prune_steps import CopyJob, hash_name, new_hash
 from emp_llm.report import dense_report
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.shard_plan import output_name, plain_order
-from emp_llm.shard_writer import Flusher, ShardWriter
+from emp_llm.shard_writer import ShardWriter
 
 __all__ = ["unpack"]
 
@@ -126,7 +127,10 @@ def _write_shards(
                 readers, tensors = _dense_tensors(shard, fd)
                 name = output_name(checkpoint, shard)
                 entries = [entry for tensor in tensors for entry in CopyJob.entries(tensor)]
-                writer = ShardWriter(folder / name, entries, shard.header.metadata, flusher)
+                transposed = any(reader.geometry.transposed for reader in readers.values())
+                writer = ShardWriter(
+                    folder / name, entries, shard.header.metadata, flusher, in_order=not transposed
+                )
                 writers.callback(writer.release)
                 for tensor in tensors:
                     reader = readers.get(tensor.name)
