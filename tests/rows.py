@@ -1,6 +1,10 @@
-"""Rows of weights to try kernels on, as bit patterns, and the dtypes they stand for."""
+"""Rows of weights to try kernels on, as bit patterns, and memory that cannot be overrun."""
+
+import ctypes
+import mmap
 
 import numpy as np
+from emp_kernels.dispatch import Workspace
 from emp_kernels.numbers import BF16, F16, F32, NumberFormat
 
 NUMBER_FORMATS = (BF16, F16, F32)
@@ -76,3 +80,26 @@ def make_rows(
 def zeros_elsewhere(bits: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """The kept patterns in their places and +0.0 in the others."""
     return np.where(keep, bits, bits.dtype.type(0))
+
+
+def guarded(nbytes: int) -> np.ndarray:
+    """Writable uint8 memory whose end no one reads or writes past: there the process would end."""
+    room = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, room + mmap.PAGESIZE), np.uint8)
+    forbidden = ctypes.c_void_p(memory.ctypes.data + room)
+    no_access = 0
+    assert ctypes.CDLL(None).mprotect(forbidden, ctypes.c_size_t(mmap.PAGESIZE), no_access) == 0
+    return memory[room - nbytes : room]
+
+
+class GuardedWorkspace(Workspace):
+    """Gives out buffers that hold one byte all over, and that cannot be overrun."""
+
+    def __init__(self, filled_with: int) -> None:
+        super().__init__()
+        self._filled_with = filled_with
+
+    def take(self, name: str, nbytes: int) -> np.ndarray:  # noqa: ARG002 (none is used again)
+        buffer = guarded(nbytes)
+        buffer[:] = self._filled_with
+        return buffer

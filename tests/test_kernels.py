@@ -24,7 +24,16 @@ from emp_kernels.dispatch import (
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RADICES, RowLayout
 from emp_kernels.numbers import BF16, F16, F32
-from rows import KINDS, NUMBER_FORMATS, make_rows, to_bits, to_floats, zeros_elsewhere
+from rows import (
+    KINDS,
+    NUMBER_FORMATS,
+    GuardedWorkspace,
+    guarded,
+    make_rows,
+    to_bits,
+    to_floats,
+    zeros_elsewhere,
+)
 
 IMPLS = ("reference", "scalar", "simd")
 BETAS = (0.01, 0.5, 1.0, 1.3, 1e308)
@@ -32,15 +41,6 @@ COLUMNS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 2
 
 formats = pytest.mark.parametrize("number_format", NUMBER_FORMATS, ids=lambda f: f.name)
 impls = pytest.mark.parametrize("impl", IMPLS)
-
-
-class PoisonedWorkspace(Workspace):
-    """Whatever was in its buffers is garbage when they are taken."""
-
-    def take(self, name, nbytes):
-        buffer = super().take(name, nbytes)
-        buffer[:] = 0xAA
-        return buffer
 
 
 def rule_mask(weights, number_format, rule):
@@ -59,17 +59,17 @@ def assert_all_agree(weights, layout, rule):
     expected = zeros_elsewhere(weights, rule_mask(weights, layout.number_format, rule))
     plain = pack_rows(weights, layout, rule, impl="reference")
     for impl in IMPLS:
-        packed = pack_rows(weights, layout, rule, impl=impl, workspace=PoisonedWorkspace())
+        packed = pack_rows(weights, layout, rule, impl=impl, workspace=GuardedWorkspace(0xAA))
         np.testing.assert_array_equal(packed.table, plain.table)
         assert packed.payload.tobytes() == plain.payload.tobytes()
         payload = packed.payload.copy()
         out = np.full_like(weights, 0xFFFF)
         unpack_rows(
-            payload, packed.table, layout, out=out, impl=impl, workspace=PoisonedWorkspace()
+            payload, packed.table, layout, out=out, impl=impl, workspace=GuardedWorkspace(0xAA)
         )
         np.testing.assert_array_equal(out, expected)
         pruned = prune_rows(
-            weights, layout.number_format, rule, impl=impl, workspace=PoisonedWorkspace()
+            weights, layout.number_format, rule, impl=impl, workspace=GuardedWorkspace(0xAA)
         )
         np.testing.assert_array_equal(pruned.weights, expected)
     return plain
@@ -119,6 +119,56 @@ def test_every_layout_packs_alike_everywhere_and_is_what_the_specification_says(
 def test_rows_past_a_chunk_of_counts_pack_alike_everywhere(number_format, columns):
     layout = RowLayout(number_format=number_format, columns=columns, radix=4, align=16)
     assert_all_agree(make_rows("gaussian", number_format, (1, columns)), layout, PerRow(1.0))
+
+
+@pytest.mark.parametrize("impl", ["scalar", "simd"])
+@formats
+@pytest.mark.parametrize("kind", ["gaussian", "ties"])
+def test_rows_of_more_weights_than_16_bits_count_are_decided_by_the_rule(number_format, kind, impl):
+    weights = make_rows(kind, number_format, (1, 70_001))
+    layout = RowLayout(number_format=number_format, columns=70_001)
+    for beta in (0.5, 1.0, 1e308):
+        mask = rule_mask(weights, number_format, PerRow(beta))
+        expected = zeros_elsewhere(weights, mask)
+        pruned = prune_rows(weights, number_format, PerRow(beta), impl=impl)
+        np.testing.assert_array_equal(pruned.weights, expected)
+        packed = pack_rows(weights, layout, PerRow(beta), impl=impl)
+        assert packed.table[0, 0] == mask.sum()
+        decoded = unpack_rows(packed.payload, packed.table, layout, impl=impl)
+        np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("impl", ["scalar", "simd"])
+@formats
+def test_nothing_past_the_weights_is_read_or_written(number_format, impl):
+    for columns in COLUMNS:
+        weights = make_rows("heavy tailed", number_format, (2, columns))
+        copy = guarded(weights.nbytes).view(number_format.storage).reshape(weights.shape)
+        copy[:] = weights
+        layout = RowLayout(number_format=number_format, columns=columns, radix=2)
+        packed = pack_rows(copy, layout, PerRow(1.0), impl=impl, workspace=GuardedWorkspace(0))
+        expected = pack_rows(weights, layout, PerRow(1.0), impl=impl)
+        assert packed.payload.tobytes() == expected.payload.tobytes()
+        prune_rows(copy, number_format, PerRow(1.0), out=copy, impl=impl)
+        decoded = unpack_rows(expected.payload, expected.table, layout, impl=impl)
+        np.testing.assert_array_equal(copy, decoded)
+
+
+@impls
+@pytest.mark.parametrize(
+    ("middle", "base", "escaped"),
+    [
+        (125, 0x3F00, 2),  # two of 128 escape: not more than one in 64
+        (124, 0x3F80, 1),  # two of 127: the window moves up a binade and leaves out the smallest
+    ],
+)
+def test_a_window_moves_only_if_more_than_one_weight_in_64_would_escape(
+    middle, base, escaped, impl
+):
+    weights = np.array([[0x3F00, *[0x3F80] * middle, 0x4000, 0xC000]], np.uint16)
+    layout = RowLayout(number_format=BF16, columns=weights.size, radix=2)
+    packed = pack_rows(weights, layout, PerRow(1e308), impl=impl)
+    assert packed.table.tolist() == [[weights.size, escaped, base]]
 
 
 @pytest.mark.parametrize("impl", ["scalar", "simd"])
