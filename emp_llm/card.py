@@ -31,7 +31,8 @@ def write_card(path: Path, source_card: Path, report: Mapping[str, Any] | None) 
             text are kept, but for what an earlier `write_card` said.
         report: What was done; None if nothing is known of it.
     """
-    text = source_card.read_text(encoding="utf-8") if source_card.is_file() else ""
+    data = source_card.read_bytes() if source_card.is_file() else b""
+    text = data.decode("utf-8-sig", errors="replace")
     front = _FRONT_MATTER.match(text)
     head = front.group() if front else "---\nlibrary_name: transformers\ntags:\n- emp\n---\n"
     rest = _OUR_SECTION.sub("", text[front.end() :] if front else text).strip()

@@ -163,6 +163,7 @@ class _DirectFile(DiskFile):
 
     def __init__(self, path: Path, flusher: Flusher, head_bytes: int) -> None:
         super().__init__(path, flusher)
+        self._direct = -1
         try:
             self._direct = os.open(path, os.O_WRONLY | _O_DIRECT | os.O_CLOEXEC)
         except OSError:

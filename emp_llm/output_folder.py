@@ -7,18 +7,20 @@ end, the files that make it look like a model last.
 import fcntl
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from emp_llm.checkpoint import CONFIG_NAME, INDEX_NAME
+from emp_llm.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_index
 from emp_llm.companions import REPORT_NAME
-from emp_llm.errors import OutputError
+from emp_llm.errors import CheckpointError, OutputError
 
 __all__ = ["STAGING_NAME", "OutputFolder"]
 
 STAGING_NAME = ".emp-llm-unfinished"
 
+_REPLACED = "replaced"
 _LAST = (REPORT_NAME, INDEX_NAME, CONFIG_NAME)
 
 
@@ -40,6 +42,7 @@ class OutputFolder:
         self._overwrite = overwrite
         self._source = source
         self._made: list[Path] = []
+        self._moves: list[tuple[Path, Path]] = []
         self._lock = -1
 
     @property
@@ -50,7 +53,7 @@ class OutputFolder:
     def __enter__(self) -> "OutputFolder":
         self._check()
         try:
-            self._make_folders()
+            self._make(self.staging)
             self._take_lock()
             for leftover in self.staging.iterdir():
                 _remove(leftover)
@@ -73,20 +76,42 @@ class OutputFolder:
             raise self._explain(error) from error
 
     def publish(self) -> None:
-        """Move everything to its place. Files of an older checkpoint that is replaced go first."""
-        files = sorted(
-            path.relative_to(self.staging) for path in self.staging.rglob("*") if path.is_file()
-        )
-        files.sort(key=lambda file: _LAST.index(str(file)) if str(file) in _LAST else -1)
-        for file in files:
+        """Move everything to its place; the checkpoint that is replaced goes first.
+
+        If a move fails, all of them are taken back.
+        """
+        new = [path.relative_to(self.staging) for path in self.staging.rglob("*") if path.is_file()]
+        new.sort(key=lambda file: (_LAST.index(str(file)) if str(file) in _LAST else -1, file))
+        for file in new:
             _fsync(self.staging / file)
         if self._overwrite:
-            self._remove_older()
-        for file in files:
-            (self.path / file).parent.mkdir(parents=True, exist_ok=True)
-            (self.staging / file).replace(self.path / file)
+            self._set_aside(new)
+        for file in new:
+            self._move(self.staging / file, self.path / file)
         _fsync(self.path)
+        self._moves.clear()
         self._made.clear()
+
+    def _set_aside(self, new: Iterable[Path]) -> None:
+        """Put what belongs to the older checkpoint, or is in the way, where it will be deleted."""
+        older = {file for file in new if (self.path / file).is_file()}
+        older |= {Path(name) for name in (CONFIG_NAME, REPORT_NAME, INDEX_NAME, WEIGHTS_NAME)}
+        with suppress(CheckpointError):  # a damaged index names nothing
+            older |= {Path(name) for name in read_index(self.path / INDEX_NAME)[0].values()}
+        for file in sorted(older, key=lambda file: str(file) != CONFIG_NAME):
+            if (self.path / file).is_file():
+                self._move(self.path / file, self.staging / _REPLACED / file)
+
+    def _move(self, source: Path, target: Path) -> None:
+        self._make(target.parent)
+        self._moves.append((source, target))
+        source.replace(target)
+
+    def _take_back(self) -> None:
+        for source, target in reversed(self._moves):
+            if target.exists() and not source.exists():
+                target.replace(source)
+        self._moves.clear()
 
     def _check(self) -> None:
         path = self.path
@@ -102,14 +127,15 @@ class OutputFolder:
                     "to replace the checkpoint in it"
                 )
 
-    def _make_folders(self) -> None:
-        missing = [self.staging]
-        while not missing[-1].parent.exists():
-            missing.append(missing[-1].parent)
-        for folder in reversed(missing):
-            if not folder.exists():
-                folder.mkdir()
-                self._made.append(folder)
+    def _make(self, folder: Path) -> None:
+        """Make a folder and those above it, and remember which ones."""
+        missing = []
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        for absent in reversed(missing):
+            absent.mkdir()
+            self._made.append(absent)
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -122,15 +148,8 @@ class OutputFolder:
                 f"{self.path}: another emp-llm is writing there; wait for it or give another folder"
             ) from error
 
-    def _remove_older(self) -> None:
-        """What belongs to a checkpoint: weights, indexes, configuration. Other files stay."""
-        for name in (CONFIG_NAME, REPORT_NAME):
-            (self.path / name).unlink(missing_ok=True)
-        for pattern in ("*.safetensors", "*.safetensors.index.json"):
-            for older in self.path.glob(pattern):
-                older.unlink()
-
     def _clean_up(self) -> None:
+        self._take_back()
         if self._lock >= 0:
             shutil.rmtree(self.staging, ignore_errors=True)
             os.close(self._lock)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import FORMATS
 
-from emp_llm.errors import FormatError
+from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.geometry import Geometry
 from emp_llm.safetensors_header import TensorEntry
 
@@ -26,6 +26,7 @@ __all__ = [
     "ROWS_SUFFIX",
     "PackedTensor",
     "Planes",
+    "check_names",
     "find_packed",
     "padding",
 ]
@@ -151,6 +152,20 @@ class Planes:
 def padding(used: int) -> bytes:
     """The zeros that fill a plane of so many bytes to a multiple of PLANE_ALIGN."""
     return bytes(-used % PLANE_ALIGN)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Check that no tensor of a source bears the name of a plane.
+
+    Raises:
+        CheckpointError: If one does.
+    """
+    for name in names:
+        if name.endswith((ROWS_SUFFIX, META_SUFFIX)):
+            raise CheckpointError(
+                f"tensor {name!r} has a name that only a packed tensor's planes can have: rename "
+                "it, or write --format dense"
+            )
 
 
 def find_packed(

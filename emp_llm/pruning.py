@@ -30,7 +30,7 @@ from emp_llm.geometry import Geometry
 from emp_llm.hub import Source, fetch
 from emp_llm.options import PruneOptions
 from emp_llm.output_folder import OutputFolder
-from emp_llm.packed import FORMAT_VERSION, QUANT_METHOD
+from emp_llm.packed import FORMAT_VERSION, QUANT_METHOD, check_names
 from emp_llm.pipeline import Piece, available_cores, run_pieces
 from emp_llm.progress import Progress, Silent
 from emp_llm.prune_steps import CopyJob, MeasureJob, TargetJob, hash_name
@@ -158,6 +158,8 @@ class _Run:
             for name, (shard, entry) in checkpoint.tensors.items()
             if self._decisions[name].prune
         }
+        if options.output_format == "packed":
+            check_names(checkpoint.tensors)
         self._jobs: list[TargetJob | CopyJob] = []
 
     def measure(self, origin: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,19 @@ Nothing in it depends on when, where or on how many threads it was made: the sam
 options give the same bytes.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emp_llm import __version__
 from emp_llm.options import PruneOptions
 from emp_llm.packed import FORMAT_VERSION
-from emp_llm.safetensors_header import ITEM_BITS, TensorEntry
+from emp_llm.safetensors_header import TensorEntry
 from emp_llm.tally import TensorFigures, ratio
 from emp_llm.targets import Decision
 
-__all__ = ["TensorReport", "build_report", "dense_report", "kinds", "rule_fields"]
+__all__ = ["TensorReport", "build_report", "count_totals", "dense_report", "kinds", "rule_fields"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +36,6 @@ class TensorReport:
     figures: TensorFigures | None
     checksum: str | None
 
-    @property
-    def weights(self) -> int:
-        """Items of the tensor."""
-        return self.entry.nbytes * 8 // ITEM_BITS[self.entry.dtype]
-
-    @property
-    def bytes_after(self) -> int:
-        """Bytes of its data in the result."""
-        return self.figures.bytes_after if self.figures else self.entry.nbytes
-
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
         fields: dict[str, Any] = {
@@ -57,8 +48,9 @@ class TensorReport:
         if self.figures:
             fields |= {"transposed": self.decision.transposed} | self.figures.to_dict()
         else:
-            size = self.entry.nbytes
-            fields |= {"shape": list(self.entry.shape), "bytes_before": size, "bytes_after": size}
+            weights, nbytes = math.prod(self.entry.shape), self.entry.nbytes
+            fields |= {"shape": list(self.entry.shape), "weights": weights, "kept": weights}
+            fields |= {"bytes_before": nbytes, "bytes_after": nbytes}
         return fields | ({"hash": self.checksum} if self.checksum else {})
 
 
@@ -84,16 +76,17 @@ def build_report(
         source: Name and revision of the model that was pruned.
     """
     ordered = sorted(tensors, key=lambda tensor: tensor.entry.name)
-    pruned = [tensor.figures for tensor in ordered if tensor.figures]
-    totals = {"targets": _totals(pruned), "model": _model_totals(ordered, pruned)}
+    fields = {tensor.entry.name: tensor.to_dict() for tensor in ordered}
+    targets, model = count_totals(fields)
+    targets |= _mass_totals([tensor.figures for tensor in ordered if tensor.figures])
     return {
         "emp_llm_version": __version__,
         "format": options.output_format,
         "format_version": FORMAT_VERSION,
         "source": dict(source),
         "rule": rule_fields(options),
-        "totals": totals,
-        "tensors": {tensor.entry.name: tensor.to_dict() for tensor in ordered},
+        "totals": {"targets": targets, "model": model},
+        "tensors": fields,
     }
 
 
@@ -104,59 +97,59 @@ def dense_report(report: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[s
         report: The packed folder's.
         hashes: Checksum of each tensor in the dense folder.
     """
-
-    def dense(fields: Mapping[str, Any]) -> dict[str, Any]:
-        return {**fields, "bytes_after": fields["bytes_before"], "bytes_ratio": 1.0}
-
-    tensors = {
-        name: {**fields, "bytes_after": fields["bytes_before"], "hash": hashes[name]}
-        for name, fields in report["tensors"].items()
+    fields = {
+        name: {**tensor, "bytes_after": tensor["bytes_before"], "hash": hashes[name]}
+        for name, tensor in report["tensors"].items()
     }
-    totals = {part: dense(fields) for part, fields in report["totals"].items()}
-    return {**report, "format": "dense", "totals": totals, "tensors": tensors}
+    targets, model = count_totals(fields)
+    totals = {"targets": {**report["totals"]["targets"], **targets}, "model": model}
+    return {**report, "format": "dense", "totals": totals, "tensors": fields}
 
 
-def _totals(figures: Iterable[TensorFigures]) -> dict[str, Any]:
-    """Sums over pruned tensors."""
-    tensors = list(figures)
-    weights = sum(tensor.weights for tensor in tensors)
-    kept = sum(tensor.kept for tensor in tensors)
-    mass = sum(tensor.mass for tensor in tensors)
-    bounds = [tensor.bound_mass for tensor in tensors]
-    before = sum(tensor.bytes_before for tensor in tensors)
-    after = sum(tensor.bytes_after for tensor in tensors)
-    fractions = sum(tensor.fraction_mean * tensor.weights for tensor in tensors)
+def count_totals(
+    tensors: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sums of a report that follow from what it says of each tensor.
+
+    Args:
+        tensors: The report's part on tensors.
+
+    Returns:
+        Sums over those that were pruned, and over all.
+    """
+    return (
+        _sums([fields for fields in tensors.values() if fields["pruned"]]),
+        _sums(list(tensors.values())),
+    )
+
+
+def _sums(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    weights, kept, before, after = (
+        sum(fields[name] for fields in tensors)
+        for name in ("weights", "kept", "bytes_before", "bytes_after")
+    )
     return {
         "tensors": len(tensors),
         "weights": weights,
         "kept": kept,
         "sparsity": ratio(weights - kept, weights),
-        "n_eff_fraction_mean": ratio(fractions, weights),
-        "retained_mass": ratio(sum(tensor.kept_mass for tensor in tensors), mass, empty=1.0),
-        "retained_mass_bound": (
-            None
-            if any(bound is None for bound in bounds)
-            else ratio(sum(bound for bound in bounds if bound is not None), mass, empty=1.0)
-        ),
         "bytes_before": before,
         "bytes_after": after,
         "bytes_ratio": ratio(after, before),
     }
 
 
-def _model_totals(tensors: list[TensorReport], pruned: list[TensorFigures]) -> dict[str, Any]:
+def _mass_totals(tensors: Sequence[TensorFigures]) -> dict[str, Any]:
+    """Totals that the rounded figures of the tensors would not give exactly."""
     weights = sum(tensor.weights for tensor in tensors)
-    removed = sum(figures.weights - figures.kept for figures in pruned)
-    before = sum(tensor.entry.nbytes for tensor in tensors)
-    after = sum(tensor.bytes_after for tensor in tensors)
+    mass = sum(tensor.mass for tensor in tensors)
+    fractions = sum(tensor.fraction_mean * tensor.weights for tensor in tensors)
+    bounds = [tensor.bound_mass for tensor in tensors if tensor.bound_mass is not None]
+    bound = ratio(sum(bounds), mass, empty=1.0) if len(bounds) == len(tensors) else None
     return {
-        "tensors": len(tensors),
-        "weights": weights,
-        "kept": weights - removed,
-        "sparsity": ratio(removed, weights),
-        "bytes_before": before,
-        "bytes_after": after,
-        "bytes_ratio": ratio(after, before),
+        "n_eff_fraction_mean": ratio(fractions, weights),
+        "retained_mass": ratio(sum(tensor.kept_mass for tensor in tensors), mass, empty=1.0),
+        "retained_mass_bound": bound,
     }
 
 
@@ -172,22 +165,11 @@ def kinds(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {kind: _kind_totals(tensors) for kind, tensors in sorted(grouped.items())}
 
 
-def _kind_totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
-    weights = sum(fields["weights"] for fields in tensors)
-    kept = sum(fields["kept"] for fields in tensors)
-    before = sum(fields["bytes_before"] for fields in tensors)
-    after = sum(fields["bytes_after"] for fields in tensors)
+def _kind_totals(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    sums = _sums(tensors)
 
     def mean(field: str) -> float:
-        return ratio(sum(fields[field] * fields["weights"] for fields in tensors), weights)
+        total = sum(fields[field] * fields["weights"] for fields in tensors)
+        return ratio(total, sums["weights"])
 
-    return {
-        "tensors": len(tensors),
-        "weights": weights,
-        "n_eff_fraction_mean": mean("n_eff_fraction_mean"),
-        "sparsity": ratio(weights - kept, weights),
-        "retained_mass": mean("retained_mass"),
-        "bytes_before": before,
-        "bytes_after": after,
-        "bytes_ratio": ratio(after, before),
-    }
+    return sums | {name: mean(name) for name in ("n_eff_fraction_mean", "retained_mass")}

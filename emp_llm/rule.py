@@ -101,7 +101,8 @@ def _groups(scores: torch.Tensor, dim: Dims) -> tuple[torch.Tensor, list[int]]:
     """Scores as float64 [groups, N], and the shape of a result of one number a group."""
     outer, inner = _permutation(scores, dim)
     shape = [scores.shape[d] for d in outer]
-    groups = scores.permute(outer + inner).reshape(math.prod(shape), -1).to(torch.float64)
+    size = math.prod(scores.shape[d] for d in inner)
+    groups = scores.permute(outer + inner).reshape(math.prod(shape), size).to(torch.float64)
     if not bool((torch.isfinite(groups) & (groups >= 0)).all()):
         raise OptionError("scores must be finite and not negative: give magnitudes, tensor.abs()")
     return groups, shape

@@ -129,6 +129,8 @@ def _why_not(name: str, shape: tuple[int, ...], place: Place, rule: _Rule) -> st
         return place.why_not
     if len(shape) not in (2, 3):
         return "not a matrix"
+    if 0 in shape:
+        return "without any weight"
     off_target = _off_target(name, place, rule.targets)
     if off_target is not None:
         return off_target

@@ -3,6 +3,7 @@
 report → shards' headers → every tensor: its bytes' hash, its rows decoded, its kept weights
 """
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from emp_kernels.dispatch import Workspace
 from emp_kernels.numbers import FORMATS
 
@@ -23,9 +26,12 @@ from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.pipeline import Piece, available_cores, run_pieces
 from emp_llm.progress import Progress, Silent
 from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
+from emp_llm.report import count_totals
 from emp_llm.safetensors_header import TensorEntry
 
 __all__ = ["verify"]
+
+Patterns = npt.NDArray[np.unsignedinteger]
 
 
 def verify(
@@ -86,10 +92,34 @@ def _read_report(checkpoint: Checkpoint) -> dict[str, Any]:
             "give a folder that `emp-llm prune` or `emp-llm unpack` wrote"
         )
     report = read_json_object(path)
-    missing = {"format", "format_version", "rule", "totals", "tensors"} - report.keys()
-    if missing or report["format"] not in ("packed", "dense"):
-        raise FormatError(f"{path}: is no report of emp-llm; prune again")
+    try:
+        well_formed = (
+            report["format"] in ("packed", "dense")
+            and isinstance(report["rule"], dict)
+            and all(isinstance(report["totals"][part], dict) for part in ("targets", "model"))
+            and all(map(_is_well_formed, report["tensors"].values()))
+        )
+    except (KeyError, TypeError, AttributeError):
+        well_formed = False
+    if not well_formed:
+        raise FormatError(f"{path}: is not a report that emp-llm wrote; prune again")
     return report
+
+
+def _is_well_formed(fields: Mapping[str, Any]) -> bool:
+    """Whether what a report says of a tensor has the parts, of the types, that are used here."""
+    names = ["weights", "kept", "bytes_before", "bytes_after"]
+    if fields["pruned"]:
+        names.append("rows")
+    numbers = [*(fields[name] for name in names), *fields["shape"]]
+    strings = [fields["dtype"], fields["hash"]]
+    flags = [fields["pruned"], fields["transposed"] if fields["pruned"] else False]
+    return (
+        all(type(number) is int and number >= 0 for number in numbers)
+        and all(isinstance(string, str) for string in strings)
+        and all(isinstance(flag, bool) for flag in flags)
+        and not (fields["pruned"] and (len(fields["shape"]) < 2 or 0 in fields["shape"]))
+    )
 
 
 def _check_config(checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
@@ -123,13 +153,14 @@ def _check_complete(report: Mapping[str, Any], checks: "list[_Check]") -> None:
         raise FormatError(
             f"tensor {min(missing)!r} is in {REPORT_NAME} and in no shard ({len(missing)} missing)"
         )
-    for part, counted in (
-        ("targets", [check.fields for check in checks if check.fields["pruned"]]),
-        ("model", [check.fields for check in checks]),
-    ):
-        total = sum(fields["bytes_after"] for fields in counted)
-        if total != report["totals"][part]["bytes_after"]:
-            raise FormatError(f"{REPORT_NAME}: the bytes of {part} do not add up")
+    for part, counted in zip(("targets", "model"), count_totals(report["tensors"]), strict=True):
+        told = report["totals"][part]
+        for name, value in counted.items():
+            if told.get(name) != value:
+                raise FormatError(
+                    f"{REPORT_NAME}: {name} of {part} is {told.get(name)}, its tensors add up to "
+                    f"{value}: the report is not as it was written"
+                )
 
 
 class _Check(ABC):
@@ -145,8 +176,15 @@ class _Check(ABC):
         self.fields = fields
         self._where = where
         self._checksum = new_hash()
-        if nbytes != fields["bytes_after"]:
-            raise self.fault(f"has {nbytes:,} bytes, the report says {fields['bytes_after']:,}")
+        weights = math.prod(fields["shape"])
+        counted = {"bytes_after": nbytes, "weights": weights}
+        if fields["pruned"]:
+            columns = fields["shape"][-2 if fields["transposed"] else -1]
+            counted["rows"] = weights // columns
+        else:
+            counted |= {"kept": weights, "bytes_before": nbytes}
+        for count, value in counted.items():
+            self.expect(count, value)
 
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""
@@ -162,6 +200,11 @@ class _Check(ABC):
         found = hash_name(self._checksum)
         if found != self.fields["hash"]:
             raise self.fault(f"has the hash {found}, the report says {self.fields['hash']}")
+
+    def expect(self, count: str, found: int) -> None:
+        """Compare a number with the report's."""
+        if found != self.fields[count]:
+            raise self.fault(f"has {count} = {found:,}, the report says {self.fields[count]:,}")
 
     def fault(self, what: str) -> FormatError:
         """The error that tells what is wrong with the tensor."""
@@ -181,19 +224,26 @@ class _PlainCheck(_Check):
                 f"is {entry.dtype} {list(entry.shape)}, the report says {fields['dtype']} "
                 f"{fields['shape']}"
             )
+        if fields["pruned"]:
+            self.expect("bytes_before", entry.nbytes)
+            if entry.dtype not in FORMATS:
+                raise self.fault(f"is {entry.dtype}, which emp-llm does not prune")
         self._fd = fd
         self._entry = entry
+        self._non_zero = 0
 
     def parts(self) -> Iterator[Piece]:
-        """The bytes as they lie; of a transposed tensor that was pruned, row by row."""
+        """The bytes as they lie; of a tensor that was pruned, its rows."""
         entry = self._entry
-        if self.fields.get("transposed"):
+        if self.fields["pruned"]:
             geometry = Geometry(
-                number_format=FORMATS[entry.dtype], shape=entry.shape, transposed=True
+                number_format=FORMATS[entry.dtype],
+                shape=entry.shape,
+                transposed=self.fields["transposed"],
             )
             for block in geometry.blocks():
                 read = partial(self._read_rows, geometry, block)
-                yield Piece(geometry.block_bytes(block), read, self._take)
+                yield Piece(geometry.block_bytes(block), read, self._take_rows)
             return
         for start in range(entry.start, entry.end, COPY_BYTES):
             nbytes = min(COPY_BYTES, entry.end - start)
@@ -204,9 +254,22 @@ class _PlainCheck(_Check):
         read_exactly(self._fd, self._where, start, data)
         return data
 
-    def _read_rows(self, geometry: Geometry, block: Block, workspace: Workspace) -> memoryview:
+    def _read_rows(self, geometry: Geometry, block: Block, workspace: Workspace) -> Patterns:
         buffer = workspace.take("weights", geometry.block_bytes(block))
-        return geometry.read(self._fd, self._where, self._entry.start, block, buffer).data
+        return geometry.read(self._fd, self._where, self._entry.start, block, buffer)
+
+    def _take_rows(self, weights: Patterns) -> None:
+        self._non_zero += int(np.count_nonzero(weights))
+        self._checksum.update(weights.data)
+
+    def conclude(self) -> None:
+        """Compare the checksum, and see that no more weights are left than are said to be kept."""
+        super().conclude()
+        if self._non_zero > self.fields["kept"]:
+            raise self.fault(
+                f"has {self._non_zero:,} weights that are not zero, the report says it keeps "
+                f"{self.fields['kept']:,}"
+            )
 
     def _take(self, data: memoryview) -> None:
         self._checksum.update(data)
@@ -222,9 +285,8 @@ class _PackedCheck(_Check):
         expected = (fields["dtype"], fields["shape"], fields.get("transposed"))
         if found != expected:
             raise self.fault(f"is packed as {found}, the report says {expected}")
-        kept = int(reader.table[:, 0].sum())
-        if kept != fields["kept"]:
-            raise self.fault(f"keeps {kept:,} weights, the report says {fields['kept']:,}")
+        self.expect("kept", int(reader.table[:, 0].sum()))
+        self.expect("bytes_before", geometry.nbytes)
         self._reader = reader
 
     def parts(self) -> Iterator[Piece]:

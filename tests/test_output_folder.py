@@ -156,15 +156,16 @@ def test_a_disk_that_is_full_for_a_small_file_is_told(
     assert "the disk is full" in refusal(source, tmp_path / "out", OutputError)
 
 
-@pytest.mark.parametrize("function", ["fsync", "fdatasync"])
+@pytest.mark.parametrize("flush_every", [100, 1 << 30])
 def test_data_that_does_not_reach_the_disk_is_told(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush_every: int
 ) -> None:
     def fail(_fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("emp_llm.shard_writer._FLUSH_EVERY", 100)
-    monkeypatch.setattr(f"os.{function}", fail)
+    monkeypatch.setattr("emp_llm.disk_file._O_DIRECT", 0)
+    monkeypatch.setattr("emp_llm.disk_file._FLUSH_EVERY", flush_every)
+    monkeypatch.setattr("os.fsync", fail)
     assert "Input/output error" in refusal(source, tmp_path / "out", OutputError)
 
 

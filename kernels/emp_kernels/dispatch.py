@@ -256,7 +256,7 @@ def check_table(table: npt.NDArray[np.int64], layout: RowLayout) -> None:
     """
     kept, escaped, base = table[:, 0], table[:, 1], table[:, 2]
     bad = (kept < 0) | (kept > layout.columns) | (escaped < 0) | (escaped > kept)
-    bad |= (base < 0) | (base > layout.number_format.key_mask)
+    bad |= (base < 0) | (base > layout.number_format.key_mask >> layout.dropped_bits)
     if bad.any():
         row = int(np.argmax(bad))
         raise DamagedRowError(

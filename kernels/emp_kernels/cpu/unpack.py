@@ -76,13 +76,20 @@ def add_codes(code_K, k, stored, delta_K):
 
 
 @_njit
-def place(kept_K, delta_K, k, base, dropped):
-    """Add window base and distance to the signs: whole weights, escapes aside."""
+def place(kept_K, delta_K, k, base, dropped, limit, largest):
+    """Add window base and distance to the signs: whole weights, escapes aside.
+
+    Returns whether all keys but those of escapes are at most `largest`.
+    """
     number = kept_K.dtype.type
     shift = np.uint64(dropped) & np.uint64(8 * kept_K.itemsize - 1)
-    start = number(base)
+    start, marker, last = number(base), number(limit), number(largest)
+    past = np.uint16(0)
     for j in range(k):
-        kept_K[j] = number(kept_K[j] | number(number(delta_K[j] + start) << shift))
+        key = number(delta_K[j] + start)
+        past |= np.uint16((key > last) & (delta_K[j] != marker))
+        kept_K[j] = number(kept_K[j] | number(key << shift))
+    return past == 0
 
 
 @_njit
@@ -180,7 +187,8 @@ def unpack_block(
             read_codes(payload[at : at + length], k, radix, digits, code_K)
             add_codes(code_K, k, stored, delta_K)
         at += sections_R4[r, 2]
-        place(kept_K, delta_K, k, base, dropped)
+        if not place(kept_K, delta_K, k, base, dropped, limit, np.int64(key_mask) >> dropped):
+            return NOT_FINITE, r
         if not fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
             return BAD_ESCAPES, r
         at += sections_R4[r, 3]
