@@ -237,7 +237,7 @@ class _Run:
                 plan.entries_at_most(),
                 shard.header.metadata,
                 flusher,
-                in_order=not any(target.geometry.transposed for target in plan.dense.values()),
+                in_order=plan.in_order,
             )
             writers.callback(writer.release)
             for job in plan.jobs(files.fd(shard.path), selection, writer):

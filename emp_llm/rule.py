@@ -123,7 +123,9 @@ def _moments(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     That leaves N_eff as it is, and keeps squares from overflowing and from vanishing.
     """
     largest = groups.amax(dim=1) if groups.shape[1] else groups.new_zeros(len(groups))
-    scaled = torch.ldexp(groups, -torch.frexp(largest).exponent.unsqueeze(1))
+    # within ±1000: some releases of torch compute ldexp by way of 2**exponent, which must be finite
+    exponent = torch.frexp(largest).exponent.clamp(-1000, 1000)
+    scaled = torch.ldexp(groups, -exponent.unsqueeze(1))
     return scaled.sum(dim=1), scaled.square().sum(dim=1)
 
 

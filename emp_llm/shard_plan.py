@@ -1,8 +1,9 @@
 """What becomes of one shard: which tensors the new file holds, in which order, and the work.
 
-Packed tensors come first, for all of their planes end at multiples of 16 bytes. Plain ones follow
-in the order of safetensors' own writer, wide items first, then by name: so every tensor starts at
-a multiple of its items' size, and the same tensors always make the same file.
+Tensors whose bytes are a multiple of 16, which packed ones always are, come first, by name: so
+work for the processor and work for the disk take turns. The few others follow, wide items first.
+So every tensor starts at a multiple of its items' size, and the same tensors always make the same
+file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 from emp_llm.checkpoint import WEIGHTS_NAME, Checkpoint, Shard
 from emp_llm.options import OutputFormat
 from emp_llm.prune_steps import CopyJob, DenseJob, PackJob, TargetJob
-from emp_llm.safetensors_header import ITEM_BITS, TensorEntry
+from emp_llm.safetensors_header import ALIGNMENT, ITEM_BITS, TensorEntry
 from emp_llm.selection import Selection
 from emp_llm.shard_writer import Entry, ShardWriter
 from emp_llm.target import Target
 
-__all__ = ["ShardPlan", "output_name", "plain_order"]
+__all__ = ["ShardPlan", "file_order", "output_name"]
 
 
 def output_name(checkpoint: Checkpoint, shard: Shard) -> str:
@@ -30,9 +31,16 @@ def output_name(checkpoint: Checkpoint, shard: Shard) -> str:
     return shard.name
 
 
-def plain_order(entry: TensorEntry) -> tuple[int, str]:
-    """The sorting key of plain tensors in a file."""
-    return -ITEM_BITS[entry.dtype], entry.name
+def file_order(entry: TensorEntry, *, packed: bool = False) -> tuple[bool, int, str]:
+    """The sorting key of a tensor in a file.
+
+    Args:
+        entry: The tensor, as it is when it is not packed.
+        packed: Whether it is.
+    """
+    if packed or entry.nbytes % ALIGNMENT == 0:
+        return False, 0, entry.name
+    return True, -ITEM_BITS[entry.dtype], entry.name
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,15 @@ class ShardPlan:
 
     Attributes:
         shard: The source.
-        packed: Targets that are packed, in order.
-        plain: All other tensors, in order.
-        dense: Those of them that get zeros, by name.
+        entries: Its tensors, in the order they will have.
+        targets: Those of them that are pruned, by name.
+        output_format: What becomes of these.
     """
 
     shard: Shard
-    packed: tuple[Target, ...]
-    plain: tuple[TensorEntry, ...]
-    dense: Mapping[str, Target]
+    entries: tuple[TensorEntry, ...]
+    targets: Mapping[str, Target]
+    output_format: OutputFormat
 
     @classmethod
     def make(
@@ -58,20 +66,24 @@ class ShardPlan:
         """Plan a shard whose targets these are."""
         by_name = {target.name: target for target in targets}
         packed = by_name if output_format == "packed" else {}
-        plain = [entry for entry in shard.header.tensors if entry.name not in packed]
-        return cls(
-            shard,
-            tuple(packed[name] for name in sorted(packed)),
-            tuple(sorted(plain, key=plain_order)),
-            {} if packed else by_name,
+        entries = sorted(
+            shard.header.tensors, key=lambda entry: file_order(entry, packed=entry.name in packed)
         )
+        return cls(shard, tuple(entries), by_name, output_format)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the new file will be written from its beginning to its end, roughly."""
+        transposed = any(target.geometry.transposed for target in self.targets.values())
+        return self.output_format == "packed" or not transposed
 
     def entries_at_most(self) -> Iterator[Entry]:
         """The new header's entries, with sizes that the ones to come cannot exceed."""
-        for target in self.packed:
-            yield from PackJob.entries_at_most(target)
-        for entry in self.plain:
-            yield from CopyJob.entries(entry)
+        for entry in self.entries:
+            if self.output_format == "packed" and entry.name in self.targets:
+                yield from PackJob.entries_at_most(self.targets[entry.name])
+            else:
+                yield from CopyJob.entries(entry)
 
     def jobs(
         self, fd: int, selection: Selection, writer: ShardWriter
@@ -83,10 +95,9 @@ class ShardPlan:
             selection: What to keep of the targets.
             writer: The new file.
         """
-        for target in self.packed:
-            yield PackJob(target, fd, selection, writer)
-        for entry in self.plain:
-            if entry.name in self.dense:
-                yield DenseJob(self.dense[entry.name], fd, selection, writer)
+        prune_to = PackJob if self.output_format == "packed" else DenseJob
+        for entry in self.entries:
+            if entry.name in self.targets:
+                yield prune_to(self.targets[entry.name], fd, selection, writer)
             else:
                 yield CopyJob(entry, fd, self.shard.name, writer)

@@ -17,7 +17,7 @@ from emp_llm.safetensors_header import TensorEntry
 
 __all__ = ["Target"]
 
-_SAMPLED_ROWS = 32
+_SAMPLED_ROWS = 16
 _LONG_ROW = 2048
 """Rows from this many columns on start at 16-byte boundaries; shorter ones would pay over 1 %."""
 

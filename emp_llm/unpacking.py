@@ -34,7 +34,7 @@ from emp_llm.progress import Progress, Silent
 from emp_llm.prune_steps import CopyJob, hash_name, new_hash
 from emp_llm.report import dense_report
 from emp_llm.safetensors_header import TensorEntry
-from emp_llm.shard_plan import output_name, plain_order
+from emp_llm.shard_plan import file_order, output_name
 from emp_llm.shard_writer import ShardWriter
 
 __all__ = ["unpack"]
@@ -152,7 +152,7 @@ def _dense_tensors(shard: Shard, fd: int) -> tuple[dict[str, PackedReader], list
     """Readers of the packed tensors by name, and all tensors of the dense file in order."""
     readers, plain = open_shard(shard, fd)
     dense = [*plain, *(reader.dense_entry for reader in readers.values())]
-    return readers, sorted(dense, key=plain_order)
+    return readers, sorted(dense, key=file_order)
 
 
 class _UnpackJob:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import NUMBER_FORMATS, GuardedWorkspace, guarded, make_rows
 
-impls = pytest.mark.parametrize("impl", ["scalar", "simd"])
+impls = pytest.mark.parametrize("impl", ["reference", "scalar", "simd"])
 formats = pytest.mark.parametrize("number_format", NUMBER_FORMATS, ids=lambda f: f.name)
 
 
@@ -84,7 +84,7 @@ IMPOSSIBLE = {
 }
 
 
-@pytest.mark.parametrize("impl", ["reference", "scalar", "simd"])
+@impls
 @pytest.mark.parametrize("line", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 def test_an_impossible_table_line_is_refused_and_shown(line, impl):
     layout = RowLayout(number_format=F16, columns=9)
@@ -98,7 +98,7 @@ def test_the_largest_possible_table_line_is_accepted():
     check_table(np.array([[9, 9, 0x7FFF], [0, 0, 0]]), layout)
 
 
-@pytest.mark.parametrize("impl", ["reference", "scalar", "simd"])
+@impls
 @formats
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_payload_of_another_length_than_the_table_tells_is_refused(number_format, change, impl):

@@ -215,7 +215,8 @@ def unpack_rows(
     sections = layout.sections(table[:, 0], table[:, 1])
     if sections.sum() != payload.size:
         raise DamagedRowError(
-            len(table) - 1, f"the table tells of {sections.sum()} bytes, there are {payload.size}"
+            max(len(table) - 1, 0),
+            f"the table tells of {sections.sum()} bytes, there are {payload.size}",
         )
     if out is None:
         out = np.empty((len(table), layout.columns), layout.number_format.storage)
@@ -223,7 +224,10 @@ def unpack_rows(
         ends = np.cumsum(sections.sum(axis=1))
         for r, (kept, escaped, base) in enumerate(table.tolist()):
             record = payload[ends[r] - sections[r].sum() : ends[r]].tobytes()
-            out[r] = reference.unpack_row(record, kept, escaped, base, layout)
+            try:
+                out[r] = reference.unpack_row(record, kept, escaped, base, layout)
+            except ValueError as error:
+                raise DamagedRowError(r, str(error)) from error
         return out
     from emp_kernels.cpu import unpack
 

@@ -137,7 +137,11 @@ def _pad(section: bytes, align: int) -> bytes:
 
 
 def unpack_row(record: bytes, kept: int, escaped: int, base: int, layout: RowLayout) -> Patterns:
-    """The weights of one row, uint16 or uint32 [C], from its record and its line of the table."""
+    """The weights of one row, uint16 or uint32 [C], from its record and its line of the table.
+
+    Raises:
+        ValueError: If the two contradict each other, or a weight is NaN or infinite.
+    """
     number_format = layout.number_format
     counts = np.array([kept], np.int64), np.array([escaped], np.int64)
     ends = np.cumsum(layout.sections(*counts)[0])
@@ -145,27 +149,59 @@ def unpack_row(record: bytes, kept: int, escaped: int, base: int, layout: RowLay
         record[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)
     )
     row = np.zeros(layout.columns, number_format.storage)
-    if kept == 0:
-        return row
-    keep = np.ones(layout.columns, np.bool_)
-    if kept < layout.columns:
-        bits = np.unpackbits(np.frombuffer(mask_part, np.uint8), bitorder="little")
-        keep = bits[: layout.columns].astype(np.bool_)
-    values, width = int.from_bytes(value_part, "little"), layout.stored_bits + 1
-    length = -(-kept // layout.digits) if layout.digits else 1
-    weights, next_escape = [], 0
-    for j in range(kept):
-        value = values >> (j * width) & ((1 << width) - 1)
-        sign, away = value >> layout.stored_bits, value & ((1 << layout.stored_bits) - 1)
-        if layout.digits:
-            code = code_part[j % length] // layout.radix ** (j // length) % layout.radix
-            away += code << layout.stored_bits
-        if away == layout.limit:
-            size = number_format.item_bytes
-            weights.append(int.from_bytes(escape_part[next_escape : next_escape + size], "little"))
-            next_escape += size
-        else:
-            key = (base + away) << layout.dropped_bits
-            weights.append(sign << (number_format.bits - 1) | key)
-    row[keep] = weights
+    if kept:
+        keep = _read_mask(mask_part, kept, layout.columns)
+        pairs = _read_distances(value_part, code_part, kept, layout)
+        row[keep] = _read_weights(
+            pairs, escape_part[: escaped * number_format.item_bytes], base, layout
+        )
     return row
+
+
+def _read_mask(part: bytes, kept: int, columns: int) -> npt.NDArray[np.bool_]:
+    if kept == columns:
+        return np.ones(columns, np.bool_)
+    bits = np.unpackbits(np.frombuffer(part[: (columns + 7) // 8], np.uint8), bitorder="little")
+    if bits.sum() != kept or bits[columns:].any():
+        raise ValueError("its mask names another number of weights than its table line")
+    return bits[:columns].astype(np.bool_)
+
+
+def _read_distances(
+    values: bytes, codes: bytes, kept: int, layout: RowLayout
+) -> list[tuple[int, int]]:
+    """Sign of each kept weight, and its distance from the base of the window."""
+    bits, width = int.from_bytes(values, "little"), layout.stored_bits + 1
+    length = -(-kept // layout.digits) if layout.digits else 1
+    pairs = []
+    for j in range(kept):
+        value = bits >> (j * width) & ((1 << width) - 1)
+        code = codes[j % length] // layout.radix ** (j // length) if layout.digits else 0
+        low = value & ((1 << layout.stored_bits) - 1)
+        pairs.append(
+            (value >> layout.stored_bits, low + (code % layout.radix << layout.stored_bits))
+        )
+    return pairs
+
+
+def _read_weights(
+    pairs: list[tuple[int, int]], escapes: bytes, base: int, layout: RowLayout
+) -> list[int]:
+    number_format = layout.number_format
+    size = number_format.item_bytes
+    escaped = [
+        int.from_bytes(escapes[at : at + size], "little") for at in range(0, len(escapes), size)
+    ]
+    if sum(distance == layout.limit for _, distance in pairs) != len(escaped):
+        raise ValueError("it marks another number of escapes than its table line")
+    weights = []
+    for sign, distance in pairs:
+        key = (base + distance) << layout.dropped_bits
+        if distance == layout.limit:
+            weights.append(escaped.pop(0))
+            key = weights[-1] & number_format.key_mask
+        else:
+            weights.append(sign << (number_format.bits - 1) | key)
+        if key >= number_format.infinity:
+            raise ValueError("it holds NaN or infinity")
+    return weights
