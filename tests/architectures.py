@@ -210,3 +210,16 @@ def read_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         header.pop("__metadata__", None)
         tensors.update({name: (it["dtype"], tuple(it["shape"])) for name, it in header.items()})
     return tensors
+
+
+def with_config(tmp_path, folder, **changes):
+    """Copy a folder's config with changes; a key set to None is left out."""
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    config = {key: value for key, value in config.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def pruned(decisions):
+    """The names that a mapping of decisions prunes."""
+    return {name for name, decision in decisions.items() if decision.prune}

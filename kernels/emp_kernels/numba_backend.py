@@ -1,0 +1,155 @@
+"""The backend of numba's CPU kernels: their arguments, their answers, their buffers."""
+
+from typing import Any
+
+import numpy as np
+
+from emp_kernels.counting import SLACK, exact_count, exact_sums
+from emp_kernels.cpu import pack as kernels
+from emp_kernels.cpu import unpack as unpacking
+from emp_kernels.errors import DamagedRowError, NonFiniteRowError
+from emp_kernels.layout import RowLayout
+from emp_kernels.numbers import NumberFormat
+from emp_kernels.rows import (
+    Bytes,
+    PackedRows,
+    Patterns,
+    PerRow,
+    PrunedRows,
+    Table,
+    Threshold,
+    Workspace,
+)
+
+__all__ = ["Block", "unpack"]
+
+_FAULTS = {
+    unpacking.BAD_MASK: "its mask names another number of weights than its table line",
+    unpacking.BAD_ESCAPES: "it marks another number of escapes than its table line",
+    unpacking.NOT_FINITE: "it holds NaN or infinity",
+}
+
+
+class Block:
+    """One call of the CPU kernel, and another one for each count that float64 cannot decide."""
+
+    def __init__(
+        self,
+        weights: Patterns,
+        layout: RowLayout,
+        rule: PerRow | Threshold,
+        simd: bool,
+        workspace: Workspace,
+    ) -> None:
+        self._weights = weights
+        self._layout = layout
+        self._rule = rule
+        self._simd = simd
+        self._workspace = workspace
+        self._table = np.empty((len(weights), 3), np.int64)
+        self._stats = np.empty((len(weights), 4), np.float64)
+
+    def pack(self) -> PackedRows:
+        """See `emp_kernels.dispatch.pack_rows`."""
+        room = len(self._weights) * self._layout.longest_record + kernels.SCRATCH_SLACK
+        out = self._workspace.take("records", room)
+        used = self._run(kernels.RECORDS, out, self._weights)
+        return PackedRows(self._table, self._stats, out[:used])
+
+    def measure(self) -> PackedRows:
+        """The same without records."""
+        nothing = np.empty(0, np.uint8)
+        self._run(kernels.NOTHING, nothing, self._weights)
+        return PackedRows(self._table, self._stats, nothing)
+
+    def prune(self, out: Patterns) -> PrunedRows:
+        """See `emp_kernels.dispatch.prune_rows`."""
+        self._run(kernels.ROWS, np.empty(0, np.uint8), out)
+        return PrunedRows(self._table, self._stats, out)
+
+    def _run(self, emit: int, out: Bytes, dense: Patterns) -> int:
+        rule, number_format = self._rule, self._layout.number_format
+        beta = rule.beta if isinstance(rule, PerRow) else 0.0
+        threshold = (-1, 0) if isinstance(rule, PerRow) else (rule.key, rule.ties)
+        start = (0, 0, -1)
+        while True:
+            status, row, used = kernels.pack_block(
+                self._weights,
+                _format_arguments(number_format),
+                _layout_arguments(self._layout),
+                (beta * SLACK, *threshold),
+                start,
+                self._simd,
+                emit,
+                out,
+                dense,
+                self._table,
+                self._stats,
+                *_scratch(self._layout, self._workspace),
+            )
+            if status == kernels.DONE:
+                return int(used)
+            if status == kernels.NOT_FINITE:
+                raise NonFiniteRowError(int(row))
+            start = (row, used, _exact_row_count(self._weights[row], number_format, beta))
+
+
+def unpack(
+    payload: Bytes,
+    table: Table,
+    layout: RowLayout,
+    out: Patterns,
+    simd: bool,
+    workspace: Workspace,
+) -> None:
+    """See `emp_kernels.dispatch.unpack_rows`."""
+    status, row = unpacking.unpack_block(
+        np.ascontiguousarray(payload),
+        layout.sections(table[:, 0], table[:, 1]),
+        table,
+        _format_arguments(layout.number_format),
+        _layout_arguments(layout),
+        simd,
+        out,
+        *_scratch(layout, workspace),
+    )
+    if status != unpacking.UNPACKED:
+        raise DamagedRowError(int(row), _FAULTS[status])
+
+
+def _scratch(layout: RowLayout, workspace: Workspace) -> tuple[Patterns, Patterns, Bytes]:
+    storage = layout.number_format.storage
+    nbytes = (layout.columns + kernels.SCRATCH_SLACK) * storage.itemsize
+    kept = workspace.take("kept", nbytes)[:nbytes].view(storage)
+    delta = workspace.take("delta", nbytes)[:nbytes].view(storage)
+    return kept, delta, workspace.take("codes", layout.columns)
+
+
+def _format_arguments(number_format: NumberFormat) -> tuple[Any, ...]:
+    return (
+        number_format.storage.type(number_format.key_mask),
+        number_format.infinity,
+        number_format.bits,
+        number_format.to_f32_shift,
+        number_format.to_f32_scale,
+    )
+
+
+def _layout_arguments(layout: RowLayout) -> tuple[int, ...]:
+    return (
+        layout.dropped_bits,
+        layout.stored_bits,
+        layout.radix,
+        layout.digits,
+        layout.limit,
+        layout.align,
+    )
+
+
+def _exact_row_count(weights: Patterns, number_format: NumberFormat, beta: float) -> int:
+    keys, counts = np.unique(weights & number_format.key_mask, return_counts=True)
+    terms = []
+    for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
+        m, e = number_format.significand(key)
+        terms.append((e, count * m, count * m * m))
+    return exact_count(*exact_sums(terms), weights.size, beta)

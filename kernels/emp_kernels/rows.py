@@ -1,0 +1,99 @@
+"""Blocks of rows: what is asked of a backend, and what it gives back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Bytes",
+    "PackedRows",
+    "Patterns",
+    "PerRow",
+    "PrunedRows",
+    "RowFigures",
+    "Table",
+    "Threshold",
+    "Workspace",
+]
+
+Bytes = npt.NDArray[np.uint8]
+Patterns = npt.NDArray[np.unsignedinteger]
+"""Bit patterns of weights: uint16 or uint32."""
+Table = npt.NDArray[np.int64]
+"""Lines of a row table, [R, 3]: weights kept, how many of them escape, base of the window."""
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """Each row is a group: keep floor(beta · N_eff) of it.
+
+    Attributes:
+        beta: Multiplier of the effective number, finite and above 0.
+    """
+
+    beta: float
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The group is larger than the block, and its threshold is known.
+
+    Attributes:
+        key: Keys above it are kept ...
+        ties: ... and the first so many that equal it, in row-major order.
+    """
+
+    key: int
+    ties: int
+
+
+@dataclass(frozen=True)
+class RowFigures:
+    """What was decided for a block of rows.
+
+    Attributes:
+        table: int64 [R, 3]: weights kept, how many of them escape, base of the window. The latter
+            two are 0 where rows are not packed.
+        stats: float64 [R, 4]: Σs, Σs², Σ_kept s and the largest key of each row.
+    """
+
+    table: npt.NDArray[np.int64]
+    stats: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PackedRows(RowFigures):
+    """A block of packed rows.
+
+    Attributes:
+        payload: uint8 [bytes], the records, one after the other; a view of the workspace. Empty
+            where nothing was emitted.
+    """
+
+    payload: Bytes
+
+
+@dataclass(frozen=True)
+class PrunedRows(RowFigures):
+    """A block of rows with zeros for the weights that go.
+
+    Attributes:
+        weights: uint16 or uint32 [R, C], bit patterns.
+    """
+
+    weights: Patterns
+
+
+class Workspace:
+    """Buffers that one thread uses again for block after block. Not for two threads at once."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Bytes] = {}
+
+    def take(self, name: str, nbytes: int) -> Bytes:
+        """A uint8 buffer of at least that size; what it holds is unspecified."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < nbytes:
+            buffer = self._buffers[name] = np.empty(nbytes, np.uint8)
+        return buffer

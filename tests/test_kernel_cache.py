@@ -1,0 +1,32 @@
+"""Compiled kernels do not outlive the sources they were made from."""
+
+import os
+from pathlib import Path
+
+from emp_kernels.cpu import drop_stale_code
+
+
+def put(path: Path, modified: float) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    os.utime(path, (modified, modified))
+    return path
+
+
+def test_code_that_is_older_than_any_source_is_dropped(tmp_path: Path) -> None:
+    put(tmp_path / "pack.py", 100)
+    put(tmp_path / "select.py", 300)  # called by pack: its change must recompile pack as well
+    index = put(tmp_path / "__pycache__" / "pack.kernel-1.py311.nbi", 200)
+    code = put(tmp_path / "__pycache__" / "pack.kernel-1.py311.1.nbc", 200)
+    drop_stale_code(tmp_path)
+    assert not index.exists()
+    assert not code.exists()
+
+
+def test_code_that_is_newer_than_all_sources_stays(tmp_path: Path) -> None:
+    put(tmp_path / "pack.py", 100)
+    code = put(tmp_path / "__pycache__" / "pack.kernel-1.py311.1.nbc", 200)
+    bytecode = put(tmp_path / "__pycache__" / "pack.cpython-311.pyc", 50)
+    drop_stale_code(tmp_path)
+    assert code.exists()
+    assert bytecode.exists()
