@@ -1,14 +1,15 @@
 """A tensor that is pruned: where it lies, how its rows run, and the layout they are packed in."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from emp_kernels.dispatch import PerRow, Threshold, Workspace, pack_rows
+from emp_kernels.dispatch import PerRow, Threshold, Workspace, pack_rows, prune_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RADICES, RowLayout
+from emp_kernels.numbers import NumberFormat
 
 from emp_llm.checkpoint import Shard
 from emp_llm.errors import CheckpointError
@@ -68,15 +69,13 @@ class Target:
         )
 
     def layout(self, fd: int, rule: PerRow | Threshold) -> RowLayout:
-        """The layout for the whole tensor, decided once, from a sample of its rows.
+        """The layout for the whole tensor, decided once: what packs a sample of its rows smallest.
 
-        Whatever it is, packing is exact; the choice is only about size. The radix is the one that
-        packs the sampled rows smallest. Trailing mantissa bits are dropped if they are zero in all
-        rows: only if they are so in the sample does the tensor have to be read for that.
+        Whatever it is, packing is exact; the choice is only about size.
         """
         with self._deciding:
             if "chosen" not in self._layouts:
-                self._layouts["chosen"] = self._decide(fd, rule)
+                self._layouts["chosen"] = self._decide(self._sample(fd), rule)
             return self._layouts["chosen"]
 
     @property
@@ -84,28 +83,22 @@ class Target:
         """The layout, once `layout` has decided it."""
         return self._layouts["chosen"]
 
-    def _decide(self, fd: int, rule: PerRow | Threshold) -> RowLayout:
-        sample = self._sample(fd)
-        dropped_bits = self._zero_bits(sample)
-        if dropped_bits:
-            workspace = Workspace()
-            blocks = self.geometry.blocks()
-            dropped_bits = min(self._zero_bits(self.read(fd, b, workspace)) for b in blocks)
-        layouts = [
-            RowLayout(
-                number_format=self.geometry.number_format,
-                columns=self.geometry.columns,
-                dropped_bits=dropped_bits,
-                radix=radix,
-                align=16 if self.geometry.columns >= _LONG_ROW else 1,
-            )
+    def _decide(self, sample: Patterns, rule: PerRow | Threshold) -> RowLayout:
+        layout = RowLayout(
+            number_format=self.geometry.number_format,
+            columns=self.geometry.columns,
+            align=16 if self.geometry.columns >= _LONG_ROW else 1,
+        )
+        try:
+            pruned = prune_rows(sample, layout.number_format, rule).weights
+        except NonFiniteRowError:
+            return layout  # the block that holds the row tells of it
+        choices = [
+            replace(layout, dropped_bits=dropped_bits, radix=radix)
+            for dropped_bits in sorted({0, _mostly_zero_bits(pruned, layout.number_format)})
             for radix in RADICES
         ]
-        try:
-            sizes = [_packed_bytes(sample, layout, rule) for layout in layouts]
-        except NonFiniteRowError:
-            return layouts[0]  # the block that holds the row tells of it
-        return layouts[sizes.index(min(sizes))]
+        return min(choices, key=lambda choice: _packed_bytes(sample, choice, rule))
 
     def _sample(self, fd: int) -> Patterns:
         """Up to _SAMPLED_ROWS rows, evenly spaced; of a transposed tensor, within a first block."""
@@ -118,11 +111,17 @@ class Target:
             [self.read(fd, Block(m, r, r + 1), workspace).copy() for m, r in numbers]
         )
 
-    def _zero_bits(self, weights: Patterns) -> int:
-        """Trailing mantissa bits that are zero in all weights."""
-        mantissa_bits = self.geometry.number_format.mantissa_bits
-        used = int(np.bitwise_or.reduce(weights, axis=None)) | 1 << mantissa_bits
-        return (used & -used).bit_length() - 1
+
+def _mostly_zero_bits(pruned: Patterns, number_format: NumberFormat) -> int:
+    """Trailing mantissa bits that are zero in all but one in 32 of the weights that are left."""
+    kept = pruned[pruned != 0]
+    bits = 0
+    while bits < number_format.mantissa_bits:
+        exceptions = np.count_nonzero(kept & pruned.dtype.type((2 << bits) - 1))
+        if exceptions * 32 > kept.size:
+            break
+        bits += 1
+    return bits
 
 
 def _spaced(rows: int) -> list[int]:

@@ -96,6 +96,9 @@ def test_every_layout_packs_alike_everywhere_and_is_what_the_specification_says(
     for dropped_bits in {0, 1, 3, number_format.mantissa_bits - 1, number_format.mantissa_bits}:
         for kind in ("gaussian", "heavy tailed", "any finite bits"):
             weights = make_rows(kind, number_format, (2, 37), dropped_bits=dropped_bits)
+            # some weights have bits that are not stored: they escape
+            exceptions = make_rows(kind, number_format, (2, 37))
+            weights[:, ::7] = exceptions[:, ::7]
             layout = RowLayout(
                 number_format=number_format,
                 columns=37,

@@ -33,7 +33,8 @@ class RowLayout:
     Attributes:
         number_format: Format of the weights.
         columns: Weights in a row, C.
-        dropped_bits: Trailing mantissa bits that are zero in the whole tensor and not stored.
+        dropped_bits: Trailing mantissa bits that are not stored; weights in which they are not all
+            zero escape.
         radix: Binades in a row's window; one of 1, 2, 3, 4, 6, 16.
         align: Sections start at multiples of this many bytes; a power of two from 1 to 64.
     """

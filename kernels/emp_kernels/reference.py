@@ -17,7 +17,15 @@ import numpy.typing as npt
 from emp_kernels.counting import exact_count, trusted_count
 from emp_kernels.layout import RowLayout
 
-__all__ = ["choose_base", "effective_number", "keep_count", "keep_mask", "pack_row", "unpack_row"]
+__all__ = [
+    "choose_base",
+    "distances",
+    "effective_number",
+    "keep_count",
+    "keep_mask",
+    "pack_row",
+    "unpack_row",
+]
 
 Scores = npt.NDArray[np.floating]
 Patterns = npt.NDArray[np.unsignedinteger]
@@ -74,16 +82,29 @@ def keep_mask(scores: Scores, beta: float) -> npt.NDArray[np.bool_]:
     return mask.reshape(scores.shape)
 
 
+def distances(keys: list[int], base: int, layout: RowLayout) -> list[int]:
+    """How far keys lie above the base of a window, `layout.limit` for those that escape.
+
+    Keys escape that lie outside the window, and those whose dropped bits are not all zero.
+    """
+    away = [(key >> layout.dropped_bits) - base for key in keys]
+    whole = [key % (1 << layout.dropped_bits) == 0 for key in keys]
+    return [
+        d if exact and 0 <= d < layout.limit else layout.limit
+        for d, exact in zip(away, whole, strict=True)
+    ]
+
+
 def choose_base(keys: list[int], layout: RowLayout) -> int:
-    """Where the window of a row starts, given its kept keys without their dropped bits.
+    """Where the window of a row starts, given its kept keys.
 
     At the smallest of them, unless more than one weight in 64 would escape: then at the first of
     the binades above it from which `radix` of them together hold most weights.
     """
-    smallest = min(keys)
-    if 64 * sum(key - smallest >= layout.limit for key in keys) <= len(keys):
+    smallest = min(keys) >> layout.dropped_bits
+    if 64 * distances(keys, smallest, layout).count(layout.limit) <= len(keys):
         return smallest
-    binade = [(key - smallest) >> layout.stored_bits for key in keys]
+    binade = [((key >> layout.dropped_bits) - smallest) >> layout.stored_bits for key in keys]
     starts = range(256 - layout.radix + 1)
     inside = [sum(start <= b < start + layout.radix for b in binade) for start in starts]
     return smallest + (inside.index(max(inside)) << layout.stored_bits)
@@ -106,9 +127,9 @@ def pack_row(
     kept = [int(bits) for bits in weights[keep]]
     if not kept:
         return 0, 0, 0, b""
-    keys = [(bits & number_format.key_mask) >> layout.dropped_bits for bits in kept]
+    keys = [bits & number_format.key_mask for bits in kept]
     base = choose_base(keys, layout)
-    distance = [key - base if 0 <= key - base < layout.limit else layout.limit for key in keys]
+    distance = distances(keys, base, layout)
     escapes = [bits for bits, away in zip(kept, distance, strict=True) if away == layout.limit]
 
     stored, width = layout.stored_bits, layout.stored_bits + 1

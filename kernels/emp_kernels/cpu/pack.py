@@ -95,22 +95,24 @@ def distances(kept_K, k, key_mask, dropped, base, limit, delta_K):
     number = kept_K.dtype.type
     shift = np.uint64(dropped) & np.uint64(8 * kept_K.itemsize - 1)
     base_key, furthest = number(base), number(limit)
+    lost = number((1 << dropped) - 1)
     escaped = 0
     for start in range(0, k, _CHUNK):
         stop = min(start + _CHUNK, k)
         escaped += _distances_chunk(
-            kept_K[start:stop], key_mask, shift, base_key, furthest, delta_K[start:stop]
+            kept_K[start:stop], key_mask, lost, shift, base_key, furthest, delta_K[start:stop]
         )
     return escaped
 
 
 @_njit
-def _distances_chunk(kept_K, key_mask, shift, base, limit, delta_K):
+def _distances_chunk(kept_K, key_mask, lost, shift, base, limit, delta_K):
     number = kept_K.dtype.type
     escaped = np.uint16(0)
     for j in range(kept_K.size):
-        away = number(number((kept_K[j] & key_mask) >> shift) - base)
-        clipped = min(away, limit)
+        key = kept_K[j] & key_mask
+        away = number(number(key >> shift) - base)
+        clipped = limit if key & lost else min(away, limit)
         delta_K[j] = clipped
         escaped = np.uint16(escaped + np.uint16(clipped == limit))
     return np.int64(escaped)
