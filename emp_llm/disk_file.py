@@ -27,7 +27,7 @@ CHUNK_BYTES = 4 << 20
 """Bytes that go to disk at a time; a multiple of every file system's block."""
 
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)
-_QUEUED = 8
+_QUEUED = 16
 _FLUSH_EVERY = 256 << 20
 
 Bytes = npt.NDArray[np.uint8]

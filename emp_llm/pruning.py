@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from emp_kernels.dispatch import load_backend
 from emp_kernels.numbers import FORMATS
 
 from emp_llm.card import write_card
@@ -40,7 +41,8 @@ from emp_llm.selection import Selection, passes, select
 from emp_llm.shard_plan import ShardPlan, output_name
 from emp_llm.shard_writer import ShardWriter
 from emp_llm.target import Target
-from emp_llm.targets import Decision, decide_targets
+from emp_llm.targets import Decision
+from emp_llm.targets_apart import TargetsQuestion
 
 __all__ = ["inspect", "prune"]
 
@@ -147,12 +149,14 @@ class _Run:
         self._options = options
         self._threads = threads
         self._progress = progress
-        self._decisions = decide_targets(
+        with TargetsQuestion(
             checkpoint.folder,
             {name: (entry.dtype, entry.shape) for name, (_, entry) in checkpoint.tensors.items()},
             targets=options.targets,
             ignore=options.ignore,
-        )
+        ) as question:
+            load_backend()
+            self._decisions = question.answer()
         self._targets = {
             name: _target(shard, entry, self._decisions[name])
             for name, (shard, entry) in checkpoint.tensors.items()

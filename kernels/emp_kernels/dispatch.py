@@ -8,6 +8,7 @@ Every function here gives the same bits from every `impl`:
     "auto"       the fastest of them for this machine
 """
 
+import importlib
 from functools import cache
 from typing import Literal
 
@@ -38,6 +39,7 @@ __all__ = [
     "Threshold",
     "Workspace",
     "check_table",
+    "load_backend",
     "pack_rows",
     "prune_rows",
     "resolve",
@@ -45,6 +47,11 @@ __all__ = [
 ]
 
 Impl = Literal["auto", "reference", "scalar", "simd"]
+
+
+def load_backend() -> None:
+    """Import what the fastest backend needs, ahead of its first use."""
+    importlib.import_module("emp_kernels.numba_backend")
 
 
 @cache
