@@ -15,12 +15,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 from common import DTYPES, GB, MB, machine, make_checkpoint, print_table, say, spread, write_json
 from emp_kernels.dispatch import Workspace
 from emp_kernels.reference import keep_mask
@@ -129,18 +132,36 @@ def prune_command(source: Path, out: Path) -> list[str]:
 
 
 def run(command: list[str]) -> Run:
-    """Run a command from start to exit.
-
-    A child's peak starts from its parent's, so what comes back is only its own if it is larger.
-    """
+    """Run a command from start to exit; its peak memory is that of all its processes together."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peaks: list[int] = []
+    sampler = threading.Thread(target=sample_memory, args=(process.pid, peaks))
+    sampler.start()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
+    sampler.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command[1:4])} … failed with status {process.returncode}")
-    return Run(seconds, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024)
+    return Run(seconds, usage.ru_utime, usage.ru_stime, max(peaks))
+
+
+def sample_memory(pid: int, peaks: list[int]) -> None:
+    """Append, 20 times a second until it ends, what a process and its children have resident."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            family = [process, *process.children()]
+            peaks.append(sum(resident_bytes(member) for member in family))
+            time.sleep(0.05)
+
+
+def resident_bytes(process: psutil.Process) -> int:
+    """What a process has resident; 0 if it has just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return int(process.memory_info().rss)
+    return 0
 
 
 def time_copy(files: list[Path], out: Path) -> float:

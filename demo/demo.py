@@ -89,7 +89,7 @@ def main() -> None:
     print(
         "\nSparsity is that of the MLPs, the default targets. Perplexity is per token of"
         f"\ndemo/text.txt, in blocks of {CONTEXT}. Seconds and peak memory are those of `emp-llm"
-        "\nprune`, nearly all of them spent on importing torch and transformers."
+        "\nprune`, nearly all of them spent on reading the model's structure by transformers."
     )
 
 
