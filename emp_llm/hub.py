@@ -30,9 +30,10 @@ from emp_llm.errors import CheckpointError, HubError, OptionError
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm
 
-__all__ = ["Progress", "Source", "fetch"]
+__all__ = ["Downloaded", "Source", "fetch"]
 
-Progress = Callable[[int, int], None]
+Downloaded = Callable[[int, int], None]
+"""Told the bytes that are there and the bytes to download in all."""
 
 _AGAIN = "run the command again, files that are complete are kept"
 
@@ -57,7 +58,7 @@ def fetch(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    progress: Progress | None = None,
+    progress: Downloaded | None = None,
 ) -> Source:
     """Find a model's folder, downloading it from the Hub if need be.
 
@@ -117,7 +118,7 @@ def _check_repo_id(model: str) -> None:
 class _Repository:
     """One repository of the Hub, and the way to it."""
 
-    def __init__(self, repo_id: str, token: str | bool | None, progress: Progress | None) -> None:
+    def __init__(self, repo_id: str, token: str | bool | None, progress: Downloaded | None) -> None:
         self.repo_id = repo_id
         self.token = token
         self.progress = progress
@@ -277,7 +278,7 @@ def _no_room(where: object, state: str) -> str:
 class _Report:
     """Adds up what several downloads have done, and passes it on."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(self, progress: Downloaded | None, total: int) -> None:
         self.progress = progress
         self.total = total
         self.done = 0

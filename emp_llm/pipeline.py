@@ -14,11 +14,11 @@ from typing import Any
 
 from emp_kernels.dispatch import Workspace
 
-__all__ = ["Piece", "Progress", "Write", "available_cores", "run_pieces"]
+__all__ = ["Advance", "Piece", "Write", "available_cores", "run_pieces"]
 
 Write = Callable[[], None]
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 """Told the bytes of input that each piece settled, from one thread at a time."""
 
 
@@ -54,7 +54,7 @@ class Piece:
 class _Run:
     """The state that the threads of one run share."""
 
-    def __init__(self, pieces: Iterable[Piece], progress: Progress | None) -> None:
+    def __init__(self, pieces: Iterable[Piece], progress: Advance | None) -> None:
         self.pieces: Iterator[tuple[int, Piece]] = iter(enumerate(pieces))
         self.progress = progress
         self.pulling = threading.Lock()
@@ -105,7 +105,7 @@ class _StoppedError(Exception):
     """Another thread failed."""
 
 
-def run_pieces(pieces: Iterable[Piece], *, threads: int, progress: Progress | None = None) -> None:
+def run_pieces(pieces: Iterable[Piece], *, threads: int, progress: Advance | None = None) -> None:
     """Run all pieces; return when the last one is written.
 
     Args:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from emp_kernels.counting import exact_count
 from emp_kernels.dispatch import PerRow, Threshold, Workspace
 from emp_kernels.errors import NonFiniteRowError
@@ -28,12 +30,13 @@ from emp_kernels.numbers import F32
 from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
 from emp_llm.options import PruneOptions
-from emp_llm.pipeline import Piece, Progress, run_pieces
+from emp_llm.pipeline import Advance, Piece, run_pieces
 from emp_llm.tally import Group
 from emp_llm.target import Target
 
 __all__ = ["Selection", "passes", "select"]
 
+Counts = npt.NDArray[np.int64]
 Matrix = tuple[str, int]
 """A tensor's name and the number of a matrix in it."""
 
@@ -68,7 +71,7 @@ def select(
     files: OpenFiles,
     *,
     threads: int,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Selection:
     """Decide what to keep, reading the targets as often as the granularity asks for.
 
@@ -98,27 +101,46 @@ def select(
 
 
 class _Search:
-    """The threshold of one group, narrowed down pass by pass."""
+    """The threshold of one group, narrowed down pass by pass.
+
+    Attributes:
+        group: The group's figures.
+        bin: The bin that its threshold lies in.
+        found: Float32 key of the k-th largest magnitude, how many ties it keeps, and of how many;
+            None while float32 weights of the bin are still to be added.
+    """
 
     def __init__(self, histogram: MagnitudeHistogram, beta: float) -> None:
         size = histogram.size
         s1, s2 = histogram.sums()
         kept = exact_count(s1, s2, size, beta)
         self.group = Group(float(s1 * s1 / s2) if s2 else 0.0, size, float(s1))
-        self.bin, self._rank = histogram.find_bin(kept) if kept else (F32.infinity >> 16, 0)
-        self.counts, self.unresolved = histogram.low_parts(self.bin)
+        self.bin = F32.infinity >> 16
+        self.found: tuple[int, int, int] | None = None
+        if not kept:
+            self.found = F32.infinity, 0, 0
+            return
+        self.bin, self._rank = histogram.find_bin(kept)
+        known, incomplete = histogram.low_parts(self.bin)
+        # thousands of groups are searched at once: what is all zeros need not be held
+        self._counts: Counts | None = known if known.any() or not incomplete else None
+        if not incomplete:
+            self.conclude()
 
-    def threshold(self) -> tuple[int, int, int]:
-        """Float32 key of the k-th largest magnitude, how many ties it keeps, and of how many."""
-        if not self._rank:
-            return self.bin << 16, 0, 0
-        above = 0
-        for low in range(len(self.counts) - 1, -1, -1):
-            tied = int(self.counts[low])
-            if above + tied >= self._rank:
-                return self.bin << 16 | low, self._rank - above, tied
-            above += tied
-        raise AssertionError("the histogram of a bin lacks weights that its counts promise")
+    def add(self, counts: Counts) -> None:
+        """Add the low parts of float32 weights in the bin."""
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def conclude(self) -> None:
+        """All weights of the bin are known: find the threshold among them."""
+        assert self._counts is not None  # noqa: S101 (the bin was chosen for its weights)
+        reaching = np.cumsum(self._counts[::-1])
+        place = int(np.searchsorted(reaching, self._rank))
+        low = len(reaching) - 1 - place
+        tied = int(self._counts[low])
+        above = int(reaching[place]) - tied
+        self.found = self.bin << 16 | low, self._rank - above, tied
+        self._counts = None
 
 
 class _Survey:
@@ -130,7 +152,7 @@ class _Survey:
         group_of: Mapping[Matrix, Matrix],
         files: OpenFiles,
         threads: int,
-        progress: Progress | None,
+        progress: Advance | None,
     ) -> None:
         self._targets = targets
         self._group_of = group_of
@@ -158,24 +180,31 @@ class _Survey:
 
     def low_parts(self, searches: Mapping[Matrix, _Search]) -> None:
         """For float32 weights: the lower bits of those in each group's bin."""
+        targets = [t for t in self._targets if t.geometry.number_format is F32]
+        matrices = [(t.name, m) for t in targets for m in range(t.geometry.matrices)]
+        last = {self._group_of[matrix]: matrix for matrix in matrices}
 
         def search(target: Target, block: Block) -> _Search:
             return searches[self._group_of[target.name, block.matrix]]
 
-        def gather(target: Target, block: Block, counts: Any) -> None:  # noqa: ANN401
-            if counts is not None:  # else nothing of the block is in its group's bin
-                search(target, block).counts += counts
+        def gather(target: Target, block: Block, counts: Counts | None) -> None:
+            if counts is None:
+                return
+            sought, matrix = search(target, block), (target.name, block.matrix)
+            sought.add(counts)
+            if last[self._group_of[matrix]] == matrix and block.stop == target.geometry.matrix_rows:
+                sought.conclude()
 
         self._run(
-            [t for t in self._targets if t.geometry.number_format is F32],
+            targets,
             lambda t, b, w: count_low_parts(w, search(t, b).bin),
             gather,
-            unless=lambda t, b: not search(t, b).unresolved,
+            unless=lambda t, b: search(t, b).found is not None,
         )
 
     def ties(self, searches: Mapping[Matrix, _Search]) -> dict[str, list[Threshold]]:
         """The last pass: how many of the weights that equal the threshold stay in each block."""
-        found = {group: search.threshold() for group, search in searches.items()}
+        found = {group: search.found for group, search in searches.items() if search.found}
         left = {group: ties for group, (_, ties, _) in found.items()}
         thresholds: dict[str, list[Threshold]] = {target.name: [] for target in self._targets}
 
