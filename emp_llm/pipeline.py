@@ -14,7 +14,9 @@ from typing import Any
 
 from emp_kernels.dispatch import Workspace
 
-__all__ = ["Advance", "Piece", "Write", "available_cores", "run_pieces"]
+from emp_llm.errors import OptionError
+
+__all__ = ["Advance", "Piece", "Write", "run_pieces", "thread_count"]
 
 Write = Callable[[], None]
 
@@ -22,11 +24,18 @@ Advance = Callable[[int], None]
 """Told the bytes of input that each piece settled, from one thread at a time."""
 
 
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def thread_count(threads: int | None) -> int:
+    """The number of threads that was asked for; as many as there are usable cores for None.
+
+    Raises:
+        OptionError: If it is less than 1.
+    """
+    if threads is None:
+        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        return len(usable) if usable else os.cpu_count() or 1
+    if threads < 1:
+        raise OptionError(f"threads is {threads}; give 1 or more, or None for all cores")
+    return threads
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from emp_llm.hub import Source, fetch
 from emp_llm.options import PruneOptions
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import FORMAT_VERSION, QUANT_METHOD, check_names
-from emp_llm.pipeline import Piece, available_cores, run_pieces
+from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, Silent
 from emp_llm.prune_steps import CopyJob, MeasureJob, TargetJob, hash_name
 from emp_llm.report import TensorReport, build_report, rule_fields
@@ -84,7 +84,7 @@ def prune(
     source = _fetch(model, revision, token, progress)
     checkpoint = open_checkpoint(source.folder)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
-        run = _Run(checkpoint, options, threads or available_cores(), progress)
+        run = _Run(checkpoint, options, thread_count(threads), progress)
         report = run.write(folder.staging, _origin(model, source))
         write_json(folder.staging / REPORT_NAME, report)
         write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
@@ -111,7 +111,7 @@ def inspect(
     options = options or PruneOptions()
     progress = progress or Silent()
     source = _fetch(model, revision, token, progress)
-    run = _Run(open_checkpoint(source.folder), options, threads or available_cores(), progress)
+    run = _Run(open_checkpoint(source.folder), options, thread_count(threads), progress)
     return run.measure(_origin(model, source))
 
 

@@ -29,7 +29,7 @@ from emp_llm.hub import fetch
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import QUANT_METHOD
 from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.pipeline import Piece, Write, available_cores, run_pieces
+from emp_llm.pipeline import Piece, Write, run_pieces, thread_count
 from emp_llm.progress import Progress, Silent
 from emp_llm.prune_steps import CopyJob, hash_name, new_hash
 from emp_llm.report import dense_report
@@ -76,7 +76,7 @@ def unpack(
     checkpoint = open_checkpoint(source.folder)
     _check_packed(checkpoint)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
-        jobs = _write_shards(checkpoint, folder.staging, threads or available_cores(), progress)
+        jobs = _write_shards(checkpoint, folder.staging, thread_count(threads), progress)
         write_index(folder.staging, checkpoint)
         write_config(folder.staging, checkpoint, None)
         copy_small_files(folder.staging, checkpoint)

@@ -23,7 +23,7 @@ from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block, Geometry, read_exactly
 from emp_llm.packed import FORMAT_VERSION, QUANT_METHOD
 from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.pipeline import Piece, available_cores, run_pieces
+from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, Silent
 from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
 from emp_llm.report import count_totals
@@ -72,7 +72,7 @@ def verify(
                     yield from check.pieces()
 
         progress.begin("verifying", checkpoint.nbytes)
-        run_pieces(pieces(), threads=threads or available_cores(), progress=progress.advance)
+        run_pieces(pieces(), threads=thread_count(threads), progress=progress.advance)
     _check_complete(report, checks)
     pruned = [check for check in checks if check.fields["pruned"]]
     return {

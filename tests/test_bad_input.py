@@ -54,6 +54,13 @@ def test_ignore_must_be_regular_expressions() -> None:
         PruneOptions(ignore=("fine", "["))
 
 
+@pytest.mark.parametrize("threads", [0, -1])
+def test_there_is_one_thread_at_least(source: Path, tmp_path: Path, threads: int) -> None:
+    with pytest.raises(OptionError, match=f"threads is {threads}; give 1 or more"):
+        prune(source, tmp_path / "out", threads=threads)
+    assert not (tmp_path / "out").exists()
+
+
 def test_targets_that_match_nothing_are_refused_with_examples_of_what_there_is(
     source: Path, tmp_path: Path
 ) -> None:
