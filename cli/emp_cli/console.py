@@ -107,26 +107,32 @@ class _Bar:
         )
         from rich.progress import Progress as RichProgress
 
+        console = Console(stderr=True)
+        # until it is known how much there is to do
+        self._status = console.status("reading the structure of the model")
+        self._status.start()
         self._progress = RichProgress(
             TextColumn("{task.description:>11}"),
             BarColumn(bar_width=None),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(compact=True),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
         )
-        self._task = self._progress.add_task("reading", total=None)
-        self._progress.start()
 
     def begin(self, stage: str, total: int) -> None:
-        self._progress.remove_task(self._task)
+        self._status.stop()
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
         self._task = self._progress.add_task(stage, total=total)
+        self._progress.start()
 
     def advance(self, nbytes: int) -> None:
         self._progress.advance(self._task, nbytes)
 
     def stop(self) -> None:
+        self._status.stop()
         self._progress.stop()
 
 
