@@ -88,7 +88,7 @@ def test_effective_numbers_of_groups_without_mass_are_zero():
 def block(*rows):
     """A block as the kernels give it, from each row's (kept, Σs, Σs², Σ_kept s)."""
     table = np.array([[kept, 0, 0] for kept, *_ in rows], np.int64)
-    stats = np.array([[s1, s2, kept_mass, 0] for _, s1, s2, kept_mass in rows], np.float64)
+    stats = np.array([[s1, s2, kept_mass] for _, s1, s2, kept_mass in rows], np.float64)
     return PackedRows(table, stats, np.empty(0, np.uint8))
 
 

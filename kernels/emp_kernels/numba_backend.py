@@ -47,7 +47,7 @@ class Block:
         self._simd = simd
         self._workspace = workspace
         self._table = np.empty((len(weights), 3), np.int64)
-        self._stats = np.empty((len(weights), 4), np.float64)
+        self._stats = np.empty((len(weights), 3), np.float64)
 
     def pack(self) -> PackedRows:
         """See `emp_kernels.dispatch.pack_rows`."""

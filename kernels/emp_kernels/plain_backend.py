@@ -31,11 +31,11 @@ def pack(
         *line, record = reference.pack_row(row, keep, layout)
         table.append(line)
         records.append(record)
-        stats.append((scores.sum(), (scores**2).sum(), scores[keep].sum(), keys.max()))
+        stats.append((scores.sum(), (scores**2).sum(), scores[keep].sum()))
     payload = np.frombuffer(b"".join(records) if emit else b"", np.uint8)
     return PackedRows(
         np.array(table, np.int64).reshape(-1, 3),
-        np.array(stats, np.float64).reshape(-1, 4),
+        np.array(stats, np.float64).reshape(-1, 3),
         payload,
     )
 

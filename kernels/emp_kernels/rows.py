@@ -55,7 +55,7 @@ class RowFigures:
     Attributes:
         table: int64 [R, 3]: weights kept, how many of them escape, base of the window. The latter
             two are 0 where rows are not packed.
-        stats: float64 [R, 4]: Σs, Σs², Σ_kept s and the largest key of each row.
+        stats: float64 [R, 3]: Σs, Σs² and Σ_kept s of each row.
     """
 
     table: npt.NDArray[np.int64]

@@ -2,7 +2,7 @@
 
 Legend: w_RC are bit patterns, R rows of C weights; kept_K the patterns that one row keeps;
 table_R3 holds, of each row, the weights kept, how many escape, and the base of its window;
-stats_R4 its Σs, Σs², Σ_kept s and largest key.
+stats_R3 its Σs, Σs² and Σ_kept s.
 """
 
 import numba
@@ -234,7 +234,7 @@ def pack_block(
     out,
     dense_RC,
     table_R3,
-    stats_R4,
+    stats_R3,
     kept_K,
     delta_K,
     code_K,
@@ -254,7 +254,7 @@ def pack_block(
         out: uint8, room for R longest records and SCRATCH_SLACK.
         dense_RC: of w_RC's dtype, [R, C], may be w_RC itself.
         table_R3: int64 [R, 3], written.
-        stats_R4: float64 [R, 4], written.
+        stats_R3: float64 [R, 3], written.
         kept_K: scratch of w_RC's dtype, C + SCRATCH_SLACK.
         delta_K: the same.
         code_K: scratch, uint8, C.
@@ -295,11 +295,10 @@ def pack_block(
             ties = min(reach - exceed, ties_left)
             ties_left -= ties
             k = exceed + ties
-        stats_R4[r, 0] = s1
-        stats_R4[r, 1] = s2
-        stats_R4[r, 3] = np.float64(largest)
+        stats_R3[r, 0] = s1
+        stats_R3[r, 1] = s2
         if k == 0:
-            stats_R4[r, 2] = 0.0
+            stats_R3[r, 2] = 0.0
             table_R3[r, 0] = 0
             table_R3[r, 1] = 0
             table_R3[r, 2] = 0
@@ -313,7 +312,7 @@ def pack_block(
             compress_row(w_C, key_mask, threshold, tie_end, kept_K, out, at, simd)
         else:
             compress_row(w_C, key_mask, threshold, tie_end, kept_K, mask, 0, simd)
-        stats_R4[r, 2] = kept_sum(kept_K, k, key_mask, np.uint64(shift), scale)
+        stats_R3[r, 2] = kept_sum(kept_K, k, key_mask, np.uint64(shift), scale)
         if emit == ROWS:
             write_row(w_C, key_mask, threshold, tie_end, dense_RC[r])
             table_R3[r, 0] = k
