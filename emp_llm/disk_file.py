@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import numpy.typing as npt
+from emp_kernels.rows import Bytes
 
 from emp_llm.geometry import write_all
 
@@ -29,8 +29,6 @@ CHUNK_BYTES = 4 << 20
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 _QUEUED = 16
 _FLUSH_EVERY = 256 << 20
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class Flusher:
@@ -105,7 +103,6 @@ class DiskFile(ABC):
     def __init__(self, path: Path, flusher: Flusher) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o666)
-        self._path = path
         self._flusher = flusher
         self._lock = threading.Lock()
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from emp_kernels.numbers import NumberFormat
+from emp_kernels.rows import Bytes, Patterns
 
 from emp_llm.errors import CheckpointError
 
@@ -23,9 +23,6 @@ BLOCK_BYTES = 4 << 20
 
 TRANSPOSED_BLOCK_BYTES = 16 << 20
 """The same where rows are columns of the file, so that the stretches that are read stay long."""
-
-Bytes = npt.NDArray[np.uint8]
-Patterns = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)

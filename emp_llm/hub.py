@@ -11,6 +11,7 @@ what they mean to huggingface_hub.
 
 import errno
 import glob
+import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -26,11 +27,12 @@ from emp_llm.checkpoint import (
     read_json_object,
 )
 from emp_llm.errors import CheckpointError, HubError, OptionError
+from emp_llm.progress import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm
 
-__all__ = ["Downloaded", "Source", "fetch"]
+__all__ = ["Downloaded", "Source", "fetch", "fetch_model"]
 
 Downloaded = Callable[[int, int], None]
 """Told the bytes that are there and the bytes to download in all."""
@@ -113,6 +115,26 @@ def _check_repo_id(model: str) -> None:
             f"{model!r} is neither an existing folder nor a possible Hub id ({_line(error)}); "
             "give a folder, or an id such as 'meta-llama/Llama-2-7b-hf'"
         ) from error
+
+
+def fetch_model(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    progress: Progress,
+) -> Source:
+    """`fetch`, telling its progress as every long work does; arguments and errors are its."""
+    done = 0
+
+    def advance(now: int, total: int) -> None:
+        nonlocal done
+        if not done:
+            progress.begin("downloading", total)
+        progress.advance(now - done)
+        done = now
+
+    return fetch(os.fspath(model), revision=revision, token=token, progress=advance)
 
 
 class _Repository:

@@ -4,6 +4,7 @@ Everything is written to a hidden folder inside it, on the same file system, and
 end, the files that make it look like a model last.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -164,7 +165,7 @@ class OutputFolder:
 
     def _explain(self, error: OSError) -> OutputError:
         where = error.filename or self.path
-        if error.errno == 28:  # ENOSPC
+        if error.errno == errno.ENOSPC:
             with suppress(OSError):
                 free = shutil.disk_usage(_existing(self.path)).free
                 return OutputError(

@@ -8,11 +8,12 @@ NAME.emp_meta   int64 [6 + dims]    version, number format, layout, shape
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import FORMATS
+from emp_kernels.rows import Table
 
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.geometry import Geometry
@@ -29,6 +30,7 @@ __all__ = [
     "check_names",
     "find_packed",
     "padding",
+    "quantization_config",
 ]
 
 FORMAT_VERSION = 1
@@ -41,8 +43,6 @@ PLANE_ALIGN = 16
 
 _META_FIELDS = 6
 _MAX_DIMENSIONS = 8
-
-Table = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,11 @@ class Planes:
     def nbytes(self) -> int:
         """Bytes of the three together."""
         return self.records.nbytes + self.rows.nbytes + self.meta.nbytes
+
+
+def quantization_config(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config.json` says of a packed checkpoint that was pruned by this rule."""
+    return {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **rule}
 
 
 def padding(used: int) -> bytes:

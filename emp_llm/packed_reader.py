@@ -1,9 +1,8 @@
 """A packed tensor opened for reading: its table in memory, its rows decoded block by block."""
 
-import numpy as np
-import numpy.typing as npt
 from emp_kernels.dispatch import Workspace, check_table, unpack_rows
 from emp_kernels.errors import DamagedRowError
+from emp_kernels.rows import Bytes, Patterns
 
 from emp_llm.checkpoint import Shard
 from emp_llm.errors import FormatError
@@ -12,9 +11,6 @@ from emp_llm.packed import PackedTensor, Planes, find_packed, padding
 from emp_llm.safetensors_header import TensorEntry
 
 __all__ = ["PackedReader", "open_shard"]
-
-Bytes = npt.NDArray[np.uint8]
-Patterns = npt.NDArray[np.unsignedinteger]
 
 
 class PackedReader:

@@ -2,7 +2,6 @@
 
 TargetJob      a target, block by block: measured, packed, or with zeros in it
 CopyJob        any other tensor, byte for byte
-CloseShard     the end of the file
 """
 
 from abc import ABC, abstractmethod
@@ -21,8 +20,9 @@ from emp_kernels.dispatch import (
     prune_rows,
 )
 from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.rows import Bytes, Patterns
 
-from emp_llm.geometry import Block, read_exactly
+from emp_llm.geometry import Block, Geometry, read_exactly
 from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
 from emp_llm.pipeline import Piece, Write
 from emp_llm.safetensors_header import TensorEntry
@@ -35,6 +35,7 @@ __all__ = [
     "COPY_BYTES",
     "CopyJob",
     "DenseJob",
+    "DenseRows",
     "MeasureJob",
     "PackJob",
     "TargetJob",
@@ -44,9 +45,6 @@ __all__ = [
 
 COPY_BYTES = 4 << 20
 """Bytes that are copied at a time."""
-
-Bytes = npt.NDArray[np.uint8]
-Patterns = npt.NDArray[np.unsignedinteger]
 
 
 def new_hash() -> xxhash.xxh3_128:
@@ -101,6 +99,34 @@ class CopyJob:
         return lambda: self._writer.write(offset, data)
 
 
+class DenseRows:
+    """A tensor of a file whose rows come block by block, of known size.
+
+    Args:
+        entry: The tensor as the file will have it.
+        geometry: How its rows run.
+        writer: The file.
+
+    Attributes:
+        checksum: Of its weights, row by row, once all are placed.
+    """
+
+    def __init__(self, entry: TensorEntry, geometry: Geometry, writer: ShardWriter) -> None:
+        self.checksum = new_hash()
+        self._entry = entry
+        self._geometry = geometry
+        self._writer = writer
+        self._offset = -1
+
+    def place(self, block: Block, weights: Patterns) -> Write:
+        """Give a block its place; in order."""
+        if self._offset < 0:
+            self._offset = self._writer.allot(self._entry.nbytes)
+            self._writer.add_entries(CopyJob.entries(self._entry))
+        self.checksum.update(weights.data)
+        return lambda: self._writer.write_rows(self._geometry, self._offset, block, weights)
+
+
 class TargetJob(ABC):
     """What is done with one target.
 
@@ -110,6 +136,7 @@ class TargetJob(ABC):
         selection: What to keep.
 
     Attributes:
+        entry: The tensor's place in the source.
         figures: What pruning does to it, once all is settled.
         checksum: Of the bytes that were written, once they are settled.
     """
@@ -118,6 +145,7 @@ class TargetJob(ABC):
 
     def __init__(self, target: Target, fd: int, selection: Selection) -> None:
         self.target = target
+        self.entry = target.entry
         self.fd = fd
         self.checksum = new_hash()
         self._selection = selection
@@ -146,8 +174,7 @@ class TargetJob(ABC):
 
     def _finish(self) -> Write | None:
         nbytes, write = self.settle_end()
-        entry = self.target.entry
-        self.figures = self._tally.figures(entry.shape, entry.nbytes, nbytes)
+        self.figures = self._tally.figures(self.entry.shape, self.entry.nbytes, nbytes)
         return write
 
     @abstractmethod
@@ -166,15 +193,17 @@ class TargetJob(ABC):
 class MeasureJob(TargetJob):
     """Finds what packing a target would give, and writes nothing."""
 
+    emits = False
+
     def __init__(self, target: Target, fd: int, selection: Selection) -> None:
         super().__init__(target, fd, selection)
         self._nbytes = 0
 
-    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> RowFigures:
-        """Table and stats of a block."""
+    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PackedRows:
+        """Table and stats of a block, and its records if the job emits them."""
         rule = self._selection.rule(self.target.name, number)
         layout = self.target.layout(self.fd, rule)
-        return pack_rows(weights, layout, rule, emit=False, workspace=workspace)
+        return pack_rows(weights, layout, rule, emit=self.emits, workspace=workspace)
 
     def settle(self, block: Block, rows: RowFigures) -> Write | None:  # noqa: ARG002
         """Count the bytes that its records would take."""
@@ -202,6 +231,8 @@ class PackJob(MeasureJob):
         writer: Where to.
     """
 
+    emits = True
+
     def __init__(self, target: Target, fd: int, selection: Selection, writer: ShardWriter) -> None:
         super().__init__(target, fd, selection)
         self._writer = writer
@@ -224,12 +255,6 @@ class PackJob(MeasureJob):
         """Entries with sizes that the ones to come cannot exceed."""
         most = target.geometry.nbytes * 8 + 64
         return cls.entries(target, most, most, most)
-
-    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PackedRows:
-        """Records, table and stats of a block."""
-        rule = self._selection.rule(self.target.name, number)
-        layout = self.target.layout(self.fd, rule)
-        return pack_rows(weights, layout, rule, workspace=workspace)
 
     def settle(self, block: Block, rows: RowFigures) -> Write:
         """Give the records their place."""
@@ -268,8 +293,8 @@ class DenseJob(TargetJob):
 
     def __init__(self, target: Target, fd: int, selection: Selection, writer: ShardWriter) -> None:
         super().__init__(target, fd, selection)
-        self._writer = writer
-        self._offset = -1
+        self._rows = DenseRows(self.entry, target.geometry, writer)
+        self.checksum = self._rows.checksum
 
     def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PrunedRows:
         """A block with zeros in it, in place, and its table and stats."""
@@ -280,14 +305,8 @@ class DenseJob(TargetJob):
     def settle(self, block: Block, rows: RowFigures) -> Write:
         """Give the rows their place."""
         assert isinstance(rows, PrunedRows)  # noqa: S101 (what compute returns)
-        if self._offset < 0:
-            self._offset = self._writer.allot(self.target.entry.nbytes)
-        weights = rows.weights
-        self.checksum.update(weights.data)
-        return lambda: self._writer.write_rows(self.target.geometry, self._offset, block, weights)
+        return self._rows.place(block, rows.weights)
 
     def settle_end(self) -> tuple[int, None]:
         """Bytes of the tensor."""
-        entry = self.target.entry
-        self._writer.add_entries(CopyJob.entries(entry))
-        return entry.nbytes, None
+        return self.entry.nbytes, None

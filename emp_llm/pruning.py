@@ -7,7 +7,7 @@ are in memory at any time.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ from emp_llm.companions import (
 from emp_llm.disk_file import Flusher
 from emp_llm.files import OpenFiles
 from emp_llm.geometry import Geometry
-from emp_llm.hub import Source, fetch
+from emp_llm.hub import Source, fetch_model
 from emp_llm.options import PruneOptions
 from emp_llm.output_folder import OutputFolder
-from emp_llm.packed import FORMAT_VERSION, QUANT_METHOD, check_names
+from emp_llm.packed import check_names, quantization_config
 from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, Silent
 from emp_llm.prune_steps import CopyJob, MeasureJob, TargetJob, hash_name
@@ -81,7 +81,7 @@ def prune(
     """
     options = options or PruneOptions()
     progress = progress or Silent()
-    source = _fetch(model, revision, token, progress)
+    source = fetch_model(model, revision=revision, token=token, progress=progress)
     checkpoint = open_checkpoint(source.folder)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
         run = _Run(checkpoint, options, thread_count(threads), progress)
@@ -110,27 +110,9 @@ def inspect(
     """
     options = options or PruneOptions()
     progress = progress or Silent()
-    source = _fetch(model, revision, token, progress)
+    source = fetch_model(model, revision=revision, token=token, progress=progress)
     run = _Run(open_checkpoint(source.folder), options, thread_count(threads), progress)
     return run.measure(_origin(model, source))
-
-
-def _fetch(
-    model: str | os.PathLike[str],
-    revision: str | None,
-    token: str | bool | None,
-    progress: Progress,
-) -> Source:
-    done = 0
-
-    def advance(now: int, total: int) -> None:
-        nonlocal done
-        if not done:
-            progress.begin("downloading", total)
-        progress.advance(now - done)
-        done = now
-
-    return fetch(os.fspath(model), revision=revision, token=token, progress=advance)
 
 
 def _origin(model: str | os.PathLike[str], source: Source) -> dict[str, Any]:
@@ -149,6 +131,8 @@ class _Run:
         self._options = options
         self._threads = threads
         self._progress = progress
+        if options.output_format == "packed":
+            check_names(checkpoint.tensors)
         with TargetsQuestion(
             checkpoint.folder,
             {name: (entry.dtype, entry.shape) for name, (_, entry) in checkpoint.tensors.items()},
@@ -162,8 +146,6 @@ class _Run:
             for name, (shard, entry) in checkpoint.tensors.items()
             if self._decisions[name].prune
         }
-        if options.output_format == "packed":
-            check_names(checkpoint.tensors)
         self._jobs: list[TargetJob | CopyJob] = []
 
     def measure(self, origin: dict[str, Any]) -> dict[str, Any]:
@@ -171,17 +153,7 @@ class _Run:
         with OpenFiles() as files:
             selection = self._select(files)
             self._run("measuring", self._measuring(files, selection), self._target_bytes)
-        figures = {job.target.name: job.figures for job in self._jobs if isinstance(job, TargetJob)}
-        tensors = [
-            TensorReport(
-                entry=entry,
-                decision=self._decisions[name],
-                figures=figures.get(name),
-                checksum=None,
-            )
-            for name, (_, entry) in self._checkpoint.tensors.items()
-        ]
-        return build_report(tensors, self._options, origin)
+        return self._report({}, origin)
 
     def write(self, folder: Path, origin: dict[str, Any]) -> dict[str, Any]:
         """Write all files but card and report to a folder; returns the report."""
@@ -193,9 +165,12 @@ class _Run:
             pieces = self._writing(folder, files, selection, flusher, writers)
             self._run("pruning", pieces, self._checkpoint.nbytes)
         write_index(folder, self._checkpoint)
-        write_config(folder, self._checkpoint, self._quantization_config())
+        packed = self._options.output_format == "packed"
+        method = quantization_config(rule_fields(self._options)) if packed else None
+        write_config(folder, self._checkpoint, method)
         copy_small_files(folder, self._checkpoint)
-        return build_report(map(self._report, self._jobs), self._options, origin)
+        checksums = {job.entry.name: hash_name(job.checksum) for job in self._jobs}
+        return self._report(checksums, origin)
 
     @property
     def _target_bytes(self) -> int:
@@ -249,20 +224,18 @@ class _Run:
                 yield from job.pieces()
             yield Piece.note(writer.close_when_written)
 
-    def _quantization_config(self) -> dict[str, Any] | None:
-        if self._options.output_format == "dense":
-            return None
-        method = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION}
-        return method | rule_fields(self._options)
-
-    def _report(self, job: TargetJob | CopyJob) -> TensorReport:
-        entry = job.target.entry if isinstance(job, TargetJob) else job.entry
-        return TensorReport(
-            entry=entry,
-            decision=self._decisions[entry.name],
-            figures=job.figures if isinstance(job, TargetJob) else None,
-            checksum=hash_name(job.checksum),
-        )
+    def _report(self, checksums: Mapping[str, str], origin: dict[str, Any]) -> dict[str, Any]:
+        figures = {job.entry.name: job.figures for job in self._jobs if isinstance(job, TargetJob)}
+        tensors = [
+            TensorReport(
+                entry=entry,
+                decision=self._decisions[name],
+                figures=figures.get(name),
+                checksum=checksums.get(name),
+            )
+            for name, (_, entry) in self._checkpoint.tensors.items()
+        ]
+        return build_report(tensors, self._options, origin)
 
 
 def _target(shard: Shard, entry: TensorEntry, decision: Decision) -> Target:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from emp_kernels.rows import Bytes
 
 from emp_llm.disk_file import Flusher, open_disk_file
 from emp_llm.geometry import Block, Geometry
@@ -21,8 +22,6 @@ _UNFINISHED = ".partial"
 
 Entry = tuple[str, str, tuple[int, ...], int]
 """Name, dtype, shape and bytes of a tensor."""
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class ShardWriter:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from emp_kernels.dispatch import PerRow, Threshold, Workspace, pack_rows, prune_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RADICES, RowLayout
 from emp_kernels.numbers import NumberFormat
+from emp_kernels.rows import Patterns
 
 from emp_llm.checkpoint import Shard
 from emp_llm.errors import CheckpointError
@@ -21,8 +21,6 @@ __all__ = ["Target"]
 _SAMPLED_ROWS = 16
 _LONG_ROW = 2048
 """Rows from this many columns on start at 16-byte boundaries; shorter ones would pay over 1 %."""
-
-Patterns = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from emp_kernels.dispatch import Workspace
+from emp_kernels.rows import Patterns
 
 from emp_llm.card import write_card
 from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint, read_json_object
@@ -25,21 +24,19 @@ from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError
 from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
-from emp_llm.hub import fetch
+from emp_llm.hub import fetch_model
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import QUANT_METHOD
 from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.pipeline import Piece, Write, run_pieces, thread_count
+from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, Silent
-from emp_llm.prune_steps import CopyJob, hash_name, new_hash
+from emp_llm.prune_steps import CopyJob, DenseRows, hash_name
 from emp_llm.report import dense_report
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.shard_plan import file_order, output_name
 from emp_llm.shard_writer import ShardWriter
 
 __all__ = ["unpack"]
-
-Patterns = npt.NDArray[np.unsignedinteger]
 
 
 def unpack(
@@ -64,7 +61,8 @@ def unpack(
         progress: Told how the work goes on.
 
     Returns:
-        The report, as in the result's ``emp_report.json``.
+        What was done: ``packed_tensors`` unpacked of ``tensors``, ``bytes_before`` and
+        ``bytes_after`` of all tensors' data.
 
     Raises:
         CheckpointError: If the source is not a packed checkpoint.
@@ -72,7 +70,7 @@ def unpack(
         OutputError: If `out` cannot be written.
     """
     progress = progress or Silent()
-    source = fetch(os.fspath(model), revision=revision, token=token)
+    source = fetch_model(model, revision=revision, token=token, progress=progress)
     checkpoint = open_checkpoint(source.folder)
     _check_packed(checkpoint)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
@@ -165,25 +163,16 @@ class _UnpackJob:
 
     def __init__(self, reader: PackedReader, writer: ShardWriter) -> None:
         self.entry = reader.dense_entry
-        self.checksum = new_hash()
         self._reader = reader
-        self._writer = writer
-        self._offset = -1
+        self._rows = DenseRows(self.entry, reader.geometry, writer)
+        self.checksum = self._rows.checksum
 
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""
         for block in self._reader.geometry.blocks():
             nbytes = self._reader.block_bytes(block)
-            yield Piece(nbytes, partial(self._decode, block), partial(self._settle, block))
+            yield Piece(nbytes, partial(self._decode, block), partial(self._rows.place, block))
 
     def _decode(self, block: Block, workspace: Workspace) -> Patterns:
         records = self._reader.records(block, workspace)
         return self._reader.decode(block, records, workspace)
-
-    def _settle(self, block: Block, weights: Patterns) -> Write:
-        if self._offset < 0:
-            self._offset = self._writer.allot(self.entry.nbytes)
-            self._writer.add_entries(CopyJob.entries(self.entry))
-        self.checksum.update(weights.data)
-        geometry = self._reader.geometry
-        return lambda: self._writer.write_rows(geometry, self._offset, block, weights)

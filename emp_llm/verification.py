@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from emp_kernels.dispatch import Workspace
 from emp_kernels.numbers import FORMATS
+from emp_kernels.rows import Patterns
 
 from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint, read_json_object
 from emp_llm.companions import REPORT_NAME
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block, Geometry, read_exactly
-from emp_llm.packed import FORMAT_VERSION, QUANT_METHOD
+from emp_llm.packed import quantization_config
 from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, Silent
@@ -30,8 +30,6 @@ from emp_llm.report import count_totals
 from emp_llm.safetensors_header import TensorEntry
 
 __all__ = ["verify"]
-
-Patterns = npt.NDArray[np.unsignedinteger]
 
 
 def verify(
@@ -125,10 +123,7 @@ def _is_well_formed(fields: Mapping[str, Any]) -> bool:
 def _check_config(checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
     """A packed folder must say so, and by the rule it was pruned by; a dense one must not."""
     found = checkpoint.config.get("quantization_config")
-    expected = None
-    if report["format"] == "packed":
-        method = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION}
-        expected = method | report["rule"]
+    expected = quantization_config(report["rule"]) if report["format"] == "packed" else None
     if found != expected:
         raise FormatError(
             f"{checkpoint.folder}: quantization_config in config.json is {found}, by the report it "

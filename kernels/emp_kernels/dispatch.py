@@ -167,7 +167,7 @@ def unpack_rows(
     from emp_kernels import numba_backend
 
     simd = resolve(impl) == "simd"
-    numba_backend.unpack(payload, table, layout, out, simd, workspace or Workspace())
+    numba_backend.unpack(payload, sections, table, layout, out, simd, workspace or Workspace())
     return out
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from emp_kernels.counting import exact_sums
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.numbers import F32, NumberFormat
+from emp_kernels.rows import Patterns
 
 __all__ = [
     "BINS",
@@ -30,7 +31,6 @@ BINS = 1 << 15
 LOW_PARTS = 1 << 16
 
 Counts = npt.NDArray[np.int64]
-Patterns = npt.NDArray[np.unsignedinteger]
 
 
 class BlockHistogram:

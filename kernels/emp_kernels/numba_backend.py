@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from emp_kernels.counting import SLACK, exact_count, exact_sums
 from emp_kernels.cpu import pack as kernels
@@ -96,6 +97,7 @@ class Block:
 
 def unpack(
     payload: Bytes,
+    sections: npt.NDArray[np.int64],
     table: Table,
     layout: RowLayout,
     out: Patterns,
@@ -105,7 +107,7 @@ def unpack(
     """See `emp_kernels.dispatch.unpack_rows`."""
     status, row = unpacking.unpack_block(
         np.ascontiguousarray(payload),
-        layout.sections(table[:, 0], table[:, 1]),
+        sections,
         table,
         _format_arguments(layout.number_format),
         _layout_arguments(layout),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from emp_kernels.counting import exact_count, trusted_count
 from emp_kernels.layout import RowLayout
+from emp_kernels.rows import Patterns
 
 __all__ = [
     "choose_base",
@@ -28,7 +29,6 @@ __all__ = [
 ]
 
 Scores = npt.NDArray[np.floating]
-Patterns = npt.NDArray[np.unsignedinteger]
 
 
 def _moments(scores: Scores) -> tuple[float, float]:

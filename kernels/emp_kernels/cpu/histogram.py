@@ -3,6 +3,8 @@
 import numba
 import numpy as np
 
+from emp_kernels.cpu.select import CHUNK, count_ties
+
 __all__ = ["count_bins", "count_equal", "count_keys", "count_low_parts"]
 
 _njit = numba.njit(nogil=True, cache=True)
@@ -41,6 +43,6 @@ def count_equal(w_N, key_mask, threshold):
     """How many keys equal `threshold`."""
     tied = w_N.dtype.type(threshold)
     total = np.int64(0)
-    for i in range(w_N.size):
-        total += np.int64((w_N[i] & key_mask) == tied)
+    for start in range(0, w_N.size, CHUNK):
+        total += count_ties(w_N[start : start + CHUNK], key_mask, tied)
     return total

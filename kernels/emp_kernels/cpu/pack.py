@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from emp_kernels.cpu.select import (
+    CHUNK,
     compress_row,
     count_reaching,
     count_ties,
@@ -30,9 +31,6 @@ DONE, NOT_FINITE, DOUBTFUL = 0, 1, 2
 
 SCRATCH_SLACK = 64
 """Bytes past the end of buffers that vector stores may touch."""
-
-_CHUNK = 16384
-"""Counts of a chunk fit the 16-bit lanes that they are taken in."""
 
 _STRETCH = 128
 """Escapes are few: stretches of this many weights without one are passed over."""
@@ -97,8 +95,8 @@ def distances(kept_K, k, key_mask, dropped, base, limit, delta_K):
     base_key, furthest = number(base), number(limit)
     lost = number((1 << dropped) - 1)
     escaped = 0
-    for start in range(0, k, _CHUNK):
-        stop = min(start + _CHUNK, k)
+    for start in range(0, k, CHUNK):
+        stop = min(start + CHUNK, k)
         escaped += _distances_chunk(
             kept_K[start:stop], key_mask, lost, shift, base_key, furthest, delta_K[start:stop]
         )

@@ -10,6 +10,7 @@ import numpy as np
 from emp_kernels.cpu.simd import VECTOR_BYTES, bits_to_f32, compress_step
 
 __all__ = [
+    "CHUNK",
     "compress_row",
     "count_reaching",
     "count_ties",
@@ -23,7 +24,7 @@ __all__ = [
 _sums = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 _exact = numba.njit(nogil=True, cache=True)
 
-_CHUNK = 16384
+CHUNK = 16384
 """Counts of a chunk fit the 16-bit lanes that they are taken in."""
 
 
@@ -62,8 +63,8 @@ def count_reaching(w_C, key_mask, threshold):
     """How many keys are at least `threshold`."""
     needed = w_C.dtype.type(threshold)
     total = np.int64(0)
-    for start in range(0, w_C.size, _CHUNK):
-        total += _count_chunk(w_C[start : start + _CHUNK], key_mask, needed)
+    for start in range(0, w_C.size, CHUNK):
+        total += _count_chunk(w_C[start : start + CHUNK], key_mask, needed)
     return total
 
 
