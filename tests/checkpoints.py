@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from emp_llm import CheckpointError, EmpError, PruneOptions, prune
 
+H, F = 12, 20
+"""Hidden and intermediate size of the checkpoints made by hand."""
+
 Tensors = dict[str, torch.Tensor]
 
 DOWN, GATE, UP = (f"model.layers.0.mlp.{leaf}_proj.weight" for leaf in ("down", "gate", "up"))

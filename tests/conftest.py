@@ -1,4 +1,4 @@
-"""Checkpoints that many tests read and none writes to."""
+"""Checkpoints that many tests read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import save_tiny_model
+from checkpoints import DOWN, F, H, llama_config, mlp, write_checkpoint
 
 TinyModel = Callable[..., Path]
 
@@ -26,3 +27,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A small checkpoint of one file, of this test alone."""
+    return write_checkpoint(tmp_path / "source", llama_config(H, F), mlp(H, F))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """The same in two shards."""
+    tensors = mlp(H, F)
+    shards = {DOWN: tensors.pop(DOWN)}, tensors
+    return write_checkpoint(tmp_path / "sharded", llama_config(H, F), *shards)

@@ -7,28 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import DOWN, GATE, UP, gaussian, llama_config, mlp, refusal, write_checkpoint
+from checkpoints import DOWN, GATE, UP, F, H, gaussian, llama_config, mlp, refusal, write_checkpoint
 from safetensors.torch import save_file
 
 from emp_llm import CheckpointError, OptionError, PruneOptions, prune, unpack
 
 TinyModel = Callable[..., Path]
 
-H, F = 12, 20
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "source", llama_config(H, F), mlp(H, F))
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    tensors = mlp(H, F)
-    shards = {DOWN: tensors.pop(DOWN)}, tensors
-    return write_checkpoint(tmp_path / "sharded", llama_config(H, F), *shards)
 
 
 def edit_json(path: Path, **changes: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from architectures import save_tiny_model
-from checkpoints import files, llama_config, mlp, write_checkpoint
+from checkpoints import F, H, files, llama_config, mlp, write_checkpoint
 from emp_cli.app import app
 from hub_server import HubServer
 from typer.testing import CliRunner, Result
@@ -19,7 +19,6 @@ TinyModel = Callable[..., Path]
 
 COMMANDS = ("prune", "inspect", "unpack", "verify")
 HEAVY = {"torch", "transformers", "numba", "numpy", "accelerate", "safetensors", "huggingface_hub"}
-H, F = 12, 20
 
 
 def run(*arguments: object) -> Result:

@@ -9,6 +9,8 @@ from checkpoints import (
     DOWN,
     GATE,
     UP,
+    F,
+    H,
     Tensors,
     differing,
     few_values,
@@ -28,7 +30,6 @@ TinyModel = Callable[..., Path]
 
 GRANULARITIES = ("row", "layer", "model")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-H, F = 12, 20
 
 
 def prune_and_unpack(source: Path, tmp_path: Path, **options) -> Tensors:

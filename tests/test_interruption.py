@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import files, gaussian, llama_config, mlp, write_checkpoint
+from checkpoints import F, H, files, gaussian, llama_config, mlp, write_checkpoint
 
 from emp_llm import OutputError, PruneOptions, prune
-
-H, F = 12, 20
 
 # every read takes a while: a large checkpoint for the price of a small one
 SLOW = """

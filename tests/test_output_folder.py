@@ -8,25 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import DOWN, UP, files, llama_config, mlp, refusal, write_checkpoint
+from checkpoints import UP, F, H, files, llama_config, refusal, write_checkpoint
 
 from emp_llm import OutputError, PruneOptions, prune
 from emp_llm.output_folder import OutputFolder
 
-H, F = 12, 20
 SECOND = "model-00002-of-00002.safetensors"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "source", llama_config(H, F), mlp(H, F))
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    tensors = mlp(H, F)
-    shards = {DOWN: tensors.pop(DOWN)}, tensors
-    return write_checkpoint(tmp_path / "sharded", llama_config(H, F), *shards)
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(source: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from checkpoints import (
     DOWN,
     GATE,
     UP,
+    F,
+    H,
     bits,
     differing,
     few_values,
@@ -31,7 +33,6 @@ from emp_llm import PruneOptions, inspect, prune, unpack
 TinyModel = Callable[..., Path]
 
 PLANES = ("", ".emp_rows", ".emp_meta")
-H, F = 12, 20
 
 
 def read_json(path: Path) -> dict:

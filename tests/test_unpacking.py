@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from checkpoints import (
+    F,
+    H,
     differing,
     files,
     llama_config,
@@ -19,8 +21,6 @@ from safetensors.torch import save_file
 from emp_llm import CheckpointError, FormatError, PruneOptions, prune, unpack
 
 TinyModel = Callable[..., Path]
-
-H, F = 12, 20
 
 
 @pytest.fixture
