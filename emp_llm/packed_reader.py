@@ -93,17 +93,26 @@ class PackedReader:
         first, stop = self._row_range(block)
         return int(self._offsets[stop] - self._offsets[first])
 
-    def decode(self, block: Block, records: Bytes, workspace: Workspace) -> Patterns:
-        """The weights of a block, bit patterns [rows, columns]; they lie in the workspace.
+    def decode(
+        self, block: Block, records: Bytes, workspace: Workspace, *, out: Patterns | None = None
+    ) -> Patterns:
+        """The weights of a block, bit patterns [rows, columns].
+
+        Args:
+            block: Which rows.
+            records: Their records.
+            workspace: Buffers to use again.
+            out: Where to write them, C-contiguous; in the workspace if None.
 
         Raises:
             FormatError: If a row contradicts itself or the table.
         """
         first, stop = self._row_range(block)
         geometry = self.geometry
-        nbytes = geometry.block_bytes(block)
-        buffer = workspace.take("weights", nbytes)[:nbytes]
-        out = buffer.view(geometry.number_format.storage).reshape(-1, geometry.columns)
+        if out is None:
+            nbytes = geometry.block_bytes(block)
+            buffer = workspace.take("weights", nbytes)[:nbytes]
+            out = buffer.view(geometry.number_format.storage).reshape(-1, geometry.columns)
         try:
             return unpack_rows(
                 records, self.table[first:stop], self.packed.layout, out=out, workspace=workspace

@@ -202,7 +202,8 @@ class MeasureJob(TargetJob):
     def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PackedRows:
         """Table and stats of a block, and its records if the job emits them."""
         rule = self._selection.rule(self.target.name, number)
-        layout = self.target.layout(self.fd, rule)
+        # by the first block's rule, whichever block comes first
+        layout = self.target.layout(self.fd, self._selection.rule(self.target.name, 0))
         return pack_rows(weights, layout, rule, emit=self.emits, workspace=workspace)
 
     def settle(self, block: Block, rows: RowFigures) -> Write | None:  # noqa: ARG002

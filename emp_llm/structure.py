@@ -11,8 +11,9 @@ from emp_llm.meta_model import build_meta_model, calm
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightTransform
 
-__all__ = ["Landing", "Place", "find_places", "read_structure"]
+__all__ = ["Landing", "Place", "find_places", "land", "read_structure"]
 
 _ATTENTION_CLASS = re.compile(r"(Attention|Attn)(?!.*(Layer|Block|MLP|Head)$)")
 _ATTENTION_NAME = re.compile(r"(^|_)(attn|attention)$", re.IGNORECASE)
@@ -88,7 +89,7 @@ def read_structure(
     """
     with calm():
         model = build_meta_model(folder)
-        return dict(_land(model, find_places(model), shapes))
+        return land(model, shapes)
 
 
 def find_places(model: "PreTrainedModel") -> dict[str, Place]:
@@ -105,13 +106,41 @@ def find_places(model: "PreTrainedModel") -> dict[str, Place]:
     return places
 
 
+def land(
+    model: "PreTrainedModel",
+    shapes: Mapping[str, tuple[int, ...]],
+    conversions: Iterable["WeightTransform"] | None = None,
+) -> dict[str, Landing | None]:
+    """Find where transformers loads each tensor of a checkpoint into this model.
+
+    Args:
+        model: Any model of transformers, on any device.
+        shapes: The checkpoint's tensors, name to shape.
+        conversions: The renamings and conversions that it is loaded with, which this uses up;
+            those that transformers has for it if None.
+
+    Returns:
+        For each name where it goes, or None where the model has no place for it.
+    """
+    from transformers import conversion_mapping
+
+    entries = (
+        conversion_mapping.get_model_conversion_mapping(model)
+        if conversions is None
+        else conversions
+    )
+    return dict(_land(model, find_places(model), shapes, list(entries)))
+
+
 def _land(
-    model: "PreTrainedModel", places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]]
+    model: "PreTrainedModel",
+    places: Mapping[str, Place],
+    shapes: Mapping[str, tuple[int, ...]],
+    entries: "list[WeightTransform]",
 ) -> Iterator[tuple[str, Landing | None]]:
     """Rename each tensor as ``convert_and_load_state_dict_in_model`` does."""
-    from transformers import conversion_mapping, core_model_loading
+    from transformers import core_model_loading
 
-    entries = conversion_mapping.get_model_conversion_mapping(model)
     renamings = [e for e in entries if isinstance(e, core_model_loading.WeightRenaming)]
     converters = [e for e in entries if isinstance(e, core_model_loading.WeightConverter)]
     operations = {

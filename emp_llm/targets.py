@@ -9,7 +9,7 @@ from pathlib import Path
 from emp_llm.errors import CheckpointError
 from emp_llm.structure import Landing, Place, read_structure
 
-__all__ = ["Decision", "decide_targets"]
+__all__ = ["Decision", "decide", "decide_targets"]
 
 _DTYPES = ("BF16", "F16", "F32")
 _NAMED_TARGETS = ("mlp", "attention", "all-linear")
@@ -72,6 +72,29 @@ def decide_targets(
             float16, bfloat16 or float32, or nothing is a target.
     """
     landings = read_structure(folder, {name: shape for name, (_, shape) in tensors.items()})
+    return decide(str(folder), tensors, landings, targets=targets, ignore=ignore)
+
+
+def decide(
+    where: str,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    landings: Mapping[str, Landing | None],
+    *,
+    targets: str,
+    ignore: Sequence[str],
+) -> dict[str, Decision]:
+    """`decide_targets`, knowing where each tensor lands.
+
+    Args:
+        where: What the tensors are of, for errors.
+        tensors: As for `decide_targets`.
+        landings: For each tensor where it goes in the model.
+        targets: As for `decide_targets`.
+        ignore: As for `decide_targets`.
+
+    Raises:
+        CheckpointError: As `decide_targets` does, but for the config.
+    """
     for name, (_, shape) in tensors.items():
         _check_shape(name, shape, landings[name])
     kinds = _kinds(landings)
@@ -84,7 +107,7 @@ def decide_targets(
         if decisions[name].prune:
             _check_dtype(decisions[name], dtype)
     if not any(decision.prune for decision in decisions.values()):
-        raise _nothing_matches(folder, landings, kinds, rule)
+        raise _nothing_matches(where, landings, kinds, rule)
     return decisions
 
 
@@ -210,7 +233,7 @@ def _check_dtype(decision: Decision, dtype: str) -> None:
 
 
 def _nothing_matches(
-    folder: Path, landings: Mapping[str, Landing | None], kinds: Mapping[str, str], rule: _Rule
+    where: str, landings: Mapping[str, Landing | None], kinds: Mapping[str, str], rule: _Rule
 ) -> CheckpointError:
     linear = {
         kinds[name]: name
@@ -223,4 +246,4 @@ def _nothing_matches(
         if linear
         else "it has no linear layer that can be pruned"
     )
-    return CheckpointError(f"{folder}: nothing to prune with {options}; {found}")
+    return CheckpointError(f"{where}: nothing to prune with {options}; {found}")
