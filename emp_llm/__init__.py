@@ -1,10 +1,13 @@
 """emp-llm: Effective Model Pruning (arXiv 2509.25606) for large language models.
 
-Names are imported when they are first used, so that ``import emp_llm`` costs nothing.
+Names are imported when they are first used, so that ``import emp_llm`` costs nothing. It also
+has transformers know packed checkpoints, whichever of the two is imported first.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from emp_llm.errors import (
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
         OptionError,
         OutputError,
     )
+    from emp_llm.integration.configs import EmpConfig
+    from emp_llm.integration.saving import densify
     from emp_llm.options import PruneOptions
     from emp_llm.pruning import inspect, prune
     from emp_llm.rule import effective_number, keep_mask
@@ -23,12 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckpointError",
+    "EmpConfig",
     "EmpError",
     "FormatError",
     "HubError",
     "OptionError",
     "OutputError",
     "PruneOptions",
+    "densify",
     "effective_number",
     "inspect",
     "keep_mask",
@@ -40,7 +47,9 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "EmpConfig": "integration.configs",
     "PruneOptions": "options",
+    "densify": "integration.saving",
     "effective_number": "rule",
     "inspect": "pruning",
     "keep_mask": "rule",
@@ -58,3 +67,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever the name stands for
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+register_post_import_hook(
+    "emp_llm.integration.registration:register", "transformers.modeling_utils"
+)

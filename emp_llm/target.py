@@ -4,9 +4,11 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from emp_kernels.dispatch import PerRow, Threshold, Workspace
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RowLayout
+from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Patterns
 
 from emp_llm.checkpoint import Shard
@@ -34,6 +36,13 @@ class Target:
     _layouts: dict[str, RowLayout] = field(default_factory=dict, init=False, repr=False)
     _deciding: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
+    @classmethod
+    def of(cls, shard: Shard, entry: TensorEntry, *, transposed: bool) -> "Target":
+        """A tensor of a shard, whose dtype is one that can be pruned."""
+        number_format = FORMATS[entry.dtype]
+        geometry = Geometry(number_format=number_format, shape=entry.shape, transposed=transposed)
+        return cls(shard, entry, geometry)
+
     @property
     def name(self) -> str:
         """The tensor's name."""
@@ -44,13 +53,24 @@ class Target:
         """The file it lies in."""
         return self.shard.path
 
-    def read(self, fd: int, block: Block, workspace: Workspace) -> Patterns:
-        """Read a block's bit patterns, [rows, columns]; they lie in the workspace.
+    def read(
+        self, fd: int, block: Block, workspace: Workspace, memory: Patterns | None = None
+    ) -> Patterns:
+        """Read a block's bit patterns, [rows, columns].
+
+        Args:
+            fd: The open file.
+            block: Which rows.
+            workspace: Buffers to use again.
+            memory: Where to, C-contiguous, unless the tensor is transposed; the workspace if None.
 
         Raises:
             CheckpointError: If the file cannot be read.
         """
-        buffer = workspace.take("weights", self.geometry.block_bytes(block))
+        if memory is None:
+            buffer = workspace.take("weights", self.geometry.block_bytes(block))
+        else:
+            buffer = memory.reshape(-1).view(np.uint8)
         return self.geometry.read(fd, self.shard.name, self.entry.start, block, buffer)
 
     def not_finite(self, block: Block, error: NonFiniteRowError) -> CheckpointError:

@@ -1,0 +1,13 @@
+"""emp-llm inside transformers: pruning while loading, loading and saving packed checkpoints.
+
+    registration   tells transformers of what follows, once it is imported
+    configs        EmpConfig, and what a packed checkpoint's config.json says
+    quantizers     what happens before, while and after weights are loaded
+    sources        whole tensors off the files: pruned, or unpacked
+    read_ahead     several of them at once, on all cores
+    feeding        transformers' conversions, fed with them
+    saving         transformers' conversions, packing what they give; `densify`
+
+transformers calls every ``quantization_config`` a quantization; nothing here quantizes. The model
+that comes out is an ordinary one: dense weights with zeros, no hooks, no modules of ours.
+"""

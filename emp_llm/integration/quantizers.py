@@ -1,0 +1,317 @@
+"""What transformers asks of emp-llm while it loads a model."""
+
+import copy
+import re
+import weakref
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightConverter, WeightTransform
+from transformers.quantizers.base import HfQuantizer
+
+from emp_llm.checkpoint import Shard
+from emp_llm.errors import CheckpointError, FormatError, OptionError
+from emp_llm.files import OpenFiles
+from emp_llm.integration.configs import EmpConfig, PackedConfig
+from emp_llm.integration.feeding import FedConverter, FedPlainWeights, Feed, Placement
+from emp_llm.integration.saving import (
+    PackedBefore,
+    PackingConverter,
+    PackingPlainWeights,
+    Record,
+    conversions_of,
+    set_conversions,
+)
+from emp_llm.integration.sources import PrunedSource, Source, UnpackedSource
+from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX
+from emp_llm.packed_reader import PackedReader, open_shard
+from emp_llm.pipeline import thread_count
+from emp_llm.safetensors_header import TensorEntry, read_header
+from emp_llm.selection import select
+from emp_llm.structure import find_places, land
+from emp_llm.target import Target
+from emp_llm.targets import decide
+
+__all__ = ["PackedQuantizer", "PruningQuantizer"]
+
+
+class _Quantizer(HfQuantizer):
+    """What both of them do.
+
+    transformers makes one for each `from_pretrained` and calls, in this order: `preprocess_model`
+    once the model is built on the meta device, `update_weight_conversions`,
+    `validate_environment` with the device map, and `postprocess_model` at the end.
+    """
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(quantization_config, **kwargs)
+        self._open = ExitStack()
+        self._finalize = weakref.finalize(self, self._open.close)
+        self._placement: Placement | None = None
+
+    def _process_model_before_weight_loading(
+        self,
+        model: PreTrainedModel,
+        device_map: Any = None,  # noqa: ANN401
+        checkpoint_files: Sequence[str] | None = None,
+        **_others: Any,  # noqa: ANN401
+    ) -> None:
+        _refuse_parallel(model)
+        self._model = model
+        self._placement = Placement(model)
+        self.validate_environment(device_map=device_map)
+        self._shards = _open_shards(checkpoint_files)
+        self._files = self._open.enter_context(OpenFiles())
+        # One tensor at a time, converted before the next is read: else transformers would read
+        # all of them from threads of its own.
+        self.pre_quantized = False
+
+    def validate_environment(self, *_: Any, device_map: Any = None, **_others: Any) -> None:  # noqa: ANN401
+        """Take note of the device map; at last it says where each module goes."""
+        if self._placement is not None and isinstance(device_map, dict):
+            self._placement.device_map = device_map
+
+    def update_weight_conversions(
+        self,
+        weight_conversions: list[WeightTransform],
+        model: PreTrainedModel | None = None,  # noqa: ARG002 (not given before transformers 5.21)
+    ) -> list[WeightTransform]:
+        """Feed the model's conversions with pruned or unpacked tensors."""
+        assert self._placement is not None  # noqa: S101 (the model was preprocessed)
+        sources, planes = self._sources(self._model, weight_conversions)
+        sizes = {
+            entry.name: entry.nbytes for shard in self._shards for entry in shard.header.tensors
+        }
+        self._feed = Feed(sources, sizes, planes, self._placement, thread_count(None))
+        self._open.callback(self._feed.close)
+        self._unexpected = self._model._keys_to_ignore_on_load_unexpected
+        self._model._keys_to_ignore_on_load_unexpected = _with_planes(self._unexpected, planes)
+        return [
+            *(
+                FedConverter(conversion, self._feed)
+                if isinstance(conversion, WeightConverter)
+                else conversion
+                for conversion in weight_conversions
+            ),
+            FedPlainWeights(self._feed),
+        ]
+
+    @abstractmethod
+    def _sources(
+        self, model: PreTrainedModel, conversions: list[WeightTransform]
+    ) -> tuple[dict[str, Source], list[str]]:
+        """The tensors to be fed, by name, and the names of planes that are none."""
+
+    @abstractmethod
+    def _check_loaded(self, model: PreTrainedModel) -> None:
+        """See that nothing was left out."""
+
+    @abstractmethod
+    def _packed_before(self) -> dict[str, PackedBefore]:
+        """How each tensor is to be packed when it is saved."""
+
+    @abstractmethod
+    def _packed_config(self) -> PackedConfig:
+        """What the configuration of the saved model is to say."""
+
+    def _process_model_after_weight_loading(
+        self,
+        model: PreTrainedModel,
+        **_others: Any,  # noqa: ANN401
+    ) -> PreTrainedModel:
+        """Make it an ordinary model, but for how it is saved."""
+        self._finalize()
+        self._check_loaded(model)
+        record = Record(self._packed_before(), self._feed.parameters, model.base_model_prefix)
+        set_conversions(
+            model, [PackingPlainWeights(record), *_packing(conversions_of(model), record)]
+        )
+        _make_ordinary(model)
+        model._keys_to_ignore_on_load_unexpected = self._unexpected
+        model.config.quantization_config = self._packed_config()
+        return model
+
+    def is_serializable(self) -> bool:
+        """The model can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """The model can be trained."""
+        return True
+
+
+class PruningQuantizer(_Quantizer):
+    """Prunes every target as it is loaded."""
+
+    quantization_config: EmpConfig
+
+    def _sources(
+        self, model: PreTrainedModel, conversions: list[WeightTransform]
+    ) -> tuple[dict[str, Source], list[str]]:
+        options = self.quantization_config.options()
+        entries = {
+            entry.name: (shard, entry) for shard in self._shards for entry in shard.header.tensors
+        }
+        tensors = {name: (entry.dtype, entry.shape) for name, (_, entry) in entries.items()}
+        shapes = {name: shape for name, (_, shape) in tensors.items()}
+        self._landings = land(model, shapes, copy.deepcopy(conversions))
+        decisions = decide(
+            str(self._shards[0].path.parent),
+            tensors,
+            self._landings,
+            targets=options.targets,
+            ignore=options.ignore,
+        )
+        self._targets = {
+            name: Target.of(*entries[name], transposed=decision.transposed)
+            for name, decision in decisions.items()
+            if decision.prune
+        }
+        selection = select(self._targets.values(), options, self._files, threads=thread_count(None))
+        return {
+            name: PrunedSource(target, self._files.fd(target.path), selection)
+            for name, target in self._targets.items()
+        }, []
+
+    def _check_loaded(self, model: PreTrainedModel) -> None:  # noqa: ARG002
+        passed = [name for name in self._targets if name not in self._feed.delivered]
+        if passed:
+            raise CheckpointError(
+                f"{passed[0]!r} was loaded without being pruned ({len(passed)} of "
+                f"{len(self._targets)} targets): transformers renames it in a way that emp-llm "
+                "does not know; prune the checkpoint with `emp-llm prune` and load the result"
+            )
+
+    def _packed_before(self) -> dict[str, PackedBefore]:
+        return {
+            name: PackedBefore(target.geometry.transposed) for name, target in self._targets.items()
+        }
+
+    def _packed_config(self) -> PackedConfig:
+        return PackedConfig.of(self.quantization_config.options())
+
+
+class PackedQuantizer(_Quantizer):
+    """Unpacks every packed tensor as it is loaded."""
+
+    quantization_config: PackedConfig
+
+    def _sources(
+        self,
+        model: PreTrainedModel,
+        conversions: list[WeightTransform],
+    ) -> tuple[dict[str, Source], list[str]]:
+        self._readers: dict[str, PackedReader] = {}
+        plain: list[TensorEntry] = []
+        for shard in self._shards:
+            readers, others = open_shard(shard, self._files.fd(shard.path))
+            self._readers.update(readers)
+            plain.extend(others)
+        _check_no_plane_alone(model, conversions, plain)
+        planes = [
+            plane.name
+            for reader in self._readers.values()
+            for plane in (reader.planes.rows, reader.planes.meta)
+        ]
+        return {name: UnpackedSource(reader) for name, reader in self._readers.items()}, planes
+
+    def _check_loaded(self, model: PreTrainedModel) -> None:
+        places = find_places(model)
+        missing = sorted(
+            name
+            for name in self._feed.missing
+            if (place := places.get(name)) and place.why_not is None and place.block
+        )
+        if missing:
+            raise FormatError(
+                f"{self._shards[0].path.parent}: has no weights for {missing[0]!r} and "
+                f"{len(missing) - 1} other linear layers of {type(model).__name__}, which "
+                "transformers has made up at random: download or prune the checkpoint again"
+            )
+
+    def _packed_before(self) -> dict[str, PackedBefore]:
+        return {
+            name: PackedBefore(reader.geometry.transposed, reader.packed.layout)
+            for name, reader in self._readers.items()
+        }
+
+    def _packed_config(self) -> PackedConfig:
+        return self.quantization_config
+
+
+def _refuse_parallel(model: PreTrainedModel) -> None:
+    config = getattr(model.config, "distributed_config", None)
+    sizes = {name: getattr(config, name, None) or 1 for name in ("tp_size", "fsdp_size", "pp_size")}
+    split = [f"{name}={size}" for name, size in sizes.items() if size > 1]
+    if split or getattr(config, "tp_plan", None) is not None:
+        raise OptionError(
+            f"distributed_config ({', '.join(split) or 'tp_plan'}) splits each weight over several "
+            "processes, but a row is pruned and unpacked as a whole: load with device_map, or "
+            "run `emp-llm prune --format dense` (or `emp-llm unpack`) and load the result"
+        )
+
+
+def _open_shards(checkpoint_files: Sequence[str] | None) -> list[Shard]:
+    if not checkpoint_files:
+        raise CheckpointError(
+            "from_pretrained was given no checkpoint: pass a folder or a model of the Hub, not a "
+            "state_dict"
+        )
+    paths = [Path(file) for file in checkpoint_files]
+    for path in paths:
+        if path.suffix != ".safetensors":
+            raise CheckpointError(
+                f"{path}: is not safetensors; convert it first: load it without EmpConfig, call "
+                "save_pretrained and load the result"
+            )
+    return [Shard(path.name, path, read_header(path)) for path in paths]
+
+
+def _with_planes(ignored: Iterable[str] | None, planes: Sequence[str]) -> set[str]:
+    """Patterns of tensors that transformers is not to complain of, planes among them."""
+    suffixes = (ROWS_SUFFIX, META_SUFFIX) if planes else ()
+    return {*(ignored or ()), *(re.escape(suffix) + "$" for suffix in suffixes)}
+
+
+def _check_no_plane_alone(
+    model: PreTrainedModel, conversions: list[WeightTransform], plain: Sequence[TensorEntry]
+) -> None:
+    """Refuse a plane of records that lacks both of its companions."""
+    bytes_ = {
+        entry.name: entry.shape for entry in plain if entry.dtype == "U8" and len(entry.shape) == 1
+    }
+    if not bytes_:
+        return
+    for name, landing in land(model, bytes_, copy.deepcopy(conversions)).items():
+        if landing is not None and landing.place.why_not is None:
+            raise FormatError(
+                f"packed tensor {name!r} lacks its planes {name + ROWS_SUFFIX!r} and "
+                f"{name + META_SUFFIX!r}: the checkpoint was taken apart; pack or download it again"
+            )
+
+
+def _packing(conversions: Sequence[WeightTransform], record: Record) -> Iterator[WeightTransform]:
+    """The conversions that a model was loaded with, as it is to be saved with them."""
+    for conversion in conversions:
+        if isinstance(conversion, FedPlainWeights):
+            continue
+        if isinstance(conversion, FedConverter):
+            yield PackingConverter(conversion.original, record)
+        else:
+            yield conversion
+
+
+def _make_ordinary(model: PreTrainedModel) -> None:
+    """Take away what transformers attaches to quantized models, and restricts them by."""
+    del model.hf_quantizer, model.quantization_method
+    model.is_quantized = False  # type: ignore[assignment]
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.__dict__.pop("_is_quantized", None)

@@ -1,0 +1,299 @@
+"""Saving: transformers' conversions, packing what they give.
+
+`save_pretrained` turns a model's parameters into the checkpoint's tensors by the reverse of the
+conversions that it was loaded with. The ones here do so too, and pack those tensors that were
+pruned or packed before. A tensor's planes share one buffer, which keeps them in one shard.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import torch
+from emp_kernels.dispatch import PackedRows, Threshold, Workspace, pack_rows
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.layout import RowLayout
+from emp_kernels.rows import Bytes, Patterns, Table
+from transformers import PreTrainedModel
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+)
+
+from emp_llm.errors import OptionError, OutputError
+from emp_llm.geometry import Block, Geometry
+from emp_llm.integration.feeding import ANYTHING, AsItIs, copy_slots
+from emp_llm.integration.sources import NUMBER_FORMATS, DenseWeights
+from emp_llm.layout_choice import choose_layout, packed_bytes, sample_rows
+from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
+from emp_llm.pipeline import Piece, run_pieces, thread_count
+
+__all__ = [
+    "PackedBefore",
+    "PackingConverter",
+    "PackingPlainWeights",
+    "Record",
+    "conversions_of",
+    "densify",
+    "record",
+    "set_conversions",
+]
+
+_WORSE: Final = 1.01
+"""How much larger than the best layout the one from before may be on a sample, to be kept."""
+
+
+@dataclass(frozen=True)
+class PackedBefore:
+    """How a tensor of the checkpoint was packed, or would have been.
+
+    Attributes:
+        transposed: Whether its rows run along the last dimension but one.
+        layout: Its layout; None if it was not packed yet.
+    """
+
+    transposed: bool
+    layout: RowLayout | None = None
+
+
+class Record:
+    """What was pruned or packed in a model, for when it is saved.
+
+    Args:
+        tensors: The checkpoint's tensors by name.
+        parameters: Names of the model's parameters that they became.
+        prefix: The model's `base_model_prefix`, which a checkpoint may have left out.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, PackedBefore], parameters: Iterable[str], prefix: str
+    ) -> None:
+        self.tensors = dict(tensors)
+        self.parameters = frozenset(parameters)
+        self._prefix = f"{prefix}."
+
+    def __deepcopy__(self, _memo: object) -> "Record":
+        return self
+
+    def find(self, name: str) -> PackedBefore | None:
+        """How the tensor of this name was packed; None if it was not."""
+        names = (name, name.removeprefix(self._prefix), self._prefix + name)
+        return next((self.tensors[name] for name in names if name in self.tensors), None)
+
+
+class PackingConverter(WeightConverter):
+    """A converter of the model whose reverse packs.
+
+    Args:
+        original: The converter.
+        record: What is to be packed.
+    """
+
+    __slots__ = ("original", "record")
+
+    def __init__(self, original: WeightConverter, record: Record) -> None:
+        copy_slots(original, self)
+        self.original = original
+        self.record = record
+
+    def reverse_transform(self) -> WeightTransform:
+        """The original's reverse, which packs what it gives."""
+        return _Packing(self.original.reverse_transform(), self.record)
+
+
+class PackingPlainWeights(PackingConverter):
+    """Leaves parameters as they are on loading, and packs them on saving.
+
+    Args:
+        record: What is to be packed.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(WeightConverter(ANYTHING, ANYTHING, [AsItIs()]), record)
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        """No match: this one is for saving only."""
+        return source_key, None
+
+    def reverse_transform(self) -> WeightTransform:
+        """What packs parameters that no conversion changes."""
+        return _PackingPlainWeights(self.original, self.record)
+
+
+class _Packing(WeightConverter):
+    __slots__ = ("record",)
+
+    def __init__(self, reverse: WeightTransform, record: Record) -> None:
+        copy_slots(reverse, self)
+        self.record = record
+
+    def convert(self, layer_name: str, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+        model: PreTrainedModel = kwargs["model"]
+        made: dict[str, Any] = super().convert(layer_name, *args, **kwargs)
+        checkpoint_name = _renaming(model)
+        result: dict[str, torch.Tensor] = {}
+        for name, value in made.items():
+            tensor = value[0] if isinstance(value, list) else value
+            before = self.record.find(name) or self.record.find(checkpoint_name(name))
+            if before is None or tensor.dtype not in NUMBER_FORMATS:
+                result[name] = tensor
+            else:
+                result.update(_pack(name, tensor, before))
+        return result
+
+
+class _PackingPlainWeights(_Packing):
+    __slots__ = ()
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        if source_key not in self.record.parameters:
+            return source_key, None
+        return source_key, ANYTHING
+
+
+def conversions_of(model: PreTrainedModel) -> list[WeightTransform]:
+    """The conversions that a model was loaded with and is saved with."""
+    return getattr(model, "_weight_conversions", None) or []
+
+
+def set_conversions(model: PreTrainedModel, conversions: list[WeightTransform]) -> None:
+    """Change the conversions that a model is saved with."""
+    model._weight_conversions = conversions  # type: ignore[assignment]
+
+
+def record(model: PreTrainedModel) -> Record | None:
+    """What was pruned or packed in a model; None if it was not loaded through emp-llm."""
+    for conversion in conversions_of(model):
+        if isinstance(conversion, PackingConverter):
+            return conversion.record
+    return None
+
+
+def densify(model: PreTrainedModel) -> PreTrainedModel:
+    """Have a model save itself as an ordinary checkpoint, with no trace of packing.
+
+    Its weights are dense in memory already and stay as they are.
+
+    Args:
+        model: A model that was pruned while it was loaded, or loaded from a packed checkpoint.
+
+    Returns:
+        The same model.
+
+    Raises:
+        OptionError: If it is neither.
+    """
+    if record(model) is None:
+        raise OptionError(
+            f"this {type(model).__name__} would not be saved packed: it was neither loaded from a "
+            "packed checkpoint nor pruned by EmpConfig"
+        )
+    ordinary = [
+        conversion.original if isinstance(conversion, PackingConverter) else conversion
+        for conversion in conversions_of(model)
+        if not isinstance(conversion, PackingPlainWeights)
+    ]
+    set_conversions(model, ordinary)
+    del model.config.quantization_config
+    return model
+
+
+def _renaming(model: PreTrainedModel) -> Callable[[str], str]:
+    """What turns the names that conversions give into the checkpoint's."""
+    renamings = [
+        conversion.reverse_transform()
+        for conversion in reversed(conversions_of(model))
+        if isinstance(conversion, WeightRenaming)
+    ]
+
+    def rename(name: str) -> str:
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        return name
+
+    return rename
+
+
+def _pack(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[str, torch.Tensor]:
+    """Pack a tensor as it was before, if that still is a good way; its planes by their names."""
+    geometry = Geometry(
+        number_format=NUMBER_FORMATS[tensor.dtype],
+        shape=tuple(tensor.shape),
+        transposed=before.transposed,
+    )
+    weights = DenseWeights(tensor.detach().cpu().contiguous(), geometry)
+    try:
+        layout = _layout(weights, before.layout)
+        tables, records = _pack_blocks(weights, layout)
+    except NonFiniteRowError as error:
+        raise OutputError(
+            f"{name!r} holds NaN or infinity, which are not packed: call emp_llm.densify(model) "
+            "first to save the model as it is"
+        ) from error
+    return _planes(name, PackedTensor(geometry, layout), tables, records)
+
+
+def _layout(weights: DenseWeights, before: RowLayout | None) -> RowLayout:
+    """The layout from before, or a new one if the weights have become others."""
+    geometry = weights.geometry
+    sample = sample_rows(geometry, weights.rows)
+    rule = _what_is_there(sample, geometry)
+    best = choose_layout(sample, geometry, rule)
+    if before is None or before.number_format is not best.number_format:
+        return best
+    sizes = [packed_bytes(sample, layout, rule) for layout in (before, best)]
+    return before if sizes[0] <= sizes[1] * _WORSE else best
+
+
+def _what_is_there(rows: Patterns, geometry: Geometry) -> Threshold:
+    """The rule that keeps every weight but +0.0 (and the zeros in front of the last -0.0)."""
+    key_mask = geometry.number_format.key_mask
+    negative = np.flatnonzero(rows.reshape(-1) == rows.dtype.type(key_mask + 1))
+    if not negative.size:
+        return Threshold(0, 0)
+    zeros = rows.reshape(-1)[: negative[-1] + 1] & rows.dtype.type(key_mask) == 0
+    return Threshold(0, int(np.count_nonzero(zeros)))
+
+
+def _pack_blocks(weights: DenseWeights, layout: RowLayout) -> tuple[list[Table], list[Bytes]]:
+    geometry = weights.geometry
+    tables: list[Table] = []
+    records: list[Bytes] = []
+
+    def compute(block: Block, workspace: Workspace) -> PackedRows:
+        rows = weights.rows(block)
+        return pack_rows(rows, layout, _what_is_there(rows, geometry), workspace=workspace)
+
+    def settle(packed: PackedRows) -> None:
+        tables.append(packed.table)
+        records.append(packed.payload.copy())
+
+    pieces = (
+        Piece(geometry.block_bytes(block), partial(compute, block), settle)
+        for block in geometry.blocks()
+    )
+    run_pieces(pieces, threads=thread_count(None))
+    return tables, records
+
+
+def _planes(
+    name: str, packed: PackedTensor, tables: list[Table], records: list[Bytes]
+) -> dict[str, torch.Tensor]:
+    """The planes, in one buffer."""
+    used = sum(part.size for part in records)
+    table, meta = packed.encode_table(np.concatenate(tables)), packed.encode_meta()
+    ends = np.cumsum([used + len(padding(used)), len(table), len(meta)])
+    tail = np.frombuffer(padding(used) + table + meta, np.uint8)
+    buffer = torch.empty(int(ends[-1]), dtype=torch.uint8)
+    np.concatenate([*records, tail], out=buffer.numpy())
+    first, second, _ = ends.tolist()
+    return {
+        name: buffer[:first],
+        name + ROWS_SUFFIX: buffer[first:second],
+        name + META_SUFFIX: buffer[second:].view(torch.int64),
+    }

@@ -1,0 +1,158 @@
+"""Whole tensors of a checkpoint, read off its files block by block: pruned, or unpacked."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from emp_kernels.dispatch import Workspace, prune_rows
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.numbers import BF16, F16, F32, NumberFormat
+from emp_kernels.rows import Patterns
+
+from emp_llm.geometry import Block, Geometry
+from emp_llm.packed_reader import PackedReader
+from emp_llm.selection import Selection
+from emp_llm.target import Target
+
+__all__ = ["NUMBER_FORMATS", "DenseWeights", "PrunedSource", "Source", "UnpackedSource"]
+
+NUMBER_FORMATS: dict[torch.dtype, NumberFormat] = {
+    torch.bfloat16: BF16,
+    torch.float16: F16,
+    torch.float32: F32,
+}
+"""The number formats that are pruned and packed, by torch's dtype."""
+
+_DTYPES = {number_format.name: dtype for dtype, number_format in NUMBER_FORMATS.items()}
+
+
+class DenseWeights:
+    """A dense tensor on the CPU, seen as rows.
+
+    Args:
+        tensor: Contiguous, of a dtype in NUMBER_FORMATS.
+        geometry: How its rows run.
+    """
+
+    def __init__(self, tensor: torch.Tensor, geometry: Geometry) -> None:
+        self.tensor = tensor
+        self.geometry = geometry
+        storage = geometry.number_format.storage
+        integers = torch.int16 if storage.itemsize == 2 else torch.int32
+        bits: Patterns = tensor.detach().view(integers).numpy().view(storage)
+        self._matrices: Patterns = bits.reshape(geometry.matrices, *geometry.shape[-2:])
+
+    @classmethod
+    def empty(cls, geometry: Geometry) -> "DenseWeights":
+        """A tensor to be filled; what it holds is unspecified."""
+        tensor = torch.empty(geometry.shape, dtype=_DTYPES[geometry.number_format.name])
+        return cls(tensor, geometry)
+
+    def in_place(self, block: Block) -> Patterns | None:
+        """The memory of a block's rows, [rows, columns]; None where they run across it."""
+        if self.geometry.transposed:
+            return None
+        rows: Patterns = self._matrices[block.matrix, block.start : block.stop]
+        return rows
+
+    def rows(self, block: Block) -> Patterns:
+        """A block's rows, [rows, columns], C-contiguous."""
+        matrix: Patterns = self._matrices[block.matrix]
+        if self.geometry.transposed:
+            return np.ascontiguousarray(matrix[:, block.start : block.stop].T)
+        rows: Patterns = matrix[block.start : block.stop]
+        return rows
+
+    def place(self, block: Block, rows: Patterns) -> None:
+        """Put a transposed block's rows, [rows, columns], where they belong."""
+        self._matrices[block.matrix, :, block.start : block.stop] = rows.T
+
+
+class Source(ABC):
+    """A tensor of a checkpoint.
+
+    Attributes:
+        geometry: How its rows run.
+    """
+
+    geometry: Geometry
+
+    def blocks(self) -> Sequence[Block]:
+        """The blocks that it is read in."""
+        return list(self.geometry.blocks())
+
+    @abstractmethod
+    def fill(self, weights: DenseWeights, number: int, block: Block, workspace: Workspace) -> None:
+        """Read one block; on any thread.
+
+        Args:
+            weights: The tensor that is filled.
+            number: The block's number.
+            block: Which rows.
+            workspace: Buffers of this thread.
+        """
+
+
+class PrunedSource(Source):
+    """A target, pruned as it is read.
+
+    Args:
+        target: The tensor.
+        fd: Its file.
+        selection: What to keep.
+    """
+
+    def __init__(self, target: Target, fd: int, selection: Selection) -> None:
+        self.geometry = target.geometry
+        self._target = target
+        self._fd = fd
+        self._selection = selection
+
+    def fill(self, weights: DenseWeights, number: int, block: Block, workspace: Workspace) -> None:
+        """Read and prune one block.
+
+        Raises:
+            CheckpointError: If it cannot be read or holds NaN or infinity.
+        """
+        memory = weights.in_place(block)
+        rows = self._target.read(self._fd, block, workspace, memory)
+        rule = self._selection.rule(self._target.name, number)
+        number_format = self.geometry.number_format
+        try:
+            prune_rows(rows, number_format, rule, out=rows, workspace=workspace)
+        except NonFiniteRowError as error:
+            raise self._target.not_finite(block, error) from error
+        if memory is None:
+            weights.place(block, rows)
+
+
+class UnpackedSource(Source):
+    """A packed tensor, unpacked as it is read.
+
+    Args:
+        reader: The tensor.
+    """
+
+    def __init__(self, reader: PackedReader) -> None:
+        self.geometry = reader.geometry
+        self._reader = reader
+
+    def fill(
+        self,
+        weights: DenseWeights,
+        number: int,  # noqa: ARG002
+        block: Block,
+        workspace: Workspace,
+    ) -> None:
+        """Read and unpack one block.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+            FormatError: If it is damaged.
+        """
+        records = self._reader.records(block, workspace)
+        memory = weights.in_place(block)
+        rows = self._reader.decode(block, records, workspace, out=memory)
+        if memory is None:
+            weights.place(block, rows)
