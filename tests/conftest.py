@@ -1,12 +1,16 @@
 """Checkpoints that many tests read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import save_tiny_model
-from checkpoints import DOWN, F, H, llama_config, mlp, write_checkpoint
+from arriving import layer
+from checkpoints import DOWN, F, H, files, llama_config, mlp, write_checkpoint
+from hub_server import HubServer
+
+from emp_llm import PruneOptions, prune
 
 TinyModel = Callable[..., Path]
 
@@ -29,6 +33,32 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return make
 
 
+@pytest.fixture(scope="session")
+def pruned_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel) -> TinyModel:
+    """Folders of tiny models as prune writes them with its own options, each made once.
+
+    (architecture, dtype, sharded, output_format) to its path.
+    """
+    made: dict[tuple[str, torch.dtype, bool, str], Path] = {}
+
+    def make(
+        architecture: str,
+        dtype: torch.dtype = torch.bfloat16,
+        *,
+        sharded: bool = False,
+        output_format: str = "packed",
+    ) -> Path:
+        key = (architecture, dtype, sharded, output_format)
+        if key not in made:
+            folder = tmp_path_factory.mktemp(architecture) / output_format
+            source = tiny_model(architecture, dtype, sharded=sharded)
+            prune(source, folder, PruneOptions(output_format=output_format))
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A small checkpoint of one file, of this test alone."""
@@ -41,3 +71,34 @@ def sharded(tmp_path: Path) -> Path:
     tensors = mlp(H, F)
     shards = {DOWN: tensors.pop(DOWN)}, tensors
     return write_checkpoint(tmp_path / "sharded", llama_config(H, F), *shards)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub that this process's client is connected to, with a cache of this test alone."""
+    import huggingface_hub
+
+    with HubServer() as server:
+        server.connect(monkeypatch, tmp_path / "home")
+        yield server
+        huggingface_hub.close_session()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A checkpoint of four shards, one layer in each."""
+    shards = [layer(number) for number in range(4)]
+    return write_checkpoint(tmp_path / "local", llama_config(H, F, layers=4), *shards)
+
+
+@pytest.fixture
+def model(hub: HubServer, local: Path) -> str:
+    """The name of the same on the Hub."""
+    hub.commit("me/model", files(local))
+    return "me/model"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Where the Hub's cache keeps that model."""
+    return tmp_path / "home" / "hub" / "models--me--model"

@@ -55,6 +55,19 @@ class EmpConfig(QuantizationConfigMixin):
         self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
         self.options()
 
+    @classmethod
+    def from_dict(
+        cls,
+        config_dict: dict[str, Any],
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,  # noqa: ANN401 (transformers' own signature)
+    ) -> "EmpConfig":
+        """The inverse of `to_dict`."""
+        options = {key: value for key, value in config_dict.items() if key != "quant_method"}
+        return super().from_dict(  # type: ignore[no-any-return,no-untyped-call]
+            options, return_unused_kwargs, **kwargs
+        )
+
     def options(self) -> PruneOptions:
         """The same as options of `emp_llm.prune`."""
         return PruneOptions(

@@ -1,0 +1,69 @@
+"""Tiny models loaded by from_pretrained, and what they are compared by."""
+
+import gc
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from architectures import ARCHITECTURES, V
+from checkpoints import Tensors
+from transformers import PreTrainedModel
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def load_model(architecture: str, folder: Path | str, **options: Any) -> PreTrainedModel:
+    """Load a model of one of the architectures of `architectures.py`."""
+    loader = getattr(transformers, ARCHITECTURES[architecture][0])
+    return loader.from_pretrained(folder, **options)
+
+
+def state(model: torch.nn.Module) -> Tensors:
+    """All parameters and buffers that a model would save, as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    """What a model says of eight fixed tokens; of its base class the last hidden state."""
+    tokens = (torch.arange(8) * 5 + 4).remainder(V)[None]
+    more = {"decoder_input_ids": tokens.flip(1)} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        found = model(input_ids=tokens, **more)
+    result: torch.Tensor = found[0]
+    assert result.isfinite().all()
+    return result
+
+
+def zeros(model: PreTrainedModel, name: str) -> int:
+    """How many weights of a parameter are zero."""
+    return int((model.get_parameter(name) == 0).sum())
+
+
+class Traces:
+    """What loading could leave behind in a process: threads, open files, changed settings."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self._now = self._look()
+
+    def left(self) -> dict[str, Any]:
+        """What was not there before."""
+        gc.collect()
+        found = self._look()
+        return {key: found[key] for key in found if found[key] != self._now[key]}
+
+    @staticmethod
+    def _look() -> dict[str, Any]:
+        files = sorted(
+            str(link.readlink())
+            for link in Path("/proc/self/fd").iterdir()
+            if link.is_symlink() and str(link.readlink()).endswith(".safetensors")
+        )
+        threads = sorted(
+            thread.name for thread in threading.enumerate() if thread.name.startswith("emp")
+        )
+        settings = {name: value for name, value in os.environ.items() if name.startswith("HF_")}
+        return {"files": files, "threads": threads, "settings": settings}
