@@ -8,6 +8,7 @@ from typing import Any
 
 from emp_llm.checkpoint import CONFIG_NAME, Checkpoint
 from emp_llm.errors import CheckpointError
+from emp_llm.evaluation import EVAL_NAME
 from emp_llm.safetensors_header import read_header
 
 __all__ = [
@@ -55,13 +56,13 @@ def write_config(
 def copy_small_files(folder: Path, source: Checkpoint) -> None:
     """Copy tokenizer, generation configuration, licence and the like.
 
-    Not the source's model card and report: a folder has its own.
+    Not the source's model card, report and evaluation: a folder has its own.
 
     Raises:
         CheckpointError: If one cannot be read.
     """
     for relative in source.other_files:
-        if str(relative) in (CARD_NAME, REPORT_NAME):
+        if str(relative) in (CARD_NAME, REPORT_NAME, EVAL_NAME):
             continue
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -211,45 +211,6 @@ def test_other_copies_of_the_weights_stay_behind(tmp_path: Path) -> None:
     assert files(tmp_path / "out").keys() == names
 
 
-def test_a_model_card_keeps_its_front_matter_and_text_and_gets_our_section_on_top(
-    tmp_path: Path,
-) -> None:
-    source = small_source(tmp_path / "source")
-    front = "---\nlicense: mit\ntags:\n- llama\n---\n"
-    (source / "README.md").write_text(front + "# A model\n\nIt talks.\n")
-    prune(source, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith(front)
-    assert card.endswith("# A model\n\nIt talks.\n")
-    assert card.index("Effective Model Pruning") < card.index("# A model")
-
-
-def test_a_source_without_a_model_card_gets_one(tmp_path: Path) -> None:
-    prune(small_source(tmp_path / "source"), tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("---\n")
-    assert "# source, pruned by Effective Model Pruning" in card
-
-
-@pytest.mark.parametrize(
-    "card",
-    [
-        b"# Mod\xe8le\n",
-        b"\xef\xbb\xbf---\nlicense: mit\n---\n# A model\n",
-        b"---\r\na: b\r\n---\r\nHi\r\n",
-    ],
-    ids=["latin-1", "byte order mark", "CRLF"],
-)
-def test_a_model_card_in_another_encoding_is_no_reason_to_fail(tmp_path: Path, card: bytes) -> None:
-    source = small_source(tmp_path / "source")
-    (source / "README.md").write_bytes(card)
-    prune(source, tmp_path / "out")
-    text = (tmp_path / "out" / "README.md").read_bytes().decode(errors="replace")
-    assert text.removeprefix("\ufeff").startswith("---")
-    assert text.count("---\n") + text.count("---\r\n") == 2
-    assert text.rstrip()[-3:] == card.decode(errors="replace").rstrip()[-3:]
-
-
 def test_the_config_says_how_the_model_was_pruned_and_is_the_same_otherwise(tmp_path: Path) -> None:
     source = small_source(tmp_path / "source")
     options = PruneOptions(beta=0.75, granularity="layer", targets="gate|up", ignore=("gate",))
