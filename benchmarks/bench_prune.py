@@ -24,7 +24,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import psutil
-from common import DTYPES, GB, MB, machine, make_checkpoint, print_table, say, spread, write_json
+from common import (
+    DTYPES,
+    GB,
+    MB,
+    machine,
+    make_checkpoint,
+    prepare_cache,
+    print_table,
+    say,
+    spread,
+    write_json,
+)
 from emp_kernels.dispatch import Workspace
 from emp_kernels.reference import keep_mask
 
@@ -103,10 +114,10 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     run(prune_command(source, pruned))
     for number in range(args.rounds):
         remove(pruned)
-        prepare(files, cold=args.cold)
+        prepare_cache(files, cold=args.cold)
         copies.append(time_copy(files, copy))
         remove(copy)
-        prepare(files, cold=args.cold)
+        prepare_cache(files, cold=args.cold)
         prunes.append(run(prune_command(source, pruned)))
         say(f"round {number + 1}: cp {copies[-1]:.2f} s, prune {prunes[-1].seconds:.2f} s")
     checked = check(source, pruned)
@@ -174,16 +185,6 @@ def time_copy(files: list[Path], out: Path) -> float:
         os.fsync(descriptor)
         os.close(descriptor)
     return time.perf_counter() - start
-
-
-def prepare(files: list[Path], *, cold: bool) -> None:
-    """Read the source into the page cache as far as it fits, or drop it from there."""
-    for file in files:
-        with file.open("rb", buffering=0) as source:
-            if cold:
-                os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            else:
-                subprocess.run(["cat"], stdin=source, stdout=subprocess.DEVNULL, check=True)
 
 
 def remove(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
@@ -29,6 +30,7 @@ __all__ = [
     "gaussian",
     "machine",
     "make_checkpoint",
+    "prepare_cache",
     "print_table",
     "round_bf16",
     "say",
@@ -203,6 +205,19 @@ def _config(layers: int, dtype: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "tie_word_embeddings": False,
     }
+
+
+# --- the page cache ------------------------------------------------------------------------------
+
+
+def prepare_cache(files: Sequence[Path], *, cold: bool) -> None:
+    """Read files into the page cache as far as they fit, or drop them from there."""
+    for file in files:
+        with file.open("rb", buffering=0) as source:
+            if cold:
+                os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                subprocess.run(["cat"], stdin=source, stdout=subprocess.DEVNULL, check=True)
 
 
 # --- the machine ---------------------------------------------------------------------------------

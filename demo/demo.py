@@ -1,4 +1,4 @@
-"""The main job on a real model: prune, unpack, load and measure, at three values of β.
+"""The main job on a real model: prune, load and measure, at three values of β.
 
 Run by ``make demo``; writes to ``demo/out``.
 """
@@ -47,11 +47,11 @@ def run(*arguments: str) -> dict[str, object]:
 
 
 def measure(folder: Path) -> float:
-    """Perplexity of a dense checkpoint on the demo's text."""
+    """Perplexity of a checkpoint, dense or packed, on the demo's text."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from emp_llm.perplexity import perplexity
+    from emp_llm.perplexity import perplexity  # has transformers know packed checkpoints, too
 
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -62,18 +62,15 @@ def measure(folder: Path) -> float:
 
 def prune(beta: float) -> Result:
     """Prune at one β, and measure what it cost."""
-    packed, dense = (
-        str((OUT / f"{kind}-{beta}").relative_to(Path.cwd())) for kind in ("beta", "dense")
-    )
+    packed = str((OUT / f"beta-{beta}").relative_to(Path.cwd()))
     source = str(MODEL.relative_to(Path.cwd()))
     report = run("prune", source, "--beta", str(beta), "--out", packed, "--overwrite")
     run("verify", packed)
-    run("unpack", packed, "--out", dense, "--overwrite")
     return Result(
         f"β = {beta}",
         (Path(packed) / "model.safetensors").stat().st_size,
         report["totals"]["targets"]["sparsity"],
-        measure(Path(dense)),
+        measure(Path(packed)),
         report["seconds"],
         report["peak_memory_bytes"],
     )

@@ -6,8 +6,10 @@ lies in the file. So every conversion sees whole dense tensors under the checkpo
 what is pruned is what the checkpoint holds, before it is merged, split or cast.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
@@ -21,6 +23,7 @@ from transformers.integrations.accelerate import get_device
 
 from emp_llm.integration.read_ahead import Job, MadeElsewhere, ReadAhead, Reading
 from emp_llm.integration.sources import Source
+from emp_llm.pipeline import thread_count
 
 __all__ = [
     "ANYTHING",
@@ -82,7 +85,7 @@ class Feed:
         sizes: Bytes of every tensor of the checkpoint, by name.
         planes: Names of planes, which are no tensors of the model.
         placement: Where parameters go.
-        threads: How many threads read.
+        resources: Closed where a tensor cannot be made; its threads end then, too.
 
     Attributes:
         delivered: Names of the tensors that were given out.
@@ -96,7 +99,7 @@ class Feed:
         sizes: Mapping[str, int],
         planes: Iterable[str],
         placement: Placement,
-        threads: int,
+        resources: ExitStack,
     ) -> None:
         self.placement = placement
         self.delivered: set[str] = set()
@@ -104,7 +107,9 @@ class Feed:
         self._sources = sources
         self._sizes = sizes
         self._planes = frozenset(planes)
-        self._ahead = ReadAhead(threads)
+        self._ahead = ReadAhead(thread_count(None))
+        self._resources = resources
+        resources.callback(self._ahead.close)
         self._loading_info: Any = None
 
     def __deepcopy__(self, _memo: object) -> "Feed":
@@ -139,16 +144,23 @@ class Feed:
         if source is None:
             job: Job = MadeElsewhere(plain, self._sizes.get(name, 0))
             self._ahead.add(job, target, pattern)
-            return lambda: self._ahead.take(job)
+            return lambda: self._take(job)
         job = Reading(source)
         self._ahead.add(job, target, pattern)
 
         def make() -> torch.Tensor:
-            tensor = self._ahead.take(job)
+            tensor = self._take(job)
             self.delivered.add(name)
             return tensor.to(self.placement.device(target), self.placement.dtype(target))
 
         return make
+
+    def _take(self, job: Job) -> torch.Tensor:
+        try:
+            return self._ahead.take(job)
+        except BaseException:
+            self._resources.close()
+            raise
 
     def note(self, sources: Iterable[str], parameters: Iterable[str], loading_info: object) -> None:
         """Take note of parameters that were made.
@@ -167,10 +179,6 @@ class Feed:
         """See the class."""
         return set() if self._loading_info is None else set(self._loading_info.missing_keys)
 
-    def close(self) -> None:
-        """End the threads."""
-        self._ahead.close()
-
 
 class FedConverter(WeightConverter):
     """One of the model's own converters, fed.
@@ -186,6 +194,14 @@ class FedConverter(WeightConverter):
         copy_slots(original, self)
         self.original = original
         self.feed = feed
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        """One for another parameter; transformers makes one for each tensor of the checkpoint."""
+        copy = type(self).__new__(type(self))
+        copy_slots(self, copy)
+        copy.collected_tensors = defaultdict(list)
+        copy.layer_targets = defaultdict(set)
+        return copy
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
         """As the original does, but for planes."""

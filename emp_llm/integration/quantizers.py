@@ -84,12 +84,15 @@ class _Quantizer(HfQuantizer):
     ) -> list[WeightTransform]:
         """Feed the model's conversions with pruned or unpacked tensors."""
         assert self._placement is not None  # noqa: S101 (the model was preprocessed)
-        sources, planes = self._sources(self._model, weight_conversions)
+        try:
+            sources, planes = self._sources(self._model, weight_conversions)
+        except BaseException:
+            self._finalize()
+            raise
         sizes = {
             entry.name: entry.nbytes for shard in self._shards for entry in shard.header.tensors
         }
-        self._feed = Feed(sources, sizes, planes, self._placement, thread_count(None))
-        self._open.callback(self._feed.close)
+        self._feed = Feed(sources, sizes, planes, self._placement, self._open)
         self._unexpected = self._model._keys_to_ignore_on_load_unexpected
         self._model._keys_to_ignore_on_load_unexpected = _with_planes(self._unexpected, planes)
         return [
