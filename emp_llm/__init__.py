@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from emp_llm.integration.saving import densify
     from emp_llm.options import PruneOptions
     from emp_llm.pruning import inspect, prune
+    from emp_llm.pushing import push
     from emp_llm.rule import effective_number, keep_mask
     from emp_llm.unpacking import unpack
     from emp_llm.verification import verify
@@ -40,6 +41,7 @@ __all__ = [
     "inspect",
     "keep_mask",
     "prune",
+    "push",
     "unpack",
     "verify",
 ]
@@ -54,6 +56,7 @@ _HOMES = {
     "inspect": "pruning",
     "keep_mask": "rule",
     "prune": "pruning",
+    "push": "pushing",
     "unpack": "unpacking",
     "verify": "verification",
 }

@@ -79,9 +79,7 @@ def write_card(
 
 def _set_metadata(data: "CardData", report: Mapping[str, Any] | None, *, packed: bool) -> None:
     data["library_name"] = "transformers"
-    found = data.get("tags", [])
-    found = [found] if isinstance(found, str) else found
-    others = [tag for tag in found if tag not in (*_TAGS, *_PACKED_TAGS)]
+    others = [tag for tag in data.get("tags", []) if tag not in (*_TAGS, *_PACKED_TAGS)]
     data["tags"] = [*others, *_TAGS, *(_PACKED_TAGS if packed else ())]
     if report and report["source"]["revision"]:
         data["base_model"] = report["source"]["model"]

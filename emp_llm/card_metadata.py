@@ -79,6 +79,8 @@ def _make_card(fields: Mapping[str, Any], text: str) -> "ModelCard":
 
     # ModelCardData would refuse a model-index that is not as it should be
     others = {key: value for key, value in fields.items() if key != "model-index"}
+    if isinstance(others.get("tags"), str):  # which huggingface_hub 1.33 takes for its letters
+        others["tags"] = [others["tags"]]
     card = ModelCard(f"---\n{yaml_dump(others, sort_keys=False)}---\n")
     if "model-index" in fields:
         card.data["model-index"] = fields["model-index"]

@@ -9,6 +9,7 @@ from architectures import save_tiny_model
 from arriving import layer
 from checkpoints import DOWN, F, H, files, llama_config, mlp, write_checkpoint
 from hub_server import HubServer
+from hub_uploads import UploadHub, User
 
 from emp_llm import PruneOptions, prune
 
@@ -82,6 +83,44 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         server.connect(monkeypatch, tmp_path / "home")
         yield server
         huggingface_hub.close_session()
+
+
+@pytest.fixture
+def upload_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[UploadHub]:
+    """A Hub that takes uploads of ``me``, who is logged in and writes for ``lab`` as well."""
+    import huggingface_hub
+
+    with UploadHub() as server:
+        server.connect(monkeypatch, tmp_path / "home")
+        server.users["hf_me"] = User("me", organizations=("lab",))
+        server.readers.add("hf_me")
+        monkeypatch.setenv("HF_TOKEN", "hf_me")
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        yield server
+        huggingface_hub.close_session()
+
+
+@pytest.fixture
+def carded(source: Path) -> Path:
+    """A source with a model card and small files."""
+    (source / "tokenizer.json").write_text("{}")
+    (source / "LICENSE").write_text("do what you like")
+    (source / "README.md").write_text("---\nlicense: mit\nlanguage: no\n---\n# A model\n")
+    return source
+
+
+@pytest.fixture
+def packed_folder(carded: Path, tmp_path: Path) -> Path:
+    """The same, pruned and packed."""
+    prune(carded, tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+@pytest.fixture
+def packed_shards(sharded: Path, tmp_path: Path) -> Path:
+    """A packed folder of two files of weights."""
+    prune(sharded, tmp_path / "packed shards")
+    return tmp_path / "packed shards"
 
 
 @pytest.fixture

@@ -205,7 +205,8 @@ def model_info(request: Request, repo: str, revision: str = "main") -> None:
     if found := request.find(repo, revision):
         model, commit = found
         siblings = [{"rfilename": path} for path in model.commits[commit]]
-        request.reply_json({"id": repo, "sha": commit, "siblings": siblings})
+        info = {"id": repo, "sha": commit, "private": model.private, "siblings": siblings}
+        request.reply_json(info)
 
 
 @route("GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)")

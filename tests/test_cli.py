@@ -17,7 +17,7 @@ from emp_llm import prune
 
 TinyModel = Callable[..., Path]
 
-COMMANDS = ("prune", "inspect", "unpack", "verify")
+COMMANDS = ("prune", "inspect", "unpack", "verify", "push")
 HEAVY = {"torch", "transformers", "numba", "numpy", "accelerate", "safetensors", "huggingface_hub"}
 
 
@@ -42,7 +42,9 @@ def source(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "source", llama_config(H, F), mlp(H, F))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["prune", "--help"], ["--version"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["prune", "--help"], ["push", "--help"], ["--version"]], ids=str
+)
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import atexit, sys\n"
@@ -85,6 +87,7 @@ def test_version_is_the_one_of_the_library() -> None:
         ["prune", "model", "--out", "out", "--threads", "0"],
         ["inspect", "model", "--out", "out"],
         ["verify"],
+        ["push", "folder"],
     ],
     ids=" ".join,
 )

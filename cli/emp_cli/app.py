@@ -6,6 +6,7 @@ import typer
 
 from emp_cli.inspect import inspect
 from emp_cli.prune import prune
+from emp_cli.push import push
 from emp_cli.unpack import unpack
 from emp_cli.verify import verify
 
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prune, inspect, unpack, verify):
+for command in (prune, inspect, unpack, verify, push):
     app.command()(command)
 
 

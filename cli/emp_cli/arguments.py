@@ -13,6 +13,7 @@ __all__ = [
     "Model",
     "Out",
     "Overwrite",
+    "Private",
     "Revision",
     "Targets",
     "Threads",
@@ -49,5 +50,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkp
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Threads; all cores by default. Results do not depend on it."),
+]
+Private = Annotated[
+    bool, typer.Option("--private", help="Make the repository private, if it is made.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]

@@ -18,11 +18,13 @@ import typer
 from emp_llm.errors import EmpError
 from emp_llm.progress import Progress
 
-__all__ = ["Clock", "command", "print_json", "shown_progress"]
+__all__ = ["INTERRUPTED", "Clock", "command", "print_json", "shown_progress"]
 
 P = ParamSpec("P")
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
 _LINE_SECONDS = 5.0
 
 
@@ -38,7 +40,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interruption:
             typer.echo("interrupted: nothing was kept; run the command again", err=True)
-            raise typer.Exit(_INTERRUPTED) from interruption
+            raise typer.Exit(INTERRUPTED) from interruption
 
     return run
 

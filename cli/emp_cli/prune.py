@@ -12,11 +12,13 @@ from emp_cli.arguments import (
     Model,
     Out,
     Overwrite,
+    Private,
     Revision,
     Targets,
     Threads,
 )
 from emp_cli.console import Clock, command, print_json, shown_progress
+from emp_cli.push import send, show_sent
 from emp_llm.options import OutputFormat, PruneOptions
 
 __all__ = ["prune"]
@@ -37,9 +39,22 @@ def prune(
     revision: Revision = None,
     overwrite: Overwrite = False,
     threads: Threads = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO",
+            help="Upload the result to USER/NAME on the Hub, as push does.",
+            show_default=False,
+        ),
+    ] = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Prune a checkpoint and write the result, smaller."""
+    if private and push_to_hub is None:
+        raise typer.BadParameter("goes with --push-to-hub only", param_hint="--private")
+    if push_to_hub == model:
+        raise typer.BadParameter("is the model that is pruned", param_hint="--push-to-hub")
     clock = Clock()
     options = PruneOptions(
         beta=beta,
@@ -48,6 +63,11 @@ def prune(
         ignore=tuple(ignore or ()),
         output_format=output_format,
     )
+    if push_to_hub is not None:
+        from emp_llm.destination import open_destination
+
+        # long before there is anything to upload, so that no work ends at a missing token
+        push_to_hub = open_destination(push_to_hub, private=private or None).repo_id
     import emp_llm
 
     with shown_progress() as progress:
@@ -60,11 +80,15 @@ def prune(
             threads=threads,
             progress=progress,
         )
+    written = clock.to_dict()
     if as_json:
         from emp_llm.report import kinds
 
         summary = {name: part for name, part in report.items() if name != "tensors"}
-        print_json({"out": str(out)} | summary | {"kinds": kinds(report)} | clock.to_dict())
+        content = {"out": str(out)} | summary | {"kinds": kinds(report)} | written
+        if push_to_hub is not None:
+            content["pushed"] = send(out, push_to_hub, private=private)
+        print_json(content)
         return
     from emp_cli.tables import pruned_kinds, size, totals_line
 
@@ -75,3 +99,5 @@ def prune(
         f"{out}: written in {clock.seconds:.1f} s ({size(int(rate))}/s), "
         f"peak memory {size(clock.peak_bytes)}"
     )
+    if push_to_hub is not None:
+        show_sent(send(out, push_to_hub, private=private))
