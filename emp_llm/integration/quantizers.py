@@ -39,6 +39,15 @@ from emp_llm.targets import decide
 __all__ = ["PackedQuantizer", "PruningQuantizer"]
 
 
+_PARALLELISM = {
+    "tp_size": "tensor parallelism",
+    "fsdp_size": "fully sharded data parallelism",
+    "dp_size": "fully sharded data parallelism",
+    "pp_size": "pipeline parallelism",
+}
+"""What each size of transformers' DistributedConfig asks for."""
+
+
 class _Quantizer(HfQuantizer):
     """What both of them do.
 
@@ -251,13 +260,13 @@ class PackedQuantizer(_Quantizer):
 
 def _refuse_parallel(model: PreTrainedModel) -> None:
     config = getattr(model.config, "distributed_config", None)
-    sizes = {name: getattr(config, name, None) or 1 for name in ("tp_size", "fsdp_size", "pp_size")}
-    split = [f"{name}={size}" for name, size in sizes.items() if size > 1]
-    if split or getattr(config, "tp_plan", None) is not None:
+    sizes = {kind: getattr(config, name, None) or 1 for name, kind in _PARALLELISM.items()}
+    kinds = [f"{kind} (over {size} processes)" for kind, size in sizes.items() if size > 1]
+    if kinds:
         raise OptionError(
-            f"distributed_config ({', '.join(split) or 'tp_plan'}) splits each weight over several "
-            "processes, but a row is pruned and unpacked as a whole: load with device_map, or "
-            "run `emp-llm prune --format dense` (or `emp-llm unpack`) and load the result"
+            f"{kinds[0]} splits weights as they are read, but a row is pruned and unpacked as a "
+            "whole: load with device_map instead, or load what `emp-llm prune --format dense` or "
+            "`emp-llm unpack` writes, without EmpConfig"
         )
 
 
