@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Final
 
 from emp_llm.errors import CheckpointError
@@ -50,7 +51,7 @@ class Shard:
 
     Attributes:
         name: Its file name, which the index uses.
-        path: Where it lies; in the Hub's cache this is a link.
+        path: Where it lies, or will; in the Hub's cache this is a link.
         header: What it holds.
     """
 
@@ -94,7 +95,9 @@ class Checkpoint:
         return sum(entry.nbytes for _, entry in self.tensors.values())
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, to_come: Mapping[str, Header] = MappingProxyType({})
+) -> Checkpoint:
     """Open the checkpoint in a folder, reading headers only.
 
     The weights are those that transformers would load: the file that the config names under
@@ -107,6 +110,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Args:
         folder: A local folder; one of the Hub's cache is one, too.
+        to_come: Headers, by file name, of safetensors that are still to be put in the folder.
 
     Returns:
         The checkpoint; its shards' headers have been checked, its data has not been read.
@@ -116,12 +120,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     names = _file_names(folder)
     config = _read_config(folder)
-    weights = choose_weights(config, names, folder)
+    weights = choose_weights(config, [*names, *to_come], folder)
     index_name = weights if weights.endswith(_INDEX) else None
     weight_map, index_metadata = read_index(folder / weights) if index_name else ({}, {})
     shard_names = sorted(set(weight_map.values())) or [weights]
-    _check_present(folder, shard_names, index_name)
-    shards = tuple(Shard(name, folder / name, read_header(folder / name)) for name in shard_names)
+    _check_present(folder, [name for name in shard_names if name not in to_come], index_name)
+    shards = tuple(
+        Shard(name, folder / name, to_come.get(name) or read_header(folder / name))
+        for name in shard_names
+    )
     _check_tensors(shards, weight_map)
     return Checkpoint(folder, shards, index_name, index_metadata, config, _other_files(folder))
 

@@ -63,9 +63,17 @@ class Piece:
 class _Run:
     """The state that the threads of one run share."""
 
-    def __init__(self, pieces: Iterable[Piece], progress: Advance | None) -> None:
+    def __init__(
+        self,
+        pieces: Iterable[Piece],
+        threads: int,
+        progress: Advance | None,
+        abandon: Callable[[], None],
+    ) -> None:
         self.pieces: Iterator[tuple[int, Piece]] = iter(enumerate(pieces))
         self.progress = progress
+        self.abandon = abandon
+        self.working = threads
         self.pulling = threading.Lock()
         self.turn = threading.Condition()
         self.next_turn = 0
@@ -84,6 +92,10 @@ class _Run:
             pass
         except BaseException as failure:  # run_pieces raises it again
             self.stop(failure)
+        finally:
+            with self.turn:
+                self.working -= 1
+                self.turn.notify_all()
 
     def pull(self) -> tuple[int, Piece] | None:
         with self.pulling:
@@ -108,37 +120,54 @@ class _Run:
             if self.failure is None:
                 self.failure = failure
             self.turn.notify_all()
+        self.abandon()
+
+    def wait(self) -> None:
+        """Wait until no thread works any more.
+
+        Not by joining them: a thread whose join was interrupted counts as ended.
+        """
+        with self.turn:
+            self.turn.wait_for(lambda: not self.working)
 
 
 class _StoppedError(Exception):
     """Another thread failed."""
 
 
-def run_pieces(pieces: Iterable[Piece], *, threads: int, progress: Advance | None = None) -> None:
+def run_pieces(
+    pieces: Iterable[Piece],
+    *,
+    threads: int,
+    progress: Advance | None = None,
+    abandon: Callable[[], None] = lambda: None,
+) -> None:
     """Run all pieces; return when the last one is written.
 
     Args:
         pieces: The work, in its order; taken from one thread at a time, as it is needed.
         threads: How many threads compute and write; 1 or more.
         progress: Told of each piece.
+        abandon: Called when the run has failed, so that what its threads may be waiting for in
+            `pieces` keeps them no longer.
 
     Raises:
         BaseException: The first failure of a piece, or KeyboardInterrupt; all threads have ended.
     """
-    run = _Run(pieces, progress)
+    run = _Run(pieces, threads, progress, abandon)
     workers = [
         threading.Thread(target=run.work, name=f"emp-{i}", daemon=True) for i in range(threads)
     ]
     for worker in workers:
         worker.start()
     try:
-        for worker in workers:
-            worker.join()
+        run.wait()
     except BaseException as interruption:
         run.stop(interruption)
         with suppress(KeyboardInterrupt):
-            for worker in workers:
-                worker.join()
+            run.wait()
         raise
+    for worker in workers:
+        worker.join()
     if run.failure is not None:
         raise run.failure

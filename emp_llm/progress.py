@@ -1,8 +1,9 @@
 """What long work tells of itself while it goes on."""
 
+import threading
 from typing import Protocol
 
-__all__ = ["Progress", "Silent"]
+__all__ = ["Progress", "SharedProgress", "Silent"]
 
 
 class Progress(Protocol):
@@ -23,3 +24,40 @@ class Silent:
 
     def advance(self, nbytes: int) -> None:
         """Nothing."""
+
+
+class SharedProgress:
+    """Progress of work and of the download that goes on beside it, each on threads of its own.
+
+    A stage counts the bytes of both.
+
+    Args:
+        progress: Told of it, by one thread at a time.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._to_fetch = 0
+
+    def expect(self, nbytes: int) -> None:
+        """So many bytes are to be fetched during the stages that will begin."""
+        self._to_fetch += nbytes
+
+    def begin(self, stage: str, total: int) -> None:
+        """A stage of the work begins, of so many bytes; what is still to be fetched is added."""
+        with self._lock:
+            if self._to_fetch:
+                stage, total = f"fetching and {stage}", total + self._to_fetch
+            self._progress.begin(stage, total)
+
+    def advance(self, nbytes: int) -> None:
+        """So many bytes of the stage are done."""
+        with self._lock:
+            self._progress.advance(nbytes)
+
+    def fetched(self, nbytes: int) -> None:
+        """So many of the expected bytes are there; fewer than none where some were lost."""
+        with self._lock:
+            self._to_fetch -= nbytes
+            self._progress.advance(nbytes)

@@ -9,14 +9,22 @@ import os
 import reprlib
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 from emp_llm.errors import CheckpointError
 
-__all__ = ["ALIGNMENT", "ITEM_BITS", "Header", "TensorEntry", "encode_header", "read_header"]
+__all__ = [
+    "ALIGNMENT",
+    "ITEM_BITS",
+    "Header",
+    "TensorEntry",
+    "encode_header",
+    "read_header",
+    "read_header_by",
+]
 
 #: Bits of one item of every dtype that safetensors 0.8 knows. F4 and F6 pack several to a byte.
 ITEM_BITS: Final[Mapping[str, int]] = {
@@ -102,10 +110,30 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             file_size = os.fstat(file.fileno()).st_size
-            length = _header_length(file.read(len(_GIT_LFS_POINTER)), file_size)
-            file.seek(_LENGTH_BYTES)
-            text = file.read(length)
-        fields = _parse(text)
+
+            def read(start: int, stop: int) -> bytes:
+                file.seek(start)
+                return file.read(stop - start)
+
+            return read_header_by(read, path.name, file_size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_header_by(read: Callable[[int, int], bytes], name: str, file_size: int) -> Header:
+    """Read and check the header of a safetensors file that lies anywhere; see `read_header`.
+
+    Args:
+        read: Returns the bytes of the file from an offset up to another, or those that it has.
+        name: The file's name, for errors.
+        file_size: Bytes of the whole file.
+
+    Raises:
+        CheckpointError: If it is not a whole safetensors file.
+    """
+    try:
+        length = _header_length(read(0, len(_GIT_LFS_POINTER)), file_size)
+        fields = _parse(read(_LENGTH_BYTES, _LENGTH_BYTES + length))
         metadata = _metadata(fields.pop(_METADATA, None))
         data_start = _LENGTH_BYTES + length
         tensors = tuple(
@@ -115,10 +143,8 @@ def read_header(path: Path) -> Header:
             )
         )
         _check_cover(tensors, data_start, file_size)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except _DamagedError as error:
-        raise CheckpointError(f"{path.name}: {error}") from error
+        raise CheckpointError(f"{name}: {error}") from error
     return Header(metadata, tensors, data_start, file_size)
 
 

@@ -259,4 +259,9 @@ class _Survey:
                         nbytes = target.geometry.block_bytes(block)
                         yield Piece(nbytes, partial(look, target, block, fd), settle)
 
-        run_pieces(pieces(), threads=self._threads, progress=self._progress)
+        run_pieces(
+            pieces(),
+            threads=self._threads,
+            progress=self._progress,
+            abandon=self._files.abandon,
+        )

@@ -11,7 +11,7 @@ from emp_kernels.dispatch import Workspace
 from emp_kernels.rows import Patterns
 
 from emp_llm.card import write_card
-from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint, read_json_object
+from emp_llm.checkpoint import Checkpoint, Shard, read_json_object
 from emp_llm.companions import (
     CARD_NAME,
     REPORT_NAME,
@@ -22,14 +22,13 @@ from emp_llm.companions import (
 )
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError
-from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
-from emp_llm.hub import fetch_model
+from emp_llm.hub import Source, find_source
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import QUANT_METHOD
 from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.pipeline import Piece, run_pieces, thread_count
-from emp_llm.progress import Progress, Silent
+from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.prune_steps import CopyJob, DenseRows, hash_name
 from emp_llm.report import dense_report
 from emp_llm.safetensors_header import TensorEntry
@@ -69,12 +68,12 @@ def unpack(
         FormatError: If packed data is damaged or of another version.
         OutputError: If `out` cannot be written.
     """
-    progress = progress or Silent()
-    source = fetch_model(model, revision=revision, token=token, progress=progress)
-    checkpoint = open_checkpoint(source.folder)
+    told = SharedProgress(progress or Silent())
+    source = find_source(model, revision=revision, token=token, progress=told)
+    checkpoint = source.open_checkpoint()
     _check_packed(checkpoint)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
-        jobs = _write_shards(checkpoint, folder.staging, thread_count(threads), progress)
+        jobs = _write_shards(source, checkpoint, folder.staging, thread_count(threads), told)
         write_index(folder.staging, checkpoint)
         write_config(folder.staging, checkpoint, None)
         copy_small_files(folder.staging, checkpoint)
@@ -111,11 +110,11 @@ def _report(folder: Path, jobs: "list[_UnpackJob | CopyJob]") -> dict[str, Any] 
 
 
 def _write_shards(
-    checkpoint: Checkpoint, folder: Path, threads: int, progress: Progress
+    source: Source, checkpoint: Checkpoint, folder: Path, threads: int, progress: SharedProgress
 ) -> "list[_UnpackJob | CopyJob]":
     done: list[_UnpackJob | CopyJob] = []
     with ExitStack() as stack:
-        files = stack.enter_context(OpenFiles())
+        files = stack.enter_context(source.files(checkpoint.shards))
         writers = stack.enter_context(ExitStack())
         flusher = stack.enter_context(Flusher())
 
@@ -140,9 +139,10 @@ def _write_shards(
                     done.append(job)
                     yield from job.pieces()
                 yield Piece.note(writer.close_when_written)
+                yield Piece.note(partial(files.done, shard.path))
 
         progress.begin("unpacking", checkpoint.nbytes)
-        run_pieces(pieces(), threads=threads, progress=progress.advance)
+        run_pieces(pieces(), threads=threads, progress=progress.advance, abandon=files.abandon)
     return done
 
 

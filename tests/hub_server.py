@@ -59,7 +59,10 @@ class HubServer:
         status: A status to refuse every request with, if it is set.
         cut: Files by name with a number of bytes: no answer gets past that byte of the file,
             the connection is dropped there.
-        requests: Every request so far, as (method, path).
+        on_download: Called with the name of each file whose content is asked for, before it is
+            sent; not where a closed range of it is.
+        knows_ranges: Whether a closed range is answered with that range, not with the whole file.
+        requests: Every request so far, as (method, path); a closed range follows a question mark.
     """
 
     def __init__(self) -> None:
@@ -67,6 +70,8 @@ class HubServer:
         self.readers: set[str] = set()
         self.status: int | None = None
         self.cut: dict[str, int] = {}
+        self.on_download: Callable[[str], None] = lambda _name: None
+        self.knows_ranges = True
         self.requests: list[tuple[str, str]] = []
         self._server = _Server(("127.0.0.1", 0), Request)
         self._server.hub = self
@@ -115,9 +120,18 @@ class HubServer:
 
     def downloads(self) -> list[str]:
         """The files whose content was asked for, in the order of their names."""
+        return sorted(self.downloads_in_order())
+
+    def downloads_in_order(self) -> list[str]:
+        """The files whose content was asked for, first to last; closed ranges do not count."""
         paths = (path for method, path in self.requests if method == "GET")
-        found = (re.search(r"/resolve/[^/]+/(.*)", path) for path in paths)
-        return sorted(unquote(match[1]) for match in found if match)
+        found = (re.fullmatch(r".*/resolve/[^/]+/([^?]*)", path) for path in paths)
+        return [unquote(match[1]) for match in found if match]
+
+    def looked_into(self) -> list[str]:
+        """The files of which a closed range was asked for, in the order of their names."""
+        found = (re.search(r"/resolve/[^/]+/(.*)[?]bytes=", path) for _, path in self.requests)
+        return sorted({unquote(match[1]) for match in found if match})
 
 
 class _Server(ThreadingHTTPServer):
@@ -142,9 +156,16 @@ class Request(BaseHTTPRequestHandler):
     def token(self) -> str | None:
         return self.headers.get("Authorization", "").removeprefix("Bearer ") or None
 
+    @property
+    def closed_range(self) -> tuple[int, int] | None:
+        """The first byte that is asked for, and the one behind the last."""
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        return (int(match[1]), int(match[2]) + 1) if match else None
+
     def dispatch(self) -> None:
         path = urlsplit(self.path).path
-        self.hub.requests.append((self.command, path))
+        closed = f"?{self.headers['Range']}" if self.closed_range else ""
+        self.hub.requests.append((self.command, path + closed))
         if self.hub.status:
             self.refuse(self.hub.status, None, "as told")
             return
@@ -233,6 +254,8 @@ def resolve(request: Request, repo: str, revision: str, path: str) -> None:
     if model.gated and request.token not in request.hub.readers:
         request.refuse(403 if request.token else 401, "GatedRepo", f"Access to {repo} is gated")
         return
+    if request.command == "GET" and not request.closed_range:
+        request.hub.on_download(path)
     content = model.commits[commit].get(path)
     if content is None:
         request.refuse(404, "EntryNotFound", "Entry not found")
@@ -243,13 +266,17 @@ def resolve(request: Request, repo: str, revision: str, path: str) -> None:
         headers |= {"X-Linked-Size": str(len(content))}
     else:
         headers |= {"ETag": f'"{blob_id(content)}"'}
-    start, status = 0, 200
+    start, stop, status = 0, len(content), 200
     if match := re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "")):
         start, status = int(match[1]), 206
-        headers |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+    elif request.closed_range and request.hub.knows_ranges:
+        (start, end), status = request.closed_range, 206
+        stop = min(end, stop)
+    if status == 206:
+        headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
     cut = request.hub.cut.get(path)
     drop_at = None if cut is None else max(cut - start, 0)
-    request.reply(content[start:], status=status, headers=headers, drop_at=drop_at)
+    request.reply(content[start:stop], status=status, headers=headers, drop_at=drop_at)
 
 
 def sha256(content: bytes) -> str:

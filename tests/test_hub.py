@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ import pytest
 from hub_server import HubServer
 from safetensors.numpy import save
 
-from emp_llm.checkpoint import open_checkpoint
 from emp_llm.errors import HubError
-from emp_llm.hub import fetch
+from emp_llm.hub import Source, find_source
+from emp_llm.progress import Progress, SharedProgress, Silent
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = b'{"weight_map": {"a": "%s", "b": "%s"}}' % (FIRST.encode(), SECOND.encode())
@@ -28,22 +27,24 @@ SHARDED = {
     "config.json": b"{}",
     "model.safetensors.index.json": INDEX,
     FIRST: save({"a": np.ones(3)}),
-    SECOND: save({"b": np.zeros(3)}),
+    SECOND: save({"b": np.zeros(50_000)}),
 }
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    import huggingface_hub
-
-    with HubServer() as server:
-        server.connect(monkeypatch, tmp_path / "home")
-        yield server
-        huggingface_hub.close_session()
 
 
 def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def fetch(model: str, *, progress: Progress | None = None, **options: object) -> Source:
+    """Find a model and wait until all of its files are there."""
+    told = SharedProgress(progress or Silent())
+    source = find_source(model, progress=told, **options)
+    shards = source.open_checkpoint().shards
+    with source.files(shards) as files:
+        told.begin("waiting", 0)
+        for shard in shards:
+            files.fd(shard.path)
+    return source
 
 
 def refusal(model: str, **options: str) -> str:
@@ -52,6 +53,21 @@ def refusal(model: str, **options: str) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+class Told:
+    """Progress as it was told."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.done: list[int] = []
+
+    def begin(self, stage: str, total: int) -> None:
+        self.stages.append((stage, total))
+        self.done.append(0)
+
+    def advance(self, nbytes: int) -> None:
+        self.done[-1] += nbytes
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,7 +81,7 @@ def test_a_model_is_fetched_by_its_id(hub: HubServer, model: str) -> None:
     source = fetch(model)
     assert (source.repo_id, source.revision) == (model, commit)
     assert contents(source.folder) == SINGLE
-    assert list(open_checkpoint(source.folder).tensors) == ["a"]
+    assert list(source.open_checkpoint().tensors) == ["a"]
 
 
 @pytest.mark.parametrize("branch", ["v2", "refs/pr/1"])
@@ -89,7 +105,7 @@ def test_of_the_weights_only_the_shards_that_the_index_names_are_fetched(hub: Hu
     hub.commit("me/model", {**SHARDED, "consolidated.safetensors": b"x", "mtp.safetensors": b"x"})
     source = fetch("me/model")
     assert contents(source.folder) == SHARDED
-    assert list(open_checkpoint(source.folder).tensors) == ["a", "b"]
+    assert list(source.open_checkpoint().tensors) == ["a", "b"]
 
 
 def test_weights_in_other_formats_are_not_fetched(hub: HubServer) -> None:
@@ -177,7 +193,7 @@ def test_a_dropped_connection_is_one_error_and_a_new_run_keeps_whole_files(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     hub.commit("me/model", SHARDED)
-    hub.cut[SECOND] = 50
+    hub.cut[SECOND] = 300_000
     message = refusal("me/model")
     assert "the connection to" in message
     assert "run the command again, files that are complete are kept" in message
@@ -317,11 +333,11 @@ def test_a_cache_that_takes_no_more_is_one_error(
 
 def test_progress_counts_the_bytes_of_all_files(hub: HubServer) -> None:
     hub.commit("me/model", SINGLE)
-    calls: list[tuple[int, int]] = []
-    fetch("me/model", progress=lambda done, total: calls.append((done, total)))
-    total = len(SINGLE["model.safetensors"]) + len(SINGLE["tokenizer.json"])
-    assert calls[-1] == (total, total)
-    assert calls == sorted(calls)
+    told = Told()
+    fetch("me/model", progress=told)
+    small, shard = len(SINGLE["tokenizer.json"]), len(SINGLE["model.safetensors"])
+    assert told.stages == [("downloading", small), ("fetching and waiting", shard)]
+    assert told.done == [small, shard]
 
 
 def test_nothing_is_printed(hub: HubServer, capfd: pytest.CaptureFixture[str]) -> None:
@@ -333,8 +349,9 @@ def test_nothing_is_printed(hub: HubServer, capfd: pytest.CaptureFixture[str]) -
 def test_a_new_process_goes_by_its_environment(hub: HubServer, tmp_path: Path) -> None:
     commit = hub.commit("me/model", SINGLE, private=True)
     hub.readers.add("hf_reader")
-    program = "from emp_llm.hub import fetch; print(fetch('me/model').revision)"
+    program = "import test_hub; print(test_hub.fetch('me/model').revision)"
     environment = {**os.environ, **hub.environment(tmp_path / "other"), "HF_TOKEN": "hf_reader"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
 
     def run(**more: str) -> str:
         command = [sys.executable, "-c", program]

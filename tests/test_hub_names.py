@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from emp_llm.errors import CheckpointError, OptionError
-from emp_llm.hub import Source, fetch
+from emp_llm.hub import Source, find_source
+from emp_llm.progress import SharedProgress, Silent
 
 
 @pytest.fixture(autouse=True)
@@ -15,9 +16,13 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
+def find(model: str, **options: object) -> Source:
+    return find_source(model, progress=SharedProgress(Silent()), **options)
+
+
 def refusal(model: str) -> str:
     with pytest.raises(CheckpointError) as caught:
-        fetch(model)
+        find(model)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -26,12 +31,17 @@ def refusal(model: str) -> str:
 def test_a_local_folder_is_used_as_it_is(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "me" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert fetch("me/model") == Source(Path("me/model"))
+    assert find("me/model") == Source(Path("me/model"))
 
 
 def test_a_local_folder_has_no_revision(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="is a local folder"):
-        fetch(str(tmp_path), revision="main")
+        find(str(tmp_path), revision="main")
+
+
+def test_a_local_folder_is_not_discarded(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="is a local folder, which is never deleted"):
+        find(str(tmp_path), discard=True)
 
 
 @pytest.mark.parametrize("model", ["./x", "../x", "/none/x", "~/none/x", "a/b/c", ".x", "x/y/"])

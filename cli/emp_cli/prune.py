@@ -37,6 +37,13 @@ def prune(
         typer.Option("--format", help="Smaller, or an ordinary checkpoint with zeros in it."),
     ] = "packed",
     revision: Revision = None,
+    discard_source: Annotated[
+        bool,
+        typer.Option(
+            "--discard-source",
+            help="Delete each shard that is downloaded for this from the cache once it is pruned.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     threads: Threads = None,
     push_to_hub: Annotated[
@@ -76,6 +83,7 @@ def prune(
             out,
             options,
             revision=revision,
+            discard_source=discard_source,
             overwrite=overwrite,
             threads=threads,
             progress=progress,

@@ -1,0 +1,335 @@
+"""One repository of the Hugging Face Hub, fetched into the Hub's own cache.
+
+    config and index → the small files → the shards' headers, and later each shard
+
+Only what a pruned checkpoint is made from is downloaded: the safetensors that transformers would
+load and the small files, not the same weights in other formats. What is in the cache is taken from
+there.
+"""
+
+import glob
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from emp_llm.checkpoint import (
+    CONFIG_NAME,
+    Shard,
+    choose_weights,
+    is_small_file,
+    read_index,
+    read_json_object,
+)
+from emp_llm.errors import CheckpointError, HubError
+from emp_llm.hub_errors import AGAIN, check_room, explained
+from emp_llm.progress import SharedProgress
+from emp_llm.safetensors_header import Header, read_header, read_header_by
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils.tqdm import tqdm
+
+__all__ = ["IN_WORK", "DownloadStoppedError", "Repository"]
+
+IN_WORK = 2
+"""Shards that are on disk at once where they are discarded: one worked on, one that arrives."""
+
+_FIRST_LOOK = 128 << 10  # the headers of most shards are shorter
+_TRIES = 5
+_COUNT_BYTES = {"snapshot_download", "http_get", "xet_get"}
+
+
+class DownloadStoppedError(Exception):
+    """A download was told to stop."""
+
+
+class Repository:
+    """A repository, and the way to it.
+
+    Args:
+        repo_id: Its name.
+        token: Access token; None takes the one logged in with, False none.
+        progress: Told of what is fetched.
+    """
+
+    def __init__(self, repo_id: str, token: str | bool | None, progress: SharedProgress) -> None:
+        self._repo_id = repo_id
+        self._token = token
+        self._progress = progress
+        self._commit: str | None = None
+
+    def fetch_all_but_data(
+        self, revision: str | None, *, discard: bool
+    ) -> tuple[Path, dict[str, Header]]:
+        """Fetch all of a checkpoint but the data of the shards that are not in the cache.
+
+        Args:
+            revision: Branch, tag or commit; the default branch if None.
+            discard: Whether the disk need only hold the shards in work.
+
+        Returns:
+            The snapshot's folder in the cache, and the headers of those shards by file name.
+
+        Raises:
+            HubError: If the Hub or the way to it refuses, the repository holds no safetensors or
+                damaged ones, or the disk has no room for what is missing.
+        """
+        folder = self._snapshot(revision, [CONFIG_NAME, "*.safetensors.index.json"])
+        self._commit = folder.name
+        sizes = self._sizes(folder)
+        shards, others = self._choose(folder, sizes)
+        to_come = [name for name in shards if not (folder / name).is_file()]
+        missing = [name for name in others if not (folder / name).is_file()]
+        at_once = sorted(sizes[name] for name in to_come)[-IN_WORK if discard else 0 :]
+        nbytes = sum(sizes[name] for name in missing)
+        if missing or to_come:
+            check_room(folder, nbytes + sum(at_once))
+        if missing:
+            report = _Report(self._progress.advance)
+            self._progress.begin("downloading", nbytes)
+            self._snapshot(self._commit, [glob.escape(name) for name in missing], report)
+        for name in sorted({*shards, *others}.difference(to_come)):
+            self._check_size(folder, name, sizes[name])
+        return folder, {name: self._remote_header(name, sizes[name]) for name in to_come}
+
+    def expect(self, shards: Collection[Shard]) -> None:
+        """These shards will be downloaded: tell the progress how much is to come."""
+        self._progress.expect(sum(shard.header.file_size for shard in shards))
+
+    def download(self, shard: Shard, stopped: Callable[[], bool]) -> bool:
+        """Download a shard into the cache.
+
+        Args:
+            shard: One that was not there when its header was read.
+            stopped: Asked now and then whether to stop.
+
+        Returns:
+            Whether it was downloaded; False if it has come there in some other way.
+
+        Raises:
+            DownloadStoppedError: If it was stopped.
+            HubError: If the Hub or the way to it refuses, or the file is not the one expected.
+        """
+        from huggingface_hub import hf_hub_download
+
+        report = _Report(self._progress.fetched, stopped)
+        with explained(self._repo_id, self._commit):
+            hf_hub_download(
+                self._repo_id,
+                shard.name,
+                revision=self._commit,
+                token=self._token,
+                tqdm_class=_bar_class(report),
+            )
+        self._progress.fetched(shard.header.file_size - report.done)
+        self._check_size(shard.path.parent, shard.name, shard.header.file_size)
+        self._check_header(shard)
+        return report.began
+
+    def discard(self, path: Path) -> None:
+        """Delete a downloaded file from the cache: the snapshot's link and what it leads to.
+
+        Raises:
+            HubError: If it cannot be deleted.
+        """
+        try:
+            blob = path.parent / path.readlink() if path.is_symlink() else None
+            path.unlink()
+            if blob is not None and blob.is_symlink():
+                _discard_shared(blob)
+            elif blob is not None:
+                blob.unlink()
+        except OSError as error:
+            raise HubError(
+                f"{path}: cannot be deleted: {error.strerror}; leave out --discard-source"
+            ) from error
+
+    def _snapshot(
+        self, revision: str | None, patterns: list[str], report: "_Report | None" = None
+    ) -> Path:
+        """Download what matches and is not in the cache; return the snapshot's folder in it."""
+        from huggingface_hub import snapshot_download
+
+        with explained(self._repo_id, revision):
+            return Path(
+                snapshot_download(
+                    self._repo_id,
+                    revision=revision,
+                    token=self._token,
+                    allow_patterns=patterns,
+                    tqdm_class=_bar_class(report or _Report(lambda _nbytes: None)),
+                )
+            )
+
+    def _sizes(self, folder: Path) -> dict[str, int]:
+        """Every file of the repository with its bytes; offline, as far as the cache knows them."""
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+        try:
+            tree = get_cached_repo_tree(self._repo_id, revision=self._commit)
+        except CachedRepoTreeNotFoundError:
+            paths = [path for path in folder.rglob("*") if path.is_file()]
+            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+        return {file.path: file.size for file in tree}
+
+    def _choose(self, folder: Path, names: Collection[str]) -> tuple[list[str], list[str]]:
+        """Choose the shards and the other files that a pruned checkpoint is made from, by path."""
+        if CONFIG_NAME not in names:
+            raise HubError(
+                f"{self._repo_id} has no {CONFIG_NAME}, so it is no transformers model: "
+                "give another repository or revision"
+            )
+        try:
+            config = read_json_object(folder / CONFIG_NAME)
+            beside = [name for name in names if "/" not in name]
+            weights = choose_weights(config, beside, self._repo_id)
+            is_index = weights.endswith(".json")
+            shards = set(read_index(folder / weights)[0].values()) if is_index else {weights}
+        except CheckpointError as error:
+            raise HubError(f"{self._repo_id}: {error}") from error
+        needed = {CONFIG_NAME, weights, *shards}
+        absent = sorted(needed.difference(names))
+        if absent:
+            raise HubError(
+                f"{self._repo_id}: {absent[0]} is missing, in the repository or, offline, in the "
+                f"cache ({len(absent)} of {len(needed)} files): go online or give another revision"
+            )
+        small = {name for name in names if is_small_file(PurePosixPath(name))}
+        return sorted(shards), sorted(needed.union(small).difference(shards))
+
+    def _check_size(self, folder: Path, name: str, size: int) -> None:
+        """Refuse a damaged file: huggingface_hub takes what is in its cache for whole."""
+        found = (folder / name).stat().st_size
+        if found != size:
+            raise HubError(
+                f"{self._repo_id}: {name} is {found:,} bytes in the cache and {size:,} on the "
+                f"Hub: delete {(folder / name).resolve()}, then {AGAIN}"
+            )
+
+    def _check_header(self, shard: Shard) -> None:
+        """Refuse a shard that is not what was planned for."""
+        try:
+            same = read_header(shard.path) == shard.header
+        except CheckpointError:
+            same = False
+        if not same:
+            raise HubError(
+                f"{self._repo_id}: {shard.name} has another header in the cache than on the Hub: "
+                f"delete {shard.path.resolve()}, then {AGAIN}"
+            )
+
+    def _remote_header(self, name: str, size: int) -> Header:
+        head = b""
+
+        def read(start: int, stop: int) -> bytes:
+            nonlocal head
+            if len(head) < min(stop, size):
+                head = self._read_head(name, min(max(stop, _FIRST_LOOK), size))
+            return head[start:stop]
+
+        try:
+            return read_header_by(read, name, size)
+        except CheckpointError as error:
+            raise (
+                error if isinstance(error, HubError) else HubError(f"{self._repo_id}: {error}")
+            ) from error
+
+    def _read_head(self, name: str, nbytes: int) -> bytes:
+        """The first bytes of a file on the Hub, as often tried as a download is."""
+        from huggingface_hub import errors
+
+        with explained(self._repo_id, self._commit):
+            for _ in range(_TRIES - 1):
+                try:
+                    return self._get_head(name, nbytes)
+                except errors.HfHubHTTPError:
+                    raise
+                except errors.HTTPError:  # type: ignore[attr-defined]  # the connection broke
+                    time.sleep(1)
+            return self._get_head(name, nbytes)
+
+    def _get_head(self, name: str, nbytes: int) -> bytes:
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+            http_stream_backoff,
+        )
+
+        wanted = {"Range": f"bytes=0-{nbytes - 1}", "Accept-Encoding": "identity"}
+        head = bytearray()
+        with http_stream_backoff(
+            "GET",
+            hf_hub_url(self._repo_id, name, revision=self._commit),
+            headers=build_hf_headers(token=self._token) | wanted,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            retry_on_exceptions=(),  # what breaks off in the middle cannot be retried there
+        ) as response:
+            hf_raise_for_status(response)
+            for chunk in response.iter_bytes():
+                head += chunk
+                if len(head) > nbytes:  # a mirror that knows no ranges sends the whole file
+                    break
+        return bytes(head[:nbytes])
+
+
+def _discard_shared(blob: Path) -> None:
+    """Delete a link into the store that all of the cache shares, and what only it leads to."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import DeleteCacheStrategy  # type: ignore[attr-defined]
+
+    nothing: frozenset[Path] = frozenset()
+    DeleteCacheStrategy(
+        expected_freed_size=0,
+        blobs=frozenset({blob}),
+        refs=nothing,
+        repos=nothing,
+        snapshots=nothing,
+        cache_dir=Path(constants.HF_HUB_CACHE),
+    ).execute()
+
+
+class _Report:
+    """Counts what downloads have done, and passes it on.
+
+    Attributes:
+        done: Bytes that came.
+        began: Whether any download has begun.
+    """
+
+    def __init__(
+        self, advance: Callable[[int], None], stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.done = 0
+        self.began = False
+        self.stopped = stopped
+        self._advance = advance
+
+    def add(self, nbytes: int) -> None:
+        self.done += nbytes
+        self._advance(nbytes)
+
+
+def _bar_class(report: _Report) -> "type[tqdm]":
+    """Make a progress bar for huggingface_hub that draws nothing and tells the report."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: object, name: str | None = None, **kwargs: object) -> None:
+            # others count files, or what is on the wire, which may be compressed
+            kind = (name or "").removeprefix("huggingface_hub.")
+            self._counts = kind in _COUNT_BYTES
+            self._can_raise = kind == "http_get"  # the others are called by threads of hf_xet
+            report.began |= self._counts
+            kwargs["disable"] = True
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts:
+                report.add(int(n or 0))
+            if self._can_raise and report.stopped():
+                raise DownloadStoppedError
+            return None
+
+    return Bar
