@@ -1,0 +1,75 @@
+"""What `import emp_llm` does to transformers, in new processes, and what is there without it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import bits, load
+from expected_targets import EXPECTED
+from loading import load_model
+
+import emp_llm
+
+TinyModel = Callable[..., Path]
+
+NAME = EXPECTED["llama"].mlp[0]
+
+
+def run(program: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_importing_emp_llm_imports_neither_torch_nor_transformers() -> None:
+    program = (
+        "import sys, emp_llm\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'numba', 'accelerate', 'huggingface_hub'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    assert run(program).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "before", ["", "import transformers", "import transformers.modeling_utils"]
+)
+def test_plain_from_pretrained_loads_a_packed_folder_whichever_was_imported_first(
+    pruned_model: TinyModel, tmp_path: Path, before: str
+) -> None:
+    program = (
+        f"{before}\n"
+        "import emp_llm, sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        f"torch.save(model.get_parameter({NAME!r}).data, sys.argv[2])\n"
+    )
+    result = run(program, pruned_model("llama"), tmp_path / "weights.pt")
+    assert result.returncode == 0, result.stderr
+    expected = load(pruned_model("llama", output_format="dense"))[NAME]
+    assert bits(torch.load(tmp_path / "weights.pt")) == bits(expected)
+
+
+def test_without_emp_llm_a_packed_folder_is_an_error_and_its_dense_twin_loads(
+    pruned_model: TinyModel, tmp_path: Path
+) -> None:
+    packed = pruned_model("llama")
+    emp_llm.densify(load_model("llama", packed)).save_pretrained(tmp_path / "dense")
+    program = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[2])\n"
+        f"torch.save(model.get_parameter({NAME!r}).data, sys.argv[3])\n"
+        "assert not any(name.split('.')[0].startswith('emp') for name in sys.modules)\n"
+        "try:\n"
+        "    AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "except Exception as error:\n"
+        "    print('refused', type(error).__name__, error)\n"
+        "else:\n"
+        "    print('loaded')\n"
+    )
+    result = run(program, packed, tmp_path / "dense", tmp_path / "weights.pt")
+    assert result.stdout.startswith("refused"), result.stderr
+    assert bits(torch.load(tmp_path / "weights.pt")) == bits(load(tmp_path / "dense")[NAME])
+    assert "mismatch" in result.stdout + result.stderr
