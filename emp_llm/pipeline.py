@@ -70,18 +70,23 @@ class _Run:
         progress: Advance | None,
         abandon: Callable[[], None],
     ) -> None:
+        self.workers = [
+            threading.Thread(target=self.work, name=f"emp-{i}", daemon=True) for i in range(threads)
+        ]
         self.pieces: Iterator[tuple[int, Piece]] = iter(enumerate(pieces))
         self.progress = progress
         self.abandon = abandon
-        self.working = threads
+        self.working = self.ended = 0
         self.pulling = threading.Lock()
         self.turn = threading.Condition()
         self.next_turn = 0
         self.failure: BaseException | None = None
 
     def work(self) -> None:
-        workspace = Workspace()
+        with self.turn:
+            self.working += 1
         try:
+            workspace = Workspace()
             while (numbered := self.pull()) is not None:
                 number, piece = numbered
                 result = piece.compute(workspace)
@@ -95,6 +100,7 @@ class _Run:
         finally:
             with self.turn:
                 self.working -= 1
+                self.ended += 1
                 self.turn.notify_all()
 
     def pull(self) -> tuple[int, Piece] | None:
@@ -123,12 +129,21 @@ class _Run:
         self.abandon()
 
     def wait(self) -> None:
-        """Wait until no thread works any more.
+        """Wait until no thread works any more, and none will.
 
-        Not by joining them: a thread whose join was interrupted counts as ended.
+        After a failure, those that have not begun end at once. Threads are not joined before: one
+        whose join was interrupted counts as ended.
         """
         with self.turn:
-            self.turn.wait_for(lambda: not self.working)
+            self.turn.wait_for(
+                lambda: (
+                    not self.working
+                    and (self.failure is not None or self.ended == len(self.workers))
+                )
+            )
+        for worker in self.workers:
+            if worker.is_alive():
+                worker.join()
 
 
 class _StoppedError(Exception):
@@ -155,19 +170,14 @@ def run_pieces(
         BaseException: The first failure of a piece, or KeyboardInterrupt; all threads have ended.
     """
     run = _Run(pieces, threads, progress, abandon)
-    workers = [
-        threading.Thread(target=run.work, name=f"emp-{i}", daemon=True) for i in range(threads)
-    ]
-    for worker in workers:
-        worker.start()
     try:
+        for worker in run.workers:
+            worker.start()
         run.wait()
     except BaseException as interruption:
         run.stop(interruption)
         with suppress(KeyboardInterrupt):
             run.wait()
         raise
-    for worker in workers:
-        worker.join()
     if run.failure is not None:
         raise run.failure
