@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         OptionError,
         OutputError,
     )
+    from emp_llm.integration.adapters import merge_adapter
     from emp_llm.integration.configs import EmpConfig
     from emp_llm.integration.saving import densify
+    from emp_llm.integration.training import KeepSparsity, SparsityHold
     from emp_llm.options import PruneOptions
     from emp_llm.pruning import inspect, prune
     from emp_llm.pushing import push
@@ -33,13 +35,16 @@ __all__ = [
     "EmpError",
     "FormatError",
     "HubError",
+    "KeepSparsity",
     "OptionError",
     "OutputError",
     "PruneOptions",
+    "SparsityHold",
     "densify",
     "effective_number",
     "inspect",
     "keep_mask",
+    "merge_adapter",
     "prune",
     "push",
     "unpack",
@@ -50,11 +55,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "EmpConfig": "integration.configs",
+    "KeepSparsity": "integration.training",
     "PruneOptions": "options",
+    "SparsityHold": "integration.training",
     "densify": "integration.saving",
     "effective_number": "rule",
     "inspect": "pruning",
     "keep_mask": "rule",
+    "merge_adapter": "integration.adapters",
     "prune": "pruning",
     "push": "pushing",
     "unpack": "unpacking",

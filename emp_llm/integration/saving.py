@@ -5,7 +5,8 @@ conversions that it was loaded with. The ones here do so too, and pack those ten
 pruned or packed before. A tensor's planes share one buffer, which keeps them in one shard.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -39,6 +40,7 @@ __all__ = [
     "conversions_of",
     "densify",
     "record",
+    "saved_as_in_memory",
     "set_conversions",
 ]
 
@@ -125,6 +127,26 @@ class PackingPlainWeights(PackingConverter):
         return _PackingPlainWeights(self.original, self.record)
 
 
+class _AsInMemory(PackingPlainWeights):
+    """Changes nothing, and remembers how the model is saved otherwise."""
+
+    __slots__ = ("config", "conversions")
+
+    def __init__(
+        self,
+        record: Record,
+        conversions: list[WeightTransform],
+        config: Any,  # noqa: ANN401 (a PackedConfig; whatever the model's config holds)
+    ) -> None:
+        super().__init__(record)
+        self.conversions = conversions
+        self.config = config
+
+    def reverse_transform(self) -> WeightTransform:
+        """Itself: no parameter has a name that it knows."""
+        return self
+
+
 class _Packing(WeightConverter):
     __slots__ = ("record",)
 
@@ -193,6 +215,7 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
             f"this {type(model).__name__} would not be saved packed: it was neither loaded from a "
             "packed checkpoint nor pruned by EmpConfig"
         )
+    _save_as_before(model)
     ordinary = [
         conversion.original if isinstance(conversion, PackingConverter) else conversion
         for conversion in conversions_of(model)
@@ -201,6 +224,37 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     set_conversions(model, ordinary)
     del model.config.quantization_config
     return model
+
+
+@contextmanager
+def saved_as_in_memory(model: PreTrainedModel) -> Iterator[None]:
+    """Have a model save its parameters as they are, under their own names, for a while.
+
+    transformers' ``Trainer`` reads its checkpoints back without any conversion: neither what is
+    packed nor what the model fuses (experts) would get back into the model.
+
+    Args:
+        model: A model with a record.
+    """
+    known = record(model)
+    assert known is not None  # noqa: S101 (see Args)
+    _save_as_before(model)
+    mine = _AsInMemory(known, conversions_of(model), model.config.quantization_config)
+    set_conversions(model, [mine])
+    del model.config.quantization_config
+    try:
+        yield
+    finally:
+        # Unless somebody else has taken over since, as after a training that was interrupted.
+        if mine in conversions_of(model):
+            _save_as_before(model)
+
+
+def _save_as_before(model: PreTrainedModel) -> None:
+    for conversion in conversions_of(model):
+        if isinstance(conversion, _AsInMemory):
+            set_conversions(model, conversion.conversions)
+            model.config.quantization_config = conversion.config
 
 
 def _renaming(model: PreTrainedModel) -> Callable[[str], str]:
