@@ -341,7 +341,7 @@ def test_a_good_load_after_a_failed_one_is_as_any_other(
 # Tensor parallelism
 
 
-@pytest.mark.parametrize("split", [{"tp_size": 2}, {"fsdp_size": 2}])
+@pytest.mark.parametrize("split", [{"tp_size": 2}, {"tp_size": 1, "fsdp_size": 2}])
 @pytest.mark.parametrize("way", ["pruned", "unpacked"])
 def test_weights_split_over_processes_are_refused_with_the_reason(
     tiny_model: TinyModel, pruned_model: TinyModel, way: str, split: dict[str, Any]

@@ -17,8 +17,10 @@ from emp_llm import EmpConfig, FormatError, densify, unpack
 
 TinyModel = Callable[..., Path]
 
-# what the Hub's client hands to httpx2 to upload
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:httpx2")
+# how the Hub's client hands files to httpx and httpx2
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -47,11 +47,14 @@ class Placement:
 
     Attributes:
         device_map: As transformers has it by now; None for the CPU.
+        shapes: Each parameter's shape by its name.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.device_map: dict[str, Any] | None = None
-        self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        state = model.state_dict()
+        self.shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._dtypes = {name: tensor.dtype for name, tensor in state.items()}
         self._prefix = f"{model.base_model_prefix}."
         dtype = model.config.dtype  # by now that of the model, whatever was asked for
         self._plan: dict[str, torch.dtype] = (
@@ -223,9 +226,23 @@ class FedConverter(WeightConverter):
     def convert(self, layer_name: str, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
         """As the original does."""
         sources = {name for names in self.layer_targets.values() for name in names}
-        made: dict[str, torch.Tensor] = super().convert(layer_name, *args, **kwargs)
+        made: dict[str, Any] = super().convert(layer_name, *args, **kwargs)
         self.feed.note(sources, made, kwargs.get("loading_info"))
+        self._report_misfits(made, kwargs.get("loading_info"))
         return made
+
+    def _report_misfits(self, made: dict[str, Any], loading_info: Any) -> None:  # noqa: ANN401
+        """Take out tensors of another shape than their parameter's, as transformers does.
+
+        While there is a quantizer, transformers 5.17 puts in place whatever it is given.
+        """
+        for name, value in list(made.items()):
+            shape = (value[0] if isinstance(value, list) else value).shape
+            expected = self.feed.placement.shapes.get(name, shape)
+            if shape != expected:
+                del made[name]
+                loading_info.missing_keys.discard(name)
+                loading_info.mismatched_keys.add((name, shape, expected))
 
 
 class FedPlainWeights(FedConverter):

@@ -260,8 +260,11 @@ class PackedQuantizer(_Quantizer):
 
 def _refuse_parallel(model: PreTrainedModel) -> None:
     config = getattr(model.config, "distributed_config", None)
-    sizes = {kind: getattr(config, name, None) or 1 for name, kind in _PARALLELISM.items()}
-    kinds = [f"{kind} (over {size} processes)" for kind, size in sizes.items() if size > 1]
+    kinds = [
+        f"{kind} (over {size} processes)"
+        for name, kind in _PARALLELISM.items()
+        if (size := getattr(config, name, None) or 1) > 1
+    ]
     if kinds:
         raise OptionError(
             f"{kinds[0]} splits weights as they are read, but a row is pruned and unpacked as a "
