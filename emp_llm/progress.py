@@ -9,20 +9,20 @@ __all__ = ["Progress", "SharedProgress", "Silent"]
 class Progress(Protocol):
     """Told of stages of work and of their advance, by one thread at a time."""
 
-    def begin(self, stage: str, total: int) -> None:
-        """A stage begins, of so many bytes."""
+    def begin(self, stage: str, total: int, unit: str = "B") -> None:
+        """A stage begins, of so many bytes or of what else is counted, named in the plural."""
 
-    def advance(self, nbytes: int) -> None:
-        """So many bytes of the stage are done."""
+    def advance(self, count: int) -> None:
+        """So many bytes, or what is counted in their place, of the stage are done."""
 
 
 class Silent:
     """Progress that nobody sees."""
 
-    def begin(self, stage: str, total: int) -> None:
+    def begin(self, stage: str, total: int, unit: str = "B") -> None:
         """Nothing."""
 
-    def advance(self, nbytes: int) -> None:
+    def advance(self, count: int) -> None:
         """Nothing."""
 
 

@@ -22,6 +22,7 @@ from transformers import (
 from emp_llm import perplexity as module
 from emp_llm.errors import OptionError
 from emp_llm.perplexity import perplexity
+from emp_llm.texts import Text
 
 DEMO = Path(__file__).parents[1] / "demo"
 WORDS = ["<s>", "the", "weights", "say", "how", "many", "é"]
@@ -240,6 +241,75 @@ def test_the_result_is_frozen(model, tokenizer):
         result.tokens = 0
 
 
+def test_gptq_scores_full_blocks_only(model, tokenizer):
+    ids = ids_of(TEXT)
+    losses = [mean_loss(model, ids[0:4]), mean_loss(model, ids[4:8])]
+
+    result = perplexity(model, tokenizer, TEXT, context=4, protocol="gptq")
+
+    assert result.perplexity == pytest.approx(math.exp(sum(losses) / 2), rel=1e-6)
+    assert (result.tokens, result.protocol) == (8, "gptq")
+
+
+def test_gptqs_bits_are_spread_over_the_bytes_of_its_blocks(model, tokenizer):
+    ids = ids_of(TEXT)
+    nats = 3 * mean_loss(model, ids[0:4]) + 3 * mean_loss(model, ids[4:8])
+
+    result = perplexity(model, tokenizer, TEXT, context=4, protocol="gptq")
+
+    nbytes = len("the weights say how many the é weights".encode())
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / nbytes, rel=1e-6)
+
+
+def test_without_offsets_bytes_are_shared_out_by_tokens(monkeypatch, model, tokenizer):
+    """Eight of ten tokens: 36 of the 46 characters, one of them of two bytes."""
+    whole = perplexity(model, tokenizer, TEXT, context=4, protocol="gptq").bits_per_byte
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+
+    result = perplexity(model, tokenizer, TEXT, context=4, protocol="gptq")
+
+    assert result.bits_per_byte == pytest.approx(whole * 39 / 37, rel=1e-9)
+
+
+def test_a_text_can_limit_its_blocks(model, tokenizer):
+    result = perplexity(model, tokenizer, Text("c4", TEXT, 1), context=4, protocol="gptq")
+
+    assert result.tokens == 4
+    assert result.nats_per_token == pytest.approx(mean_loss(model, ids_of(TEXT)[:4]), rel=1e-6)
+
+
+def test_gptq_refuses_a_text_shorter_than_a_block(model, tokenizer):
+    with pytest.raises(OptionError, match=r"text is 10 tokens long, shorter than .*block of 11"):
+        perplexity(model, tokenizer, TEXT, context=11, protocol="gptq")
+
+
+def test_an_unknown_protocol_is_refused(model, tokenizer):
+    with pytest.raises(OptionError, match="protocol is 'wanda'; choose one of paper, gptq"):
+        perplexity(model, tokenizer, TEXT, context=4, protocol="wanda")
+
+
+def test_the_tokenizer_of_a_larger_model_is_refused(model, tokenizer):
+    tokenizer.add_tokens(["new"])
+
+    with pytest.raises(OptionError, match="token 7 for text, the model has 7 embeddings"):
+        perplexity(model, tokenizer, "the new", context=4)
+
+
+def test_progress_is_told_in_tokens_block_by_block(model, tokenizer):
+    told = []
+
+    class Told:
+        def begin(self, stage, total, unit="B"):
+            told.append((stage, total, unit))
+
+        def advance(self, count):
+            told.append(count)
+
+    perplexity(model, tokenizer, Text("short", TEXT), context=4, progress=Told())
+
+    assert told == [("perplexity of short", 10, "tokens"), 4, 4, 2]
+
+
 def test_importing_the_module_imports_neither_torch_nor_transformers():
     code = "import sys, emp_llm.perplexity; print({'torch', 'transformers'} & set(sys.modules))"
 
@@ -257,6 +327,40 @@ def test_the_demo_model_predicts_the_demo_text_as_only_a_trained_model_can():
     result = perplexity(model, tokenizer, text, context=256)
 
     assert result.perplexity < 60
+
+
+@pytest.mark.parametrize("protocol", ["paper", "gptq"])
+def test_both_protocols_agree_with_a_computation_step_by_step(protocol):
+    """From the logits on in float64, one token after the other, as the papers' scripts do it."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "model")
+    model = AutoModelForCausalLM.from_pretrained(DEMO / "model", dtype=torch.float32)
+    text = (DEMO / "text.txt").read_text(encoding="utf-8")[:6_000]
+    ids = torch.tensor(tokenizer(text)["input_ids"])
+    full, rest = divmod(len(ids), 256)
+    assert full > 2
+    assert rest > 1
+    means, sizes, bits = [], [], 0.0
+    for start in range(0, len(ids), 256):
+        block = ids[start : start + 256]
+        if protocol == "gptq" and len(block) < 256:
+            continue
+        with torch.no_grad():
+            logits = model(block[None]).logits[0].double()
+        total = 0.0
+        for position in range(len(block) - 1):
+            scores = logits[position].exp()
+            total -= (scores[block[position + 1]] / scores.sum()).log().item()
+        means.append(total / (len(block) - 1))
+        sizes.append(len(block))
+        bits += total / math.log(2)
+    nats = sum(n * mean for n, mean in zip(sizes, means, strict=True)) / sum(sizes)
+    scored = text if protocol == "paper" else tokenizer.decode(ids[: full * 256])
+
+    result = perplexity(model, tokenizer, text, context=256, protocol=protocol)
+
+    assert result.perplexity == pytest.approx(math.exp(nats), rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(bits / len(scored.encode()), rel=1e-5)
+    assert result.tokens == sum(sizes)
 
 
 def test_the_demo_tokenizer_gives_the_demo_text_back():

@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
 
 from emp_llm.errors import EmpError
 from emp_llm.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 __all__ = ["INTERRUPTED", "Clock", "command", "print_json", "shown_progress"]
 
@@ -100,56 +103,63 @@ def shown_progress() -> Iterator[Progress]:
 class _Bar:
     def __init__(self) -> None:
         from rich.console import Console
+
+        self._console = Console(stderr=True)
+        # until it is known how much there is to do
+        self._status = self._console.status("reading the structure of the model")
+        self._status.start()
+        self._progress: RichProgress | None = None
+
+    def begin(self, stage: str, total: int, unit: str = "B") -> None:
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            MofNCompleteColumn,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
         from rich.progress import Progress as RichProgress
 
-        console = Console(stderr=True)
-        # until it is known how much there is to do
-        self._status = console.status("reading the structure of the model")
-        self._status.start()
+        self.stop()
+        amounts = (
+            (DownloadColumn(), TransferSpeedColumn())
+            if unit == "B"
+            else (MofNCompleteColumn(), TextColumn(unit))
+        )
         self._progress = RichProgress(
             TextColumn("{task.description:>11}"),
             BarColumn(bar_width=None),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            *amounts,
             TimeRemainingColumn(compact=True),
-            console=console,
+            console=self._console,
             transient=True,
         )
-
-    def begin(self, stage: str, total: int) -> None:
-        self._status.stop()
-        for task in self._progress.task_ids:
-            self._progress.remove_task(task)
         self._task = self._progress.add_task(stage, total=total)
         self._progress.start()
 
-    def advance(self, nbytes: int) -> None:
-        self._progress.advance(self._task, nbytes)
+    def advance(self, count: int) -> None:
+        if self._progress is not None:
+            self._progress.advance(self._task, count)
 
     def stop(self) -> None:
         self._status.stop()
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
 
 class _Lines:
     def __init__(self) -> None:
-        self._stage, self._total, self._done = "", 0, 0
+        self._stage, self._total, self._done, self._unit = "", 0, 0, "B"
         self._began = self._told = 0.0
 
-    def begin(self, stage: str, total: int) -> None:
-        self._stage, self._total, self._done = stage, total, 0
+    def begin(self, stage: str, total: int, unit: str = "B") -> None:
+        self._stage, self._total, self._done, self._unit = stage, total, 0, unit
         self._began = self._told = time.monotonic()
-        typer.echo(f"{stage} {_gigabytes(total)}", err=True)
+        typer.echo(f"{stage} {self._amount(total)}", err=True)
 
-    def advance(self, nbytes: int) -> None:
-        self._done += nbytes
+    def advance(self, count: int) -> None:
+        self._done += count
         now = time.monotonic()
         if now - self._told < _LINE_SECONDS or not self._done:
             return
@@ -157,13 +167,12 @@ class _Lines:
         rate = self._done / (now - self._began)
         left = max(self._total - self._done, 0) / rate
         typer.echo(
-            f"{self._stage}: {self._done / max(self._total, 1):.0%} of {_gigabytes(self._total)}, "
-            f"{_gigabytes(int(rate))}/s, {left:.0f} s left",
+            f"{self._stage}: {self._done / max(self._total, 1):.0%} of "
+            f"{self._amount(self._total)}, {self._amount(int(rate))}/s, {left:.0f} s left",
             err=True,
         )
 
+    def _amount(self, number: int) -> str:
+        from emp_cli.tables import count, size
 
-def _gigabytes(nbytes: int) -> str:
-    from emp_cli.tables import size
-
-    return size(nbytes)
+        return size(number) if self._unit == "B" else f"{count(number)} {self._unit}"
