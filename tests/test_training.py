@@ -13,7 +13,7 @@ from loading import load_model, state
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, TrainerCallback
 
-from emp_llm import CheckpointError, KeepSparsity, OptionError
+from emp_llm import CheckpointError, KeepSparsity, OptionError, densify
 
 FP32, BF16 = torch.float32, torch.bfloat16
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -247,6 +247,42 @@ def test_an_interrupted_training_can_go_on(tiny_model, tmp_path):
     assert not any(lost_zeros(before, state(model)).values())
     trainer.save_model(str(tmp_path / "tuned"))
     assert "quantization_config" in config(tmp_path / "tuned")
+
+
+class Release(TrainerCallback):
+    """Has the callback of another training let go while this one goes on."""
+
+    def __init__(self, other):
+        self.other = other
+
+    def on_step_begin(self, *_args, **_kwargs):
+        self.other.release()
+
+
+def test_another_trainer_takes_over_from_one_that_was_interrupted(tiny_model, tmp_path):
+    model = pruned_model("llama", tiny_model("llama"))
+    before = state(model)
+    first = KeepSparsity()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(model, tmp_path / "first", [first, Stop()]).train()
+    trainer = make_trainer(model, tmp_path / "second", [KeepSparsity(), Release(first)])
+    trainer.train()
+    assert not any(lost_zeros(before, state(model)).values())
+    assert "quantization_config" not in config(tmp_path / "second" / "checkpoint-3")
+    trainer.save_model(str(tmp_path / "tuned"))
+    assert "quantization_config" in config(tmp_path / "tuned")
+
+
+def test_an_interrupted_training_leaves_a_model_that_can_be_densified(tiny_model, tmp_path):
+    model = pruned_model("mixtral", tiny_model("mixtral"))
+    keep = KeepSparsity()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(model, tmp_path / "training", [keep, Stop()]).train()
+    densify(model)
+    keep.release()
+    model.save_pretrained(tmp_path / "dense")
+    assert "quantization_config" not in config(tmp_path / "dense")
+    assert load(tmp_path / "dense").keys() == load(tiny_model("mixtral")).keys()
 
 
 def test_a_checkpoint_that_lost_its_zeros_is_not_resumed_from(tiny_model, tmp_path):

@@ -246,7 +246,7 @@ def saved_as_in_memory(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         # Unless somebody else has taken over since, as after a training that was interrupted.
-        if mine in conversions_of(model):
+        if any(conversion is mine for conversion in conversions_of(model)):
             _save_as_before(model)
 
 
