@@ -7,9 +7,10 @@ import pytest
 import torch
 from architectures import save_tiny_model
 from arriving import layer
-from checkpoints import DOWN, F, H, files, llama_config, mlp, write_checkpoint
+from checkpoints import DOWN, F, H, Tensors, files, llama_config, mlp, write_checkpoint
 from hub_server import HubServer
 from hub_uploads import UploadHub, User
+from loading import load_model, logits, state
 
 from emp_llm import PruneOptions, prune
 
@@ -55,6 +56,24 @@ def pruned_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel
             source = tiny_model(architecture, dtype, sharded=sharded)
             prune(source, folder, PruneOptions(output_format=output_format))
             made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def expected_model(pruned_model: TinyModel) -> Callable[..., tuple[Tensors, torch.Tensor]]:
+    """The state and logits of the dense checkpoints that `pruned_model` makes, loaded plainly."""
+    made: dict[tuple[str, torch.dtype, bool], tuple[Tensors, torch.Tensor]] = {}
+
+    def make(
+        architecture: str, dtype: torch.dtype = torch.bfloat16, *, sharded: bool = False
+    ) -> tuple[Tensors, torch.Tensor]:
+        key = (architecture, dtype, sharded)
+        if key not in made:
+            folder = pruned_model(architecture, dtype, sharded=sharded, output_format="dense")
+            model = load_model(architecture, folder)
+            made[key] = state(model), logits(model)
         return made[key]
 
     return make

@@ -46,24 +46,25 @@ class Traces:
     """What loading could leave behind in a process: threads, open files, changed settings."""
 
     def __init__(self) -> None:
-        gc.collect()
-        self._now = self._look()
+        self._before = self._look()
 
-    def left(self) -> dict[str, Any]:
+    def left(self) -> set[str]:
         """What was not there before."""
-        gc.collect()
-        found = self._look()
-        return {key: found[key] for key in found if found[key] != self._now[key]}
+        if self._look() - self._before:
+            gc.collect()  # what only an error's traceback has held goes with it
+        return self._look() - self._before
 
     @staticmethod
-    def _look() -> dict[str, Any]:
-        files = sorted(
-            str(link.readlink())
+    def _look() -> set[str]:
+        files = {
+            f"{link.name} {link.readlink()}"
             for link in Path("/proc/self/fd").iterdir()
             if link.is_symlink() and str(link.readlink()).endswith(".safetensors")
-        )
-        threads = sorted(
-            thread.name for thread in threading.enumerate() if thread.name.startswith("emp")
-        )
-        settings = {name: value for name, value in os.environ.items() if name.startswith("HF_")}
-        return {"files": files, "threads": threads, "settings": settings}
+        }
+        threads = {
+            f"{thread.name} {thread.ident}"
+            for thread in threading.enumerate()
+            if thread.name.startswith("emp")
+        }
+        settings = {f"{name}={value}" for name, value in os.environ.items() if name[:3] == "HF_"}
+        return files | threads | settings

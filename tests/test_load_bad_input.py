@@ -27,7 +27,7 @@ def nothing_left() -> Iterator[None]:
     """No thread, no open file and no changed setting is left, whatever failed."""
     traces = Traces()
     yield
-    assert traces.left() == {}
+    assert traces.left() == set()
 
 
 @pytest.fixture
@@ -235,8 +235,10 @@ def test_a_quantized_checkpoint_is_not_pruned(tiny_model: TinyModel, tmp_path: P
 # The checkpoint
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("granularity", ["row", "layer", "model"])
+@pytest.mark.parametrize(
+    ("granularity", "value"),
+    [("row", float("nan")), ("layer", float("inf")), ("model", float("-inf"))],
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_target_that_is_not_finite_is_named_with_its_row(
     tiny_model: TinyModel, tmp_path: Path, architecture: str, granularity: Any, value: float

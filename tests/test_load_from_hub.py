@@ -119,7 +119,7 @@ def test_what_does_not_exist_is_named_with_what_to_do(
         AutoModelForCausalLM.from_pretrained(repo, revision=revision, **given)
     for reason in reasons:
         assert reason in str(caught.value)
-    assert traces.left() == {}
+    assert traces.left() == set()
 
 
 def test_a_damaged_shard_of_a_repository_is_named(hub: HubServer, pruned_model: TinyModel) -> None:

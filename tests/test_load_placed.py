@@ -170,5 +170,5 @@ def test_another_dtype_reaches_the_disk(
 def test_offloading_leaves_no_open_file_and_no_thread(place: Any, tmp_path: Path) -> None:
     traces = Traces()
     found = place("llama", device_map=PARTLY_ON_DISK["llama"], offload_folder=tmp_path / "disk")
-    assert traces.left() == {}
+    assert traces.left() == set()
     assert logits(found).shape == (1, 8, 32)

@@ -54,12 +54,13 @@ def assert_same_model(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_model_pruned_while_it_is_loaded_is_the_pruned_checkpoint_loaded(
-    tiny_model: TinyModel, pruned_model: TinyModel, architecture: str, dtype: Any, sharded: bool
+    tiny_model: TinyModel, expected_model: Any, architecture: str, dtype: Any, sharded: bool
 ) -> None:
     source = tiny_model(architecture, dtype, sharded=sharded)
-    dense = pruned_model(architecture, dtype, sharded=sharded, output_format="dense")
     model = load_model(architecture, source, quantization_config=EmpConfig())
-    assert_same_model(model, load_model(architecture, dense))
+    weights, said = expected_model(architecture, dtype, sharded=sharded)
+    assert differing(state(model), weights) == []
+    assert torch.equal(logits(model), said)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -81,7 +82,7 @@ def test_what_is_left_is_what_the_rule_in_float64_keeps(
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "t5", "mixtral", "gpt-oss"])
+@pytest.mark.parametrize("architecture", ["gpt2", "t5", "mixtral", "gpt-oss"])
 def test_every_option_means_what_it_means_to_the_command(
     tiny_model: TinyModel, tmp_path: Path, architecture: str, options: dict[str, Any]
 ) -> None:
@@ -193,7 +194,7 @@ def test_every_setting_and_file_is_as_before_after_loading(tiny_model: TinyModel
     source = tiny_model("mixtral", sharded=True)
     traces = Traces()
     model = load_model("mixtral", source, quantization_config=EmpConfig())
-    assert traces.left() == {}
+    assert traces.left() == set()
     assert zeros(model, "model.layers.0.mlp.experts.down_proj") > 0
 
 

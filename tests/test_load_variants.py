@@ -74,13 +74,12 @@ def assert_same(pair: tuple[Any, Any]) -> None:
 CASTS = [(was, now) for was in DTYPES for now in DTYPES if was != now]
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
 @pytest.mark.parametrize(("was", "now"), CASTS, ids=[f"{was} as {now}" for was, now in CASTS])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "t5", "mixtral", "gpt-oss", "llama4"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "t5", "mixtral", "gpt-oss"])
 def test_another_dtype_is_cast_to_after_the_mask_was_decided(
-    both: Any, architecture: str, was: str, now: str, sharded: bool
+    both: Any, architecture: str, was: str, now: str
 ) -> None:
-    assert_same(both(architecture, DTYPES[was], sharded=sharded, dtype=DTYPES[now]))
+    assert_same(both(architecture, DTYPES[was], sharded=True, dtype=DTYPES[now]))
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float16", torch.float32, None])
