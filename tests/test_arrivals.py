@@ -4,6 +4,8 @@ The server and the reads of the source wait for each other where a test is about
 the same time; what waits in vain fails the test.
 """
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -169,3 +171,14 @@ def test_a_folder_has_nothing_to_fetch(local: Path, tmp_path: Path) -> None:
     prune(local, tmp_path / "out", progress=told)
     assert told.stages == [("pruning", 4 * 3 * H * F * 2 + 4 * 400_000)]
     assert told.done == [total for _, total in told.stages]
+
+
+def test_a_folder_brings_nothing_along_that_only_the_hub_or_the_structure_needs(
+    local: Path,
+) -> None:
+    program = (
+        "import sys, emp_llm; emp_llm.inspect(sys.argv[1]); "
+        "print({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program, local]
+    assert subprocess.check_output(command, text=True) == "set()\n"
