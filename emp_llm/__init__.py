@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         OptionError,
         OutputError,
     )
+    from emp_llm.evaluating import EvalOptions, evaluate
     from emp_llm.integration.adapters import merge_adapter
     from emp_llm.integration.configs import EmpConfig
     from emp_llm.integration.saving import densify
@@ -33,6 +34,7 @@ __all__ = [
     "CheckpointError",
     "EmpConfig",
     "EmpError",
+    "EvalOptions",
     "FormatError",
     "HubError",
     "KeepSparsity",
@@ -42,6 +44,7 @@ __all__ = [
     "SparsityHold",
     "densify",
     "effective_number",
+    "evaluate",
     "inspect",
     "keep_mask",
     "merge_adapter",
@@ -55,11 +58,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "EmpConfig": "integration.configs",
+    "EvalOptions": "evaluating",
     "KeepSparsity": "integration.training",
     "PruneOptions": "options",
     "SparsityHold": "integration.training",
     "densify": "integration.saving",
     "effective_number": "rule",
+    "evaluate": "evaluating",
     "inspect": "pruning",
     "keep_mask": "rule",
     "merge_adapter": "integration.adapters",

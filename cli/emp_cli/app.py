@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from emp_cli.eval import evaluate
 from emp_cli.inspect import inspect
 from emp_cli.prune import prune
 from emp_cli.push import push
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 for command in (prune, inspect, unpack, verify, push):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def _show_version(wanted: bool) -> None:

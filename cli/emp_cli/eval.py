@@ -1,0 +1,153 @@
+"""``emp-llm eval``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from emp_cli.arguments import Json, Model, Revision
+from emp_cli.console import Clock, command, print_json, shown_progress
+
+if TYPE_CHECKING:
+    from emp_llm.evaluating import Evaluation, Figure
+
+__all__ = ["evaluate"]
+
+_DEFAULT_TEXT = "wikitext2"
+
+
+def _batch_size(value: str) -> int | None:
+    """``auto`` is None."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise typer.BadParameter("is neither auto nor a number from 1 on")
+    return int(value)
+
+
+@command
+def evaluate(
+    model: Model,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="DENSE", help="Measure this model too, and tell the difference."),
+    ] = None,
+    perplexity: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="wikitext2, ptb, c4, a file, or DATASET[:CONFIG[:SPLIT]] of the Hub; "
+            "repeatable. wikitext2, if neither this nor --tasks is given.",
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK,…",
+            help="Tasks or groups of lm-eval; paper7 are the seven of the EMP paper. Repeatable.",
+        ),
+    ] = None,
+    protocol: Annotated[
+        Literal["paper", "gptq"],
+        typer.Option(help="Perplexity with the last, partial block, or of full blocks only."),
+    ] = "paper",
+    context: Annotated[int, typer.Option(min=2, help="Tokens in a block of perplexity.")] = 2048,
+    include_path: Annotated[
+        Path | None, typer.Option(help="A folder of YAML files with more tasks.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question of a task.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first questions of each task.")
+    ] = None,
+    batch_size: Annotated[
+        str, typer.Option(metavar="N|auto", help="Answers that are scored together.")
+    ] = "1",
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        typer.Option(help="What the weights are made; auto leaves them as they are."),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda[:N]", help="auto takes all GPUs there are.")
+    ] = "auto",
+    revision: Revision = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Add the figures to the model's folder and card.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure perplexity and zero-shot accuracy, alone or beside the dense model."""
+    batch = _batch_size(batch_size)
+    clock = Clock()
+    from emp_llm.evaluating import EvalOptions
+    from emp_llm.evaluating import evaluate as run
+
+    names = [name.strip() for part in tasks or () for name in part.split(",") if name.strip()]
+    options = EvalOptions(
+        texts=tuple(perplexity or (() if names else (_DEFAULT_TEXT,))),
+        tasks=tuple(names),
+        protocol=protocol,
+        context=context,
+        dtype=dtype,
+        device=device,
+        include_path=include_path,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=batch,
+    )
+    if save:
+        from emp_llm.evaluation_saving import check_can_save, save_results
+
+        check_can_save(model)
+    with shown_progress() as progress:
+        found = run(model, options, against=against, revision=revision, progress=progress)
+    if as_json:
+        print_json(found.to_dict() | clock.to_dict())
+    else:
+        _show(found)
+    if save:
+        save_results(model, found.results())
+        typer.echo(f"{model}: figures added to emp_eval.json and README.md", err=as_json)
+
+
+def _show(found: "Evaluation") -> None:
+    from emp_cli.tables import show
+
+    options = found.options
+    how = [f"protocol {options.protocol}, context {options.context}"] if options.texts else []
+    how += [f"first {options.limit} questions"] if options.limit and options.tasks else []
+    title = f"{found.model.model}  {', '.join([*how, found.model.dtype])}"
+    rows = [_row(figure) for figure in found.figures()]
+    header = ["data", "figure", "value", "± s.e."]
+    if found.against is not None:
+        title += f"\nagainst {found.against.model}"
+        header = ["data", "figure", "model", "± s.e.", "against", "± s.e.", "difference"]
+        rows = [
+            (*row, *_compared(figure)) for row, figure in zip(rows, found.figures(), strict=True)
+        ]
+    width = len(header)
+    if not any(figure.stderr is not None for figure in found.figures()):
+        keep = [i for i in range(width) if header[i] != "± s.e."]
+    else:
+        keep = list(range(width))
+    show(title, [header[i] for i in keep], ([row[i] for i in keep] for row in rows), left=2)
+
+
+def _row(figure: "Figure") -> tuple[str, ...]:
+    return figure.subject, figure.metric, _number(figure.value), _error(figure.stderr)
+
+
+def _compared(figure: "Figure") -> Iterator[str]:
+    yield "" if figure.against is None else _number(figure.against)
+    yield _error(figure.against_stderr)
+    yield "" if figure.difference is None else f"{figure.difference:+.4f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"
+
+
+def _error(stderr: float | None) -> str:
+    return "" if stderr is None else f"{stderr:.4f}"

@@ -1,0 +1,194 @@
+"""A model that is to be evaluated: found, proved whole where it is packed, and loaded.
+
+name → folder, fetched if it is of the Hub → packed? verified → from_pretrained
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from emp_llm.checkpoint import CONFIG_NAME, read_json_object
+from emp_llm.companions import REPORT_NAME
+from emp_llm.errors import CheckpointError, EmpError, OptionError
+from emp_llm.hub import Source, find_source
+from emp_llm.hub_errors import first_line
+from emp_llm.loading import auto_class, is_packed
+from emp_llm.progress import SharedProgress
+from emp_llm.verification import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from emp_llm.progress import Progress
+
+__all__ = ["Dtype", "Found", "check_device", "find_model", "load_model"]
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A model that is there.
+
+    Attributes:
+        name: What the user called it.
+        source: Where it lies; all of it is there.
+        config: The content of its ``config.json``.
+        packed: Whether it is packed.
+    """
+
+    name: str
+    source: Source
+    config: dict[str, Any]
+    packed: bool
+
+
+def find_model(
+    model: str | os.PathLike[str], *, revision: str | None = None, progress: Progress
+) -> Found:
+    """Find a model, fetch it if it is one of the Hub, and verify it if it is packed.
+
+    A packed folder without a report, as `save_pretrained` writes it, is checked when it is loaded.
+
+    Raises:
+        CheckpointError: If it is no causal language model that can be loaded; HubError if the Hub
+            refuses.
+        FormatError: If it is packed and not as it was written.
+        OptionError: If a revision is given for a local folder.
+    """
+    told = SharedProgress(progress)
+    source = find_source(model, revision=revision, progress=told)
+    if not (source.folder / CONFIG_NAME).is_file():
+        source.open_checkpoint()  # says what it is instead
+    config = read_json_object(source.folder / CONFIG_NAME)
+    if config.get("architectures") and auto_class(config) not in _CLASSES:
+        raise CheckpointError(
+            f"{os.fspath(model)}: is a {config['architectures'][0]}; perplexity and tasks are "
+            "measured on models that predict the next token: give one of those"
+        )
+    if source.to_come:
+        _fetch(source, told)
+    packed = is_packed(config)
+    if packed and (source.folder / REPORT_NAME).is_file():
+        verify(source.folder, progress=progress)
+    return Found(name=os.fspath(model), source=source, config=config, packed=packed)
+
+
+def _fetch(source: Source, progress: SharedProgress) -> None:
+    shards = source.open_checkpoint().shards
+    with source.files(shards) as files:
+        progress.begin("reading", 0)
+        for shard in shards:
+            files.fd(shard.path)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        OptionError: If it is none of auto, cpu, cuda and cuda:N, or this machine has none such.
+    """
+    import torch
+
+    kind, colon, number = device.partition(":")
+    if device in ("auto", "cpu"):
+        return
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise OptionError(f"device is {device!r}; choose one of auto, cpu, cuda and cuda:0")
+    count = torch.cuda.device_count()
+    if int(number or 0) >= count:
+        raise OptionError(
+            f"device is {device!r}; torch {torch.__version__} sees {count} CUDA devices here: "
+            "choose auto or cpu"
+        )
+
+
+def load_model(
+    found: Found, *, dtype: Dtype, device: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer.
+
+    Args:
+        found: The model.
+        dtype: What its weights are made; ``auto`` leaves them as they are stored.
+        device: ``auto`` (all GPUs as accelerate spreads it, else the CPU), ``cpu``, ``cuda`` or
+            ``cuda:N``.
+
+    Raises:
+        CheckpointError: If transformers does not load it, or makes up some of its weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+    loaders = {"AutoModelForImageTextToText": AutoModelForImageTextToText}
+    loader: Any = loaders.get(auto_class(found.config), AutoModelForCausalLM)
+    if device == "auto":
+        device_map: str | dict[str, str] | None = "auto" if torch.cuda.is_available() else None
+    else:
+        device_map = {"": device}
+    folder = found.source.folder
+    with _silent_transformers():
+        with _explained(found.name, "its tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        with _explained(found.name, "it"):
+            model, info = loader.from_pretrained(
+                folder,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                device_map=device_map,
+                output_loading_info=True,
+            )
+    made_up = sorted(info["missing_keys"])
+    if made_up:
+        raise CheckpointError(
+            f"{found.name}: has no weights for {made_up[0]!r} ({len(made_up)} missing), which "
+            "transformers has made up at random: give a checkpoint with all of its weights"
+        )
+    _check_tokenizer(found.name, model, tokenizer)
+    return model, tokenizer
+
+
+@contextmanager
+def _explained(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except EmpError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        raise CheckpointError(
+            f"{name}: transformers does not load {what}: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Log errors only, and draw the bar of loading on a terminal only."""
+    import transformers.utils.logging
+
+    logging: Any = transformers.utils.logging
+    level, drawn = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if drawn:
+            logging.enable_progress_bar()
+
+
+def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
+    if tokenizer.vocab_size > embeddings:  # tokens that were added later do not count
+        raise CheckpointError(
+            f"{name}: its tokenizer has {tokenizer.vocab_size} tokens, the model {embeddings} "
+            "embeddings: it is the tokenizer of another model, put the model's own in the folder"
+        )

@@ -1,0 +1,79 @@
+"""The figures of an evaluation, added to the folder of the model and to its card."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from emp_llm.card import write_card
+from emp_llm.checkpoint import CONFIG_NAME, read_json_object
+from emp_llm.companions import CARD_NAME, REPORT_NAME, write_json
+from emp_llm.errors import OptionError, OutputError
+from emp_llm.evaluation import EVAL_NAME, TaskResult, read_results
+from emp_llm.loading import is_packed
+
+__all__ = ["check_can_save", "save_results"]
+
+
+def check_can_save(folder: str | os.PathLike[str]) -> None:
+    """See that figures could be added to a folder, before any work is done for them.
+
+    Raises:
+        OptionError: If it is no folder that emp-llm wrote.
+        OutputError: If it cannot be written to.
+        FormatError: If the figures that it has are malformed.
+    """
+    path = Path(folder)
+    if not (path / CONFIG_NAME).is_file():
+        raise OptionError(
+            f"{path}: is no folder of a model, so there is nowhere to save to: download or prune "
+            "it to a folder first, or leave save out"
+        )
+    if not (path / REPORT_NAME).is_file() and not is_packed(read_json_object(path / CONFIG_NAME)):
+        raise OptionError(
+            f"{path}: was not written by emp-llm, and its card is not emp-llm's to change: leave "
+            "save out"
+        )
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path}: cannot be written to; leave save out, or copy the folder")
+    read_results(path)
+
+
+def save_results(folder: str | os.PathLike[str], results: Iterable[TaskResult]) -> None:
+    """Add figures to a folder's ``emp_eval.json`` and to its card.
+
+    A figure takes the place of an older one of the same task, data set and metric; how it was
+    measured is part of the metric's name. Each of the two files is whole at any time.
+
+    Raises:
+        OptionError: If it is no folder that emp-llm wrote.
+        OutputError: If it cannot be written to.
+        FormatError: If the figures that it has are malformed.
+    """
+    check_can_save(folder)
+    path = Path(folder)
+    merged = {(one.task, one.dataset, one.metric): one for one in read_results(path)}
+    merged |= {(one.task, one.dataset, one.metric): one for one in results}
+    content = {"results": [asdict(one) for one in merged.values()]}
+    card, report = path / CARD_NAME, path / REPORT_NAME
+    read = read_json_object(report) if report.is_file() else None
+    try:
+        _replace(path / EVAL_NAME, lambda new: write_json(new, content))
+        _replace(card, lambda new: write_card(new, card, read))
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or path}: cannot be written: {error.strerror}; free some space or "
+            "copy the folder elsewhere"
+        ) from error
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file beside the old one and put it in its place."""
+    new = path.with_name(f".{path.name}.unfinished")
+    try:
+        write(new)
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
