@@ -168,8 +168,8 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if name.endswith((ROWS_SUFFIX, META_SUFFIX)):
             raise CheckpointError(
-                f"tensor {name!r} has a name that only a packed tensor's planes can have: rename "
-                "it, or write --format dense"
+                f"{name!r} is the name of a packed tensor's plane: the checkpoint is packed; run "
+                "'emp-llm unpack' on it or prune its dense source"
             )
 
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightTransform
@@ -34,7 +34,7 @@ from emp_llm.safetensors_header import TensorEntry, read_header
 from emp_llm.selection import select
 from emp_llm.structure import find_places, land
 from emp_llm.target import Target
-from emp_llm.targets import decide
+from emp_llm.targets import decide, decide_targets
 
 __all__ = ["PackedQuantizer", "PruningQuantizer"]
 
@@ -159,6 +159,11 @@ class _Quantizer(HfQuantizer):
         return True
 
 
+class _Rule(TypedDict):
+    targets: str
+    ignore: tuple[str, ...]
+
+
 class PruningQuantizer(_Quantizer):
     """Prunes every target as it is loaded."""
 
@@ -174,13 +179,13 @@ class PruningQuantizer(_Quantizer):
         tensors = {name: (entry.dtype, entry.shape) for name, (_, entry) in entries.items()}
         shapes = {name: shape for name, (_, shape) in tensors.items()}
         self._landings = land(model, shapes, copy.deepcopy(conversions))
-        decisions = decide(
-            str(self._shards[0].path.parent),
-            tensors,
-            self._landings,
-            targets=options.targets,
-            ignore=options.ignore,
-        )
+        folder = self._shards[0].path.parent
+        rule: _Rule = {"targets": options.targets, "ignore": options.ignore}
+        if options.granularity == "model":
+            # One group is all that the checkpoint's own model has, though this one may have less.
+            decisions = decide_targets(folder, tensors, **rule)
+        else:
+            decisions = decide(str(folder), tensors, self._landings, **rule)
         self._targets = {
             name: Target.of(*entries[name], transposed=decision.transposed)
             for name, decision in decisions.items()
@@ -193,11 +198,12 @@ class PruningQuantizer(_Quantizer):
         }, []
 
     def _check_loaded(self, model: PreTrainedModel) -> None:  # noqa: ARG002
-        passed = [name for name in self._targets if name not in self._feed.delivered]
+        wanted = {name for name in self._targets if self._landings[name] is not None}
+        passed = sorted(wanted - self._feed.delivered)
         if passed:
             raise CheckpointError(
                 f"{passed[0]!r} was loaded without being pruned ({len(passed)} of "
-                f"{len(self._targets)} targets): transformers renames it in a way that emp-llm "
+                f"{len(wanted)} targets): transformers renames it in a way that emp-llm "
                 "does not know; prune the checkpoint with `emp-llm prune` and load the result"
             )
 
@@ -245,7 +251,8 @@ class PackedQuantizer(_Quantizer):
             raise FormatError(
                 f"{self._shards[0].path.parent}: has no weights for {missing[0]!r} and "
                 f"{len(missing) - 1} other linear layers of {type(model).__name__}, which "
-                "transformers has made up at random: download or prune the checkpoint again"
+                "transformers has made up at random: download or prune the checkpoint again, or "
+                "load it with the config that it came with"
             )
 
     def _packed_before(self) -> dict[str, PackedBefore]:
