@@ -141,6 +141,23 @@ def test_a_model_with_a_head_is_loaded_from_a_checkpoint_of_the_body_alone(
     assert len(packed) == len(EXPECTED[architecture].mlp)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "loader", "changes"),
+    [("t5", "T5EncoderModel", {}), ("llama", "LlamaForCausalLM", {"num_hidden_layers": 1})],
+)
+def test_what_a_part_of_the_model_leaves_out_belongs_to_its_one_group(
+    tiny_model: TinyModel, tmp_path: Path, architecture: str, loader: str, changes: dict[str, int]
+) -> None:
+    source = tiny_model(architecture)
+    prune(source, tmp_path / "out", PruneOptions(granularity="model", output_format="dense"))
+    part = getattr(transformers, loader)
+    expected = part.from_pretrained(tmp_path / "out", **changes)
+    found = part.from_pretrained(
+        source, quantization_config=EmpConfig(granularity="model"), **changes
+    )
+    assert not differing(state(found), state(expected))
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_another_head_is_new_and_the_rest_as_in_the_checkpoint(
     both: Any, architecture: str
