@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
+    from emp_llm.controls.comparison import compare
     from emp_llm.errors import (
         CheckpointError,
         EmpError,
@@ -42,6 +43,7 @@ __all__ = [
     "OutputError",
     "PruneOptions",
     "SparsityHold",
+    "compare",
     "densify",
     "effective_number",
     "evaluate",
@@ -62,6 +64,7 @@ _HOMES = {
     "KeepSparsity": "integration.training",
     "PruneOptions": "options",
     "SparsityHold": "integration.training",
+    "compare": "controls.comparison",
     "densify": "integration.saving",
     "effective_number": "rule",
     "evaluate": "evaluating",

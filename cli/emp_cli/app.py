@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from emp_cli.compare import compare
 from emp_cli.eval import evaluate
 from emp_cli.inspect import inspect
 from emp_cli.prune import prune
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prune, inspect, unpack, verify, push):
+for command in (prune, inspect, unpack, verify, push, compare):
     app.command()(command)
 app.command("eval")(evaluate)
 

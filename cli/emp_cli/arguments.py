@@ -1,12 +1,15 @@
 """Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 __all__ = [
     "Beta",
+    "Context",
+    "Device",
+    "Dtype",
     "GranularityOption",
     "Ignore",
     "Json",
@@ -14,6 +17,7 @@ __all__ = [
     "Out",
     "Overwrite",
     "Private",
+    "Protocol",
     "Revision",
     "Targets",
     "Threads",
@@ -53,5 +57,17 @@ Threads = Annotated[
 ]
 Private = Annotated[
     bool, typer.Option("--private", help="Make the repository private, if it is made.")
+]
+Protocol = Annotated[
+    Literal["paper", "gptq"],
+    typer.Option(help="Perplexity with the last, partial block, or of full blocks only."),
+]
+Context = Annotated[int, typer.Option(min=2, help="Tokens in a block of perplexity.")]
+Dtype = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32"],
+    typer.Option(help="What the weights are made; auto leaves them as they are."),
+]
+Device = Annotated[
+    str, typer.Option(metavar="auto|cpu|cuda[:N]", help="auto takes all GPUs there are.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]

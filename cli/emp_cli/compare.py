@@ -1,0 +1,148 @@
+"""``emp-llm compare``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emp_cli.arguments import (
+    Context,
+    Device,
+    Dtype,
+    Ignore,
+    Json,
+    Model,
+    Protocol,
+    Revision,
+    Targets,
+)
+from emp_cli.console import Clock, command, print_json, shown_progress
+
+if TYPE_CHECKING:
+    from emp_llm.controls.costs import Comparison, Cost
+
+__all__ = ["compare"]
+
+_NAMES = {
+    "dense": "dense",
+    "emp": "EMP",
+    "magnitude-row": "uniform rows",
+    "magnitude-layer": "uniform layers",
+    "pq-index": "PQ index",
+    "random": "random",
+}
+
+
+@command
+def compare(
+    model: Model,
+    text: Annotated[
+        str,
+        typer.Option(
+            "--perplexity",
+            metavar="TEXT",
+            help="wikitext2, ptb, c4, a file, or DATASET[:CONFIG[:SPLIT]] of the Hub.",
+            show_default=False,
+        ),
+    ],
+    betas: Annotated[
+        str, typer.Option(metavar="LIST", help="EMP's multipliers, with commas between.")
+    ] = "0.5,0.75,1,1.25",
+    targets: Targets = "mlp",
+    ignore: Ignore = None,
+    protocol: Protocol = "paper",
+    context: Context = 2048,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of the first random run.")] = 0,
+    random_runs: Annotated[
+        int, typer.Option(min=0, help="Random runs for each β; 0 to leave them out.")
+    ] = 3,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw it, too.", show_default=False)
+    ] = None,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what EMP costs, and what other choices of as many weights cost."""
+    clock = Clock()
+    multipliers = _numbers(betas)
+    if plot is not None:
+        from emp_llm.controls.plot import check_plot
+
+        check_plot(plot)
+    import emp_llm
+    from emp_llm.texts import read_text
+
+    with shown_progress() as progress:
+        found = emp_llm.compare(
+            model,
+            read_text(text, protocol=protocol),
+            betas=multipliers,
+            targets=targets,
+            ignore=tuple(ignore or ()),
+            context=context,
+            protocol=protocol,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            random_runs=random_runs,
+            revision=revision,
+            progress=progress,
+        )
+    if plot is not None:
+        from emp_llm.controls.plot import save_plot
+
+        save_plot(found, plot)
+    if as_json:
+        print_json(found.to_dict() | clock.to_dict())
+        return
+    _show(found)
+    typer.echo(_conclusion(found))
+
+
+def _numbers(betas: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in betas.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{betas!r} is no list of numbers such as 0.5,1", param_hint="--betas"
+        ) from error
+
+
+def _show(found: "Comparison") -> None:
+    from emp_cli.tables import show
+
+    header = ("β", "method", "sparsity", "perplexity", "above dense", "above EMP")
+    settings = found.settings
+    title = (
+        f"{found.source['model']}  {settings['text']} in blocks of {settings['context']}, "
+        f"protocol {settings['protocol']}"
+    )
+    show(title, header, [_row(found, cost) for cost in found.costs], left=2)
+
+
+def _row(found: "Comparison", cost: "Cost") -> tuple[str, ...]:
+    leads = cost.beta is not None and cost.method == "emp"
+    return (
+        f"{cost.beta:g}" if leads else "",
+        _NAMES[cost.method],
+        f"{cost.sparsity:.2%}",
+        f"{cost.perplexity:,.2f}" + ("" if cost.deviation is None else f" ± {cost.deviation:,.2f}"),
+        "" if cost.beta is None else _share(cost.above(found.dense)),
+        "" if cost.beta is None or leads else _share(cost.above(found.emp(cost.beta))),
+    )
+
+
+def _share(share: float) -> str:
+    return f"{share:+.2%}" if share < 10 else f"× {share + 1:,.0f}"
+
+
+def _conclusion(found: "Comparison") -> str:
+    """At how many β the magnitudes' controls are worse than EMP, in one line each."""
+    lines = []
+    for method in ("magnitude-row", "magnitude-layer", "pq-index"):
+        costs = [cost for cost in found.costs if cost.method == method]
+        worse = sum(cost.above(found.emp(cost.beta)) > 0 for cost in costs)
+        lines.append(f"EMP beats {_NAMES[method]} at {worse} of {len(costs)} β")
+    return "\n".join(lines)

@@ -1,0 +1,188 @@
+"""What EMP costs, and what the same number of weights costs when they are chosen otherwise.
+
+    dense → for each β: EMP → at the number of weights that EMP keeps: every control
+
+One model is in memory at a time, and no second copy of its weights: each is loaded anew, pruned
+tensor by tensor on the way, so that every control starts from the checkpoint's own weights.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emp_llm.checkpoint import open_checkpoint
+from emp_llm.controls.choices import Choices
+from emp_llm.controls.costs import CONTROLS, Comparison, Control, Cost, Method
+from emp_llm.controls.loading import ChoiceConfig
+from emp_llm.controls.measuring import Bench
+from emp_llm.errors import OptionError
+from emp_llm.files import OpenFiles
+from emp_llm.hub import Source, find_source
+from emp_llm.integration.configs import EmpConfig
+from emp_llm.options import PruneOptions
+from emp_llm.perplexity import Protocol
+from emp_llm.pipeline import thread_count
+from emp_llm.progress import Progress, SharedProgress, Silent
+from emp_llm.pruning import inspect
+from emp_llm.target import Target
+from emp_llm.texts import Text
+
+__all__ = ["BETAS", "RANDOM_RUNS", "compare"]
+
+BETAS = (0.5, 0.75, 1.0, 1.25)
+RANDOM_RUNS = 3
+
+Report = Mapping[str, Any]
+
+
+def compare(
+    model: str | os.PathLike[str],
+    text: str | Text,
+    *,
+    betas: Sequence[float] = BETAS,
+    targets: str = "mlp",
+    ignore: Sequence[str] = (),
+    context: int = 2048,
+    protocol: Protocol = "paper",
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    random_runs: int = RANDOM_RUNS,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure what EMP costs in perplexity, and what other choices of as many weights cost.
+
+    For each β, EMP (groups are rows, scores are magnitudes) says how many weights of the targets
+    stay. Each control keeps the very same number of the very same tensors' weights:
+
+        magnitude-row     the largest of each row, of every row the same share
+        magnitude-layer   the largest of each matrix, of every matrix the same share
+        pq-index          the largest of each row, as many as the PQ index of Diao et al. gives it
+                          (see `emp_llm.controls.compressible`)
+        random            any of each row, of every row the same share
+
+    Counts are whole numbers whose sums are equal to the last weight; a weight that stays may be
+    zero itself. Weights are ranked in the checkpoint's dtype, and cast once they are pruned.
+
+    Args:
+        model: A folder, or a model of the Hugging Face Hub: a dense causal language model.
+        text: What the models predict.
+        betas: EMP's multipliers.
+        targets: As for `PruneOptions`.
+        ignore: As for `PruneOptions`.
+        context: As for `emp_llm.perplexity.perplexity`.
+        protocol: As for `emp_llm.perplexity.perplexity`.
+        dtype: What the models compute in, by torch's name; ``auto`` for the checkpoint's own.
+        device: ``auto`` (all GPUs there are, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: Of the first random run; the others count on from it.
+        random_runs: How often to prune at random for each β; 0 to leave it out.
+        revision: Branch, tag or commit of a model of the Hub.
+        token: Token for the Hub; by default the one that is logged in.
+        progress: Told how the work goes on.
+
+    Raises:
+        CheckpointError: If the model cannot be pruned; HubError if it cannot be fetched.
+        OptionError: If an option is out of its range.
+    """
+    rules = [PruneOptions(beta=b, targets=targets, ignore=tuple(ignore)) for b in betas]
+    _check(betas, seed, random_runs)
+    seeds = range(seed, seed + random_runs)
+    progress = progress or Silent()
+    source = find_source(model, revision=revision, token=token, progress=SharedProgress(progress))
+    folder = _fetched(source, SharedProgress(progress))
+    reports = [inspect(folder, rule, progress=progress) for rule in rules]
+    bench = Bench(
+        folder,
+        text,
+        context=context,
+        protocol=protocol,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+    )
+    choices = _choices(folder, reports[0], progress)
+    costs = [_dense(bench, reports[0])]
+    for rule, report in zip(rules, reports, strict=True):
+        costs += _emp_and_controls(bench, rule, report, choices, seeds)
+    return Comparison(
+        source={"model": source.repo_id or folder.resolve().name, "revision": source.revision},
+        settings={
+            "betas": list(betas),
+            "granularity": "row",
+            "targets": targets,
+            "ignore": list(ignore),
+            "seeds": list(seeds),
+        }
+        | bench.settings,
+        costs=costs,
+    )
+
+
+def _check(betas: Sequence[float], seed: int, random_runs: int) -> None:
+    if not betas or len(set(betas)) != len(betas):
+        raise OptionError(f"betas are {list(betas)}; give one or more, each once")
+    for name, number in (("seed", seed), ("random_runs", random_runs)):
+        if number < 0:
+            raise OptionError(f"{name} is {number}; give 0 or more")
+
+
+def _fetched(source: Source, progress: SharedProgress) -> Path:
+    """The folder of a checkpoint, with all its files in it."""
+    shards = source.open_checkpoint().shards
+    if source.to_come:
+        progress.begin("opening", 0)
+    with source.files(shards) as files:
+        for shard in shards:
+            files.fd(shard.path)
+            files.done(shard.path)
+    return source.folder
+
+
+def _choices(folder: Path, report: Report, progress: Progress) -> Choices:
+    tensors = open_checkpoint(folder).tensors
+    targets = [
+        Target.of(*tensors[name], transposed=fields["transposed"])
+        for name, fields in report["tensors"].items()
+        if fields["pruned"]
+    ]
+    progress.begin("measuring PQ index", sum(target.entry.nbytes for target in targets))
+    with OpenFiles() as files:
+        return Choices(targets, files, threads=thread_count(None), progress=progress.advance)
+
+
+def _dense(bench: Bench, report: Report) -> Cost:
+    weights = report["totals"]["targets"]["weights"]
+    measured = bench.measure("dense")
+    return Cost(method="dense", beta=None, weights=weights, kept=weights, runs=(measured,))
+
+
+def _emp_and_controls(
+    bench: Bench, rule: PruneOptions, report: Report, choices: Choices, seeds: Sequence[int]
+) -> Iterator[Cost]:
+    """The cost of EMP and, at the number of weights that it keeps, those of the controls."""
+    targets, ignore = rule.targets, rule.ignore
+    totals = report["totals"]["targets"]
+
+    def cost(method: Method, *ways: EmpConfig) -> Cost:
+        runs = tuple(bench.measure(f"{method}, β = {rule.beta:g}", way) for way in ways)
+        return Cost(
+            method=method,
+            beta=rule.beta,
+            weights=totals["weights"],
+            kept=totals["kept"],
+            runs=runs,
+        )
+
+    def control(name: Control, seed: int | None = None) -> EmpConfig:
+        choice = choices.choose(name, totals["kept"], seed)
+        return ChoiceConfig(choice, targets=targets, ignore=ignore)
+
+    yield cost("emp", EmpConfig(beta=rule.beta, targets=targets, ignore=ignore))
+    for name in CONTROLS:
+        if name != "random":
+            yield cost(name, control(name))
+        elif seeds:
+            yield cost(name, *(control(name, seed) for seed in seeds))
