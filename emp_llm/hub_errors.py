@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emp_llm.errors import HubError
 
-__all__ = ["AGAIN", "check_room", "explained", "first_line"]
+__all__ = ["AGAIN", "check_room", "explained", "first_line", "refusals"]
 
 AGAIN = "run the command again, files that are complete are kept"
 
@@ -21,17 +21,22 @@ def explained(repo_id: str, revision: str | None) -> Iterator[None]:
         repo_id: The repository that is asked for.
         revision: The branch, tag or commit that is asked for.
     """
-    from huggingface_hub import errors
-
-    refusals = (
-        OSError,
-        RuntimeError,  # of hf_xet
-        errors.HTTPError,  # type: ignore[attr-defined]  # httpx2's, or httpx's before 2.0
-    )
     try:
         yield
-    except refusals as error:
+    except refusals() as error:
         raise HubError(_explain(error, repo_id, revision)) from error
+
+
+def refusals(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
+    """What huggingface_hub raises where the Hub, or the way to it, refuses; and more."""
+    from huggingface_hub import errors
+
+    return (
+        OSError,
+        RuntimeError,  # of hf_xet, and around what an upload's thread raises
+        errors.HTTPError,  # type: ignore[attr-defined]  # httpx2's, or httpx's before 2.0
+        *more,
+    )
 
 
 def _explain(error: BaseException, name: str, revision: str | None) -> str:

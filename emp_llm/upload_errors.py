@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from emp_llm.errors import HubError
+from emp_llm.hub_errors import first_line, refusals
 
 __all__ = ["upload_explained"]
 
@@ -16,17 +17,9 @@ def upload_explained(repo_id: str, again: str) -> Iterator[None]:
         repo_id: The repository that is written to.
         again: What to do once the cause is gone.
     """
-    from huggingface_hub import errors
-
-    refusals = (
-        OSError,
-        RuntimeError,  # of hf_xet, and around what an upload's thread raises
-        ValueError,  # of a card's metadata
-        errors.HTTPError,  # type: ignore[attr-defined]  # httpx2's, or httpx's before 2.0
-    )
     try:
         yield
-    except refusals as error:
+    except refusals(ValueError) as error:  # of a card's metadata
         message = _explain(error, repo_id, again)
         if message is None:
             raise
@@ -63,7 +56,7 @@ def _explain(error: BaseException, name: str, again: str) -> str | None:
         case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
             return f"{error.filename}: {error.strerror}: mend that, then {again}"
     return (
-        f"{name}: the connection to {hub} failed ({_first_line(error)}): check the network, then "
+        f"{name}: the connection to {hub} failed ({first_line(error)}): check the network, then "
         f"{again}"
     )
 
@@ -89,7 +82,3 @@ def _explain_status(error: Exception, hub: str, again: str) -> str:
         case _ if status < 500:
             return f"the Hub refuses the upload with status {status}{told}: mend that, then {again}"
     return f"the Hub answered with status {status}{told}: wait some minutes, then {again}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -74,7 +74,7 @@ def test_ctrl_c_ends_a_run_soon_with_one_line_and_leaves_no_folder(
 ) -> None:
     status, lines, seconds = end(start("--threads", "3"), signal.SIGINT)
     assert status == 130
-    assert lines == ["interrupted: nothing was kept; run the command again"]
+    assert lines == ["interrupted: no output was kept; run the command again"]
     assert not (tmp_path / "out").exists()
     assert seconds < 4  # about half a second, on a machine with nothing else to do
 

@@ -42,7 +42,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             typer.echo(f"{type(error).__name__}: {error}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interruption:
-            typer.echo("interrupted: nothing was kept; run the command again", err=True)
+            typer.echo("interrupted: no output was kept; run the command again", err=True)
             raise typer.Exit(INTERRUPTED) from interruption
 
     return run
