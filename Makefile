@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit oldest clean
 
 demo: .venv/installed
 	$(BIN)/python demo/demo.py
 
-test: lint types unit
+test: lint types unit oldest
 
 lint: .venv/test-installed
 	$(BIN)/ruff check .
@@ -19,6 +19,10 @@ types: .venv/test-installed
 unit: .venv/test-installed
 	$(BIN)/pytest
 
+# What touches transformers and the Hub, once more on the oldest versions that are tested.
+oldest: .venv/oldest
+	PYTHONPATH=.venv/oldest $(BIN)/pytest tests/integration
+
 # torch first and by its exact pin: left to the resolver, a machine without a GPU pulls gigabytes of CUDA packages.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,6 +32,11 @@ unit: .venv/test-installed
 
 .venv/test-installed: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv/oldest: oldest-transformers.txt .venv/test-installed
+	rm -rf $@
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ -r $<
 	touch $@
 
 clean:
