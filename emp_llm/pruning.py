@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from emp_kernels.dispatch import load_backend
-from emp_kernels.numbers import FORMATS
 
 from emp_llm.card import write_card
 from emp_llm.checkpoint import Checkpoint, Shard
@@ -30,7 +29,6 @@ from emp_llm.companions import (
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import OptionError
 from emp_llm.files import OpenFiles
-from emp_llm.geometry import Geometry
 from emp_llm.hub import Source, find_source
 from emp_llm.options import PruneOptions
 from emp_llm.output_folder import OutputFolder
@@ -39,12 +37,10 @@ from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.prune_steps import CopyJob, MeasureJob, TargetJob, hash_name
 from emp_llm.report import TensorReport, build_report, rule_fields
-from emp_llm.safetensors_header import TensorEntry
 from emp_llm.selection import Selection, passes, select
 from emp_llm.shard_plan import ShardPlan, output_name
 from emp_llm.shard_writer import ShardWriter
 from emp_llm.target import Target
-from emp_llm.targets import Decision
 from emp_llm.targets_apart import TargetsQuestion
 
 __all__ = ["inspect", "prune"]
@@ -165,7 +161,7 @@ class _Run:
             self._decisions = question.answer()
         self._targets = {
             shard.name: [
-                _target(shard, entry, self._decisions[entry.name])
+                Target.of(shard, entry, transposed=self._decisions[entry.name].transposed)
                 for entry in shard.header.tensors
                 if self._decisions[entry.name].prune
             ]
@@ -291,10 +287,3 @@ class _Run:
             for name, (_, entry) in self._checkpoint.tensors.items()
         ]
         return build_report(tensors, self._options, origin)
-
-
-def _target(shard: Shard, entry: TensorEntry, decision: Decision) -> Target:
-    geometry = Geometry(
-        number_format=FORMATS[entry.dtype], shape=entry.shape, transposed=decision.transposed
-    )
-    return Target(shard, entry, geometry)
