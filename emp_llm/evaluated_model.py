@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from emp_llm.integration.configs import EmpConfig
     from emp_llm.progress import Progress
 
 __all__ = ["Dtype", "Found", "check_device", "find_model", "load_model"]
@@ -112,7 +113,7 @@ def check_device(device: str) -> None:
 
 
 def load_model(
-    found: Found, *, dtype: Dtype, device: str
+    found: Found, *, dtype: Dtype, device: str, pruning: EmpConfig | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer.
 
@@ -121,6 +122,7 @@ def load_model(
         dtype: What its weights are made; ``auto`` leaves them as they are stored.
         device: ``auto`` (all GPUs as accelerate spreads it, else the CPU), ``cpu``, ``cuda`` or
             ``cuda:N``.
+        pruning: How to prune it while it is loaded, if at all.
 
     Raises:
         CheckpointError: If transformers does not load it, or makes up some of its weights.
@@ -143,6 +145,7 @@ def load_model(
                 folder,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 device_map=device_map,
+                quantization_config=pruning,
                 output_loading_info=True,
             )
     made_up = sorted(info["missing_keys"])

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emp_cli.arguments import Json, Model, Revision
+from emp_cli.arguments import Context, Device, Dtype, Json, Model, Protocol, Revision
 from emp_cli.console import Clock, command, print_json, shown_progress
 
 if TYPE_CHECKING:
@@ -48,11 +48,8 @@ def evaluate(
             help="Tasks or groups of lm-eval; paper7 are the seven of the EMP paper. Repeatable.",
         ),
     ] = None,
-    protocol: Annotated[
-        Literal["paper", "gptq"],
-        typer.Option(help="Perplexity with the last, partial block, or of full blocks only."),
-    ] = "paper",
-    context: Annotated[int, typer.Option(min=2, help="Tokens in a block of perplexity.")] = 2048,
+    protocol: Protocol = "paper",
+    context: Context = 2048,
     include_path: Annotated[
         Path | None, typer.Option(help="A folder of YAML files with more tasks.")
     ] = None,
@@ -65,13 +62,8 @@ def evaluate(
     batch_size: Annotated[
         str, typer.Option(metavar="N|auto", help="Answers that are scored together.")
     ] = "1",
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"],
-        typer.Option(help="What the weights are made; auto leaves them as they are."),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]", help="auto takes all GPUs there are.")
-    ] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     revision: Revision = None,
     save: Annotated[
         bool, typer.Option("--save", help="Add the figures to the model's folder and card.")

@@ -9,7 +9,7 @@ tensor by tensor on the way, so that every control starts from the checkpoint's 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from emp_llm.checkpoint import open_checkpoint
 from emp_llm.controls.choices import Choices
@@ -17,13 +17,13 @@ from emp_llm.controls.costs import CONTROLS, Comparison, Control, Cost, Method
 from emp_llm.controls.loading import ChoiceConfig
 from emp_llm.controls.measuring import Bench
 from emp_llm.errors import OptionError
+from emp_llm.evaluated_model import Dtype, check_device, find_model
 from emp_llm.files import OpenFiles
-from emp_llm.hub import Source, find_source
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.options import PruneOptions
-from emp_llm.perplexity import Protocol
+from emp_llm.perplexity import Protocol, check_protocol
 from emp_llm.pipeline import thread_count
-from emp_llm.progress import Progress, SharedProgress, Silent
+from emp_llm.progress import Progress, Silent
 from emp_llm.pruning import inspect
 from emp_llm.target import Target
 from emp_llm.texts import Text
@@ -45,12 +45,11 @@ def compare(
     ignore: Sequence[str] = (),
     context: int = 2048,
     protocol: Protocol = "paper",
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
     seed: int = 0,
     random_runs: int = RANDOM_RUNS,
     revision: str | None = None,
-    token: str | bool | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Measure what EMP costs in perplexity, and what other choices of as many weights cost.
@@ -80,7 +79,6 @@ def compare(
         seed: Of the first random run; the others count on from it.
         random_runs: How often to prune at random for each β; 0 to leave it out.
         revision: Branch, tag or commit of a model of the Hub.
-        token: Token for the Hub; by default the one that is logged in.
         progress: Told how the work goes on.
 
     Raises:
@@ -88,14 +86,16 @@ def compare(
         OptionError: If an option is out of its range.
     """
     rules = [PruneOptions(beta=b, targets=targets, ignore=tuple(ignore)) for b in betas]
-    _check(betas, seed, random_runs)
+    _check(betas, seed, random_runs, dtype)
+    check_protocol(protocol)
+    check_device(device)
     seeds = range(seed, seed + random_runs)
     progress = progress or Silent()
-    source = find_source(model, revision=revision, token=token, progress=SharedProgress(progress))
-    folder = _fetched(source, SharedProgress(progress))
-    reports = [inspect(folder, rule, progress=progress) for rule in rules]
+    found = find_model(model, revision=revision, progress=progress)
+    source = found.source
+    reports = [inspect(source.folder, rule, progress=progress) for rule in rules]
     bench = Bench(
-        folder,
+        found,
         text,
         context=context,
         protocol=protocol,
@@ -103,12 +103,15 @@ def compare(
         device=device,
         progress=progress,
     )
-    choices = _choices(folder, reports[0], progress)
+    choices = _choices(source.folder, reports[0], progress)
     costs = [_dense(bench, reports[0])]
     for rule, report in zip(rules, reports, strict=True):
         costs += _emp_and_controls(bench, rule, report, choices, seeds)
     return Comparison(
-        source={"model": source.repo_id or folder.resolve().name, "revision": source.revision},
+        source={
+            "model": source.repo_id or source.folder.resolve().name,
+            "revision": source.revision,
+        },
         settings={
             "betas": list(betas),
             "granularity": "row",
@@ -121,24 +124,14 @@ def compare(
     )
 
 
-def _check(betas: Sequence[float], seed: int, random_runs: int) -> None:
+def _check(betas: Sequence[float], seed: int, random_runs: int, dtype: str) -> None:
     if not betas or len(set(betas)) != len(betas):
         raise OptionError(f"betas are {list(betas)}; give one or more, each once")
     for name, number in (("seed", seed), ("random_runs", random_runs)):
         if number < 0:
             raise OptionError(f"{name} is {number}; give 0 or more")
-
-
-def _fetched(source: Source, progress: SharedProgress) -> Path:
-    """The folder of a checkpoint, with all its files in it."""
-    shards = source.open_checkpoint().shards
-    if source.to_come:
-        progress.begin("opening", 0)
-    with source.files(shards) as files:
-        for shard in shards:
-            files.fd(shard.path)
-            files.done(shard.path)
-    return source.folder
+    if dtype not in get_args(Dtype):
+        raise OptionError(f"dtype is {dtype!r}; choose one of {', '.join(get_args(Dtype))}")
 
 
 def _choices(folder: Path, report: Report, progress: Progress) -> Choices:
