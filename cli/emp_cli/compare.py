@@ -139,7 +139,7 @@ def _share(share: float) -> str:
 
 
 def _conclusion(found: "Comparison") -> str:
-    """At how many β the magnitudes' controls are worse than EMP, in one line each."""
+    """At how many β each control that ranks by magnitude is worse than EMP, a line each."""
     lines = []
     for method in ("magnitude-row", "magnitude-layer", "pq-index"):
         costs = [cost for cost in found.costs if cost.method == method]

@@ -9,21 +9,22 @@ and bound the number r of weights that have to stay from below by
 
     r ≥ d · (1 + η)^(-q/(q-p)) · (1 - I(w))^(pq/(q-p))
 
-where η says what share of the p-norm the others may hold. The powers of d cancel:
+where η is what the others may hold of Σ|w|^p, relative to what those that stay hold. The powers of
+d cancel:
 
     r ≥ (1 + η)^(-q/(q-p)) · (‖w‖_p / ‖w‖_q)^(pq/(q-p))
 
-With p = 1, q = 2 and η = 0 this **is** EMP's effective number: (‖w‖_1 / ‖w‖_2)² = N_eff. Under
-those three choices, one round of their algorithm SAP keeps what EMP keeps at β = 1, but for
-rounding up instead of down. With the p = 0.5 and q = 1 of the examples that come with the paper's
-code, it is (Σ√|w|)² / Σ|w|, the effective number of the *square roots* of the magnitudes: of
-Gaussian weights 84.7 %, where N_eff is 63.7 %.
+With p = 1, q = 2 and η = 0 this **is** EMP's effective number: (‖w‖_1 / ‖w‖_2)² = N_eff. With these
+and γ = 1, one round of their algorithm SAP keeps what EMP keeps at β = 1, but for rounding up
+instead of down. With p = 0.5 and q = 1, as in the example that comes with the paper's code, it is
+(Σ√|w|)² / Σ|w|, the effective number of the *square roots* of the magnitudes: of Gaussian weights
+84.7 %, where N_eff is 63.7 %.
 
-SAP as published goes on from there: it prunes γ times the share that may go, at most a share β,
-in the scope of a neuron, a layer or the whole model, retrains, and does so again in rounds. The
-control here takes from it what can be compared without training: the counts of its groups,
-multiplied by one factor for all groups so that they sum up to EMP's count. It differs from EMP in
-nothing but how many of these weights each group gets.
+SAP as published goes on from there: it prunes γ times the share that may go, up to a limit, in the
+scope of a neuron, a layer or the whole model, retrains, and does so again in rounds. The control
+here takes from it what can be compared without training: the counts of its groups, multiplied by
+one factor for all of them (in which η drops out) so that they sum up to EMP's count. It differs
+from EMP in nothing but how many of these weights each group gets.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ from emp_llm.target import Target
 __all__ = ["P", "Q", "power_sums", "retained_bound"]
 
 P, Q = 0.5, 1.0
-"""The exponents that SAP's authors use in the examples of their code."""
+"""The exponents of the example that SAP's authors give with their code."""
 
 
 def retained_bound(sums_p: Floats, sums_q: Floats, *, p: float = P, q: float = Q) -> Floats:
