@@ -137,6 +137,8 @@ def load_model(
     else:
         device_map = {"": device}
     folder = found.source.folder
+    # None in its place would take away what a packed checkpoint says of itself
+    more = {} if pruning is None else {"quantization_config": pruning}
     with _silent_transformers():
         with _explained(found.name, "its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -145,8 +147,8 @@ def load_model(
                 folder,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 device_map=device_map,
-                quantization_config=pruning,
                 output_loading_info=True,
+                **more,
             )
     made_up = sorted(info["missing_keys"])
     if made_up:
