@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _DEFAULT_TEXT = "wikitext2"
+_ERROR = "± s.e."
 
 
 def _batch_size(value: str) -> int | None:
@@ -105,26 +106,25 @@ def evaluate(
 
 
 def _show(found: "Evaluation") -> None:
+    from rich.console import Console
+
     from emp_cli.tables import show
 
-    options = found.options
+    options, figures = found.options, list(found.figures())
     how = [f"protocol {options.protocol}, context {options.context}"] if options.texts else []
     how += [f"first {options.limit} questions"] if options.limit and options.tasks else []
-    title = f"{found.model.model}  {', '.join([*how, found.model.dtype])}"
-    rows = [_row(figure) for figure in found.figures()]
-    header = ["data", "figure", "value", "± s.e."]
-    if found.against is not None:
-        title += f"\nagainst {found.against.model}"
-        header = ["data", "figure", "model", "± s.e.", "against", "± s.e.", "difference"]
-        rows = [
-            (*row, *_compared(figure)) for row, figure in zip(rows, found.figures(), strict=True)
-        ]
-    width = len(header)
-    if not any(figure.stderr is not None for figure in found.figures()):
-        keep = [i for i in range(width) if header[i] != "± s.e."]
-    else:
-        keep = list(range(width))
-    show(title, [header[i] for i in keep], ([row[i] for i in keep] for row in rows), left=2)
+    against = [f"against {found.against.model}"] if found.against else []
+    # not as the table's title, which is folded to the width of the table
+    title = [found.model.model, *against, ", ".join([*how, found.model.dtype])]
+    Console(highlight=False, markup=False).print(*title, sep="\n")
+    header = ["data", "figure", "model" if found.against else "value", _ERROR]
+    rows = [_row(figure) for figure in figures]
+    if found.against:
+        header += ["against", _ERROR, "difference"]
+        rows = [(*row, *_compared(figure)) for row, figure in zip(rows, figures, strict=True)]
+    with_errors = any(figure.stderr is not None for figure in figures)
+    shown = [i for i, name in enumerate(header) if with_errors or name != _ERROR]
+    show("", [header[i] for i in shown], ([row[i] for i in shown] for row in rows), left=2)
 
 
 def _row(figure: "Figure") -> tuple[str, ...]:
