@@ -5,8 +5,8 @@
     DATASET[:CONFIG[:SPLIT]]   a data set of the Hub; its split ``test`` if none is named
 
 How rows become one text is part of a protocol. ``paper`` joins them by blank lines, whatever the
-data set. ``gptq`` joins them as GPTQ, SparseGPT and Wanda do: WikiText-2 by blank lines, the others
-by spaces, and of C4 it scores 256 blocks.
+data set. ``gptq`` joins them as SparseGPT, Wanda and, with its ``--new-eval``, GPTQ do: WikiText-2
+by blank lines, Penn Treebank and C4 by spaces, and of C4 it scores 256 blocks.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ _KNOWN = {
         # the data set itself is a script, which `datasets` does not run any more
         arguments={
             "path": "ptb-text-only/ptb_text_only",
-            "data_dir": "penn_treebank",
             "revision": "refs/convert/parquet",
+            "data_files": {"test": "penn_treebank/test/0000.parquet"},
         },
         split="test",
         gptq_join=" ",

@@ -54,8 +54,12 @@ def test_ptb_is_joined_by_spaces_in_gptq_and_by_blank_lines_in_paper(loaded: Loa
 
     assert read_text("ptb", protocol="gptq").text == "no it was n't black monday"
     assert read_text("ptb", protocol="paper").text == "no it was n't\n\nblack monday"
-    assert loaded.asked["split"] == "test"
-    assert loaded.asked["data_dir"] == "penn_treebank"
+    assert loaded.asked == {
+        "path": "ptb-text-only/ptb_text_only",
+        "revision": "refs/convert/parquet",
+        "data_files": {"test": "penn_treebank/test/0000.parquet"},
+        "split": "test",
+    }
 
 
 def test_c4_is_1100_documents_of_the_first_validation_shard(loaded: Loaded) -> None:
