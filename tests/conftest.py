@@ -1,5 +1,6 @@
 """Checkpoints that many tests read."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from loading import load_model, logits, state
 from emp_llm import PruneOptions, prune
 
 TinyModel = Callable[..., Path]
+
+
+def pytest_configure() -> None:
+    """Tests send Ctrl-C, to this process and to others; shells have jobs behind ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
