@@ -1,6 +1,7 @@
 # Two commands: `make demo` shows the main job, `make test` proves it.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest --numprocesses auto --dist worksteal
 
 .PHONY: demo test lint types unit oldest clean
 
@@ -17,11 +18,11 @@ types: .venv/test-installed
 	$(BIN)/mypy
 
 unit: .venv/test-installed
-	$(BIN)/pytest
+	$(PYTEST)
 
 # What touches transformers and the Hub, once more on the oldest versions that are tested.
 oldest: .venv/oldest
-	PYTHONPATH=.venv/oldest $(BIN)/pytest tests/integration
+	PYTHONPATH=.venv/oldest $(PYTEST) tests/integration
 
 # torch first and by its exact pin: left to the resolver, a machine without a GPU pulls gigabytes of CUDA packages.
 .venv/installed: pyproject.toml constraints.txt

@@ -17,7 +17,7 @@ from emp_llm import prune
 
 TinyModel = Callable[..., Path]
 
-COMMANDS = ("prune", "inspect", "unpack", "verify", "push")
+COMMANDS = ("prune", "inspect", "unpack", "verify", "push", "eval", "compare")
 HEAVY = {"torch", "transformers", "numba", "numpy", "accelerate", "safetensors", "huggingface_hub"}
 
 
