@@ -2,10 +2,13 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from emp_llm import EvalOptions
 
 WORDS = (
     *("<s>", "the", "sky", "grass", "snow", "coal", "sea"),
@@ -17,12 +20,22 @@ SAYS = {"sky": "blue", "grass": "blue", "snow": "white", "coal": "black", "sea":
 
 ODDS = 8.0
 
+TASKS = Path(__file__).parent / "lm_eval_tasks"
+"""A task of lm-eval on these words."""
+
+TEXT = "the sky blue the grass blue the snow white the sky red"
+
+
+def words(**options: Any) -> EvalOptions:
+    """Options that ask for that task."""
+    return EvalOptions(tasks=("words",), include_path=TASKS, **options)
+
 
 def save_words(folder: Path, model: LlamaForCausalLM) -> Path:
     """Save a model with the tokenizer of the words."""
     model.save_pretrained(folder)
-    words = models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<s>")
-    tokenizer = Tokenizer(words)
+    level = models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<s>")
+    tokenizer = Tokenizer(level)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<s>", bos_token="<s>", eos_token="<s>"

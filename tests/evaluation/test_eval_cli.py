@@ -7,33 +7,7 @@ from pathlib import Path
 import pytest
 from emp_cli.app import app
 from typer.testing import CliRunner, Result
-from word_models import known_model, save_words, word_model
-
-from emp_llm import prune
-
-TASKS = Path(__file__).parent / "lm_eval_tasks"
-TEXT = "the sky blue the grass blue the snow white the sky red"
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(TASKS)
-    (tmp_path / "short.txt").write_text(TEXT)
-
-
-@pytest.fixture
-def dense(tmp_path: Path) -> Path:
-    return save_words(tmp_path / "dense", word_model())
-
-
-@pytest.fixture
-def packed(dense: Path, tmp_path: Path) -> Path:
-    prune(dense, tmp_path / "packed")
-    return tmp_path / "packed"
+from word_models import TASKS, TEXT, known_model, save_words
 
 
 def run(*arguments: object) -> Result:

@@ -14,7 +14,7 @@ from architectures import save_tiny_model
 from checkpoints import files
 from hub_server import HubServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from word_models import ODDS, WORDS, known_model, save_words, word_model
+from word_models import ODDS, TEXT, WORDS, known_model, save_words, word_model, words
 
 import emp_llm
 from emp_llm import (
@@ -29,43 +29,7 @@ from emp_llm import (
     prune,
     unpack,
 )
-from emp_llm.evaluation_saving import save_results
 from emp_llm.zero_shot import PAPER7, find_tasks
-
-TASKS = Path(__file__).parent / "lm_eval_tasks"
-TEXT = "the sky blue the grass blue the snow white the sky red"
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the machine's own data sets, and the working folder that the task's data needs."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(TASKS)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> str:
-    (tmp_path / "short.txt").write_text(TEXT)
-    return str(tmp_path / "short.txt")
-
-
-@pytest.fixture
-def known(tmp_path: Path) -> Path:
-    return save_words(tmp_path / "known", known_model())
-
-
-@pytest.fixture
-def packed(tmp_path: Path) -> Path:
-    """A model of random weights, pruned and packed."""
-    prune(save_words(tmp_path / "dense", word_model()), tmp_path / "packed")
-    return tmp_path / "packed"
-
-
-def words(**options: Any) -> EvalOptions:
-    return EvalOptions(tasks=("words",), include_path=TASKS, **options)
-
 
 # figures
 
@@ -388,64 +352,3 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path, text: str) -> None
     assert "there is no such folder" in refusal(tmp_path / "no", options, CheckpointError)
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refusal(tmp_path / "empty", options, CheckpointError)
-
-
-# saving
-
-
-def test_saved_figures_are_merged_and_the_rest_of_the_folder_stays(
-    packed: Path, tmp_path: Path, text: str
-) -> None:
-    before = files(packed)
-    first = evaluate(packed, words(texts=(text,), context=4), against=tmp_path / "dense")
-    second = evaluate(packed, EvalOptions(texts=(text,), context=4, protocol="gptq"))
-    again = evaluate(packed, EvalOptions(texts=(text,), context=4))
-
-    for found in (first, second, again):
-        save_results(packed, found.results())
-
-    results = json.loads((packed / "emp_eval.json").read_text())["results"]
-    how = "per token, protocol {}, context 4"
-    assert [(one["dataset"]["name"], one["metric"]["name"]) for one in results] == [
-        ("short.txt", f"perplexity ({how.format('paper')})"),
-        ("short.txt", f"bits_per_byte ({how.format('paper')})"),
-        ("words", "acc (0-shot, lm-eval)"),
-        ("short.txt", f"perplexity ({how.format('gptq')})"),
-        ("short.txt", f"bits_per_byte ({how.format('gptq')})"),
-    ]
-    assert results[0]["value"] == first.model.texts["short.txt"].perplexity
-    assert results[0]["dense_value"] is None  # the last evaluation had nothing to compare with
-    assert results[2]["value"] == first.model.tasks["words"].figures["acc"]
-    assert results[2]["stderr"] == first.model.tasks["words"].stderr["acc"]
-    card = (packed / "README.md").read_text()
-    assert f"| short.txt | perplexity ({how.format('gptq')}) |" in card
-    after = files(packed)
-    changed = {name for name in after if before.get(name) != after[name]}
-    assert changed == {"emp_eval.json", "README.md"}
-    emp_llm.verify(packed)
-
-
-def test_figures_are_saved_to_what_emp_llm_wrote_only(known: Path, tmp_path: Path) -> None:
-    before = files(known)
-    with pytest.raises(OptionError, match="was not written by emp-llm"):
-        save_results(known, ())
-    with pytest.raises(OptionError, match="is no folder of a model"):
-        save_results(tmp_path / "no", ())
-    assert files(known) == before
-
-
-def test_a_card_that_cannot_be_written_leaves_the_old_one(
-    packed: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = evaluate(packed, EvalOptions(texts=(text,), context=4))
-    card = (packed / "README.md").read_bytes()
-
-    def fail(path: Path, *_rest: object) -> None:
-        path.write_text("half")
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr("emp_llm.evaluation_saving.write_card", fail)
-    with pytest.raises(emp_llm.OutputError, match="No space left on device"):
-        save_results(packed, found.results())
-    assert (packed / "README.md").read_bytes() == card
-    assert [name for name in files(packed) if name.startswith(".")] == []
