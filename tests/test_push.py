@@ -1,12 +1,12 @@
 """Folders are uploaded with the real client, to a server on the loopback interface."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from checkpoints import differing, files
-from conftest import TinyModel
 from hub_uploads import UploadHub
 from uploading import LEGACY_UPLOAD, REPO, refusal, without_card
 
@@ -21,6 +21,8 @@ from emp_llm import (
 from emp_llm.progress import Silent
 
 pytestmark = LEGACY_UPLOAD
+
+TinyModel = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
