@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from emp_kernels.dispatch import Workspace
+from emp_kernels.rows import Patterns
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 from transformers.quantizers import auto
@@ -20,7 +21,7 @@ from emp_llm.controls.ranking import keep_largest, magnitude_keys, random_keys
 from emp_llm.geometry import Block
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.integration.quantizers import PruningQuantizer
-from emp_llm.integration.sources import DenseWeights, Source
+from emp_llm.integration.sources import Source, TargetSource
 from emp_llm.target import Target
 
 __all__ = ["Choice", "ChoiceConfig", "Scope"]
@@ -81,13 +82,11 @@ class _ChoiceQuantizer(PruningQuantizer):
         }, planes
 
 
-class _ChosenSource(Source):
+class _ChosenSource(TargetSource):
     """A target, of which a control's weights are left as it is read."""
 
     def __init__(self, target: Target, fd: int, choice: Choice) -> None:
-        self.geometry = target.geometry
-        self._target = target
-        self._fd = fd
+        super().__init__(target, fd)
         self._choice = choice
 
     def blocks(self) -> Sequence[Block]:
@@ -97,20 +96,13 @@ class _ChosenSource(Source):
         rows = self.geometry.matrix_rows
         return [Block(matrix, 0, rows) for matrix in range(self.geometry.matrices)]
 
-    def fill(
+    def _prune(
         self,
-        weights: DenseWeights,
+        rows: Patterns,
         number: int,  # noqa: ARG002
         block: Block,
-        workspace: Workspace,
+        workspace: Workspace,  # noqa: ARG002
     ) -> None:
-        """Read one block and put +0.0 in the place of what does not stay.
-
-        Raises:
-            CheckpointError: If it cannot be read.
-        """
-        memory = weights.in_place(block)
-        rows = self._target.read(self._fd, block, workspace, memory)
         by_row = self._choice.scope == "row"
         groups = rows if by_row else rows.reshape(1, -1)
         first = self.geometry.first_row(block) if by_row else block.matrix
@@ -122,8 +114,6 @@ class _ChosenSource(Source):
                 else random_keys(seed, self._target.name, group, weights_N.size)
             )
             weights_N[~keep_largest(keys, int(counts[group]))] = 0
-        if memory is None:
-            weights.place(block, rows)
 
 
 auto.register_quantization_config(_METHOD)(ChoiceConfig)

@@ -15,7 +15,14 @@ from emp_llm.packed_reader import PackedReader
 from emp_llm.selection import Selection
 from emp_llm.target import Target
 
-__all__ = ["NUMBER_FORMATS", "DenseWeights", "PrunedSource", "Source", "UnpackedSource"]
+__all__ = [
+    "NUMBER_FORMATS",
+    "DenseWeights",
+    "PrunedSource",
+    "Source",
+    "TargetSource",
+    "UnpackedSource",
+]
 
 NUMBER_FORMATS: dict[torch.dtype, NumberFormat] = {
     torch.bfloat16: BF16,
@@ -94,8 +101,38 @@ class Source(ABC):
         """
 
 
-class PrunedSource(Source):
-    """A target, pruned as it is read.
+class TargetSource(Source):
+    """A target that is changed as it is read.
+
+    Args:
+        target: The tensor.
+        fd: Its file.
+    """
+
+    def __init__(self, target: Target, fd: int) -> None:
+        self.geometry = target.geometry
+        self._target = target
+        self._fd = fd
+
+    def fill(self, weights: DenseWeights, number: int, block: Block, workspace: Workspace) -> None:
+        """Read and prune one block.
+
+        Raises:
+            CheckpointError: If it cannot be read or holds what cannot be pruned.
+        """
+        memory = weights.in_place(block)
+        rows = self._target.read(self._fd, block, workspace, memory)
+        self._prune(rows, number, block, workspace)
+        if memory is None:
+            weights.place(block, rows)
+
+    @abstractmethod
+    def _prune(self, rows: Patterns, number: int, block: Block, workspace: Workspace) -> None:
+        """Put +0.0 in the place of the weights of a block's rows that do not stay."""
+
+
+class PrunedSource(TargetSource):
+    """A target, pruned by the rule as it is read.
 
     Args:
         target: The tensor.
@@ -104,27 +141,15 @@ class PrunedSource(Source):
     """
 
     def __init__(self, target: Target, fd: int, selection: Selection) -> None:
-        self.geometry = target.geometry
-        self._target = target
-        self._fd = fd
+        super().__init__(target, fd)
         self._selection = selection
 
-    def fill(self, weights: DenseWeights, number: int, block: Block, workspace: Workspace) -> None:
-        """Read and prune one block.
-
-        Raises:
-            CheckpointError: If it cannot be read or holds NaN or infinity.
-        """
-        memory = weights.in_place(block)
-        rows = self._target.read(self._fd, block, workspace, memory)
+    def _prune(self, rows: Patterns, number: int, block: Block, workspace: Workspace) -> None:
         rule = self._selection.rule(self._target.name, number)
-        number_format = self.geometry.number_format
         try:
-            prune_rows(rows, number_format, rule, out=rows, workspace=workspace)
+            prune_rows(rows, self.geometry.number_format, rule, out=rows, workspace=workspace)
         except NonFiniteRowError as error:
             raise self._target.not_finite(block, error) from error
-        if memory is None:
-            weights.place(block, rows)
 
 
 class UnpackedSource(Source):
