@@ -9,6 +9,7 @@ from pathlib import Path
 from emp_llm.checkpoint import Shard
 from emp_llm.files import OpenFiles
 from emp_llm.repository import IN_WORK, DownloadStoppedError, Repository
+from emp_llm.source_file import SourceFile
 
 __all__ = ["Arrivals"]
 
@@ -52,8 +53,8 @@ class Arrivals(OpenFiles):
                 _remove_unfinished(self._shards[0].path.parent.parent.parent / "blobs")
         super().__exit__(*error)
 
-    def fd(self, path: Path) -> int:
-        """The descriptor of a file; waits until it is there.
+    def file(self, shard: Shard) -> SourceFile:
+        """A shard's file; waits until it is there.
 
         Raises:
             HubError: If a file could not be fetched.
@@ -64,25 +65,25 @@ class Arrivals(OpenFiles):
                 self._thread = threading.Thread(target=self._fetch, name="emp-fetch", daemon=True)
                 self._thread.start()
             self._changed.wait_for(
-                lambda: path not in self._awaited or self._failure or self._stopped
+                lambda: shard.path not in self._awaited or self._failure or self._stopped
             )
             if self._failure is not None:
                 raise self._failure
             if self._stopped:
                 raise DownloadStoppedError
-        return super().fd(path)
+        return super().file(shard)
 
-    def done(self, path: Path) -> None:
-        """No more is to be read of a file: close it, and delete it if it is to be discarded.
+    def done(self, shard: Shard) -> None:
+        """No more is to be read of a shard: close its file, and delete it if that was asked for.
 
         Raises:
             HubError: If it cannot be deleted.
         """
-        super().done(path)
-        if self._discard and path in self._ours:
-            self._repository.discard(path)
+        super().done(shard)
+        if self._discard and shard.path in self._ours:
+            self._repository.discard(shard.path)
         with self._changed:
-            self._in_work.discard(path)
+            self._in_work.discard(shard.path)
             self._changed.notify_all()
 
     def abandon(self) -> None:
@@ -104,7 +105,7 @@ class Arrivals(OpenFiles):
                 with self._changed:
                     self._awaited.discard(shard.path)
                     self._changed.notify_all()
-        except BaseException as failure:  # fd raises it again
+        except BaseException as failure:  # file raises it again
             with self._changed:
                 self._failure = failure
                 self._changed.notify_all()

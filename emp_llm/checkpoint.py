@@ -59,6 +59,11 @@ class Shard:
     path: Path
     header: Header
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files on the disk that its bytes come from."""
+        return (self.path,)
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -19,8 +19,6 @@ from types import TracebackType
 import numpy as np
 from emp_kernels.rows import Bytes
 
-from emp_llm.geometry import write_all
-
 __all__ = ["CHUNK_BYTES", "DiskFile", "Flusher", "open_disk_file"]
 
 CHUNK_BYTES = 4 << 20
@@ -115,7 +113,7 @@ class DiskFile(ABC):
 
         To be called from the flusher's thread, when everything behind the head is written.
         """
-        write_all(self._fd, 0, head)
+        _write_all(self._fd, 0, head)
         os.fsync(self._fd)
         self.close()
 
@@ -134,7 +132,7 @@ class _CachedFile(DiskFile):
         self._unflushed = 0
 
     def write(self, offset: int, data: Bytes) -> None:
-        write_all(self._fd, offset, data.data)
+        _write_all(self._fd, offset, data.data)
         with self._lock:
             self._unflushed += data.size
             flush = self._unflushed >= _FLUSH_EVERY
@@ -190,7 +188,7 @@ class _DirectFile(DiskFile):
         for number, chunk in self._chunks.items():  # the last one, which is not full
             start = len(head) % CHUNK_BYTES if number == self._head_chunks else 0
             end = self._filled[number]
-            write_all(self._fd, number * CHUNK_BYTES + start, chunk[start:end].data)
+            _write_all(self._fd, number * CHUNK_BYTES + start, chunk[start:end].data)
             self._flusher.give_back(chunk)
         self._chunks.clear()
         super().finish(head)
@@ -205,12 +203,12 @@ class _DirectFile(DiskFile):
         with self._lock:
             chunk = self._chunks.pop(number)
         try:
-            write_all(self._direct, number * CHUNK_BYTES, chunk.data)
+            _write_all(self._direct, number * CHUNK_BYTES, chunk.data)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             # a file system that opens files for direct I/O and then wants other alignments
-            write_all(self._fd, number * CHUNK_BYTES, chunk.data)
+            _write_all(self._fd, number * CHUNK_BYTES, chunk.data)
         self._flusher.give_back(chunk)
 
 
@@ -230,3 +228,10 @@ def open_disk_file(path: Path, flusher: Flusher, *, head_bytes: int, in_order: b
             if error.errno != errno.EINVAL:  # else this file system has no direct I/O
                 raise
     return _CachedFile(path, flusher)
+
+
+def _write_all(fd: int, offset: int, data: memoryview | bytes) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count

@@ -88,7 +88,7 @@ def _fetch(source: Source, progress: SharedProgress) -> None:
     with source.files(shards) as files:
         progress.begin("reading", 0)
         for shard in shards:
-            files.fd(shard.path)
+            files.file(shard)
 
 
 def check_device(device: str) -> None:

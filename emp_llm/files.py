@@ -1,10 +1,10 @@
 """Files of a checkpoint, opened once and closed together."""
 
-import os
 import threading
 from pathlib import Path
 
-from emp_llm.errors import CheckpointError
+from emp_llm.checkpoint import Shard
+from emp_llm.source_file import PlainFile, SourceFile
 
 __all__ = ["OpenFiles"]
 
@@ -13,37 +13,34 @@ class OpenFiles:
     """Source files open for reading, until the end of a ``with`` block. For any thread."""
 
     def __init__(self) -> None:
-        self._descriptors: dict[Path, int] = {}
+        self._open: dict[Path, SourceFile] = {}
         self._opening = threading.Lock()
 
     def __enter__(self) -> "OpenFiles":
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for path in list(self._descriptors):
+        for path in list(self._open):
             self._close(path)
 
-    def fd(self, path: Path) -> int:
-        """The descriptor of a file, opened when it is first asked for.
+    def file(self, shard: Shard) -> SourceFile:
+        """A shard's file, opened when it is first asked for.
 
         Raises:
             CheckpointError: If it cannot be opened.
         """
         with self._opening:
-            if path not in self._descriptors:
-                try:
-                    self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-            return self._descriptors[path]
+            if shard.path not in self._open:
+                self._open[shard.path] = PlainFile(shard.path)
+            return self._open[shard.path]
 
-    def done(self, path: Path) -> None:
-        """No more is to be read of a file that was opened: close it."""
-        self._close(path)
+    def done(self, shard: Shard) -> None:
+        """No more is to be read of a shard that was opened: close its file."""
+        self._close(shard.path)
 
     def abandon(self) -> None:
         """The work has failed: let nobody wait for a file any longer."""
 
     def _close(self, path: Path) -> None:
         with self._opening:
-            os.close(self._descriptors.pop(path))
+            self._open.pop(path).close()

@@ -6,7 +6,6 @@ Tensors of three or more dimensions are stacks of matrices, [E, out, in] or [E, 
 """
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,9 +13,9 @@ import numpy as np
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import Bytes, Patterns
 
-from emp_llm.errors import CheckpointError
+from emp_llm.source_file import SourceFile
 
-__all__ = ["BLOCK_BYTES", "Block", "Geometry", "read_exactly", "write_all"]
+__all__ = ["BLOCK_BYTES", "Block", "Geometry"]
 
 BLOCK_BYTES = 4 << 20
 """Weights that are handled at a time, as long as a row is shorter: they stay in the CPU's cache."""
@@ -94,12 +93,11 @@ class Geometry:
         """Number of a block's first row among all rows of the tensor."""
         return block.matrix * self.matrix_rows + block.start
 
-    def read(self, fd: int, where: str, offset: int, block: Block, buffer: Bytes) -> Patterns:
+    def read(self, file: SourceFile, offset: int, block: Block, buffer: Bytes) -> Patterns:
         """Read a block's rows.
 
         Args:
-            fd: The open file.
-            where: Its name, for errors.
+            file: The file.
             offset: Where the tensor starts in it, in bytes.
             block: Which rows.
             buffer: uint8, at least `block_bytes` long; the result lies in it unless transposed.
@@ -112,10 +110,10 @@ class Geometry:
         rows = block.stop - block.start
         if not self.transposed:
             at = offset + self.first_row(block) * self.row_bytes
-            read_exactly(fd, where, at, flat.data)
+            file.read_into(at, flat.data)
             return flat.view(storage).reshape(rows, self.columns)
         for at, start, stop in self._stretches(offset, block):
-            read_exactly(fd, where, at, flat.data[start:stop])
+            file.read_into(at, flat.data[start:stop])
         return np.ascontiguousarray(flat.view(storage).reshape(self.columns, rows).T)
 
     def placed(self, offset: int, block: Block, weights: Patterns) -> Iterator[tuple[int, Bytes]]:
@@ -151,33 +149,3 @@ class Geometry:
 
 def _bytes(weights: Patterns) -> Bytes:
     return weights.reshape(-1).view(np.uint8)
-
-
-def read_exactly(fd: int, where: str, offset: int, buffer: memoryview) -> None:
-    """Fill a buffer from a file.
-
-    Raises:
-        CheckpointError: If the file cannot be read or ends early.
-    """
-    filled = 0
-    while filled < len(buffer):
-        try:
-            count = os.preadv(fd, [buffer[filled:]], offset + filled)
-        except OSError as error:
-            raise CheckpointError(
-                f"{where}: reading at byte {offset + filled:,} failed: {error.strerror}"
-            ) from error
-        if count == 0:
-            raise CheckpointError(
-                f"{where}: ends at byte {offset + filled:,}, within a tensor: it changed while it "
-                "was read; leave it alone and start again"
-            )
-        filled += count
-
-
-def write_all(fd: int, offset: int, data: memoryview | bytes) -> None:
-    """Write all of data at an offset of a file. OSErrors pass."""
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count

@@ -6,9 +6,10 @@ from emp_kernels.rows import Bytes, Patterns
 
 from emp_llm.checkpoint import Shard
 from emp_llm.errors import FormatError
-from emp_llm.geometry import Block, Geometry, read_exactly
+from emp_llm.geometry import Block, Geometry
 from emp_llm.packed import PackedTensor, Planes, find_packed, padding
 from emp_llm.safetensors_header import TensorEntry
+from emp_llm.source_file import SourceFile
 
 __all__ = ["PackedReader", "open_shard"]
 
@@ -17,8 +18,7 @@ class PackedReader:
     """Reads one packed tensor.
 
     Args:
-        fd: Its file, open for reading.
-        where: The file's name, for errors.
+        file: Its file.
         planes: Where its planes lie.
 
     Raises:
@@ -26,15 +26,14 @@ class PackedReader:
         FormatError: If the planes contradict each other or are of another version.
     """
 
-    def __init__(self, fd: int, where: str, planes: Planes) -> None:
+    def __init__(self, file: SourceFile, planes: Planes) -> None:
         self.planes = planes
-        self._fd = fd
-        self._where = where
+        self._file = file
         self.meta_bytes = self._plane(planes.meta)
         try:
             self.packed = PackedTensor.decode_meta(self.name, self.meta_bytes)
         except FormatError as error:
-            raise FormatError(f"{where}: {error}") from error
+            raise FormatError(f"{file.name}: {error}") from error
         if planes.rows.nbytes != self.packed.table_bytes:
             raise self._damage(
                 f"its row table has {planes.rows.nbytes:,} bytes, its shape "
@@ -85,7 +84,7 @@ class PackedReader:
         nbytes = self.block_bytes(block)
         data = workspace.take("records", nbytes)[:nbytes]
         at = self.planes.records.start + int(self._offsets[self._row_range(block)[0]])
-        read_exactly(self._fd, self._where, at, data.data)
+        self._file.read_into(at, data.data)
         return data
 
     def block_bytes(self, block: Block) -> int:
@@ -129,22 +128,22 @@ class PackedReader:
 
     def _read(self, at: int, nbytes: int) -> bytes:
         data = bytearray(nbytes)
-        read_exactly(self._fd, self._where, at, memoryview(data))
+        self._file.read_into(at, memoryview(data))
         return bytes(data)
 
     def _damage(self, fault: str) -> FormatError:
         return FormatError(
-            f"{self._where}: packed tensor {self.name!r} is damaged: {fault}; "
+            f"{self._file.name}: packed tensor {self.name!r} is damaged: {fault}; "
             "download or prune it again"
         )
 
 
-def open_shard(shard: Shard, fd: int) -> tuple[dict[str, PackedReader], list[TensorEntry]]:
+def open_shard(shard: Shard, file: SourceFile) -> tuple[dict[str, PackedReader], list[TensorEntry]]:
     """Open all packed tensors of a shard.
 
     Args:
         shard: A shard of a packed checkpoint.
-        fd: Its file, open for reading.
+        file: Its file.
 
     Returns:
         A reader of each packed tensor by name, and the plain tensors, both in data order.
@@ -154,5 +153,5 @@ def open_shard(shard: Shard, fd: int) -> tuple[dict[str, PackedReader], list[Ten
         FormatError: If a packed tensor is damaged, incomplete or of another version.
     """
     packed, plain = find_packed(shard.name, shard.header.tensors)
-    readers = {name: PackedReader(fd, shard.name, planes) for name, planes in packed.items()}
+    readers = {name: PackedReader(file, planes) for name, planes in packed.items()}
     return readers, plain

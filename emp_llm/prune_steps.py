@@ -22,12 +22,13 @@ from emp_kernels.dispatch import (
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.rows import Bytes, Patterns
 
-from emp_llm.geometry import Block, Geometry, read_exactly
+from emp_llm.geometry import Block, Geometry
 from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
 from emp_llm.pipeline import Piece, Write
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.selection import Selection
 from emp_llm.shard_writer import Entry, ShardWriter
+from emp_llm.source_file import SourceFile
 from emp_llm.tally import GroupTally, TensorFigures
 from emp_llm.target import Target
 
@@ -65,11 +66,10 @@ class CopyJob:
         checksum: Of its bytes, once all are copied.
     """
 
-    def __init__(self, entry: TensorEntry, fd: int, where: str, writer: ShardWriter) -> None:
+    def __init__(self, entry: TensorEntry, file: SourceFile, writer: ShardWriter) -> None:
         self.entry = entry
         self.checksum = new_hash()
-        self._fd = fd
-        self._where = where
+        self._file = file
         self._writer = writer
 
     @staticmethod
@@ -88,7 +88,7 @@ class CopyJob:
 
     def _read(self, start: int, stop: int, workspace: Workspace) -> Bytes:
         data = workspace.take("weights", stop - start)[: stop - start]
-        read_exactly(self._fd, self._where, start, data.data)
+        self._file.read_into(start, data.data)
         return data
 
     def _settle(self, data: Bytes, *, last: bool) -> Write:
@@ -132,7 +132,7 @@ class TargetJob(ABC):
 
     Args:
         target: The tensor.
-        fd: Its file.
+        file: Its file.
         selection: What to keep.
 
     Attributes:
@@ -143,10 +143,10 @@ class TargetJob(ABC):
 
     figures: TensorFigures
 
-    def __init__(self, target: Target, fd: int, selection: Selection) -> None:
+    def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
         self.target = target
         self.entry = target.entry
-        self.fd = fd
+        self.file = file
         self.checksum = new_hash()
         self._selection = selection
         self._tally = GroupTally(
@@ -162,7 +162,7 @@ class TargetJob(ABC):
         yield Piece.note(self._finish)
 
     def _compute_block(self, number: int, block: Block, workspace: Workspace) -> RowFigures:
-        weights = self.target.read(self.fd, block, workspace)
+        weights = self.target.read(self.file, block, workspace)
         try:
             return self.compute(number, weights, workspace)
         except NonFiniteRowError as error:
@@ -195,15 +195,15 @@ class MeasureJob(TargetJob):
 
     emits = False
 
-    def __init__(self, target: Target, fd: int, selection: Selection) -> None:
-        super().__init__(target, fd, selection)
+    def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
+        super().__init__(target, file, selection)
         self._nbytes = 0
 
     def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PackedRows:
         """Table and stats of a block, and its records if the job emits them."""
         rule = self._selection.rule(self.target.name, number)
         # by the first block's rule, whichever block comes first
-        layout = self.target.layout(self.fd, self._selection.rule(self.target.name, 0))
+        layout = self.target.layout(self.file, self._selection.rule(self.target.name, 0))
         return pack_rows(weights, layout, rule, emit=self.emits, workspace=workspace)
 
     def settle(self, block: Block, rows: RowFigures) -> Write | None:  # noqa: ARG002
@@ -227,15 +227,17 @@ class PackJob(MeasureJob):
 
     Args:
         target: The tensor.
-        fd: Its file.
+        file: Its file.
         selection: What to keep.
         writer: Where to.
     """
 
     emits = True
 
-    def __init__(self, target: Target, fd: int, selection: Selection, writer: ShardWriter) -> None:
-        super().__init__(target, fd, selection)
+    def __init__(
+        self, target: Target, file: SourceFile, selection: Selection, writer: ShardWriter
+    ) -> None:
+        super().__init__(target, file, selection)
         self._writer = writer
         self._tables: list[npt.NDArray[np.int64]] = []
 
@@ -287,13 +289,15 @@ class DenseJob(TargetJob):
 
     Args:
         target: The tensor.
-        fd: Its file.
+        file: Its file.
         selection: What to keep.
         writer: Where to.
     """
 
-    def __init__(self, target: Target, fd: int, selection: Selection, writer: ShardWriter) -> None:
-        super().__init__(target, fd, selection)
+    def __init__(
+        self, target: Target, file: SourceFile, selection: Selection, writer: ShardWriter
+    ) -> None:
+        super().__init__(target, file, selection)
         self._rows = DenseRows(self.entry, target.geometry, writer)
         self.checksum = self._rows.checksum
 

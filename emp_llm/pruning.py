@@ -244,10 +244,10 @@ class _Run:
 
     def _measuring(self, files: OpenFiles, shard: Shard, selection: Selection) -> Iterator[Piece]:
         for target in self._targets[shard.name]:
-            job = MeasureJob(target, files.fd(shard.path), selection)
+            job = MeasureJob(target, files.file(shard), selection)
             self._jobs.append(job)
             yield from job.pieces()
-        yield Piece.note(partial(files.done, shard.path))
+        yield Piece.note(partial(files.done, shard))
 
     def _writing(
         self,
@@ -260,7 +260,7 @@ class _Run:
     ) -> Iterator[Piece]:
         plan = ShardPlan.make(shard, self._targets[shard.name], self._options.output_format)
         path = folder / output_name(self._checkpoint, shard)
-        fd = files.fd(shard.path)
+        file = files.file(shard)
         writer = ShardWriter(
             path,
             plan.entries_at_most(),
@@ -269,11 +269,11 @@ class _Run:
             in_order=plan.in_order,
         )
         writers.callback(writer.release)
-        for job in plan.jobs(fd, selection, writer):
+        for job in plan.jobs(file, selection, writer):
             self._jobs.append(job)
             yield from job.pieces()
         yield Piece.note(writer.close_when_written)
-        yield Piece.note(partial(files.done, shard.path))
+        yield Piece.note(partial(files.done, shard))
 
     def _report(self, checksums: Mapping[str, str], origin: dict[str, Any]) -> dict[str, Any]:
         figures = {job.entry.name: job.figures for job in self._jobs if isinstance(job, TargetJob)}

@@ -31,6 +31,7 @@ from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
 from emp_llm.options import PruneOptions
 from emp_llm.pipeline import Advance, Piece, run_pieces
+from emp_llm.source_file import SourceFile
 from emp_llm.tally import Group
 from emp_llm.target import Target
 
@@ -241,8 +242,8 @@ class _Survey:
         gather: Callable[[Target, Block, Any], None],
         unless: Callable[[Target, Block], bool] = lambda _t, _b: False,
     ) -> None:
-        def look(target: Target, block: Block, fd: int, workspace: Workspace) -> Any:  # noqa: ANN401
-            weights = target.read(fd, block, workspace)
+        def look(target: Target, block: Block, file: SourceFile, workspace: Workspace) -> Any:  # noqa: ANN401
+            weights = target.read(file, block, workspace)
             try:
                 return examine(target, block, weights)
             except NonFiniteRowError as error:
@@ -250,14 +251,14 @@ class _Survey:
 
         def pieces() -> Iterator[Piece]:
             for target in targets:
-                fd = self._files.fd(target.path)
+                file = self._files.file(target.shard)
                 for block in target.geometry.blocks():
                     settle = partial(gather, target, block)
                     if unless(target, block):
                         yield Piece.note(partial(settle, None))
                     else:
                         nbytes = target.geometry.block_bytes(block)
-                        yield Piece(nbytes, partial(look, target, block, fd), settle)
+                        yield Piece(nbytes, partial(look, target, block, file), settle)
 
         run_pieces(
             pieces(),

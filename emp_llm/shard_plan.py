@@ -15,6 +15,7 @@ from emp_llm.prune_steps import CopyJob, DenseJob, PackJob, TargetJob
 from emp_llm.safetensors_header import ALIGNMENT, ITEM_BITS, TensorEntry
 from emp_llm.selection import Selection
 from emp_llm.shard_writer import Entry, ShardWriter
+from emp_llm.source_file import SourceFile
 from emp_llm.target import Target
 
 __all__ = ["ShardPlan", "file_order", "output_name"]
@@ -86,18 +87,18 @@ class ShardPlan:
                 yield from CopyJob.entries(entry)
 
     def jobs(
-        self, fd: int, selection: Selection, writer: ShardWriter
+        self, file: SourceFile, selection: Selection, writer: ShardWriter
     ) -> Iterator[TargetJob | CopyJob]:
         """The work, in order.
 
         Args:
-            fd: The source, open for reading.
+            file: The source's file.
             selection: What to keep of the targets.
             writer: The new file.
         """
         prune_to = PackJob if self.output_format == "packed" else DenseJob
         for entry in self.entries:
             if entry.name in self.targets:
-                yield prune_to(self.targets[entry.name], fd, selection, writer)
+                yield prune_to(self.targets[entry.name], file, selection, writer)
             else:
-                yield CopyJob(entry, fd, self.shard.name, writer)
+                yield CopyJob(entry, file, writer)

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from emp_kernels.dispatch import PerRow, Threshold, Workspace
@@ -16,6 +15,7 @@ from emp_llm.errors import CheckpointError
 from emp_llm.geometry import Block, Geometry
 from emp_llm.layout_choice import choose_layout, sample_rows
 from emp_llm.safetensors_header import TensorEntry
+from emp_llm.source_file import SourceFile
 
 __all__ = ["Target"]
 
@@ -48,18 +48,13 @@ class Target:
         """The tensor's name."""
         return self.entry.name
 
-    @property
-    def path(self) -> Path:
-        """The file it lies in."""
-        return self.shard.path
-
     def read(
-        self, fd: int, block: Block, workspace: Workspace, memory: Patterns | None = None
+        self, file: SourceFile, block: Block, workspace: Workspace, memory: Patterns | None = None
     ) -> Patterns:
         """Read a block's bit patterns, [rows, columns].
 
         Args:
-            fd: The open file.
+            file: The shard's file.
             block: Which rows.
             workspace: Buffers to use again.
             memory: Where to, C-contiguous, unless the tensor is transposed; the workspace if None.
@@ -71,7 +66,7 @@ class Target:
             buffer = workspace.take("weights", self.geometry.block_bytes(block))
         else:
             buffer = memory.reshape(-1).view(np.uint8)
-        return self.geometry.read(fd, self.shard.name, self.entry.start, block, buffer)
+        return self.geometry.read(file, self.entry.start, block, buffer)
 
     def not_finite(self, block: Block, error: NonFiniteRowError) -> CheckpointError:
         """The error that names the tensor and row where a block holds NaN or infinity."""
@@ -81,12 +76,12 @@ class Target:
             f"magnitude to rank: repair the checkpoint or leave the tensor out with --ignore"
         )
 
-    def layout(self, fd: int, rule: PerRow | Threshold) -> RowLayout:
+    def layout(self, file: SourceFile, rule: PerRow | Threshold) -> RowLayout:
         """The layout for the whole tensor, decided once, by the rule for its first block."""
         with self._deciding:
             if "chosen" not in self._layouts:
                 workspace = Workspace()
-                sample = sample_rows(self.geometry, lambda block: self.read(fd, block, workspace))
+                sample = sample_rows(self.geometry, lambda block: self.read(file, block, workspace))
                 self._layouts["chosen"] = choose_layout(sample, self.geometry, rule)
             return self._layouts["chosen"]
 

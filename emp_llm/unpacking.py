@@ -34,6 +34,7 @@ from emp_llm.report import dense_report
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.shard_plan import file_order, output_name
 from emp_llm.shard_writer import ShardWriter
+from emp_llm.source_file import SourceFile
 
 __all__ = ["unpack"]
 
@@ -120,8 +121,8 @@ def _write_shards(
 
         def pieces() -> Iterator[Piece]:
             for shard in checkpoint.shards:
-                fd = files.fd(shard.path)
-                readers, tensors = _dense_tensors(shard, fd)
+                file = files.file(shard)
+                readers, tensors = _dense_tensors(shard, file)
                 name = output_name(checkpoint, shard)
                 entries = [entry for tensor in tensors for entry in CopyJob.entries(tensor)]
                 transposed = any(reader.geometry.transposed for reader in readers.values())
@@ -131,24 +132,22 @@ def _write_shards(
                 writers.callback(writer.release)
                 for tensor in tensors:
                     reader = readers.get(tensor.name)
-                    job = (
-                        _UnpackJob(reader, writer)
-                        if reader
-                        else CopyJob(tensor, fd, shard.name, writer)
-                    )
+                    job = _UnpackJob(reader, writer) if reader else CopyJob(tensor, file, writer)
                     done.append(job)
                     yield from job.pieces()
                 yield Piece.note(writer.close_when_written)
-                yield Piece.note(partial(files.done, shard.path))
+                yield Piece.note(partial(files.done, shard))
 
         progress.begin("unpacking", checkpoint.nbytes)
         run_pieces(pieces(), threads=threads, progress=progress.advance, abandon=files.abandon)
     return done
 
 
-def _dense_tensors(shard: Shard, fd: int) -> tuple[dict[str, PackedReader], list[TensorEntry]]:
+def _dense_tensors(
+    shard: Shard, file: SourceFile
+) -> tuple[dict[str, PackedReader], list[TensorEntry]]:
     """Readers of the packed tensors by name, and all tensors of the dense file in order."""
-    readers, plain = open_shard(shard, fd)
+    readers, plain = open_shard(shard, file)
     dense = [*plain, *(reader.dense_entry for reader in readers.values())]
     return readers, sorted(dense, key=file_order)
 

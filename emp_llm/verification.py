@@ -20,7 +20,7 @@ from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint, read_json_obj
 from emp_llm.companions import REPORT_NAME
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.files import OpenFiles
-from emp_llm.geometry import Block, Geometry, read_exactly
+from emp_llm.geometry import Block, Geometry
 from emp_llm.packed import quantization_config
 from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.pipeline import Piece, run_pieces, thread_count
@@ -28,6 +28,7 @@ from emp_llm.progress import Progress, Silent
 from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
 from emp_llm.report import count_totals
 from emp_llm.safetensors_header import TensorEntry
+from emp_llm.source_file import SourceFile
 
 __all__ = ["verify"]
 
@@ -65,7 +66,7 @@ def verify(
 
         def pieces() -> Iterator[Piece]:
             for shard in checkpoint.shards:
-                for check in _shard_checks(shard, files.fd(shard.path), report["tensors"]):
+                for check in _shard_checks(shard, files.file(shard), report["tensors"]):
                     checks.append(check)
                     yield from check.pieces()
 
@@ -131,15 +132,15 @@ def _check_config(checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
         )
 
 
-def _shard_checks(shard: Shard, fd: int, tensors: Mapping[str, Any]) -> "Iterator[_Check]":
-    readers, plain = open_shard(shard, fd)
+def _shard_checks(shard: Shard, file: SourceFile, tensors: Mapping[str, Any]) -> "Iterator[_Check]":
+    readers, plain = open_shard(shard, file)
     for name in [*readers, *(entry.name for entry in plain)]:
         if name not in tensors:
             raise FormatError(f"{shard.name}: tensor {name!r} is not in {REPORT_NAME}")
     for name, reader in readers.items():
         yield _PackedCheck(shard.name, tensors[name], reader)
     for entry in plain:
-        yield _PlainCheck(shard.name, tensors[entry.name], fd, entry)
+        yield _PlainCheck(file, tensors[entry.name], entry)
 
 
 def _check_complete(report: Mapping[str, Any], checks: "list[_Check]") -> None:
@@ -212,8 +213,8 @@ class _Check(ABC):
 class _PlainCheck(_Check):
     """The bytes of a tensor that is stored plainly."""
 
-    def __init__(self, where: str, fields: Mapping[str, Any], fd: int, entry: TensorEntry) -> None:
-        super().__init__(where, entry.name, fields, entry.nbytes)
+    def __init__(self, file: SourceFile, fields: Mapping[str, Any], entry: TensorEntry) -> None:
+        super().__init__(file.name, entry.name, fields, entry.nbytes)
         if entry.dtype != fields["dtype"] or list(entry.shape) != fields["shape"]:
             raise self.fault(
                 f"is {entry.dtype} {list(entry.shape)}, the report says {fields['dtype']} "
@@ -223,7 +224,7 @@ class _PlainCheck(_Check):
             self.expect("bytes_before", entry.nbytes)
             if entry.dtype not in FORMATS:
                 raise self.fault(f"is {entry.dtype}, which emp-llm does not prune")
-        self._fd = fd
+        self._file = file
         self._entry = entry
         self._non_zero = 0
 
@@ -246,12 +247,12 @@ class _PlainCheck(_Check):
 
     def _read(self, start: int, nbytes: int, workspace: Workspace) -> memoryview:
         data = workspace.take("weights", nbytes)[:nbytes].data
-        read_exactly(self._fd, self._where, start, data)
+        self._file.read_into(start, data)
         return data
 
     def _read_rows(self, geometry: Geometry, block: Block, workspace: Workspace) -> Patterns:
         buffer = workspace.take("weights", geometry.block_bytes(block))
-        return geometry.read(self._fd, self._where, self._entry.start, block, buffer)
+        return geometry.read(self._file, self._entry.start, block, buffer)
 
     def _take_rows(self, weights: Patterns) -> None:
         self._non_zero += int(np.count_nonzero(weights))

@@ -1,6 +1,5 @@
 """Dense tensors to the planes of the packed format by our writer's own parts, and back again."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from emp_llm.geometry import Geometry
 from emp_llm.packed import PackedTensor, padding
 from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.safetensors_header import read_header
+from emp_llm.source_file import PlainFile, SourceFile
 
 
 def rows_of(dense: np.ndarray, *, transposed: bool = False) -> np.ndarray:
@@ -80,18 +80,18 @@ def save_planes(path: Path, planes: dict[str, np.ndarray]) -> None:
     save_file({name: torch.from_numpy(plane.copy()) for name, plane in planes.items()}, path)
 
 
-def open_packed(path: Path, fd: int) -> dict[str, PackedReader]:
+def open_packed(path: Path, file: SourceFile) -> dict[str, PackedReader]:
     """Our readers of a file's packed tensors."""
-    return open_shard(Shard(path.name, path, read_header(path)), fd)[0]
+    return open_shard(Shard(path.name, path, read_header(path)), file)[0]
 
 
 def read_with_ours(path: Path) -> dict[str, np.ndarray]:
     """The packed tensors of a file as our reader decodes them, block by block."""
-    fd = os.open(path, os.O_RDONLY)
+    file = PlainFile(path)
     try:
-        return {name: _read(reader) for name, reader in open_packed(path, fd).items()}
+        return {name: _read(reader) for name, reader in open_packed(path, file).items()}
     finally:
-        os.close(fd)
+        file.close()
 
 
 def _read(reader: PackedReader) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Planes that are damaged, missing or of another version end as one clear error."""
 
-import os
-
 import numpy as np
 import pytest
 from emp_kernels.dispatch import Workspace
@@ -13,6 +11,7 @@ from emp_llm import geometry as geometry_module
 from emp_llm.errors import FormatError
 from emp_llm.packed import PackedTensor, find_packed
 from emp_llm.safetensors_header import TensorEntry
+from emp_llm.source_file import PlainFile
 
 GOOD = [1, 1, 0, 3, 1, 0, 4, 5]  # version, bfloat16, dropped, radix, align, transposed, 4 × 5
 
@@ -157,17 +156,17 @@ def planes():
 @pytest.fixture
 def opened(tmp_path):
     """Opens planes as a file's packed tensor."""
-    descriptors = []
+    files = []
 
     def open_planes(planes):
         path = tmp_path / "a.safetensors"
         save_planes(path, planes)
-        descriptors.append(os.open(path, os.O_RDONLY))
-        return open_packed(path, descriptors[-1])["x"]
+        files.append(PlainFile(path))
+        return open_packed(path, files[-1])["x"]
 
     yield open_planes
-    for fd in descriptors:
-        os.close(fd)
+    for file in files:
+        file.close()
 
 
 def decode_all(reader):

@@ -43,7 +43,7 @@ def fetch(model: str, *, progress: Progress | None = None, **options: object) ->
     with source.files(shards) as files:
         told.begin("waiting", 0)
         for shard in shards:
-            files.fd(shard.path)
+            files.file(shard)
     return source
 
 

@@ -37,6 +37,7 @@ from emp_llm.controls.allocation import Floats
 from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
 from emp_llm.pipeline import Advance, Piece, run_pieces
+from emp_llm.source_file import SourceFile
 from emp_llm.target import Target
 
 __all__ = ["P", "Q", "power_sums", "retained_bound"]
@@ -78,10 +79,10 @@ def power_sums(
 
     def pieces() -> Iterator[Piece]:
         for target in targets:
-            fd = files.fd(target.path)
+            file = files.file(target.shard)
             for block in target.geometry.blocks():
                 nbytes = target.geometry.block_bytes(block)
-                yield Piece(nbytes, partial(_sums, target, block, fd), parts[target.name].append)
+                yield Piece(nbytes, partial(_sums, target, block, file), parts[target.name].append)
 
     run_pieces(pieces(), threads=threads, progress=progress, abandon=files.abandon)
     return {
@@ -90,7 +91,9 @@ def power_sums(
     }
 
 
-def _sums(target: Target, block: Block, fd: int, workspace: Workspace) -> tuple[Floats, Floats]:
-    weights_RC = target.read(fd, block, workspace)
+def _sums(
+    target: Target, block: Block, file: SourceFile, workspace: Workspace
+) -> tuple[Floats, Floats]:
+    weights_RC = target.read(file, block, workspace)
     magnitudes_RC = target.geometry.number_format.magnitudes(weights_RC)
     return (magnitudes_RC**P).sum(axis=1), (magnitudes_RC**Q).sum(axis=1)

@@ -22,6 +22,7 @@ from emp_llm.geometry import Block
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.integration.quantizers import PruningQuantizer
 from emp_llm.integration.sources import Source, TargetSource
+from emp_llm.source_file import SourceFile
 from emp_llm.target import Target
 
 __all__ = ["Choice", "ChoiceConfig", "Scope"]
@@ -77,7 +78,7 @@ class _ChoiceQuantizer(PruningQuantizer):
         _, planes = super()._sources(model, conversions)
         source = partial(_ChosenSource, choice=self.quantization_config.choice)
         return {
-            name: source(target, self._files.fd(target.path))
+            name: source(target, self._files.file(target.shard))
             for name, target in self._targets.items()
         }, planes
 
@@ -85,8 +86,8 @@ class _ChoiceQuantizer(PruningQuantizer):
 class _ChosenSource(TargetSource):
     """A target, of which a control's weights are left as it is read."""
 
-    def __init__(self, target: Target, fd: int, choice: Choice) -> None:
-        super().__init__(target, fd)
+    def __init__(self, target: Target, file: SourceFile, choice: Choice) -> None:
+        super().__init__(target, file)
         self._choice = choice
 
     def blocks(self) -> Sequence[Block]:

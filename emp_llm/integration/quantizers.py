@@ -193,7 +193,7 @@ class PruningQuantizer(_Quantizer):
         }
         selection = select(self._targets.values(), options, self._files, threads=thread_count(None))
         return {
-            name: PrunedSource(target, self._files.fd(target.path), selection)
+            name: PrunedSource(target, self._files.file(target.shard), selection)
             for name, target in self._targets.items()
         }, []
 
@@ -229,7 +229,7 @@ class PackedQuantizer(_Quantizer):
         self._readers: dict[str, PackedReader] = {}
         plain: list[TensorEntry] = []
         for shard in self._shards:
-            readers, others = open_shard(shard, self._files.fd(shard.path))
+            readers, others = open_shard(shard, self._files.file(shard))
             self._readers.update(readers)
             plain.extend(others)
         _check_no_plane_alone(model, conversions, plain)

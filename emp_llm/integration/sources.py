@@ -13,6 +13,7 @@ from emp_kernels.rows import Patterns
 from emp_llm.geometry import Block, Geometry
 from emp_llm.packed_reader import PackedReader
 from emp_llm.selection import Selection
+from emp_llm.source_file import SourceFile
 from emp_llm.target import Target
 
 __all__ = [
@@ -106,13 +107,13 @@ class TargetSource(Source):
 
     Args:
         target: The tensor.
-        fd: Its file.
+        file: Its file.
     """
 
-    def __init__(self, target: Target, fd: int) -> None:
+    def __init__(self, target: Target, file: SourceFile) -> None:
         self.geometry = target.geometry
         self._target = target
-        self._fd = fd
+        self._file = file
 
     def fill(self, weights: DenseWeights, number: int, block: Block, workspace: Workspace) -> None:
         """Read and prune one block.
@@ -121,7 +122,7 @@ class TargetSource(Source):
             CheckpointError: If it cannot be read or holds what cannot be pruned.
         """
         memory = weights.in_place(block)
-        rows = self._target.read(self._fd, block, workspace, memory)
+        rows = self._target.read(self._file, block, workspace, memory)
         self._prune(rows, number, block, workspace)
         if memory is None:
             weights.place(block, rows)
@@ -136,12 +137,12 @@ class PrunedSource(TargetSource):
 
     Args:
         target: The tensor.
-        fd: Its file.
+        file: Its file.
         selection: What to keep.
     """
 
-    def __init__(self, target: Target, fd: int, selection: Selection) -> None:
-        super().__init__(target, fd)
+    def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
+        super().__init__(target, file)
         self._selection = selection
 
     def _prune(self, rows: Patterns, number: int, block: Block, workspace: Workspace) -> None:
