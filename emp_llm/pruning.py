@@ -42,6 +42,7 @@ from emp_llm.shard_plan import ShardPlan, output_name
 from emp_llm.shard_writer import ShardWriter
 from emp_llm.target import Target
 from emp_llm.targets_apart import TargetsQuestion
+from emp_llm.written_files import describe_files
 
 __all__ = ["inspect", "prune"]
 
@@ -98,6 +99,7 @@ def prune(
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
         run = _Run(source, checkpoint, options, thread_count(threads), told)
         report = run.write(folder.staging, _origin(model, source))
+        report["files"] = describe_files(folder.staging)
         write_json(folder.staging / REPORT_NAME, report)
         write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
         folder.publish()

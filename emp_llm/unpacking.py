@@ -35,6 +35,7 @@ from emp_llm.safetensors_header import TensorEntry
 from emp_llm.shard_plan import file_order, output_name
 from emp_llm.shard_writer import ShardWriter
 from emp_llm.source_file import SourceFile
+from emp_llm.written_files import describe_files
 
 __all__ = ["unpack"]
 
@@ -80,6 +81,7 @@ def unpack(
         copy_small_files(folder.staging, checkpoint)
         report = _report(source.folder, jobs)
         if report is not None:
+            report["files"] = describe_files(folder.staging)
             write_json(folder.staging / REPORT_NAME, report)
         write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
         folder.publish()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from checkpoints import (
     DOWN,
     GATE,
@@ -328,6 +329,30 @@ def test_the_report_is_what_prune_returns_and_tells_no_absolute_path(tmp_path: P
     assert all(str(tmp_path).encode() not in data for data in files(tmp_path / "out").values())
 
 
+def test_the_report_holds_a_checksum_of_every_other_file_and_of_headers(tmp_path: Path) -> None:
+    source = small_source(tmp_path / "source")
+    (source / "extra").mkdir()
+    small = {"tokenizer.json": b"{}", "extra/notes.txt": b"in a folder", "empty.txt": b""}
+    for name, data in small.items():
+        (source / name).write_bytes(data)
+    (source / "README.md").write_text("# A card, which pushing writes again")
+    report = prune(source, tmp_path / "out")
+    written = files(tmp_path / "out")
+    shard = written["model.safetensors"]
+    header = shard[: 8 + int.from_bytes(shard[:8], "little")]
+    hashed = {name: {"bytes": len(data), "hash": xxh3(data)} for name, data in small.items()}
+    hashed["config.json"] = {
+        "bytes": len(written["config.json"]),
+        "hash": xxh3(written["config.json"]),
+    }
+    hashed["model.safetensors"] = {"bytes": len(shard), "header_hash": xxh3(header)}
+    assert report["files"] == hashed
+
+
+def xxh3(data: bytes) -> str:
+    return f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
+
+
 @pytest.mark.parametrize("granularity", ["row", "layer", "model"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt-oss"])
 def test_inspect_tells_all_that_prune_reports_but_checksums(
@@ -337,6 +362,7 @@ def test_inspect_tells_all_that_prune_reports_but_checksums(
     report = prune(tiny_model(architecture), tmp_path / "out", options)
     for fields in report["tensors"].values():
         del fields["hash"]
+    del report["files"]
     assert inspect(tiny_model(architecture), options) == report
 
 
