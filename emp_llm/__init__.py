@@ -20,12 +20,13 @@ if TYPE_CHECKING:
         OutputError,
     )
     from emp_llm.evaluating import EvalOptions, evaluate
+    from emp_llm.inspecting import inspect
     from emp_llm.integration.adapters import merge_adapter
     from emp_llm.integration.configs import EmpConfig
     from emp_llm.integration.saving import densify
     from emp_llm.integration.training import KeepSparsity, SparsityHold
     from emp_llm.options import PruneOptions
-    from emp_llm.pruning import inspect, prune
+    from emp_llm.pruning import prune
     from emp_llm.pushing import push
     from emp_llm.rule import effective_number, keep_mask
     from emp_llm.unpacking import unpack
@@ -68,7 +69,7 @@ _HOMES = {
     "densify": "integration.saving",
     "effective_number": "rule",
     "evaluate": "evaluating",
-    "inspect": "pruning",
+    "inspect": "inspecting",
     "keep_mask": "rule",
     "merge_adapter": "integration.adapters",
     "prune": "pruning",

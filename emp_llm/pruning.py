@@ -7,17 +7,14 @@ are in memory at any time. Shards of the Hub are pruned as they arrive: `files` 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from emp_kernels.dispatch import load_backend
-
 from emp_llm.card import write_card
-from emp_llm.checkpoint import Checkpoint, Shard
+from emp_llm.checkpoint import Shard
 from emp_llm.companions import (
     CARD_NAME,
     REPORT_NAME,
@@ -29,22 +26,21 @@ from emp_llm.companions import (
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import OptionError
 from emp_llm.files import OpenFiles
-from emp_llm.hub import Source, find_source
+from emp_llm.hub import find_source
 from emp_llm.options import PruneOptions
 from emp_llm.output_folder import OutputFolder
-from emp_llm.packed import check_names, quantization_config
-from emp_llm.pipeline import Piece, run_pieces, thread_count
+from emp_llm.packed import quantization_config
+from emp_llm.pipeline import Piece, thread_count
+from emp_llm.planned_run import PlannedRun, origin
 from emp_llm.progress import Progress, SharedProgress, Silent
-from emp_llm.prune_steps import CopyJob, MeasureJob, TargetJob, hash_name
-from emp_llm.report import TensorReport, build_report, rule_fields
-from emp_llm.selection import Selection, passes, select
+from emp_llm.prune_steps import hash_name
+from emp_llm.report import rule_fields
+from emp_llm.selection import Selection
 from emp_llm.shard_plan import ShardPlan, output_name
 from emp_llm.shard_writer import ShardWriter
-from emp_llm.target import Target
-from emp_llm.targets_apart import TargetsQuestion
 from emp_llm.written_files import describe_files
 
-__all__ = ["inspect", "prune"]
+__all__ = ["prune"]
 
 
 def prune(
@@ -97,8 +93,8 @@ def prune(
     )
     checkpoint = source.open_checkpoint()
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
-        run = _Run(source, checkpoint, options, thread_count(threads), told)
-        report = run.write(folder.staging, _origin(model, source))
+        run = _PruneRun(source, checkpoint, options, thread_count(threads), told)
+        report = run.write(folder.staging, origin(model, source))
         report["files"] = describe_files(folder.staging)
         write_json(folder.staging / REPORT_NAME, report)
         write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
@@ -106,150 +102,25 @@ def prune(
     return report
 
 
-def inspect(
-    model: str | os.PathLike[str],
-    options: PruneOptions | None = None,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Find what `prune` would do, reading all targets and writing nothing.
-
-    Arguments and errors are those of `prune`. The sizes are the ones that packing would give.
-
-    Returns:
-        The report that `prune` would write, without checksums.
-    """
-    options = options or PruneOptions()
-    told = SharedProgress(progress or Silent())
-    source = find_source(model, revision=revision, token=token, progress=told)
-    run = _Run(source, source.open_checkpoint(), options, thread_count(threads), told)
-    return run.measure(_origin(model, source))
-
-
-def _origin(model: str | os.PathLike[str], source: Source) -> dict[str, Any]:
-    """Where a model came from; of a local one no more than its name, to give nothing away."""
-    name = source.repo_id or Path(model).resolve().name
-    return {"model": name, "revision": source.revision}
-
-
-class _Run:
+class _PruneRun(PlannedRun):
     """One checkpoint being pruned."""
-
-    def __init__(
-        self,
-        source: Source,
-        checkpoint: Checkpoint,
-        options: PruneOptions,
-        threads: int,
-        progress: SharedProgress,
-    ) -> None:
-        self._source = source
-        self._checkpoint = checkpoint
-        self._options = options
-        self._threads = threads
-        self._progress = progress
-        if options.output_format == "packed":
-            check_names(checkpoint.tensors)
-        with TargetsQuestion(
-            checkpoint.folder,
-            {name: (entry.dtype, entry.shape) for name, (_, entry) in checkpoint.tensors.items()},
-            targets=options.targets,
-            ignore=options.ignore,
-        ) as question:
-            load_backend()
-            self._decisions = question.answer()
-        self._targets = {
-            shard.name: [
-                Target.of(shard, entry, transposed=self._decisions[entry.name].transposed)
-                for entry in shard.header.tensors
-                if self._decisions[entry.name].prune
-            ]
-            for shard in checkpoint.shards
-        }
-        self._jobs: list[TargetJob | CopyJob] = []
-
-    def measure(self, origin: dict[str, Any]) -> dict[str, Any]:
-        """Read all targets; returns the report."""
-        shards = [shard for shard in self._checkpoint.shards if self._targets[shard.name]]
-        with self._source.files(shards) as files:
-            measure = partial(self._measuring, files)
-            self._run("measuring", self._target_bytes, shards, files, measure)
-        return self._report({}, origin)
 
     def write(self, folder: Path, origin: dict[str, Any]) -> dict[str, Any]:
         """Write all files but card and report to a folder; returns the report."""
-        shards = self._checkpoint.shards
+        shards = self.checkpoint.shards
         with ExitStack() as stack:
-            files = stack.enter_context(self._source.files(shards))
+            files = stack.enter_context(self.source.files(shards))
             writers = stack.enter_context(ExitStack())
             flusher = stack.enter_context(Flusher())
             write = partial(self._writing, files, folder, flusher, writers)
-            self._run("pruning", self._checkpoint.nbytes, shards, files, write)
-        write_index(folder, self._checkpoint)
-        packed = self._options.output_format == "packed"
-        method = quantization_config(rule_fields(self._options)) if packed else None
-        write_config(folder, self._checkpoint, method)
-        copy_small_files(folder, self._checkpoint)
-        checksums = {job.entry.name: hash_name(job.checksum) for job in self._jobs}
-        return self._report(checksums, origin)
-
-    @property
-    def _target_bytes(self) -> int:
-        return sum(target.entry.nbytes for part in self._targets.values() for target in part)
-
-    def _run(
-        self,
-        stage: str,
-        nbytes: int,
-        shards: Sequence[Shard],
-        files: OpenFiles,
-        work: Callable[[Shard, Selection], Iterator[Piece]],
-    ) -> None:
-        """Select what stays in these shards, and do the work on so many bytes of them."""
-        to_select = self._target_bytes * passes(self._options)
-        if self._options.granularity == "layer":  # decided shard by shard, as they arrive
-            self._progress.begin(stage, to_select + nbytes)
-            for shard in shards:
-                self._run_pieces(work(shard, self._select([shard], files)), files)
-            return
-        if to_select:
-            self._progress.begin("selecting", to_select)
-        selection = self._select(shards, files)
-        self._progress.begin(stage, nbytes)
-        self._run_pieces(chain.from_iterable(work(shard, selection) for shard in shards), files)
-
-    def _select(self, shards: Iterable[Shard], files: OpenFiles) -> Selection:
-        targets = [target for shard in shards for target in self._targets[shard.name]]
-        left = sum(target.entry.nbytes for target in targets) * passes(self._options)
-
-        def advance(nbytes: int) -> None:
-            nonlocal left
-            counted = min(nbytes, left)
-            left -= counted
-            self._progress.advance(counted)
-
-        selection = select(targets, self._options, files, threads=self._threads, progress=advance)
-        if left:  # most blocks need not be read as often as was allowed for
-            self._progress.advance(left)
-        return selection
-
-    def _run_pieces(self, pieces: Iterator[Piece], files: OpenFiles) -> None:
-        run_pieces(
-            pieces,
-            threads=self._threads,
-            progress=self._progress.advance,
-            abandon=files.abandon,
-        )
-
-    def _measuring(self, files: OpenFiles, shard: Shard, selection: Selection) -> Iterator[Piece]:
-        for target in self._targets[shard.name]:
-            job = MeasureJob(target, files.file(shard), selection)
-            self._jobs.append(job)
-            yield from job.pieces()
-        yield Piece.note(partial(files.done, shard))
+            self.run("pruning", self.checkpoint.nbytes, shards, files, write)
+        write_index(folder, self.checkpoint)
+        packed = self.options.output_format == "packed"
+        method = quantization_config(rule_fields(self.options)) if packed else None
+        write_config(folder, self.checkpoint, method)
+        copy_small_files(folder, self.checkpoint)
+        checksums = {job.entry.name: hash_name(job.checksum) for job in self.jobs}
+        return self.report(checksums, origin)
 
     def _writing(
         self,
@@ -260,8 +131,8 @@ class _Run:
         shard: Shard,
         selection: Selection,
     ) -> Iterator[Piece]:
-        plan = ShardPlan.make(shard, self._targets[shard.name], self._options.output_format)
-        path = folder / output_name(self._checkpoint, shard)
+        plan = ShardPlan.make(shard, self.targets[shard.name], self.options.output_format)
+        path = folder / output_name(self.checkpoint, shard)
         file = files.file(shard)
         writer = ShardWriter(
             path,
@@ -272,20 +143,7 @@ class _Run:
         )
         writers.callback(writer.release)
         for job in plan.jobs(file, selection, writer):
-            self._jobs.append(job)
+            self.jobs.append(job)
             yield from job.pieces()
         yield Piece.note(writer.close_when_written)
         yield Piece.note(partial(files.done, shard))
-
-    def _report(self, checksums: Mapping[str, str], origin: dict[str, Any]) -> dict[str, Any]:
-        figures = {job.entry.name: job.figures for job in self._jobs if isinstance(job, TargetJob)}
-        tensors = [
-            TensorReport(
-                entry=entry,
-                decision=self._decisions[name],
-                figures=figures.get(name),
-                checksum=checksums.get(name),
-            )
-            for name, (_, entry) in self._checkpoint.tensors.items()
-        ]
-        return build_report(tensors, self._options, origin)

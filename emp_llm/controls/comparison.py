@@ -19,12 +19,12 @@ from emp_llm.controls.measuring import Bench
 from emp_llm.errors import OptionError
 from emp_llm.evaluated_model import Dtype, check_device, find_model
 from emp_llm.files import OpenFiles
+from emp_llm.inspecting import inspect
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.options import PruneOptions
 from emp_llm.perplexity import Protocol, check_protocol
 from emp_llm.pipeline import thread_count
 from emp_llm.progress import Progress, Silent
-from emp_llm.pruning import inspect
 from emp_llm.target import Target
 from emp_llm.texts import Text
 
