@@ -6,9 +6,8 @@ Only headers are read. What belongs to the checkpoint is what transformers would
 folder, so that what is pruned is what is used.
 """
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from emp_llm.errors import CheckpointError
+from emp_llm.json_text import MAX_JSON_BYTES, JsonError, parse_json
+from emp_llm.regular_file import open_regular
 from emp_llm.safetensors_header import Header, TensorEntry, read_header
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "WEIGHTS_NAME",
     "Checkpoint",
     "Shard",
+    "check_link",
     "choose_weights",
     "is_small_file",
     "open_checkpoint",
@@ -42,6 +44,7 @@ _WEIGHTS = (
     *(_SAFETENSORS, *_PICKLES, ".gguf", ".ggml", ".h5", ".msgpack", ".ot", ".npz", ".pkl"),
     *(".onnx", ".onnx_data", ".onnx.data", ".pb", ".tflite", ".mlmodel", ".mlpackage", ".nemo"),
 )
+_MAX_TENSORS = 1_000_000  # of all shards; some 0.5 kB of memory each
 _OTHER_COPIES = "original"  # the folder of the weights in their maker's own layout
 
 
@@ -130,10 +133,7 @@ def open_checkpoint(
     weight_map, index_metadata = read_index(folder / weights) if index_name else ({}, {})
     shard_names = sorted(set(weight_map.values())) or [weights]
     _check_present(folder, [name for name in shard_names if name not in to_come], index_name)
-    shards = tuple(
-        Shard(name, folder / name, to_come.get(name) or read_header(folder / name))
-        for name in shard_names
-    )
+    shards = tuple(_open_shards(folder, shard_names, to_come))
     _check_tensors(shards, weight_map)
     return Checkpoint(folder, shards, index_name, index_metadata, config, _other_files(folder))
 
@@ -166,22 +166,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return read_json_object(folder / CONFIG_NAME)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
+    Args:
+        path: A regular file, or a link to one of the same checkpoint.
+        strict: As for `emp_llm.json_text.parse_json`.
+
     Raises:
-        CheckpointError: If it cannot be read or holds anything else.
+        CheckpointError: If it cannot be read, holds anything else, or is a link to elsewhere.
     """
+    check_link(path, path.parent)
     try:
-        fields = json.loads(path.read_bytes().decode())
+        with open_regular(path) as file:
+            fields = parse_json(file.read(MAX_JSON_BYTES + 1), strict=strict)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise CheckpointError(
-            f"{path}: nests lists or objects too deep; download it again"
-        ) from error
-    except ValueError as error:  # also what is not UTF-8
-        raise CheckpointError(f"{path}: is not JSON ({error}); download it again") from error
+    except JsonError as error:
+        raise CheckpointError(f"{path}: {error}; download it again") from error
     if not isinstance(fields, dict):
         raise CheckpointError(
             f"{path}: holds a JSON {type(fields).__name__}, not an object; download it again"
@@ -239,7 +241,7 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     Raises:
         CheckpointError: If it is no index, or names a file that cannot lie beside it.
     """
-    index = read_json_object(path)
+    index = read_json_object(path, strict=True)
     weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
@@ -270,6 +272,21 @@ def _check_present(folder: Path, names: list[str], index_name: str | None) -> No
             f"{folder}: {index_name or CONFIG_NAME} names {missing[0]}, which is not there "
             f"({len(missing)} of {len(names)} files missing): download the checkpoint again"
         )
+
+
+def _open_shards(
+    folder: Path, names: Iterable[str], to_come: Mapping[str, Header]
+) -> Iterator[Shard]:
+    count = 0
+    for name in names:
+        shard = Shard(name, folder / name, to_come.get(name) or read_header(folder / name))
+        count += len(shard.header.tensors)
+        if count > _MAX_TENSORS:
+            raise CheckpointError(
+                f"{folder}: has more than {_MAX_TENSORS:,} tensors by {name}, five times as many "
+                "as models of 10^12 weights: fuse its experts"
+            )
+        yield shard
 
 
 def _check_tensors(shards: tuple[Shard, ...], weight_map: dict[str, str]) -> None:
@@ -320,14 +337,30 @@ def _other_files(folder: Path) -> tuple[Path, ...]:
 def _is_own_file(folder: Path, relative: Path) -> bool:
     """Tell a regular file; raise where a link would carry along a file from elsewhere."""
     path = folder / relative
-    if path.is_symlink():
-        target = path.resolve()
-        if not target.is_file() or not any(target.is_relative_to(root) for root in _roots(folder)):
-            raise CheckpointError(
-                f"{path}: is a link to {target}, which is no file of this checkpoint: "
-                "put a copy in its place or remove it"
-            )
+    check_link(path, folder)
     return path.is_file()
+
+
+def check_link(path: Path, folder: Path) -> None:
+    """Refuse a link out of a checkpoint: what it leads to would become part of the result.
+
+    Weights may be links to anywhere: only a safetensors file can be read through them.
+
+    Args:
+        path: Maybe a link.
+        folder: The checkpoint's folder.
+
+    Raises:
+        CheckpointError: If it is a link to anything but a file of the checkpoint.
+    """
+    if not path.is_symlink():
+        return
+    target = path.resolve()
+    if not target.is_file() or not any(target.is_relative_to(root) for root in _roots(folder)):
+        raise CheckpointError(
+            f"{path}: is a link to {target}, which is no file of this checkpoint: "
+            "put a copy in its place or remove it"
+        )
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from emp_llm.checkpoint import CONFIG_NAME, Checkpoint
 from emp_llm.errors import CheckpointError
 from emp_llm.evaluation import EVAL_NAME
+from emp_llm.regular_file import open_regular
 from emp_llm.safetensors_header import read_header
 
 __all__ = [
@@ -67,7 +68,7 @@ def copy_small_files(folder: Path, source: Checkpoint) -> None:
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            data = (source.folder / relative).open("rb")
+            data = open_regular(source.folder / relative)
         except OSError as error:
             raise CheckpointError(f"{relative}: cannot be read: {error.strerror}") from error
         with data, target.open("xb") as copy:

@@ -11,11 +11,19 @@ Every message says what, where, what was found and what to do. Anything else tha
 and keeps its traceback.
 """
 
+from emp_llm.shown import message_line
+
 __all__ = ["CheckpointError", "EmpError", "FormatError", "HubError", "OptionError", "OutputError"]
 
 
 class EmpError(Exception):
-    """Base of all errors that emp-llm foresees. Its text is one line, meant for the user."""
+    """Base of all errors that emp-llm foresees.
+
+    Its text is one printable line, meant for the user, whatever names are in it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message_line(message))
 
 
 class OptionError(EmpError, ValueError):

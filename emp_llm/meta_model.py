@@ -5,13 +5,13 @@ when it is needed.
 """
 
 import gc
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emp_llm.checkpoint import CONFIG_NAME, read_json_object
 from emp_llm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def build_meta_model(folder: Path) -> "PreTrainedModel":
         CheckpointError: If the config cannot be read, is not one of transformers', needs code
             from the checkpoint, or says that the weights are quantized or packed.
     """
-    path = folder / "config.json"
-    raw = _read_json(path)
+    path = folder / CONFIG_NAME
+    raw = read_json_object(path)
     _check_dense(raw, path)
     try:
         config = _config(raw, path)
@@ -73,16 +73,6 @@ def calm() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {_first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds a {type(config).__name__}, not an object")
-    return config
 
 
 def _check_dense(raw: Mapping[str, Any], path: Path) -> None:

@@ -6,15 +6,16 @@ spaces may pad) and the tensors' data, without holes. Nothing here reads or hold
 
 import json
 import os
-import reprlib
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 from emp_llm.errors import CheckpointError
+from emp_llm.json_text import MAX_JSON_BYTES, JsonError, check_size, parse_json
+from emp_llm.regular_file import open_regular
+from emp_llm.shown import shortened
 
 __all__ = [
     "ALIGNMENT",
@@ -41,14 +42,12 @@ ITEM_BITS: Final[Mapping[str, int]] = {
 ALIGNMENT: Final = 16
 
 _LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors library refuses longer ones
 _MAX_U64 = 2**64 - 1
+_MAX_NAME = 1024  # characters; the longest of transformers' models are below 200
+_MAX_DIMENSIONS = 64  # torch has no more
 _METADATA = "__metadata__"
 _GIT_LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "the file is cut short or damaged: download it again"
-
-_shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxother = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ def read_header(path: Path) -> Header:
         CheckpointError: If the file cannot be read or is not a whole safetensors file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file_size = os.fstat(file.fileno()).st_size
 
             def read(start: int, stop: int) -> bytes:
@@ -158,9 +157,9 @@ def _header_length(head: bytes, file_size: int) -> int:
     if file_size < _LENGTH_BYTES:
         raise _DamagedError(f"is {file_size} bytes, too short for a safetensors file; {_AGAIN}")
     length: int = struct.unpack_from("<Q", head)[0]
-    if length > _MAX_HEADER_BYTES:
+    if length > MAX_JSON_BYTES:
         raise _DamagedError(
-            f"says its header is {length:,} bytes long, over the limit of {_MAX_HEADER_BYTES:,}; "
+            f"says its header is {length:,} bytes long, over the limit of {MAX_JSON_BYTES:,}; "
             "this is not a safetensors file: download or convert it again"
         )
     if _LENGTH_BYTES + length > file_size:
@@ -172,37 +171,14 @@ def _header_length(head: bytes, file_size: int) -> int:
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(
-            text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
-        if b"\\u" in text:  # an escape can stand for half a character, which no file can hold again
-            json.dumps(fields, ensure_ascii=False).encode()
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise _DamagedError(f"its header is not UTF-8 text ({error.reason}); {_AGAIN}") from error
-    except RecursionError as error:
-        raise _DamagedError(f"its header nests lists or objects too deep; {_AGAIN}") from error
-    except ValueError as error:
-        raise _DamagedError(f"its header is not JSON ({error}); {_AGAIN}") from error
+        fields = parse_json(text, strict=True)
+    except JsonError as error:
+        raise _DamagedError(f"its header {error}; {_AGAIN}") from error
     if not isinstance(fields, dict):
         raise _DamagedError(
-            f"its header is {_shorten.repr(fields)}; it must be a JSON object: convert it again"
+            f"its header is {shortened(fields)}; it must be a JSON object: convert it again"
         )
     return fields
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise _DamagedError(
-            f"its header has {_shorten.repr(twice)} twice, so what it means is open: "
-            "convert the checkpoint again"
-        )
-    return fields
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
 
 
 def _metadata(field: object) -> dict[str, str]:
@@ -210,12 +186,12 @@ def _metadata(field: object) -> dict[str, str]:
         return {}
     if not isinstance(field, dict):
         raise _DamagedError(
-            f"its {_METADATA} is {_shorten.repr(field)}; it must map strings to strings"
+            f"its {_METADATA} is {shortened(field)}; it must map strings to strings"
         )
     for key, value in field.items():
         if not isinstance(value, str):
             raise _DamagedError(
-                f"its {_METADATA} has {_shorten.repr(value)} at {_shorten.repr(key)}; "
+                f"its {_METADATA} has {shortened(value)} at {shortened(key)}; "
                 "values must be strings: save the checkpoint again with strings only"
             )
     return field
@@ -223,32 +199,41 @@ def _metadata(field: object) -> dict[str, str]:
 
 def _entry(name: str, field: object, data_start: int) -> TensorEntry:
     if not isinstance(field, dict):
-        raise _DamagedError(f"tensor {_shorten.repr(name)} is {_shorten.repr(field)}; {_AGAIN}")
+        raise _DamagedError(f"tensor {shortened(name)} is {shortened(field)}; {_AGAIN}")
+    if len(name) > _MAX_NAME:
+        raise _DamagedError(
+            f"tensor {shortened(name)} has a name of {len(name):,} characters, more than "
+            f"{_MAX_NAME:,}: rename it"
+        )
     dtype, shape, offsets = field.get("dtype"), field.get("shape"), field.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
         raise _DamagedError(
-            f"tensor {_shorten.repr(name)} has dtype {_shorten.repr(dtype)}, which is not one of "
+            f"tensor {shortened(name)} has dtype {shortened(dtype)}, which is not one of "
             f"safetensors' {', '.join(ITEM_BITS)}: save it in one of these"
         )
     if not _are_sizes(shape):
         raise _DamagedError(
-            f"tensor {_shorten.repr(name)} has shape {_shorten.repr(shape)}; "
+            f"tensor {shortened(name)} has shape {shortened(shape)}; "
             f"sizes must be whole numbers from 0; {_AGAIN}"
+        )
+    if len(shape) > _MAX_DIMENSIONS:
+        raise _DamagedError(
+            f"tensor {shortened(name)} has {len(shape):,} dimensions, more than {_MAX_DIMENSIONS}"
         )
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _DamagedError(
-            f"tensor {_shorten.repr(name)} has data_offsets {_shorten.repr(offsets)}; "
+            f"tensor {shortened(name)} has data_offsets {shortened(offsets)}; "
             f"they must be its first byte and the byte behind its last; {_AGAIN}"
         )
     try:
         nbytes = _nbytes(dtype, shape)
     except ValueError as error:
-        raise _DamagedError(f"tensor {_shorten.repr(name)} {error}; {_AGAIN}") from error
+        raise _DamagedError(f"tensor {shortened(name)} {error}; {_AGAIN}") from error
     start, end = offsets
     if end - start != nbytes:
         raise _DamagedError(
-            f"tensor {_shorten.repr(name)} has {end - start:,} bytes of data, "
-            f"{dtype} {_shorten.repr(shape)} needs {nbytes:,}; {_AGAIN}"
+            f"tensor {shortened(name)} has {end - start:,} bytes of data, "
+            f"{dtype} {shortened(shape)} needs {nbytes:,}; {_AGAIN}"
         )
     return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
 
@@ -265,7 +250,7 @@ def _nbytes(dtype: str, shape: Iterable[int]) -> int:
     items = 1
     for size in shape:
         items *= size
-        if items > _MAX_U64:  # at once: the product of a hostile shape takes hours
+        if items > _MAX_U64:  # at once, as the library does: a zero behind does not mend it
             break
     bits = items * ITEM_BITS[dtype]
     if bits > _MAX_U64:
@@ -281,7 +266,7 @@ def _check_cover(tensors: tuple[TensorEntry, ...], data_start: int, file_size: i
         if entry.start != position:
             problem = "overlaps another" if entry.start < position else "follows a hole"
             raise _DamagedError(
-                f"tensor {_shorten.repr(entry.name)} {problem}: it starts at byte {entry.start:,}, "
+                f"tensor {shortened(entry.name)} {problem}: it starts at byte {entry.start:,}, "
                 f"not {position:,}; {_AGAIN}"
             )
         position = entry.end
@@ -311,14 +296,20 @@ def encode_header(
         to the next multiple of `ALIGNMENT`.
 
     Raises:
-        ValueError: If an entry contradicts itself or occurs twice, a header does not fit in
-            ``reserve``, or it is longer than safetensors allows.
+        ValueError: If an entry contradicts itself or occurs twice, or a header does not fit in
+            ``reserve``.
+        CheckpointError: If `read_header` would refuse it for its size or that of a name.
     """
     fields: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape, nbytes in entries:
         if name in fields or name == _METADATA:
             raise ValueError(f"two tensors would be called {name!r}")
+        if len(name) > _MAX_NAME:
+            raise CheckpointError(
+                f"{shortened(name)} would have a name of {len(name):,} characters, more than "
+                f"{_MAX_NAME:,}: rename it in the source"
+            )
         if nbytes != _nbytes(dtype, shape):
             raise ValueError(f"{name!r}: {dtype} {shape} is not {nbytes} bytes")
         offsets = (position, position + nbytes)
@@ -329,7 +320,11 @@ def encode_header(
     total = -(-needed // ALIGNMENT) * ALIGNMENT if reserve is None else reserve
     if total < needed or total % ALIGNMENT:
         raise ValueError(f"the header needs {needed} bytes, {total} were reserved")
-    length = total - _LENGTH_BYTES
-    if length > _MAX_HEADER_BYTES:
-        raise ValueError(f"the header would be {length:,} bytes, over {_MAX_HEADER_BYTES:,}")
-    return struct.pack("<Q", length) + text.ljust(length)
+    padded = text.ljust(total - _LENGTH_BYTES)
+    try:
+        check_size(padded)
+    except JsonError as error:
+        raise CheckpointError(
+            f"the header of a shard to be written {error}: save the source in more shards"
+        ) from error
+    return struct.pack("<Q", len(padded)) + padded

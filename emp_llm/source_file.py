@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from emp_llm.errors import CheckpointError
+from emp_llm.regular_file import open_regular
 
 __all__ = ["PlainFile", "SourceFile"]
 
@@ -44,7 +45,7 @@ class PlainFile(SourceFile):
     def __init__(self, path: Path) -> None:
         self.name = path.name
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = open_regular(path)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -53,7 +54,7 @@ class PlainFile(SourceFile):
         filled = 0
         while filled < len(buffer):
             try:
-                count = os.preadv(self._fd, [buffer[filled:]], offset + filled)
+                count = os.preadv(self._file.fileno(), [buffer[filled:]], offset + filled)
             except OSError as error:
                 raise CheckpointError(
                     f"{self.name}: reading at byte {offset + filled:,} failed: {error.strerror}"
@@ -67,4 +68,4 @@ class PlainFile(SourceFile):
 
     def close(self) -> None:
         """Nothing more is to be read."""
-        os.close(self._fd)
+        self._file.close()

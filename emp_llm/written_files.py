@@ -9,6 +9,7 @@ from emp_llm.companions import CARD_NAME, REPORT_NAME
 from emp_llm.errors import CheckpointError
 from emp_llm.evaluation import EVAL_NAME
 from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
+from emp_llm.regular_file import open_regular
 from emp_llm.safetensors_header import read_header
 
 __all__ = ["describe_file", "describe_files", "visible_files"]
@@ -58,7 +59,7 @@ def describe_file(path: Path) -> dict[str, Any]:
     left = read_header(path).data_start if is_shard else -1
     checksum = new_hash()
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             while data := file.read(min(left, COPY_BYTES) if is_shard else COPY_BYTES):
                 left -= len(data)

@@ -172,7 +172,7 @@ def test_an_adapter_is_named_as_such(single: Path) -> None:
     ("content", "reason"),
     [
         (b"{", "config.json: is not JSON"),
-        (b"\xff", "config.json: is not JSON"),
+        (b"\xff", "config.json: is not UTF-8 text"),
         (b"[]", "config.json: holds a JSON list, not an object"),
         (b"[" * 100_000, "config.json: nests lists or objects too deep"),
     ],

@@ -114,7 +114,7 @@ def library_refusal(content: bytes) -> Exception:
 BAD = {
     "no bytes": (b"", "is 0 bytes, too short"),
     "seven bytes": (bytes(7), "is 7 bytes, too short"),
-    "a header over the limit": (struct.pack("<Q", 100_000_001), "over the limit of 100,000,000"),
+    "a header over the limit": (struct.pack("<Q", 100_000_001), "over the limit of 64,000,000"),
     "a header past the end": (
         struct.pack("<Q", 100) + b"{}",
         "is 10 bytes, its header alone needs 108; the file is cut short",
@@ -188,10 +188,37 @@ def test_a_long_name_does_not_flood_the_message(tmp_path: Path) -> None:
     assert len(refusal(tmp_path, pack({"n" * 10_000: 1}))) < 400
 
 
-def test_a_hostile_shape_is_refused_at_once(tmp_path: Path) -> None:
-    # the exact product has six million digits and would take minutes
-    shape = [2**63] * 300_000
-    assert "overflows" in refusal(tmp_path, pack({"a": u8(0, 0, shape=shape)}))
+def test_a_tensor_has_no_more_dimensions_than_torch_knows(tmp_path: Path) -> None:
+    # of the last one the exact product has six million digits and would take minutes
+    (tmp_path / "model.safetensors").write_bytes(pack({"a": u8(0, 1, shape=[1] * 64)}, b"x"))
+    assert read_header(tmp_path / "model.safetensors").tensors[0].shape == (1,) * 64
+    for shape, count in ([1] * 65, "65"), ([2**63] * 300_000, "300,000"):
+        content = pack({"a": u8(0, 1, shape=shape)}, b"x")
+        assert f"'a' has {count} dimensions, more than 64" in refusal(tmp_path, content)
+
+
+def test_a_name_has_no_more_than_1024_characters(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(pack({"n" * 1024: u8(0, 1)}, b"x"))
+    assert read_header(tmp_path / "model.safetensors").tensors[0].name == "n" * 1024
+    assert "a name of 1,025 characters" in refusal(tmp_path, pack({"n" * 1025: u8(0, 1)}, b"x"))
+
+
+# The library would take these; read in Python they would fill gigabytes
+
+
+def test_a_header_is_at_most_64_million_bytes_long(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 64_000_000) + b"{}".ljust(64_000_000))
+    assert read_header(path).tensors == ()
+    longer = struct.pack("<Q", 64_000_001) + b"{}".ljust(64_000_001)
+    assert len(safetensors.deserialize(longer)) == 0
+    assert "64,000,001 bytes long, over the limit of 64,000,000" in refusal(tmp_path, longer)
+
+
+def test_a_header_has_at_most_four_million_values(tmp_path: Path) -> None:
+    # two for the object and the list, one for each comma
+    for commas, reason in (3_999_998, "tensor 'a' is [0, 0, "), (3_999_999, "4,000,000 values"):
+        assert reason in refusal(tmp_path, pack(b'{"a":[' + b"0," * commas + b"0]}"))
 
 
 def test_a_missing_file_is_one_error(tmp_path: Path) -> None:
@@ -277,6 +304,11 @@ def test_entries_that_contradict_themselves_are_not_encoded(entries, reason: str
         encode_header(entries)
 
 
-def test_a_header_that_safetensors_would_refuse_for_its_length_is_not_encoded() -> None:
-    with pytest.raises(ValueError, match="over 100,000,000"):
-        encode_header([("n" * 100_000_000, "U8", (1,), 1)])
+def test_a_header_that_would_be_refused_for_its_size_is_not_encoded() -> None:
+    entry = ("n", "U8", (1,), 1)
+    with pytest.raises(CheckpointError, match=r"longer than the 64,000,000 bytes .*in more shards"):
+        encode_header([entry], {"note": "x" * 64_000_000})
+    with pytest.raises(CheckpointError, match=r"more than the 4,000,000 values .*in more shards"):
+        encode_header([entry], {"note": "," * 4_000_000})
+    with pytest.raises(CheckpointError, match=r"a name of 1,025 characters"):
+        encode_header([("n" * 1025, "U8", (1,), 1)])

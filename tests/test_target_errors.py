@@ -119,7 +119,7 @@ def test_a_missing_config_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "cannot be read"),
+        ("{", "is not JSON"),
         ("[]", "not an object"),
         ("{}", "model_type"),
         ('{"model_type": 3}', "model_type"),

@@ -50,7 +50,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 def print_json(content: Mapping[str, Any]) -> None:
     """Print the one JSON object that stdout gets."""
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 class Clock:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from emp_llm.shown import printable
+
 __all__ = ["count", "left_alone", "pruned_kinds", "show", "size", "totals_line"]
 
 Row = Sequence[str]
@@ -32,7 +34,7 @@ def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1) -> None
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=printable(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column, name in enumerate(header):
         is_text = column < left
         table.add_column(
@@ -42,7 +44,7 @@ def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1) -> None
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     Console(highlight=False, markup=False).print(table)
 
 
