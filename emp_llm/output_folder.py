@@ -104,9 +104,16 @@ class OutputFolder:
                 self._move(self.path / file, self.staging / _REPLACED / file)
 
     def _move(self, source: Path, target: Path) -> None:
+        for folder in (source.parent, target.parent):
+            self._check_inside(folder)
         self._make(target.parent)
         self._moves.append((source, target))
         source.replace(target)
+
+    def _check_inside(self, folder: Path) -> None:
+        """Refuse a link in the folder that would lead to files elsewhere."""
+        if not folder.resolve().is_relative_to(self.path.resolve()):
+            raise OutputError(f"{folder}: is a link out of {self.path}: remove it")
 
     def _take_back(self) -> None:
         for source, target in reversed(self._moves):
@@ -139,7 +146,10 @@ class OutputFolder:
             self._made.append(absent)
 
     def _take_lock(self) -> None:
-        self._lock = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if self.staging.is_symlink():  # what it leads to is not ours to empty
+            raise OutputError(f"{self.staging}: is a link: remove it")
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._lock = os.open(self.staging, flags)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -256,3 +257,35 @@ def test_an_overwrite_that_cannot_put_a_file_in_its_place_leaves_the_older_check
 ) -> None:
     (source / "notes").write_text("a file where the output has a folder")
     refusal(source, older, OutputError, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_link_in_the_place_of_the_hidden_folder_leads_to_is_not_emptied(
+    source: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    home, out = tmp_path / "home", tmp_path / "out"
+    for folder in (home, out):
+        folder.mkdir()
+    (home / "thesis.txt").write_text("mine")
+    (out / ".emp-llm-unfinished").symlink_to(home)
+    assert "is a link: remove it" in refusal(source, out, OutputError, overwrite=overwrite)
+    assert files(home) == {"thesis.txt": b"mine"}
+    assert list(out.iterdir()) == [out / ".emp-llm-unfinished"]
+
+
+@pytest.mark.parametrize("present", [{}, {"config.json": b"{}"}], ids=["empty", "of that name"])
+def test_an_overwrite_follows_no_link_out_of_the_folder(
+    source: Path, tmp_path: Path, present: dict[str, bytes]
+) -> None:
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text("{}")
+    prune(source, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "1_Pooling")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name, data in present.items():
+        (elsewhere / name).write_bytes(data)
+    (tmp_path / "out" / "1_Pooling").symlink_to(elsewhere)
+    message = refusal(source, tmp_path / "out", OutputError, overwrite=True)
+    assert "1_Pooling: is a link out of" in message
+    assert files(elsewhere) == present
