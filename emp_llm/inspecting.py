@@ -13,6 +13,7 @@ from emp_llm.pipeline import Piece, thread_count
 from emp_llm.planned_run import PlannedRun, origin
 from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.prune_steps import MeasureJob
+from emp_llm.report import Outcome
 from emp_llm.selection import Selection
 
 __all__ = ["inspect"]
@@ -47,14 +48,17 @@ class _InspectRun(PlannedRun):
     def measure(self, origin: dict[str, Any]) -> dict[str, Any]:
         """Read all targets; returns the report."""
         shards = [shard for shard in self.checkpoint.shards if self.targets[shard.name]]
+        jobs: list[MeasureJob] = []
         with self.source.files(shards) as files:
-            measure = partial(self._measuring, files)
-            self.run("measuring", self.target_bytes, shards, files, measure)
-        return self.report({}, origin)
+            measure = partial(self._measuring, files, jobs)
+            self.run("measuring", self.bytes_to_prune(shards), shards, files, measure)
+        return self.report({job.entry.name: Outcome(job.figures) for job in jobs}, origin)
 
-    def _measuring(self, files: OpenFiles, shard: Shard, selection: Selection) -> Iterator[Piece]:
+    def _measuring(
+        self, files: OpenFiles, jobs: list[MeasureJob], shard: Shard, selection: Selection
+    ) -> Iterator[Piece]:
         for target in self.targets[shard.name]:
             job = MeasureJob(target, files.file(shard), selection)
-            self.jobs.append(job)
+            jobs.append(job)
             yield from job.pieces()
         yield Piece.note(partial(files.done, shard))

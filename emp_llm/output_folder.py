@@ -1,27 +1,33 @@
 """The folder that a run writes: whole, or not there.
 
 Everything is written to a hidden folder inside it, on the same file system, and moved up at the
-end, the files that make it look like a model last.
+end, the files that make it look like a model last. What a run that broke off had finished stays in
+the hidden folder, with a journal of it, until the same command goes on.
 """
 
 import errno
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from emp_llm.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_index
 from emp_llm.companions import REPORT_NAME
-from emp_llm.errors import CheckpointError, OutputError
+from emp_llm.durable import flush_path, write_json_durably
+from emp_llm.errors import CheckpointError, EmpError, OutputError
+from emp_llm.journal import Journal, difference
 
 __all__ = ["STAGING_NAME", "OutputFolder"]
 
 STAGING_NAME = ".emp-llm-unfinished"
 
-_REPLACED = "replaced"
+_REPLACED = ".replaced"
+_MOVING = ".moving.json"
 _LAST = (REPORT_NAME, INDEX_NAME, CONFIG_NAME)
 
 
@@ -29,22 +35,38 @@ class OutputFolder:
     """A folder being written, as a context manager.
 
     Leaving the ``with`` block without `publish`, or with an error, takes away all that was
-    written, and the folder too if it was not there before. OSErrors that leave it come out as
+    written, and the folder too if it was not there before. Only what the journal says is finished
+    is kept, if the same command may succeed later. OSErrors that leave the block come out as
     OutputErrors.
 
     Args:
         path: The folder to make.
-        overwrite: Whether to replace a checkpoint that is there.
+        overwrite: Whether to replace a checkpoint that is there, and an unfinished run of another
+            kind.
         source: The folder that is read from, which must be another one.
+        run: What the run is, as `emp_llm.journal.describe_run` tells; None for one that cannot be
+            gone on with.
+
+    Attributes:
+        journal: What is finished of the run; for an earlier one's files it is still to be seen
+            whether they are sound.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool, source: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool,
+        source: Path,
+        run: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         self._overwrite = overwrite
         self._source = source
+        self._run = run
         self._made: list[Path] = []
-        self._moves: list[tuple[Path, Path]] = []
         self._lock = -1
+        self.journal = Journal(self.staging)
 
     @property
     def staging(self) -> Path:
@@ -52,17 +74,27 @@ class OutputFolder:
         return self.path / STAGING_NAME
 
     def __enter__(self) -> "OutputFolder":
-        self._check()
+        self._check_path()
         try:
+            if not self.staging.is_dir():
+                self._check_empty()
             self._make(self.staging)
             self._take_lock()
-            for leftover in self.staging.iterdir():
-                _remove(leftover)
+            self._refuse_other_run()
+            self._take_back()
+            self._check_empty()
+            self._clear()
+            if self._run is not None:
+                self.journal.begin(self._run)
+                for folder in (self.staging, self.path, self.path.absolute().parent):
+                    flush_path(folder)
         except OSError as error:
-            self._clean_up()
+            if self._lock >= 0 and not self._finished():
+                self._remove_all()
+            self._leave()
             raise self._explain(error) from error
         except OutputError:
-            self._remove_made()
+            self._leave()
             raise
         return self
 
@@ -72,25 +104,47 @@ class OutputFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._clean_up()
-        if isinstance(error, OSError):
-            raise self._explain(error) from error
+        kept = 0
+        if self._run is not None and error is not None and _may_pass(error):
+            with suppress(OSError):  # a disk that fails: what is left is cleared by the next run
+                self._take_back()
+                self._remove_unfinished(keep=True)
+            kept = len(self.journal.finished())
+        if kept:
+            self._leave()
+        else:
+            self._remove_all()
+        told = self._explain(error) if isinstance(error, OSError) else error
+        if told is not None and kept:
+            files = "1 file is" if kept == 1 else f"{kept} files are"
+            told.add_note(
+                f"{files} finished and kept in {self.path}: the same command goes on from there"
+            )
+        if told is not error and told is not None:
+            raise told from error
 
     def publish(self) -> None:
         """Move everything to its place; the checkpoint that is replaced goes first.
 
-        If a move fails, all of them are taken back.
+        If a move fails, or the machine does, all of them are taken back.
         """
-        new = [path.relative_to(self.staging) for path in self.staging.rglob("*") if path.is_file()]
+        new = [
+            path.relative_to(self.staging)
+            for path in self.staging.rglob("*")
+            if path.is_file() and not self.journal.holds(path)
+        ]
         new.sort(key=lambda file: (_LAST.index(str(file)) if str(file) in _LAST else -1, file))
         for file in new:
-            _fsync(self.staging / file)
+            flush_path(self.staging / file)
+        write_json_durably(self.staging / _MOVING, {"files": [str(file) for file in new]})
         if self._overwrite:
             self._set_aside(new)
         for file in new:
+            if str(file) == CONFIG_NAME:  # with it the folder looks like a model
+                flush_path(self.path)
             self._move(self.staging / file, self.path / file)
-        _fsync(self.path)
-        self._moves.clear()
+        flush_path(self.path)
+        (self.staging / _MOVING).unlink()
         self._made.clear()
 
     def _set_aside(self, new: Iterable[Path]) -> None:
@@ -107,7 +161,6 @@ class OutputFolder:
         for folder in (source.parent, target.parent):
             self._check_inside(folder)
         self._make(target.parent)
-        self._moves.append((source, target))
         source.replace(target)
 
     def _check_inside(self, folder: Path) -> None:
@@ -116,24 +169,63 @@ class OutputFolder:
             raise OutputError(f"{folder}: is a link out of {self.path}: remove it")
 
     def _take_back(self) -> None:
-        for source, target in reversed(self._moves):
-            if target.exists() and not source.exists():
-                target.replace(source)
-        self._moves.clear()
+        """Undo the moves of a `publish` that did not come to its end."""
+        try:
+            names = json.loads((self.staging / _MOVING).read_bytes())["files"]
+        except (OSError, ValueError):  # it had not begun
+            return
+        for name in reversed(names):
+            if (self.path / name).is_file() and not (self.staging / name).exists():
+                self._move(self.path / name, self.staging / name)
+        replaced = self.staging / _REPLACED
+        for path in sorted(replaced.rglob("*"), key=lambda path: path.name == CONFIG_NAME):
+            if path.is_file():
+                self._move(path, self.path / path.relative_to(replaced))
+        (self.staging / _MOVING).unlink()
 
-    def _check(self) -> None:
+    def _check_path(self) -> None:
         path = self.path
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path}: is a file; give a folder to write to")
         if path.exists() and path.resolve() == self._source.resolve():
             raise OutputError(f"{path}: is the source itself; give another folder to write to")
-        if path.exists() and not self._overwrite:
-            present = [item.name for item in path.iterdir() if item.name != STAGING_NAME]
-            if present:
-                raise OutputError(
-                    f"{path}: is not empty ({present[0]}, …); give another folder, or --overwrite "
-                    "to replace the checkpoint in it"
-                )
+
+    def _check_empty(self) -> None:
+        if self._overwrite or not self.path.exists():
+            return
+        present = [item.name for item in self.path.iterdir() if item.name != STAGING_NAME]
+        if present:
+            raise OutputError(
+                f"{self.path}: is not empty ({present[0]}, …); give another folder, or --overwrite "
+                "to replace the checkpoint in it"
+            )
+
+    def _refuse_other_run(self) -> None:
+        """Refuse to throw away, or to mix with, what another command has finished."""
+        then = self.journal.run()
+        if then is None or self._overwrite or not self._finished():
+            return
+        if self._run is None:
+            told = "of prune"
+        elif changed := difference(self._run, then):
+            told = f"that differs from this one ({changed})"
+        else:
+            return
+        raise OutputError(
+            f"{self.path}: holds an unfinished run {told}: repeat the command that began it, or "
+            "give --overwrite to discard it"
+        )
+
+    def _clear(self) -> None:
+        """Leave nothing of earlier runs but what this one goes on with."""
+        then = self.journal.run()
+        goes_on = then is not None and self._run is not None and not difference(self._run, then)
+        self._remove_unfinished(keep=goes_on)
+
+    def _remove_unfinished(self, *, keep: bool) -> None:
+        for path in self.staging.iterdir():
+            if not (keep and self.journal.keeps(path)):
+                _remove(path)
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those above it, and remember which ones."""
@@ -153,23 +245,27 @@ class OutputFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(self._lock)
-            self._lock = -1
             raise OutputError(
                 f"{self.path}: another emp-llm is writing there; wait for it or give another folder"
             ) from error
 
-    def _clean_up(self) -> None:
-        self._take_back()
+    def _finished(self) -> int:
+        """Files of weights that are finished, in the hidden folder or on the way up from it."""
+        return len(self.journal.finished()) + (self.staging / _MOVING).is_file()
+
+    def _remove_all(self) -> None:
+        with suppress(OSError):
+            self._take_back()
+        shutil.rmtree(self.staging, ignore_errors=True)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let others write here, and leave no folder that is empty."""
         if self._lock >= 0:
-            shutil.rmtree(self.staging, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
-        self._remove_made()
-
-    def _remove_made(self) -> None:
         for folder in reversed(self._made):
-            with suppress(OSError):  # somebody else's file is in it by now
+            with suppress(OSError):  # something is in it
                 folder.rmdir()
         self._made.clear()
 
@@ -185,6 +281,11 @@ class OutputFolder:
         return OutputError(f"{where}: cannot be written: {error.strerror}; give another folder")
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same command may succeed after this error: not if the source is at fault."""
+    return error.may_pass if isinstance(error, EmpError) else True
+
+
 def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.absolute().parent)
 
@@ -194,11 +295,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,15 +24,20 @@ Advance = Callable[[int], None]
 """Told the bytes of input that each piece settled, from one thread at a time."""
 
 
-def thread_count(threads: int | None) -> int:
-    """The number of threads that was asked for; as many as there are usable cores for None.
+def thread_count(threads: int | None, processes: int = 1) -> int:
+    """The number of threads that was asked for; for None, this process's share of usable cores.
+
+    Args:
+        threads: What was asked for.
+        processes: How many processes on this machine work at the same time.
 
     Raises:
         OptionError: If it is less than 1.
     """
     if threads is None:
         usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-        return len(usable) if usable else os.cpu_count() or 1
+        cores = len(usable) if usable else os.cpu_count() or 1
+        return max(1, cores // processes)
     if threads < 1:
         raise OptionError(f"threads is {threads}; give 1 or more, or None for all cores")
     return threads

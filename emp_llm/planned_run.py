@@ -5,6 +5,7 @@ source → open → decide targets → select → shards: pieces of work → rep
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from emp_llm.options import PruneOptions
 from emp_llm.packed import check_names
 from emp_llm.pipeline import Piece, run_pieces
 from emp_llm.progress import SharedProgress
-from emp_llm.prune_steps import CopyJob, TargetJob
-from emp_llm.report import TensorReport, build_report
-from emp_llm.selection import Selection, passes, select
+from emp_llm.ranks import Team
+from emp_llm.report import Outcome, TensorReport, build_report
+from emp_llm.selection import Selection, SharedGroup, passes, select
 from emp_llm.target import Target
+from emp_llm.targets import Decision
 from emp_llm.targets_apart import TargetsQuestion
 
 __all__ = ["PlannedRun", "origin"]
@@ -42,11 +44,11 @@ class PlannedRun:
         options: What is asked for.
         threads: Threads that compute.
         progress: Told how the work goes on.
+        team: The processes that take part.
 
     Attributes:
         decisions: Of every tensor, by name.
         targets: Those that are pruned, by the name of their shard.
-        jobs: Work that was begun; `report` takes its figures from it.
 
     Raises:
         CheckpointError: If the checkpoint is none that can be pruned.
@@ -59,23 +61,18 @@ class PlannedRun:
         options: PruneOptions,
         threads: int,
         progress: SharedProgress,
+        team: Team | None = None,
     ) -> None:
         self.source = source
         self.checkpoint = checkpoint
         self.options = options
-        self.jobs: list[TargetJob | CopyJob] = []
-        self._threads = threads
-        self._progress = progress
+        self.threads = threads
+        self.progress = progress
+        self.team = team or Team()
+        self.team.tell_progress(progress.advance)
         if options.output_format == "packed":
             check_names(checkpoint.tensors)
-        with TargetsQuestion(
-            checkpoint.folder,
-            {name: (entry.dtype, entry.shape) for name, (_, entry) in checkpoint.tensors.items()},
-            targets=options.targets,
-            ignore=options.ignore,
-        ) as question:
-            load_backend()
-            self.decisions = question.answer()
+        self.decisions = self._decide()
         self.targets = {
             shard.name: [
                 Target.of(shard, entry, transposed=self.decisions[entry.name].transposed)
@@ -85,10 +82,9 @@ class PlannedRun:
             for shard in checkpoint.shards
         }
 
-    @property
-    def target_bytes(self) -> int:
-        """Bytes of all targets."""
-        return sum(target.entry.nbytes for part in self.targets.values() for target in part)
+    def bytes_to_prune(self, shards: Iterable[Shard]) -> int:
+        """Bytes of the targets in these shards."""
+        return sum(target.entry.nbytes for shard in shards for target in self.targets[shard.name])
 
     def run(
         self,
@@ -98,57 +94,112 @@ class PlannedRun:
         files: OpenFiles,
         work: Callable[[Shard, Selection], Iterator[Piece]],
     ) -> None:
-        """Select what stays in these shards, and do the work on so many bytes of them."""
-        to_select = self.target_bytes * passes(self.options)
-        if self.options.granularity == "layer":  # decided shard by shard, as they arrive
-            self._progress.begin(stage, to_select + nbytes)
-            for shard in shards:
-                self._run_pieces(work(shard, self._select([shard], files)), files)
-            return
-        if to_select:
-            self._progress.begin("selecting", to_select)
-        selection = self._select(shards, files)
-        self._progress.begin(stage, nbytes)
-        self._run_pieces(chain.from_iterable(work(shard, selection) for shard in shards), files)
+        """Select what stays in these shards, and do the work on them.
 
-    def report(self, checksums: Mapping[str, str], origin: dict[str, Any]) -> dict[str, Any]:
+        Args:
+            stage: What the work is called.
+            nbytes: Bytes of it, on all ranks together.
+            shards: What this rank works on.
+            files: Their files, and of all that `surveyed` tells.
+            work: Makes the pieces of a shard.
+        """
+        with self.team.stopping(files.abandon):
+            if self.options.granularity == "layer":  # decided shard by shard, as they arrive
+                to_select = passes(self.options) * self.bytes_to_prune(self.checkpoint.shards)
+                self.progress.begin(stage, to_select + nbytes)
+                for shard in shards:
+                    selection = self._select(self.targets[shard.name], files)
+                    self.run_pieces(work(shard, selection), files)
+                return
+            selection = self._select_together(files)
+            self.progress.begin(stage, nbytes)
+            self.run_pieces(chain.from_iterable(work(shard, selection) for shard in shards), files)
+
+    def surveyed(self) -> list[Shard]:
+        """The shards that this rank reads to select what stays, before any is worked on."""
+        if self.options.granularity != "model":
+            return []
+        return self.share_of(self.checkpoint.shards, lambda shard: self.bytes_to_prune([shard]))
+
+    def share_of(self, shards: Iterable[Shard], nbytes: Callable[[Shard], int]) -> list[Shard]:
+        """This rank's part of some shards, in their order.
+
+        The largest is given out first, each to the rank that has the fewest bytes by then.
+        """
+        shards = list(shards)
+        loads, shares = [0] * self.team.size, [set[str]() for _ in range(self.team.size)]
+        for shard in sorted(shards, key=lambda shard: (-nbytes(shard), shard.name)):
+            rank = loads.index(min(loads))
+            loads[rank] += nbytes(shard)
+            shares[rank].add(shard.name)
+        return [shard for shard in shards if shard.name in shares[self.team.rank]]
+
+    def report(self, outcomes: Mapping[str, Outcome], origin: dict[str, Any]) -> dict[str, Any]:
         """The report.
 
         Args:
-            checksums: Of every tensor that was written.
+            outcomes: Of every tensor that was worked on.
             origin: Name and revision of the model.
         """
-        figures = {job.entry.name: job.figures for job in self.jobs if isinstance(job, TargetJob)}
-        tensors = [
-            TensorReport(
-                entry=entry,
-                decision=self.decisions[name],
-                figures=figures.get(name),
-                checksum=checksums.get(name),
-            )
-            for name, (_, entry) in self.checkpoint.tensors.items()
-        ]
-        return build_report(tensors, self.options, origin)
+        return build_report(
+            (self.tensor_report(name, outcomes.get(name, Outcome())) for name in self.decisions),
+            self.options,
+            origin,
+        )
 
-    def _select(self, shards: Iterable[Shard], files: OpenFiles) -> Selection:
-        targets = [target for shard in shards for target in self.targets[shard.name]]
-        left = sum(target.entry.nbytes for target in targets) * passes(self.options)
+    def tensor_report(self, name: str, outcome: Outcome) -> TensorReport:
+        """The part of the report on one tensor."""
+        _, entry = self.checkpoint.tensors[name]
+        return TensorReport(entry=entry, decision=self.decisions[name], outcome=outcome)
+
+    def run_pieces(self, pieces: Iterator[Piece], files: OpenFiles) -> None:
+        """Do the work of some pieces, and tell of it."""
+        run_pieces(pieces, threads=self.threads, progress=self._advance, abandon=files.abandon)
+
+    def _advance(self, nbytes: int) -> None:
+        self.team.check(nbytes)
+        self.progress.advance(nbytes)
+
+    def _decide(self) -> dict[str, Decision]:
+        """Have the first rank decide which tensors are targets."""
+
+        def ask() -> dict[str, dict[str, Any]]:
+            tensors = self.checkpoint.tensors.items()
+            with TargetsQuestion(
+                self.checkpoint.folder,
+                {name: (entry.dtype, entry.shape) for name, (_, entry) in tensors},
+                targets=self.options.targets,
+                ignore=self.options.ignore,
+            ) as question:
+                load_backend()
+                return {name: asdict(decision) for name, decision in question.answer().items()}
+
+        if not self.team.leads:
+            load_backend()
+        return {name: Decision(**fields) for name, fields in self.team.share(ask).items()}
+
+    def _select_together(self, files: OpenFiles) -> Selection:
+        """Select what stays in all shards, each rank reading its part of them."""
+        own = [target for shard in self.surveyed() for target in self.targets[shard.name]]
+        everything = [target for part in self.targets.values() for target in part]
+        if to_select := passes(self.options) * self.bytes_to_prune(self.checkpoint.shards):
+            self.progress.begin("selecting", to_select)
+        return self._select(own, files, SharedGroup(everything, self.team))
+
+    def _select(
+        self, targets: Sequence[Target], files: OpenFiles, shared: SharedGroup | None = None
+    ) -> Selection:
+        left = passes(self.options) * sum(target.entry.nbytes for target in targets)
 
         def advance(nbytes: int) -> None:
             nonlocal left
             counted = min(nbytes, left)
             left -= counted
-            self._progress.advance(counted)
+            self._advance(counted)
 
-        selection = select(targets, self.options, files, threads=self._threads, progress=advance)
-        if left:  # most blocks need not be read as often as was allowed for
-            self._progress.advance(left)
-        return selection
-
-    def _run_pieces(self, pieces: Iterator[Piece], files: OpenFiles) -> None:
-        run_pieces(
-            pieces,
-            threads=self._threads,
-            progress=self._progress.advance,
-            abandon=files.abandon,
+        selection = select(
+            targets, self.options, files, threads=self.threads, progress=advance, shared=shared
         )
+        if left:  # most blocks need not be read as often as was allowed for
+            self._advance(left)
+        return selection

@@ -7,14 +7,15 @@ are in memory at any time. Shards of the Hub are pruned as they arrive: `files` 
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from emp_llm.card import write_card
-from emp_llm.checkpoint import Shard
+from emp_llm.checkpoint import Checkpoint, Shard
 from emp_llm.companions import (
     CARD_NAME,
     REPORT_NAME,
@@ -24,20 +25,24 @@ from emp_llm.companions import (
     write_json,
 )
 from emp_llm.disk_file import Flusher
-from emp_llm.errors import OptionError
+from emp_llm.errors import CheckpointError, FormatError, OptionError, OutputError
 from emp_llm.files import OpenFiles
-from emp_llm.hub import find_source
+from emp_llm.hub import Source, find_source
+from emp_llm.journal import Journal, describe_run
 from emp_llm.options import PruneOptions
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import quantization_config
 from emp_llm.pipeline import Piece, thread_count
 from emp_llm.planned_run import PlannedRun, origin
 from emp_llm.progress import Progress, SharedProgress, Silent
-from emp_llm.prune_steps import hash_name
-from emp_llm.report import rule_fields
+from emp_llm.prune_steps import CopyJob, TargetJob, hash_name
+from emp_llm.ranks import Team, join_team, meeting_of
+from emp_llm.report import Outcome, rule_fields
+from emp_llm.safetensors_header import read_header
 from emp_llm.selection import Selection
 from emp_llm.shard_plan import ShardPlan, output_name
 from emp_llm.shard_writer import ShardWriter
+from emp_llm.verification import shard_checks
 from emp_llm.written_files import describe_files
 
 __all__ = ["prune"]
@@ -54,13 +59,15 @@ def prune(
     overwrite: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
+    distributed: bool = False,
 ) -> dict[str, Any]:
     """Prune a checkpoint by Effective Model Pruning (arXiv 2509.25606) and write the result.
 
     Args:
         model: A folder, or a model of the Hugging Face Hub.
         out: The folder to write. It holds a whole checkpoint afterwards or, after an error,
-            nothing of it.
+            nothing of it, save for the shards that were finished if the same call may yet succeed:
+            hidden there, they are taken up by it.
         options: What to prune, and how; the paper's choice by default.
         revision: Branch, tag or commit of a model of the Hub.
         token: Token for the Hub; by default the one that is logged in.
@@ -69,7 +76,10 @@ def prune(
             and so does what a run that fails has downloaded.
         overwrite: Whether to replace a checkpoint in `out`.
         threads: Threads that compute and write; all cores by default. The result is the same.
-        progress: Told how the work goes on.
+        progress: Told how the work goes on; with `distributed`, on the first rank of all.
+        distributed: Whether this is one of the processes that torchrun, ``accelerate launch`` or
+            srun started to prune together, each its share of the shards. All of them make the
+            same call, with an `out` that they share.
 
     Returns:
         The report, as in the result's ``emp_report.json``.
@@ -79,7 +89,8 @@ def prune(
             be fetched.
         OptionError: If `discard_source` is asked for with a local folder, or with granularity
             `model`, which reads all shards before it prunes the first.
-        OutputError: If `out` cannot be written.
+        OutputError: If `out` cannot be written, or holds an unfinished run that differs.
+        RankError: If another of the processes failed.
     """
     options = options or PruneOptions()
     if discard_source and options.granularity == "model":
@@ -88,62 +99,159 @@ def prune(
             "before the first is pruned: leave it out, or choose granularity 'row' or 'layer'"
         )
     told = SharedProgress(progress or Silent())
-    source = find_source(
-        model, revision=revision, token=token, discard=discard_source, progress=told
-    )
-    checkpoint = source.open_checkpoint()
-    with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
-        run = _PruneRun(source, checkpoint, options, thread_count(threads), told)
-        report = run.write(folder.staging, origin(model, source))
-        report["files"] = describe_files(folder.staging)
-        write_json(folder.staging / REPORT_NAME, report)
-        write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
-        folder.publish()
-    return report
+    with join_team(meeting_of(os.environ) if distributed else None) as team:
+        source, checkpoint = _open(team, model, revision, token, discard_source, told)
+        came_from = origin(model, source)
+        folder = OutputFolder(
+            Path(out),
+            overwrite=overwrite,
+            source=source.folder,
+            run=describe_run(checkpoint, options, came_from),
+        )
+        with folder if team.leads else nullcontext(), team.working():
+            _see(folder, team)
+            run = _PruneRun(
+                source, checkpoint, options, thread_count(threads, team.local_size), told, team
+            )
+            run.write(folder.staging, folder.journal)
+            return team.share(lambda: run.publish(folder, came_from))
+
+
+def _open(
+    team: Team,
+    model: str | os.PathLike[str],
+    revision: str | None,
+    token: str | bool | None,
+    discard: bool,
+    told: SharedProgress,
+) -> tuple[Source, Checkpoint]:
+    """Find and open the source, the same commit on all ranks."""
+
+    def find(revision: str | None) -> Source:
+        return find_source(model, revision=revision, token=token, discard=discard, progress=told)
+
+    with team.working():
+        first = find(revision) if team.leads else None
+        commit = team.share(lambda: first.revision if first else None)
+        source = first or find(commit)
+        return source, source.open_checkpoint()
+
+
+def _see(folder: OutputFolder, team: Team) -> None:
+    """See that all ranks write to the folder that the first one made."""
+    if team.share(folder.journal.run) != folder.journal.run():
+        raise OutputError(
+            f"{folder.path}: rank {team.rank} does not see what rank 0 wrote there: give a folder "
+            "that all machines share, by its whole path"
+        )
 
 
 class _PruneRun(PlannedRun):
     """One checkpoint being pruned."""
 
-    def write(self, folder: Path, origin: dict[str, Any]) -> dict[str, Any]:
-        """Write all files but card and report to a folder; returns the report."""
-        shards = self.checkpoint.shards
+    def write(self, folder: Path, journal: Journal) -> None:
+        """Write this rank's part of the shards that are not finished yet, and wait for the rest."""
+        finished = set(self._check_finished(folder, journal))
+        left = [shard for shard in self.checkpoint.shards if self._name(shard) not in finished]
+        shards = self.share_of(left, lambda shard: shard.header.file_size)
+        surveyed = self.surveyed()
         with ExitStack() as stack:
-            files = stack.enter_context(self.source.files(shards))
+            needed = [s for s in self.checkpoint.shards if s in shards or s in surveyed]
+            files = stack.enter_context(self.source.files(needed))
             writers = stack.enter_context(ExitStack())
             flusher = stack.enter_context(Flusher())
-            write = partial(self._writing, files, folder, flusher, writers)
-            self.run("pruning", self.checkpoint.nbytes, shards, files, write)
-        write_index(folder, self.checkpoint)
+            write = partial(self._writing, files, folder, journal, flusher, writers)
+            nbytes = sum(entry.nbytes for shard in left for entry in shard.header.tensors)
+            self.run("pruning", nbytes, shards, files, write)
+        self.team.gather(None)
+
+    def publish(self, folder: OutputFolder, origin: dict[str, Any]) -> dict[str, Any]:
+        """Write what goes beside the shards, and put all of it in its place; returns the report."""
+        staging = folder.staging
+        write_index(staging, self.checkpoint)
         packed = self.options.output_format == "packed"
         method = quantization_config(rule_fields(self.options)) if packed else None
-        write_config(folder, self.checkpoint, method)
-        copy_small_files(folder, self.checkpoint)
-        checksums = {job.entry.name: hash_name(job.checksum) for job in self.jobs}
-        return self.report(checksums, origin)
+        write_config(staging, self.checkpoint, method)
+        copy_small_files(staging, self.checkpoint)
+        outcomes: dict[str, Outcome] = {}
+        for shard in self.checkpoint.shards:
+            outcomes |= folder.journal.outcomes(self._name(shard)) or {}
+        report = self.report(outcomes, origin)
+        report["files"] = describe_files(staging)
+        write_json(staging / REPORT_NAME, report)
+        write_card(staging / CARD_NAME, self.source.folder / CARD_NAME, report)
+        folder.publish()
+        return report
+
+    def _name(self, shard: Shard) -> str:
+        return output_name(self.checkpoint, shard)
+
+    def _check_finished(self, folder: Path, journal: Journal) -> list[str]:
+        """Which files an earlier run has finished; what is not as it was written is forgotten."""
+        names = self.team.share(journal.finished)
+        by_name = {self._name(shard): shard for shard in self.checkpoint.shards}
+        shards = [by_name[name] for name in names if name in by_name]
+        if not shards:
+            return []
+        sizes = {shard.name: (folder / self._name(shard)).stat().st_size for shard in shards}
+        self.progress.begin("checking what is finished", sum(sizes.values()))
+        damaged = []
+        for shard in self.share_of(shards, lambda shard: sizes[shard.name]):
+            if not self._is_sound(folder, journal, shard):
+                damaged.append(self._name(shard))
+                journal.forget(self._name(shard))
+        lost = {name for part in self.team.gather(damaged) for name in part}
+        return [name for name in names if name in by_name and name not in lost]
+
+    def _is_sound(self, folder: Path, journal: Journal, shard: Shard) -> bool:
+        name = self._name(shard)
+        outcomes = journal.outcomes(name)
+        if outcomes is None or outcomes.keys() != {e.name for e in shard.header.tensors}:
+            return False
+        fields = {
+            name: self.tensor_report(name, outcome).to_dict() for name, outcome in outcomes.items()
+        }
+        try:
+            written = Shard(name, folder / name, read_header(folder / name))
+            with OpenFiles() as files:
+                checks = shard_checks(written, files.file(written), fields)
+                self.run_pieces(chain.from_iterable(check.pieces() for check in checks), files)
+        except (CheckpointError, FormatError):
+            return False
+        return True
 
     def _writing(
         self,
         files: OpenFiles,
         folder: Path,
+        journal: Journal,
         flusher: Flusher,
         writers: ExitStack,
         shard: Shard,
         selection: Selection,
     ) -> Iterator[Piece]:
         plan = ShardPlan.make(shard, self.targets[shard.name], self.options.output_format)
-        path = folder / output_name(self.checkpoint, shard)
-        file = files.file(shard)
+        jobs: list[TargetJob | CopyJob] = []
         writer = ShardWriter(
-            path,
+            folder / self._name(shard),
             plan.entries_at_most(),
             shard.header.metadata,
             flusher,
             in_order=plan.in_order,
+            finished=partial(self._record, journal, shard, jobs),
         )
         writers.callback(writer.release)
-        for job in plan.jobs(file, selection, writer):
-            self.jobs.append(job)
+        for job in plan.jobs(files.file(shard), selection, writer):
+            jobs.append(job)
             yield from job.pieces()
         yield Piece.note(writer.close_when_written)
         yield Piece.note(partial(files.done, shard))
+
+    def _record(self, journal: Journal, shard: Shard, jobs: Sequence[TargetJob | CopyJob]) -> None:
+        outcomes = {
+            job.entry.name: Outcome(
+                job.figures if isinstance(job, TargetJob) else None, hash_name(job.checksum)
+            )
+            for job in jobs
+        }
+        journal.record(self._name(shard), outcomes)

@@ -16,7 +16,29 @@ from emp_llm.safetensors_header import TensorEntry
 from emp_llm.tally import TensorFigures, ratio
 from emp_llm.targets import Decision
 
-__all__ = ["TensorReport", "build_report", "count_totals", "dense_report", "kinds", "rule_fields"]
+__all__ = [
+    "Outcome",
+    "TensorReport",
+    "build_report",
+    "count_totals",
+    "dense_report",
+    "kinds",
+    "rule_fields",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one tensor.
+
+    Attributes:
+        figures: What pruning did to it; None if it was not pruned.
+        checksum: Of its bytes in the result, with the name of the algorithm; None if nothing was
+            written. A transposed dense tensor's is taken over its rows in order.
+    """
+
+    figures: TensorFigures | None = None
+    checksum: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +48,12 @@ class TensorReport:
     Attributes:
         entry: Its place in the source.
         decision: Whether it was pruned, and why.
-        figures: What that did to it; None if it was not pruned.
-        checksum: Of its bytes in the result, with the name of the algorithm; None if nothing was
-            written. A transposed dense tensor's is taken over its rows in order.
+        outcome: What became of it.
     """
 
     entry: TensorEntry
     decision: Decision
-    figures: TensorFigures | None
-    checksum: str | None
+    outcome: Outcome
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
@@ -45,13 +64,14 @@ class TensorReport:
             "block": self.decision.block,
             "dtype": self.entry.dtype,
         }
-        if self.figures:
-            fields |= {"transposed": self.decision.transposed} | self.figures.to_dict()
+        if self.outcome.figures:
+            fields |= {"transposed": self.decision.transposed} | self.outcome.figures.to_dict()
         else:
             weights, nbytes = math.prod(self.entry.shape), self.entry.nbytes
             fields |= {"shape": list(self.entry.shape), "weights": weights, "kept": weights}
             fields |= {"bytes_before": nbytes, "bytes_after": nbytes}
-        return fields | ({"hash": self.checksum} if self.checksum else {})
+        checksum = self.outcome.checksum
+        return fields | ({"hash": checksum} if checksum else {})
 
 
 def rule_fields(options: PruneOptions) -> dict[str, Any]:
@@ -78,7 +98,8 @@ def build_report(
     ordered = sorted(tensors, key=lambda tensor: tensor.entry.name)
     fields = {tensor.entry.name: tensor.to_dict() for tensor in ordered}
     targets, model = count_totals(fields)
-    targets |= _mass_totals([tensor.figures for tensor in ordered if tensor.figures])
+    figures = [tensor.outcome.figures for tensor in ordered]
+    targets |= _mass_totals([known for known in figures if known])
     return {
         "emp_llm_version": __version__,
         "format": options.output_format,

@@ -8,7 +8,7 @@ Where not all weights that equal the threshold stay, another pass counts them bl
 the first ones stay: within a tensor in row-major order, among tensors in the order of their names.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,23 +19,27 @@ from emp_kernels.counting import exact_count
 from emp_kernels.dispatch import PerRow, Threshold, Workspace
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.histogram import (
+    LOW_PARTS,
     BlockHistogram,
     MagnitudeHistogram,
     count_equal,
     count_low_parts,
     native_threshold,
+    sparse,
 )
 from emp_kernels.numbers import F32
+from emp_kernels.rows import Patterns
 
 from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
 from emp_llm.options import PruneOptions
 from emp_llm.pipeline import Advance, Piece, run_pieces
+from emp_llm.ranks import Team
 from emp_llm.source_file import SourceFile
 from emp_llm.tally import Group
 from emp_llm.target import Target
 
-__all__ = ["Selection", "passes", "select"]
+__all__ = ["Selection", "SharedGroup", "passes", "select"]
 
 Counts = npt.NDArray[np.int64]
 Matrix = tuple[str, int]
@@ -66,38 +70,66 @@ def passes(options: PruneOptions) -> int:
     return 0 if options.granularity == "row" else 2
 
 
+@dataclass(frozen=True)
+class SharedGroup:
+    """One group whose targets several ranks read, each its part of them.
+
+    Attributes:
+        targets: All targets of the group.
+        team: The ranks.
+    """
+
+    targets: Collection[Target]
+    team: Team
+
+
 def select(
-    targets: Iterable[Target],
+    targets: Collection[Target],
     options: PruneOptions,
     files: OpenFiles,
     *,
     threads: int,
     progress: Advance | None = None,
+    shared: SharedGroup | None = None,
 ) -> Selection:
     """Decide what to keep, reading the targets as often as the granularity asks for.
+
+    Args:
+        targets: The targets to read.
+        options: The rule.
+        files: Their files.
+        threads: Threads that read and count.
+        progress: Told of the bytes that were read.
+        shared: With granularity `model`, all targets, where other ranks read the rest of them;
+            each rank then knows what stays of every one.
 
     Raises:
         CheckpointError: If a target cannot be read or holds NaN or infinity.
     """
     if options.granularity == "row":
         return Selection(options.beta, {}, {})
-    ordered = sorted(targets, key=lambda target: target.name)
-    matrices = [(target.name, m) for target in ordered for m in range(target.geometry.matrices)]
     together = options.granularity == "model"
+    shared = shared or SharedGroup(targets, Team())
+    everything = sorted(shared.targets, key=lambda target: target.name)
+    matrices = [(target.name, m) for target in everything for m in range(target.geometry.matrices)]
+    if not matrices:
+        return Selection(options.beta, {}, {})
     group_of = {matrix: matrices[0] if together else matrix for matrix in matrices}
-    survey = _Survey(ordered, group_of, files, threads, progress)
+    ordered = sorted(targets, key=lambda target: target.name)
+    team = shared.team if together else None
+    survey = _Survey(ordered, group_of, files, threads, progress, team)
     searches = survey.histograms(options.beta)
     survey.low_parts(searches)
-    ties = survey.ties(searches)
+    equals = survey.equals(searches)
     return Selection(
         options.beta,
         {
             target.name: [
                 searches[group_of[target.name, m]].group for m in range(target.geometry.matrices)
             ]
-            for target in ordered
+            for target in everything
         },
-        ties,
+        survey.thresholds(searches, everything, equals),
     )
 
 
@@ -145,7 +177,10 @@ class _Search:
 
 
 class _Survey:
-    """Passes over all targets that gather something of every block."""
+    """Passes over targets that gather something of every block.
+
+    With a team, all targets are one group, of which this rank reads a part.
+    """
 
     def __init__(
         self,
@@ -154,86 +189,123 @@ class _Survey:
         files: OpenFiles,
         threads: int,
         progress: Advance | None,
+        team: Team | None,
     ) -> None:
         self._targets = targets
         self._group_of = group_of
         self._files = files
         self._threads = threads
         self._progress = progress
+        self._team = team
 
     def histograms(self, beta: float) -> dict[Matrix, _Search]:
         """The first pass: counts and bins of all groups."""
         open_groups: dict[Matrix, MagnitudeHistogram] = {}
         searches: dict[Matrix, _Search] = {}
-        last = {group: matrix for matrix, group in self._group_of.items()}
 
         def gather(target: Target, block: Block, counted: BlockHistogram) -> None:
-            matrix = (target.name, block.matrix)
-            group = self._group_of[matrix]
+            group = self._group_of[target.name, block.matrix]
             open_groups.setdefault(group, MagnitudeHistogram()).add(counted)
-            if last[group] == matrix and block.stop == target.geometry.matrix_rows:
+            if self._team is None and block.stop == target.geometry.matrix_rows:
                 searches[group] = _Search(open_groups.pop(group), beta)
 
         self._run(
             self._targets, lambda t, _, w: BlockHistogram(w, t.geometry.number_format), gather
         )
+        if self._team is not None:
+            group = next(iter(self._group_of.values()))
+            together = MagnitudeHistogram()
+            for part in self._team.gather(open_groups.get(group, together).to_dict()):
+                together.merge(part)
+            searches[group] = _Search(together, beta)
         return searches
 
     def low_parts(self, searches: Mapping[Matrix, _Search]) -> None:
         """For float32 weights: the lower bits of those in each group's bin."""
-        targets = [t for t in self._targets if t.geometry.number_format is F32]
-        matrices = [(t.name, m) for t in targets for m in range(t.geometry.matrices)]
-        last = {self._group_of[matrix]: matrix for matrix in matrices}
+        sums: dict[Matrix, Counts] = {}
 
         def search(target: Target, block: Block) -> _Search:
             return searches[self._group_of[target.name, block.matrix]]
 
         def gather(target: Target, block: Block, counts: Counts | None) -> None:
-            if counts is None:
-                return
-            sought, matrix = search(target, block), (target.name, block.matrix)
-            sought.add(counts)
-            if last[self._group_of[matrix]] == matrix and block.stop == target.geometry.matrix_rows:
-                sought.conclude()
+            group = self._group_of[target.name, block.matrix]
+            if counts is not None:
+                sums[group] = sums[group] + counts if group in sums else counts
+            if group in sums and self._team is None and block.stop == target.geometry.matrix_rows:
+                searches[group].add(sums.pop(group))
+                searches[group].conclude()
 
         self._run(
-            targets,
+            [t for t in self._targets if t.geometry.number_format is F32],
             lambda t, b, w: count_low_parts(w, search(t, b).bin),
             gather,
             unless=lambda t, b: search(t, b).found is not None,
         )
+        if self._team is None:
+            return
+        ((group, sought),) = searches.items()
+        if sought.found is None:
+            for indices, values in self._team.gather(sparse(sums.get(group, np.zeros(0)))):
+                counts = np.zeros(LOW_PARTS, np.int64)
+                counts[indices] = values
+                sought.add(counts)
+            sought.conclude()
 
-    def ties(self, searches: Mapping[Matrix, _Search]) -> dict[str, list[Threshold]]:
-        """The last pass: how many of the weights that equal the threshold stay in each block."""
-        found = {group: search.found for group, search in searches.items() if search.found}
-        left = {group: ties for group, (_, ties, _) in found.items()}
-        thresholds: dict[str, list[Threshold]] = {target.name: [] for target in self._targets}
+    def equals(self, searches: Mapping[Matrix, _Search]) -> dict[str, list[int | None]]:
+        """The last pass: how many weights of each block equal the threshold.
 
-        def native(target: Target, block: Block) -> tuple[Matrix, int, bool]:
-            group = self._group_of[target.name, block.matrix]
-            return group, *native_threshold(target.geometry.number_format, found[group][0])
+        None for blocks of which all of these stay, or none.
+        """
+        counted: dict[str, list[int | None]] = {target.name: [] for target in self._targets}
 
         def needless(target: Target, block: Block) -> bool:
-            group, _, exact = native(target, block)
-            _, ties, tied = found[group]
-            return not exact or ties in (0, tied)
+            found = self._found(searches, target, block)
+            _, exact = native_threshold(target.geometry.number_format, found[0])
+            return not exact or found[1] in (0, found[2])
 
-        def gather(target: Target, block: Block, equal: int | None) -> None:
-            group, key, exact = native(target, block)
-            if equal is None:  # all of the ties stay, or none
-                stay = target.geometry.block_bytes(block) if exact and left[group] else 0
-            else:
-                stay = min(equal, left[group])
-                left[group] -= stay
-            thresholds[target.name].append(Threshold(key, stay))
+        def count(target: Target, block: Block, weights: Patterns) -> int:
+            number_format = target.geometry.number_format
+            key, _ = native_threshold(number_format, self._found(searches, target, block)[0])
+            return count_equal(weights, number_format, key)
 
-        self._run(
-            self._targets,
-            lambda t, b, w: count_equal(w, t.geometry.number_format, native(t, b)[1]),
-            gather,
-            unless=needless,
-        )
+        def gather(target: Target, _block: Block, equal: int | None) -> None:
+            counted[target.name].append(equal)
+
+        self._run(self._targets, count, gather, unless=needless)
+        if self._team is not None:
+            for part in self._team.gather(counted):
+                counted |= part
+        return counted
+
+    def thresholds(
+        self,
+        searches: Mapping[Matrix, _Search],
+        targets: Iterable[Target],
+        equals: Mapping[str, Sequence[int | None]],
+    ) -> dict[str, list[Threshold]]:
+        """What stays of each block: where not all ties do, the first ones in order."""
+        left = {group: search.found[1] for group, search in searches.items() if search.found}
+        thresholds: dict[str, list[Threshold]] = {}
+        for target in targets:
+            chosen = thresholds[target.name] = []
+            for block, equal in zip(target.geometry.blocks(), equals[target.name], strict=True):
+                group = self._group_of[target.name, block.matrix]
+                found = self._found(searches, target, block)
+                key, exact = native_threshold(target.geometry.number_format, found[0])
+                if equal is None:  # all of the ties stay, or none
+                    stay = target.geometry.block_bytes(block) if exact and left[group] else 0
+                else:
+                    stay = min(equal, left[group])
+                    left[group] -= stay
+                chosen.append(Threshold(key, stay))
         return thresholds
+
+    def _found(
+        self, searches: Mapping[Matrix, _Search], target: Target, block: Block
+    ) -> tuple[int, int, int]:
+        found = searches[self._group_of[target.name, block.matrix]].found
+        assert found is not None  # noqa: S101 (the passes before have found it)
+        return found
 
     def _run(
         self,

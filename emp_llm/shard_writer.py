@@ -5,7 +5,7 @@ spaces fill what is left. The file gets its name when all of it is on disk.
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ class ShardWriter:
         metadata: Its header's metadata.
         flusher: The thread that waits for the disk.
         in_order: Whether the room is written to roughly in the order it is given out.
+        finished: Called from the flusher's thread when the file has its name.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class ShardWriter:
         flusher: Flusher,
         *,
         in_order: bool,
+        finished: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
+        self._finished = finished
         self._partial = path.with_name(path.name + _UNFINISHED)
         self._metadata = metadata
         self._flusher = flusher
@@ -109,3 +112,4 @@ class ShardWriter:
     def _finish(self) -> None:
         self._file.finish(encode_header(self._entries, self._metadata, reserve=self._reserved))
         self._partial.rename(self._path)
+        self._finished()

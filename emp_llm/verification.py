@@ -30,7 +30,7 @@ from emp_llm.report import count_totals
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.source_file import SourceFile
 
-__all__ = ["verify"]
+__all__ = ["shard_checks", "verify"]
 
 
 def verify(
@@ -66,7 +66,7 @@ def verify(
 
         def pieces() -> Iterator[Piece]:
             for shard in checkpoint.shards:
-                for check in _shard_checks(shard, files.file(shard), report["tensors"]):
+                for check in shard_checks(shard, files.file(shard), report["tensors"]):
                     checks.append(check)
                     yield from check.pieces()
 
@@ -132,7 +132,12 @@ def _check_config(checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
         )
 
 
-def _shard_checks(shard: Shard, file: SourceFile, tensors: Mapping[str, Any]) -> "Iterator[_Check]":
+def shard_checks(shard: Shard, file: SourceFile, tensors: Mapping[str, Any]) -> "Iterator[_Check]":
+    """What is to be checked of a written shard, whose tensors a report tells of.
+
+    Raises:
+        FormatError: If the shard or one of its tensors is not what the report says.
+    """
     readers, plain = open_shard(shard, file)
     for name in [*readers, *(entry.name for entry in plain)]:
         if name not in tensors:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emp_llm import CheckpointError, EmpError, PruneOptions, prune
+from emp_llm.output_folder import STAGING_NAME
 
 H, F = 12, 20
 """Hidden and intermediate size of the checkpoints made by hand."""
@@ -162,11 +163,37 @@ def _groups(scores: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def refusal(
     source: Path, out: Path, kind: type[EmpError] = CheckpointError, **options: object
 ) -> str:
-    """The one line that prune refuses with; what is at `out` stays as it was."""
+    """The one line that prune refuses with; what is at `out` stays as it was.
+
+    But for what it keeps, hidden, where the same command may succeed later.
+    """
     overwrite = bool(options.pop("overwrite", False))
     before = files(out) if out.exists() else None
     with pytest.raises(kind) as caught:
         prune(source, out, PruneOptions(**options), overwrite=overwrite)
-    assert (files(out) if out.exists() else None) == before
+    if kept := kept_unfinished(out):
+        assert caught.value.may_pass
+        assert [note.split()[0] for note in caught.value.__notes__] == [f"{len(kept)}"]
+    hidden = {name: data for name, data in (before or {}).items() if STAGING_NAME not in name}
+    assert visible(out) == hidden
+    assert out.exists() == (before is not None or bool(kept))
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def visible(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but those of an unfinished run; none if there is no folder."""
+    found = files(folder) if folder.exists() else {}
+    return {name: data for name, data in found.items() if STAGING_NAME not in name}
+
+
+def kept_unfinished(out: Path) -> list[str]:
+    """The shards that a run which broke off has left for the next one; it left nothing else."""
+    folder = out / STAGING_NAME
+    if not folder.exists():
+        return []
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    journal = [".run.json", *(f".finished/{name}.json" for name in shards)]
+    assert sorted(files(folder)) == sorted([*journal, *shards])
+    assert shards != []
+    return shards

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from arriving import SHARDS, in_cache, wait_for, weights
-from checkpoints import files
+from checkpoints import files, kept_unfinished, visible
 from hub_server import HubServer
 
 from emp_llm import HubError, prune
@@ -26,7 +26,7 @@ def _no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(model: str, out: Path, **options: bool) -> str:
     with pytest.raises(HubError) as caught:
         prune(model, out, **options)
-    assert not out.exists()
+    assert visible(out) == {}
     assert "\n" not in str(caught.value)
     assert wait_for(lambda: "emp-fetch" not in [thread.name for thread in threading.enumerate()])
     return str(caught.value)
@@ -39,7 +39,7 @@ def test_after_a_drop_a_second_run_goes_on_with_the_shard_that_broke(
     message = refusal(model, tmp_path / "out")
     assert message.startswith(f"{model}: the connection to {hub.url} failed")
     assert "files that are complete are kept" in message
-    assert in_cache(cache) == SHARDS[:1]
+    assert in_cache(cache) == kept_unfinished(tmp_path / "out") == SHARDS[:1]
     hub.cut.clear()
     hub.requests.clear()
     prune(model, tmp_path / "out")
@@ -51,8 +51,11 @@ def test_after_a_drop_with_discarding_a_second_run_completes(
 ) -> None:
     hub.cut[SHARDS[2]] = 300_000
     assert "the connection to" in refusal(model, tmp_path / "out", discard_source=True)
+    assert kept_unfinished(tmp_path / "out") == SHARDS[:2]
     hub.cut.clear()
+    hub.requests.clear()
     prune(model, tmp_path / "out", discard_source=True)
+    assert hub.downloads() == SHARDS[2:]  # the others were deleted, and are not needed again
     prune(local, tmp_path / "expected")
     assert weights(tmp_path / "out") == weights(tmp_path / "expected")
 
@@ -154,7 +157,8 @@ def test_ctrl_c_ends_a_run_that_waits_for_a_shard_and_leaves_nothing_unfinished(
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith("interrupted: ")
     assert "Traceback" not in errors
-    assert not (tmp_path / "out").exists()
+    assert visible(tmp_path / "out") == {}
+    assert kept_unfinished(tmp_path / "out") == ([] if "model" in options else SHARDS[:1])
     assert not stalled.is_set()
     assert in_cache(cache) == ([] if "--discard-source" in options else SHARDS[:1])
     assert list(cache.glob("blobs/*.incomplete")) == []
@@ -179,7 +183,7 @@ def test_an_interruption_in_the_library_leaves_no_thread_that_downloads_on(
         prune(model, tmp_path / "out")
     assert time.monotonic() - began[0] < 4
     interrupter.join()
-    assert not (tmp_path / "out").exists()
+    assert kept_unfinished(tmp_path / "out") == SHARDS[:1]
     stalled.set()
     assert wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("emp-")])
     assert in_cache(cache) == SHARDS[:1]

@@ -9,12 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import UP, F, H, files, llama_config, refusal, write_checkpoint
+from checkpoints import (
+    UP,
+    F,
+    H,
+    files,
+    kept_unfinished,
+    llama_config,
+    refusal,
+    visible,
+    write_checkpoint,
+)
 
 from emp_llm import OutputError, PruneOptions, prune
 from emp_llm.output_folder import OutputFolder
 
-SECOND = "model-00002-of-00002.safetensors"
+FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(source: Path, tmp_path: Path) -> None:
@@ -104,7 +114,7 @@ def limit_disk(monkeypatch: pytest.MonkeyPatch, room: int) -> Callable[[], int]:
 
 @pytest.mark.parametrize("output_format", ["packed", "dense"])
 @pytest.mark.parametrize("part", ["nothing", "a byte", "half", "all but the headers", "nearly all"])
-def test_a_full_disk_is_told_and_nothing_is_left(
+def test_a_full_disk_is_told_and_only_finished_shards_are_left(
     sharded: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,6 +137,9 @@ def test_a_full_disk_is_told_and_nothing_is_left(
     limit_disk(monkeypatch, rooms[part])
     message = refusal(sharded, out, OutputError, output_format=output_format)
     assert "the disk is full" in message
+    monkeypatch.undo()
+    prune(sharded, out, PruneOptions(output_format=output_format))
+    assert files(out) == files(tmp_path / "fits")
 
 
 @pytest.mark.parametrize("name", ["config.json", "emp_report.json", "README.md"])
@@ -202,7 +215,7 @@ def test_reads_and_writes_of_a_few_bytes_at_a_time_give_the_same_files(
 
 @pytest.mark.parametrize("call", [0, 1, 3])
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
-def test_a_run_that_is_stopped_while_files_get_their_place_leaves_no_folder(
+def test_a_run_that_is_stopped_while_files_get_their_place_leaves_what_is_finished(
     sharded: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -212,14 +225,18 @@ def test_a_run_that_is_stopped_while_files_get_their_place_leaves_no_folder(
     replace, calls = Path.replace, iter(range(1 << 20))
 
     def fail(path: Path, target: Path) -> Path:
-        if next(calls) == call:
+        if target.parent == tmp_path / "out" and next(calls) == call:
             raise failure
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises((KeyboardInterrupt, OutputError)):
         prune(sharded, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert visible(tmp_path / "out") == {}
+    assert kept_unfinished(tmp_path / "out") == [FIRST, SECOND]
+    prune(sharded, tmp_path / "out")
+    prune(sharded, tmp_path / "expected")
+    assert files(tmp_path / "out") == files(tmp_path / "expected")
 
 
 # --overwrite

@@ -39,13 +39,19 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         try:
             function(*args, **kwargs)
         except EmpError as error:
-            typer.echo(f"{type(error).__name__}: {error}", err=True)
+            typer.echo("; ".join((f"{type(error).__name__}: {error}", *_notes(error))), err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interruption:
-            typer.echo("interrupted: no output was kept; run the command again", err=True)
+            kept = _notes(interruption) or ["no output was kept; run the command again"]
+            typer.echo(f"interrupted: {'; '.join(kept)}", err=True)
             raise typer.Exit(INTERRUPTED) from interruption
 
     return run
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an error on its way, such as that finished work is kept."""
+    return getattr(error, "__notes__", [])
 
 
 def print_json(content: Mapping[str, Any]) -> None:

@@ -6,15 +6,17 @@ upper 15 bits are its *bin*, its lower 16 bits its *low part*. Histograms add up
 threads and machines, and do not depend on the order they are added in.
 """
 
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from emp_kernels.counting import exact_sums
 from emp_kernels.errors import NonFiniteRowError
-from emp_kernels.numbers import F32, NumberFormat
+from emp_kernels.numbers import F32, FORMATS, NumberFormat
 from emp_kernels.rows import Patterns
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "count_equal",
     "count_low_parts",
     "native_threshold",
+    "sparse",
 ]
 
 BINS = 1 << 15
@@ -88,6 +91,25 @@ class MagnitudeHistogram:
         self._low_squares[0] += block.low_squares & np.uint64(0xFFFFFFFF)
         self._low_squares[1] += block.low_squares >> np.uint64(32)
 
+    def merge(self, other: Mapping[str, Any]) -> None:
+        """Count the blocks of another histogram too, which `to_dict` told."""
+        for name, keys in other["keys"].items():
+            own = self._keys.setdefault(FORMATS[name], np.zeros(BINS, np.int64))
+            _add_sparse(own, keys)
+        _add_sparse(self._bins, other["bins"])
+        _add_sparse(self._low_sums, other["low_sums"])
+        for half, squares in zip(self._low_squares, other["low_squares"], strict=True):
+            _add_sparse(half, squares)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The histogram as JSON can hold it, exactly."""
+        return {
+            "keys": {fmt.name: sparse(keys) for fmt, keys in self._keys.items()},
+            "bins": sparse(self._bins),
+            "low_sums": sparse(self._low_sums),
+            "low_squares": [sparse(half) for half in self._low_squares],
+        }
+
     @property
     def size(self) -> int:
         """Weights counted."""
@@ -134,6 +156,17 @@ class MagnitudeHistogram:
             inside = float_keys >> 16 == chosen_bin
             np.add.at(counts, float_keys[inside] & 0xFFFF, keys[inside])
         return counts, bool(self._bins[chosen_bin])
+
+
+def sparse(counts: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
+    """Indices and values of the counts that are not zero."""
+    indices = np.flatnonzero(counts)
+    return indices.tolist(), counts[indices].tolist()
+
+
+def _add_sparse(counts: npt.NDArray[Any], added: tuple[list[int], list[int]]) -> None:
+    indices, values = added
+    counts[indices] += np.array(values, counts.dtype)
 
 
 @cache

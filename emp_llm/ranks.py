@@ -1,0 +1,370 @@
+"""Many processes that prune one checkpoint together: who they are, and what they tell each other.
+
+Started by torchrun, ``accelerate launch`` or srun, each process learns its rank from its
+environment, and meets the others at torch's key-value store. Nothing but a few small values goes
+through it: the weights go by way of the file system that the processes share.
+
+A rank that fails tells the others why, and they stop. One that ends without a word is noticed: at
+once by ranks on its machine, after a while by the others.
+"""
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from emp_llm.errors import EmpError, RankError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+__all__ = ["Meeting", "Team", "join_team", "meeting_of"]
+
+T = TypeVar("T")
+
+PATIENCE = 60.0
+"""Seconds without a sign of life after which a rank on another machine counts as gone."""
+
+_MEETING_SECONDS = 600
+_BEAT = 0.25
+_PARTING = 10.0
+_FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the processes of a run meet.
+
+    Attributes:
+        rank: This process's number, from 0.
+        size: How many there are.
+        local_size: How many of them are on this machine, as far as is known.
+        url: Where torch's store is; None where torch reads it from the environment.
+    """
+
+    rank: int
+    size: int
+    local_size: int
+    url: str | None
+
+
+def meeting_of(environment: Mapping[str, str]) -> Meeting | None:
+    """Read from the environment who else takes part; None for a process on its own.
+
+    ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` are what torchrun and
+    ``accelerate launch`` set. Under srun the job's step tells, and the first of its machines is
+    where the ranks meet, unless ``MASTER_ADDR`` and ``MASTER_PORT`` say where.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        size = int(environment["WORLD_SIZE"])
+        local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+        return Meeting(int(environment["RANK"]), size, local, None) if size > 1 else None
+    # set by srun for the processes of a step, not for the script that sbatch runs
+    size = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if size == 1 or "SLURM_PROCID" not in environment:
+        return None
+    host = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"])
+    job = int(environment.get("SLURM_JOB_ID", "0"))
+    port = environment.get("MASTER_PORT") or 20000 + job % 10000
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    local = max(int(number) for number in re.findall(r"(?:^|,)(\d+)", tasks))
+    return Meeting(int(environment["SLURM_PROCID"]), size, local, f"tcp://{host}:{port}")
+
+
+def _first_host(nodes: str) -> str:
+    """The first of Slurm's list of hosts, such as ``node[07-09,12],other``."""
+    found = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
+    return "".join(part or "" for part in found.groups()) if found else nodes
+
+
+class Team:
+    """All processes of a run; this class is the one process that works alone.
+
+    Attributes:
+        rank: This process's number, from 0.
+        size: How many there are.
+        local_size: How many of them are on this machine.
+    """
+
+    rank = 0
+    size = 1
+    local_size = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does what one does for all."""
+        return self.rank == 0
+
+    def share(self, make: Callable[[], T]) -> T:
+        """Have the first rank make a value that JSON can hold, and give it to all."""
+        return make()
+
+    def gather(self, value: T) -> list[T]:
+        """Give the value of each rank, which JSON can hold, to all ranks, in their order."""
+        return [value]
+
+    def check(self, done: int = 0) -> None:
+        """Take note of so many bytes done here, and raise RankError if another rank failed."""
+
+    def tell_progress(self, advance: Callable[[int], None]) -> None:
+        """From now on, the first rank calls `advance` with the bytes that others have done."""
+
+    @contextmanager
+    def stopping(self, stop: Callable[[], None]) -> Iterator[None]:  # noqa: ARG002
+        """Within this block, a failure of another rank calls `stop`, from another thread."""
+        yield
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Tell the others of an error that leaves this block, and raise theirs instead."""
+        yield
+
+
+@contextmanager
+def join_team(meeting: Meeting | None) -> Iterator[Team]:
+    """Meet the other ranks; alone, without any ado.
+
+    Raises:
+        RankError: If they cannot be met, or one of them failed.
+    """
+    if meeting is None:
+        yield Team()
+        return
+    ranks = _Ranks(meeting, _open_store(meeting))
+    with ranks.working():
+        ranks.meet()
+        yield ranks
+        ranks.part()
+
+
+def _open_store(meeting: Meeting) -> "Store":
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what fails is told by us
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    timeout = timedelta(seconds=_MEETING_SECONDS)
+    at = meeting.url or "env://"
+    try:
+        store, _, _ = next(rendezvous(at, meeting.rank, meeting.size, timeout=timeout))
+    except (RuntimeError, ValueError) as error:
+        where = meeting.url or "MASTER_ADDR and MASTER_PORT"
+        raise RankError(
+            f"rank {meeting.rank} of {meeting.size} cannot meet the others at {where}: "
+            f"{str(error).splitlines()[0]}; check that the first machine can be reached there"
+        ) from error
+    return PrefixStore("emp-llm", store)
+
+
+class _Ranks(Team):
+    """Several processes, which all go through the same calls in the same order."""
+
+    def __init__(self, meeting: Meeting, store: "Store") -> None:
+        self.rank = meeting.rank
+        self.size = meeting.size
+        self.local_size = meeting.local_size
+        self._store = store
+        self._calls = 0
+        self._done = 0
+        self._advance: Callable[[int], None] = lambda _nbytes: None
+        self._failure: RankError | None = None
+        self._stops: list[Callable[[], None]] = []
+        self._ended = threading.Event()
+        self._signs: dict[int, tuple[str, float]] = {}
+        self._others = dict.fromkeys(range(self.size), 0)
+        self._watch = threading.Thread(target=self._watching, name="emp-ranks", daemon=True)
+
+    def meet(self) -> None:
+        """Wait for the others."""
+        self._beat(0)
+        self.gather(None, watch=False)
+        self._watch.start()
+
+    def part(self) -> None:
+        """The work is done; the first rank, which may hold the store, is the last to go."""
+        self._set(f"left/{self.rank}", "")
+        if self.leads:
+            self._wait_for("left", _PARTING)
+        self._end()
+
+    def share(self, make: Callable[[], T]) -> T:
+        self._calls += 1
+        key = f"share/{self._calls}"
+        if self.leads:
+            value = make()
+            self._set(key, json.dumps(value))
+            return value
+        return self._get(key)  # type: ignore[no-any-return]
+
+    def gather(self, value: T, *, watch: bool = True) -> list[T]:
+        self._calls += 1
+        key = f"gather/{self._calls}"
+        self._set(f"{key}/{self.rank}", json.dumps(value))
+        return [self._get(f"{key}/{rank}", watch=watch) for rank in range(self.size)]
+
+    def check(self, done: int = 0) -> None:
+        self._done += done
+        if self._failure is not None:
+            raise self._failure
+
+    def tell_progress(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+
+    @contextmanager
+    def stopping(self, stop: Callable[[], None]) -> Iterator[None]:
+        self._stops.append(stop)
+        try:
+            yield
+        finally:
+            self._stops.remove(stop)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if self._ended.is_set():  # told already, in an inner block
+                raise
+            self._tell(error)
+            self._end()
+            if self._failure not in (None, error) and isinstance(error, Exception):
+                raise self._failure from error
+            raise
+
+    def _tell(self, error: BaseException) -> None:
+        """Tell the others, unless it is they who failed, and have them stop before this returns."""
+        own = self._failure is None
+        with suppress(RuntimeError):  # the store may be gone with the rank that holds it
+            if own:
+                what = str(error) if isinstance(error, EmpError) else repr(error)
+                told = json.dumps({"rank": self.rank, "host": socket.gethostname(), "what": what})
+                self._store.compare_set(_FAILED, "", told)
+            self._store.set(f"stopped/{self.rank}", "")
+            if self.leads:
+                self._wait_for("stopped", _PARTING)
+
+    def _end(self) -> None:
+        self._ended.set()
+        if self._watch.is_alive() and threading.current_thread() is not self._watch:
+            self._watch.join(_PARTING)
+
+    def _set(self, key: str, value: str) -> None:
+        try:
+            self._store.set(key, value)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _get(self, key: str, *, watch: bool = True) -> Any:  # noqa: ANN401 (any JSON)
+        pause = 0.001
+        give_up = time.monotonic() + _MEETING_SECONDS
+        try:
+            while not self._store.check([key]):
+                self.check()
+                if not watch and time.monotonic() > give_up:
+                    raise RankError(
+                        f"not all of the {self.size} ranks came within {_MEETING_SECONDS} s: "
+                        "see what became of the others, and start them together"
+                    )
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
+            return json.loads(self._store.get(key))
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> RankError:
+        return self._failure or RankError(
+            f"rank {self.rank} lost the others ({str(error).splitlines()[0]}): "
+            "see what the other ranks say, and run the command again"
+        )
+
+    def _wait_for(self, what: str, seconds: float) -> None:
+        """Wait until all the others have said so, or it has taken too long."""
+        give_up = time.monotonic() + seconds
+        keys = [f"{what}/{rank}" for rank in range(self.size)]
+        with suppress(RuntimeError):
+            while time.monotonic() < give_up:
+                living = [k for r, k in enumerate(keys) if r == self.rank or self._lives(r)]
+                if self._store.check(living):
+                    return
+                time.sleep(0.02)
+
+    def _beat(self, tick: int) -> None:
+        self._store.set(
+            f"alive/{self.rank}",
+            json.dumps([tick, self._done, _machine(), os.getpid()]),
+        )
+
+    def _watching(self) -> None:
+        """Give signs of life, and look for those of others, until the end."""
+        tick = 0
+        while not self._ended.wait(_BEAT):
+            tick += 1
+            try:
+                self._beat(tick)
+                if self._store.check([_FAILED]):
+                    self._fail(_told(json.loads(self._store.get(_FAILED))))
+                    return
+                for rank in range(self.size) if self.leads else (0,):
+                    if rank != self.rank and not self._lives(rank):
+                        self._fail(
+                            f"rank {rank} of {self.size} ended without a word: it was killed, or "
+                            "its machine is gone"
+                        )
+                        return
+            except RuntimeError as error:
+                if not self._ended.is_set():
+                    self._fail(
+                        f"rank {self.rank} lost the others ({str(error).splitlines()[0]}): one of "
+                        "them was killed, or its machine is gone"
+                    )
+                return
+
+    def _lives(self, rank: int) -> bool:
+        """Whether another rank gives signs of life, or has said that it goes."""
+        sign = self._store.get(f"alive/{rank}").decode()
+        now = time.monotonic()
+        last, since = self._signs.get(rank, ("", now))
+        if sign != last:
+            last, since = sign, now
+        self._signs[rank] = last, since
+        _, done, host, pid = json.loads(sign)
+        if self.leads and done != self._others[rank]:
+            self._advance(done - self._others[rank])
+            self._others[rank] = done
+        gone = now - since > PATIENCE or (host == _machine() and not _runs(pid))
+        return not gone or self._store.check([f"left/{rank}"])
+
+    def _fail(self, what: str) -> None:
+        self._failure = RankError(f"{what}; all ranks stopped: run the command again")
+        for stop in list(self._stops):
+            stop()
+
+
+def _told(failure: Mapping[str, Any]) -> str:
+    return f"rank {failure['rank']} (on {failure['host']}) failed: {failure['what']}"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with suppress(OSError, IndexError):  # a zombie has ended too
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def _machine() -> str:
+    """Where process numbers mean the same: the host, and on it the container."""
+    with suppress(OSError):
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').stat().st_ino}"
+    return socket.gethostname()
