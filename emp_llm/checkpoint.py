@@ -179,7 +179,8 @@ def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
     check_link(path, path.parent)
     try:
         with open_regular(path) as file:
-            fields = parse_json(file.read(MAX_JSON_BYTES + 1), strict=strict)
+            size = os.fstat(file.fileno()).st_size  # read() makes room for all it might get
+            fields = parse_json(file.read(min(size, MAX_JSON_BYTES) + 1), strict=strict)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except JsonError as error:

@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from emp_llm.errors import CheckpointError
+from emp_llm.errors import CheckpointError, SourceReadError
 from emp_llm.regular_file import open_regular
 
 __all__ = ["PlainFile", "SourceFile"]
@@ -47,7 +47,7 @@ class PlainFile(SourceFile):
         try:
             self._file = open_regular(path)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+            raise SourceReadError(f"{path}: cannot be read: {error.strerror}") from error
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes from an offset on."""
@@ -56,7 +56,7 @@ class PlainFile(SourceFile):
             try:
                 count = os.preadv(self._file.fileno(), [buffer[filled:]], offset + filled)
             except OSError as error:
-                raise CheckpointError(
+                raise SourceReadError(
                     f"{self.name}: reading at byte {offset + filled:,} failed: {error.strerror}"
                 ) from error
             if count == 0:

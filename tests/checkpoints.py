@@ -190,7 +190,7 @@ def visible(folder: Path) -> dict[str, bytes]:
 def kept_unfinished(out: Path) -> list[str]:
     """The shards that a run which broke off has left for the next one; it left nothing else."""
     folder = out / STAGING_NAME
-    if not folder.exists():
+    if folder.is_symlink() or not folder.exists():
         return []
     shards = sorted(path.name for path in folder.glob("*.safetensors"))
     journal = [".run.json", *(f".finished/{name}.json" for name in shards)]
