@@ -13,6 +13,7 @@ import numpy as np
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import Bytes, Patterns
 
+from emp_llm.errors import CheckpointError
 from emp_llm.source_file import SourceFile
 
 __all__ = ["BLOCK_BYTES", "Block", "Geometry"]
@@ -22,6 +23,12 @@ BLOCK_BYTES = 4 << 20
 
 TRANSPOSED_BLOCK_BYTES = 16 << 20
 """The same where rows are columns of the file, so that the stretches that are read stay long."""
+
+_BLOCK_ROWS = 1 << 16  # for what goes with a row, such as its line of the table, is in memory too
+
+_MOST_MATRICES = 1 << 16  # more than a hundred times the experts of a layer
+_MOST_ROWS = 1 << 24  # six times those of a layer's 384 experts of 7,168 neurons, stored as one
+_MOST_COLUMNS = 1 << 22  # a hundred times the inputs of any layer
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,27 @@ class Geometry:
         number_format: Format of the weights.
         shape: The tensor's shape in the file, two dimensions or more.
         transposed: Whether rows run along the last dimension but one.
+
+    Raises:
+        CheckpointError: If there are more matrices, rows or columns than of any model: a few bytes
+            can claim any number of them, and memory is needed for each row and for all of one.
     """
 
     number_format: NumberFormat
     shape: tuple[int, ...]
     transposed: bool = False
+
+    def __post_init__(self) -> None:
+        for what, count, most in (
+            ("matrices", self.matrices, _MOST_MATRICES),
+            ("rows", self.rows, _MOST_ROWS),
+            ("columns", self.columns, _MOST_COLUMNS),
+        ):
+            if count > most:
+                raise CheckpointError(
+                    f"the shape {list(self.shape)} has {count:,} {what}; emp-llm takes up to "
+                    f"{most:,}: leave the tensor out with --ignore"
+                )
 
     @property
     def matrices(self) -> int:
@@ -79,11 +102,20 @@ class Geometry:
 
     def blocks(self) -> Iterator[Block]:
         """The tensor's rows in order, in blocks that no thread count or memory limit changes."""
-        size = TRANSPOSED_BLOCK_BYTES if self.transposed else BLOCK_BYTES
-        step = max(1, size // self.row_bytes)
+        step = self._block_rows
         for matrix in range(self.matrices):
             for start in range(0, self.matrix_rows, step):
                 yield Block(matrix, start, min(start + step, self.matrix_rows))
+
+    def block_number(self, block: Block) -> int:
+        """Which one of `blocks` a block is."""
+        a_matrix = -(-self.matrix_rows // self._block_rows)
+        return block.matrix * a_matrix + block.start // self._block_rows
+
+    @property
+    def _block_rows(self) -> int:
+        size = TRANSPOSED_BLOCK_BYTES if self.transposed else BLOCK_BYTES
+        return min(max(1, size // self.row_bytes), _BLOCK_ROWS)
 
     def block_bytes(self, block: Block) -> int:
         """Bytes of a block's weights."""

@@ -5,7 +5,7 @@ NAME.emp_rows   uint8 [bytes]       per row: weights kept, escapes, base of the 
 NAME.emp_meta   int64 [6 + dims]    version, number format, layout, shape
 """
 
-import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import FORMATS
-from emp_kernels.rows import Table
+from emp_kernels.rows import Bytes, Table
 
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.geometry import Geometry
@@ -21,6 +21,7 @@ from emp_llm.safetensors_header import TensorEntry
 
 __all__ = [
     "FORMAT_VERSION",
+    "MAX_META_BYTES",
     "META_SUFFIX",
     "PLANE_ALIGN",
     "QUANT_METHOD",
@@ -44,6 +45,9 @@ PLANE_ALIGN = 16
 _META_FIELDS = 6
 _MAX_DIMENSIONS = 8
 
+MAX_META_BYTES = 8 * (_META_FIELDS + _MAX_DIMENSIONS)
+"""Bytes of the longest NAME.emp_meta."""
+
 
 @dataclass(frozen=True)
 class PackedTensor:
@@ -65,7 +69,7 @@ class PackedTensor:
     @property
     def table_bytes(self) -> int:
         """Bytes of the row table, padding included."""
-        used = self.geometry.rows * 3 * self._table_item.itemsize
+        used = self.geometry.rows * self.line_bytes
         return used + len(padding(used))
 
     def encode_table(self, table: Table) -> bytes:
@@ -73,10 +77,14 @@ class PackedTensor:
         data = table.astype(self._table_item).tobytes()
         return data + padding(len(data))
 
-    def decode_table(self, data: bytes) -> Table:
-        """The bytes of NAME.emp_rows, `table_bytes` of them, as int64 [R, 3]."""
-        values = np.frombuffer(data, self._table_item, count=self.geometry.rows * 3)
-        return values.astype(np.int64).reshape(-1, 3)
+    @property
+    def line_bytes(self) -> int:
+        """Bytes of a row's line of the table."""
+        return 3 * self._table_item.itemsize
+
+    def decode_table(self, data: Bytes) -> Table:
+        """Lines of the row table, uint8 [R · `line_bytes`], as int64 [R, 3]."""
+        return data.view(self._table_item).astype(np.int64).reshape(-1, 3)
 
     def encode_meta(self) -> bytes:
         """The bytes of NAME.emp_meta; zeros after the shape make it an even number of int64."""
@@ -117,12 +125,10 @@ class PackedTensor:
         sizes_fit = 2 <= len(shape) <= _MAX_DIMENSIONS and all(size > 0 for size in shape)
         if code not in number_formats or transposed not in (0, 1) or not sizes_fit:
             raise FormatError(f"{name!r}: its emp_meta {fields} describes no packed tensor")
-        if math.prod(shape) >= 1 << 48:
-            raise FormatError(f"{name!r}: its emp_meta tells of {math.prod(shape):,} weights")
-        geometry = Geometry(
-            number_format=number_formats[code], shape=tuple(shape), transposed=bool(transposed)
-        )
         try:
+            geometry = Geometry(
+                number_format=number_formats[code], shape=tuple(shape), transposed=bool(transposed)
+            )
             layout = RowLayout(
                 number_format=geometry.number_format,
                 columns=geometry.columns,
@@ -130,9 +136,12 @@ class PackedTensor:
                 radix=radix,
                 align=align,
             )
-        except ValueError as error:
+        except (ValueError, CheckpointError) as error:
             raise FormatError(f"{name!r}: its emp_meta is impossible: {error}") from error
-        return cls(geometry, layout)
+        packed = cls(geometry, layout)
+        if packed.encode_meta() != data:
+            raise FormatError(f"{name!r}: its emp_meta has {len(fields)} fields, too many")
+        return packed
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,13 @@ def find_packed(
         for name in entries
         if name.endswith(META_SUFFIX)
     }
-    taken = {entry.name for planes in packed.values() for entry in _each(planes)}
+    taken = Counter(entry.name for planes in packed.values() for entry in _each(planes))
+    for name, count in taken.items():
+        if count > 1:
+            raise FormatError(
+                f"{where}: {name!r} would be a plane of two packed tensors: pack the checkpoint "
+                "again"
+            )
     plain = [entry for name, entry in entries.items() if name not in taken]
     for entry in plain:
         if entry.name.endswith(ROWS_SUFFIX):

@@ -1,17 +1,23 @@
-"""A packed tensor opened for reading: its table in memory, its rows decoded block by block."""
+"""A packed tensor opened for reading: its table checked, its rows decoded block by block.
 
+What stays in memory is where each block starts: a few bytes for some megabytes of the file.
+"""
+
+import numpy as np
 from emp_kernels.dispatch import Workspace, check_table, unpack_rows
 from emp_kernels.errors import DamagedRowError
-from emp_kernels.rows import Bytes, Patterns
+from emp_kernels.rows import Bytes, Patterns, Table
 
 from emp_llm.checkpoint import Shard
 from emp_llm.errors import FormatError
 from emp_llm.geometry import Block, Geometry
-from emp_llm.packed import PackedTensor, Planes, find_packed, padding
+from emp_llm.packed import MAX_META_BYTES, PackedTensor, Planes, find_packed, padding
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.source_file import SourceFile
 
 __all__ = ["PackedReader", "open_shard"]
+
+_TABLE_ROWS = 1 << 16  # lines of a row table that are checked at a time
 
 
 class PackedReader:
@@ -21,6 +27,11 @@ class PackedReader:
         file: Its file.
         planes: Where its planes lie.
 
+    Attributes:
+        planes: Where its planes lie.
+        packed: What its planes say of the tensor.
+        kept: Weights that its rows keep.
+
     Raises:
         CheckpointError: If the file cannot be read.
         FormatError: If the planes contradict each other or are of another version.
@@ -29,28 +40,21 @@ class PackedReader:
     def __init__(self, file: SourceFile, planes: Planes) -> None:
         self.planes = planes
         self._file = file
-        self.meta_bytes = self._plane(planes.meta)
-        try:
-            self.packed = PackedTensor.decode_meta(self.name, self.meta_bytes)
-        except FormatError as error:
-            raise FormatError(f"{file.name}: {error}") from error
+        self.packed = self._read_meta()
         if planes.rows.nbytes != self.packed.table_bytes:
             raise self._damage(
                 f"its row table has {planes.rows.nbytes:,} bytes, its shape "
                 f"{list(self.geometry.shape)} needs {self.packed.table_bytes:,}"
             )
-        self.table_bytes = self._plane(planes.rows)
-        self.table = self.packed.decode_table(self.table_bytes)
-        try:
-            check_table(self.table, self.packed.layout)
-        except DamagedRowError as error:
-            raise self._damage(str(error)) from error
-        self._offsets = self.packed.layout.offsets(self.table[:, 0], self.table[:, 1])
-        used = int(self._offsets[-1])
+        self.kept, self._starts = self._read_table()
+        used = self._starts[-1]
         if planes.records.nbytes != used + len(padding(used)):
             raise self._damage(
                 f"its records have {planes.records.nbytes:,} bytes, its row table tells of {used:,}"
             )
+        for plane, end in ((planes.records, used), (planes.rows, self._table_end)):
+            if any(self._read(plane.start + end, plane.nbytes - end)):
+                raise self._damage(f"the padding of {plane.name!r} is not zero")
 
     @property
     def name(self) -> str:
@@ -73,24 +77,22 @@ class PackedReader:
     @property
     def end_bytes(self) -> bytes:
         """What comes behind the last record: padding, table and meta."""
-        used = int(self._offsets[-1])
-        at = self.planes.records.start + used
-        return (
-            self._read(at, self.planes.records.nbytes - used) + self.table_bytes + self.meta_bytes
-        )
+        planes, used = self.planes, self._starts[-1]
+        padding = self._read(planes.records.start + used, planes.records.nbytes - used)
+        return padding + self._plane(planes.rows) + self._plane(planes.meta)
 
     def records(self, block: Block, workspace: Workspace) -> Bytes:
         """The bytes of a block's records, uint8; they lie in the workspace."""
         nbytes = self.block_bytes(block)
         data = workspace.take("records", nbytes)[:nbytes]
-        at = self.planes.records.start + int(self._offsets[self._row_range(block)[0]])
+        at = self.planes.records.start + self._starts[self.geometry.block_number(block)]
         self._file.read_into(at, data.data)
         return data
 
     def block_bytes(self, block: Block) -> int:
         """Bytes of a block's records."""
-        first, stop = self._row_range(block)
-        return int(self._offsets[stop] - self._offsets[first])
+        number = self.geometry.block_number(block)
+        return self._starts[number + 1] - self._starts[number]
 
     def decode(
         self, block: Block, records: Bytes, workspace: Workspace, *, out: Patterns | None = None
@@ -106,22 +108,55 @@ class PackedReader:
         Raises:
             FormatError: If a row contradicts itself or the table.
         """
-        first, stop = self._row_range(block)
         geometry = self.geometry
+        first = geometry.first_row(block)
+        table = self._table(first, first + block.stop - block.start)
         if out is None:
             nbytes = geometry.block_bytes(block)
             buffer = workspace.take("weights", nbytes)[:nbytes]
             out = buffer.view(geometry.number_format.storage).reshape(-1, geometry.columns)
         try:
-            return unpack_rows(
-                records, self.table[first:stop], self.packed.layout, out=out, workspace=workspace
-            )
+            return unpack_rows(records, table, self.packed.layout, out=out, workspace=workspace)
         except DamagedRowError as error:
             raise self._damage(f"row {first + error.row}: {error.fault}") from error
 
-    def _row_range(self, block: Block) -> tuple[int, int]:
-        first = self.geometry.first_row(block)
-        return first, first + block.stop - block.start
+    def _read_meta(self) -> PackedTensor:
+        meta = self.planes.meta
+        data = self._read(meta.start, min(meta.nbytes, MAX_META_BYTES + 8))
+        try:
+            return PackedTensor.decode_meta(self.name, data)
+        except FormatError as error:
+            raise FormatError(f"{self._file.name}: {error}") from error
+
+    def _read_table(self) -> tuple[int, list[int]]:
+        """Check all of the row table: weights kept, where each block's records start, their end."""
+        geometry, layout = self.geometry, self.packed.layout
+        firsts = np.array([geometry.first_row(block) for block in geometry.blocks()])
+        kept, end, starts = 0, 0, []
+        for first in range(0, geometry.rows, _TABLE_ROWS):
+            stop = min(first + _TABLE_ROWS, geometry.rows)
+            table = self._table(first, stop)
+            try:
+                check_table(table, layout)
+            except DamagedRowError as error:
+                raise self._damage(f"row {first + error.row}: {error.fault}") from error
+            kept += int(table[:, 0].sum())
+            offsets = end + layout.offsets(table[:, 0], table[:, 1])
+            here = firsts[(firsts >= first) & (firsts < stop)]
+            starts.extend(offsets[here - first].tolist())
+            end = int(offsets[-1])
+        return kept, [*starts, end]
+
+    def _table(self, first: int, stop: int) -> Table:
+        """Lines of the row table, int64 [stop - first, 3]; read anew, for most models have many."""
+        line = self.packed.line_bytes
+        data = np.empty((stop - first) * line, np.uint8)
+        self._file.read_into(self.planes.rows.start + first * line, data.data)
+        return self.packed.decode_table(data)
+
+    @property
+    def _table_end(self) -> int:
+        return self.geometry.rows * self.packed.line_bytes
 
     def _plane(self, entry: TensorEntry) -> bytes:
         return self._read(entry.start, entry.nbytes)

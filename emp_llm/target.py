@@ -38,9 +38,17 @@ class Target:
 
     @classmethod
     def of(cls, shard: Shard, entry: TensorEntry, *, transposed: bool) -> "Target":
-        """A tensor of a shard, whose dtype is one that can be pruned."""
-        number_format = FORMATS[entry.dtype]
-        geometry = Geometry(number_format=number_format, shape=entry.shape, transposed=transposed)
+        """A tensor of a shard, whose dtype is one that can be pruned.
+
+        Raises:
+            CheckpointError: If its shape is out of all bounds.
+        """
+        try:
+            geometry = Geometry(
+                number_format=FORMATS[entry.dtype], shape=entry.shape, transposed=transposed
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{shard.name}: {entry.name!r}: {error}") from error
         return cls(shard, entry, geometry)
 
     @property

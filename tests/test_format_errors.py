@@ -64,6 +64,10 @@ IMPOSSIBLE = {
     "two negative sizes": meta((6, -4), (7, -5)),
     "a size of zero among others": meta((6, 0)),
     "nine dimensions": meta(fields=[1, 1, 0, 3, 1, 0, *[2] * 9, 0]),
+    "2**22 + 1 columns": meta((6, 2), (7, 2**22 + 1)),
+    "2**22 + 1 columns of a transposed tensor": meta((5, 1), (6, 2**22 + 1), (7, 2)),
+    "2**24 + 1 rows": meta((6, 2**24 + 1), (7, 2)),
+    "2**16 + 1 matrices": meta(fields=[1, 1, 0, 3, 1, 0, 2**16 + 1, 1, 2, 0]),
     "2**48 weights": meta((6, 2**24), (7, 2**24)),
     "weights past 64 bits": meta((6, 2**62), (7, 2**62)),
 }
@@ -178,7 +182,7 @@ def decode_all(reader):
 def test_a_reader_tells_what_the_tensor_is_in_a_dense_file(opened, planes):
     reader = opened(planes)
     assert reader.dense_entry == TensorEntry("x", "BF16", (6, 40), 0, 480)
-    assert reader.table[:, 0].tolist() == planes["x.emp_rows"].view("<u2")[:18:3].tolist()
+    assert reader.kept == planes["x.emp_rows"].view("<u2")[:18:3].sum()
 
 
 def test_the_end_of_a_packed_tensor_is_its_padding_table_and_parameters(opened, planes):
@@ -241,3 +245,29 @@ def test_flipped_bits_decode_or_are_refused_and_nothing_else(opened, planes, see
             decode_all(opened(damaged))
         except FormatError as error:
             assert str(error).startswith("a.safetensors: ")  # noqa: PT017 (both ends are right)
+
+
+def test_padding_that_is_not_zero_is_refused(opened):
+    planes = pack("x", make_rows("gaussian", BF16, (5, 40)), BF16)  # 30 bytes of numbers
+    reader = opened(planes)
+    assert sum(map(reader.block_bytes, reader.geometry.blocks())) < planes["x"].size
+    for name in ("x", "x.emp_rows"):
+        plane = planes[name].copy()
+        plane[-1] = 1
+        with pytest.raises(FormatError, match=f"the padding of '{name}' is not zero"):
+            opened(planes | {name: plane})
+
+
+def test_parameters_of_more_fields_than_the_shape_needs_are_refused(opened, planes):
+    for zeros in (2, 1000):
+        fields = np.append(planes["x.emp_meta"], np.zeros(zeros, np.int64))
+        with pytest.raises(FormatError, match=r"its emp_meta has \d+ fields, too many"):
+            opened(planes | {"x.emp_meta": fields})
+
+
+def test_a_plane_of_two_packed_tensors_is_refused():
+    tensors = entries(
+        **{"x.emp_rows.emp_rows": ("U8", (16,), 16), "x.emp_rows.emp_meta": ("I64", (8,), 64)}
+    )
+    with pytest.raises(FormatError, match=r"'x\.emp_rows' would be a plane of two packed tensors"):
+        find_packed("a.safetensors", tensors)
