@@ -7,7 +7,7 @@ from typing import Any
 
 from emp_llm.evaluation import TaskResult
 from emp_llm.loading import ANY_NAME, is_packed, loading_code
-from emp_llm.options import PruneOptions
+from emp_llm.prune_command import prune_words
 from emp_llm.report import kinds
 
 __all__ = ["describe"]
@@ -75,25 +75,8 @@ def _making(report: Mapping[str, Any]) -> str:
         f"{_PAPER}: of each group the ⌊β · N_eff⌋ weights of the largest {rule['criterion']} stay, "
         f"where N_eff = (Σ|w|)² / Σw² is read off the weights. β = {rule['beta']:g}, a group is a "
         f"{rule['granularity']}, the targets are {_code(rule['targets'])}{ignored}.\n\n"
-        f"```\n{_command(report)}\n```"
+        f"```\n{shlex.join(prune_words(report, model=_one_line(source['model']), out='DIR'))}\n```"
     )
-
-
-def _command(report: Mapping[str, Any]) -> str:
-    """The command that makes the same weights again, with the options that are not the default."""
-    rule, default = report["rule"], PruneOptions()
-    words = ["emp-llm", "prune", _one_line(report["source"]["model"]), "--out", "DIR"]
-    for option, value, usual in (
-        ("--revision", report["source"]["revision"], None),
-        ("--beta", f"{rule['beta']:g}", f"{default.beta:g}"),
-        ("--granularity", rule["granularity"], default.granularity),
-        ("--targets", rule["targets"], default.targets),
-        *(("--ignore", pattern, None) for pattern in rule["ignore"]),
-        ("--format", report["format"], default.output_format),
-    ):
-        if value != usual:
-            words += [option, value]
-    return shlex.join(words)
 
 
 def _sizes(report: Mapping[str, Any]) -> str:

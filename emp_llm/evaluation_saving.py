@@ -1,7 +1,7 @@
 """The figures of an evaluation, added to the folder of the model and to its card."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from emp_llm.companions import CARD_NAME, REPORT_NAME, write_json
 from emp_llm.errors import OptionError, OutputError
 from emp_llm.evaluation import EVAL_NAME, TaskResult, read_results
 from emp_llm.loading import is_packed
+from emp_llm.whole_file import replace_file
 
 __all__ = ["check_can_save", "save_results"]
 
@@ -58,22 +59,10 @@ def save_results(folder: str | os.PathLike[str], results: Iterable[TaskResult]) 
     card, report = path / CARD_NAME, path / REPORT_NAME
     read = read_json_object(report) if report.is_file() else None
     try:
-        _replace(path / EVAL_NAME, lambda new: write_json(new, content))
-        _replace(card, lambda new: write_card(new, card, read))
+        replace_file(path / EVAL_NAME, lambda new: write_json(new, content))
+        replace_file(card, lambda new: write_card(new, card, read))
     except OSError as error:
         raise OutputError(
             f"{error.filename or path}: cannot be written: {error.strerror}; free some space or "
             "copy the folder elsewhere"
         ) from error
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file beside the old one and put it in its place."""
-    new = path.with_name(f".{path.name}.unfinished")
-    try:
-        write(new)
-        with new.open("rb") as file:
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

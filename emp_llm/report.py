@@ -22,6 +22,7 @@ __all__ = [
     "build_report",
     "count_totals",
     "dense_report",
+    "group_totals",
     "kinds",
     "rule_fields",
 ]
@@ -175,18 +176,19 @@ def _mass_totals(tensors: Sequence[TensorFigures]) -> dict[str, Any]:
 
 
 def kinds(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Totals of a report's pruned tensors by kind of layer, in the order of their names.
-
-    The retained mass of a kind is the mean of its tensors', weighted by their size.
-    """
+    """`group_totals` of a report's pruned tensors by kind of layer, in the order of their names."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for fields in report["tensors"].values():
         if fields["pruned"]:
             grouped.setdefault(fields["kind"], []).append(fields)
-    return {kind: _kind_totals(tensors) for kind, tensors in sorted(grouped.items())}
+    return {kind: group_totals(tensors) for kind, tensors in sorted(grouped.items())}
 
 
-def _kind_totals(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def group_totals(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Totals of some of a report's pruned tensors.
+
+    N_eff / N and the retained mass are means of the tensors', weighted by their size.
+    """
     sums = _sums(tensors)
 
     def mean(field: str) -> float:

@@ -1,0 +1,153 @@
+"""A headless Chromium, spoken to over two pipes by its DevTools protocol. No other package needed."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+_READS, _WRITES = 3, 4  # the descriptors that --remote-debugging-pipe takes commands and answers by
+
+
+def find_chromium() -> str | None:
+    """The path of a Chromium; None where there is none."""
+    return next(filter(None, map(shutil.which, _NAMES)), None)
+
+
+class Browser:
+    """One page in a browser of its own, as a context manager.
+
+    Attributes:
+        events: What the browser told besides answers: the console, requests, errors.
+    """
+
+    def __init__(self, executable: str) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._numbers = itertools.count(1)
+        self._buffer = b""
+        self._session: str | None = None
+        self._profile = tempfile.TemporaryDirectory(prefix="page-browser-", ignore_cleanup_errors=True)
+        commands, self._to = os.pipe()
+        self._from, answers = os.pipe()
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        flags += ["--remote-debugging-pipe", "--no-first-run", f"--user-data-dir={self._profile.name}"]
+        shell = f'exec {_READS}<&{commands} {_WRITES}>&{answers}; exec "$0" "$@"'
+        self._process = subprocess.Popen(
+            ["bash", "-c", shell, executable, *flags, "about:blank"],
+            pass_fds=(commands, answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands)
+        os.close(answers)
+
+    def __enter__(self) -> Self:
+        targets = self.send("Target.getTargets")["targetInfos"]
+        page = next(target for target in targets if target["type"] == "page")
+        attached = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        self._process.wait()
+        os.close(self._to)
+        os.close(self._from)
+        self._profile.cleanup()
+
+    def send(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Give one command of the protocol; returns its result."""
+        number = next(self._numbers)
+        message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") != number:
+                self.events.append(answer)
+            elif "error" in answer:
+                raise RuntimeError(f"{method}: {answer['error']['message']}")
+            else:
+                return answer["result"]
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            data = os.read(self._from, 1 << 16)
+            if not data:
+                raise RuntimeError("the browser has gone")
+            self._buffer += data
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+    def look(self, width: int, height: int, *, dark: bool = False, scale: float = 1) -> None:
+        """Set the window, as a phone where it is narrow, and the theme."""
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=width < 600,
+        )
+        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[theme])
+
+    def open(self, path: Path) -> None:
+        """Open a file, and wait until it is drawn."""
+        self.send("Page.navigate", url=path.resolve().as_uri())
+        for _ in range(200):
+            if self.run("document.readyState") == "complete":
+                break
+            time.sleep(0.05)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the browser has drawn."""
+        self.run(
+            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
+        )
+
+    def run(self, script: str) -> Any:
+        """The value of an expression in the page, awaited."""
+        done = self.send(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        if "exceptionDetails" in done:
+            raise RuntimeError(json.dumps(done["exceptionDetails"])[:500])
+        return done["result"].get("value")
+
+    def screenshot(self, *, whole: bool = False) -> bytes:
+        """What the window shows, or the whole page, as PNG."""
+        shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        return base64.b64decode(shot["data"])
+
+    def faults(self) -> list[str]:
+        """What the page did wrong so far: exceptions, refusals, requests that leave the machine."""
+        self.run("1")
+        found = []
+        for event in self.events:
+            parameters = event.get("params", {})
+            if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+                found.append(json.dumps(parameters)[:400])
+            elif event.get("method") == "Network.requestWillBeSent":
+                url = parameters["request"]["url"]
+                found += [] if url.startswith(("file:", "data:", "about:")) else [url]
+        return found

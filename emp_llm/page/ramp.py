@@ -1,0 +1,26 @@
+"""The colours of figures: one ramp for the page, the card's figure and those for papers."""
+
+__all__ = ["GAUSSIAN", "LINES", "RAMP", "ramp_at"]
+
+RAMP = (
+    *("#edf4da", "#b7dfb9", "#7ac9ab", "#25b0a6", "#04909d"),
+    *("#03708d", "#03527c", "#1d3559", "#161b40"),
+)
+"""From light to dark in equal steps of OKLCH lightness, so that it reads in grey, too."""
+
+LINES = {"sparsity": "#0072B2", "bytes": "#C4500A", "retained mass": "#00805F"}
+"""Of curves: blue, vermilion and green that people who see few colours tell apart."""
+
+GAUSSIAN = 0.6366197723675814
+"""N_eff / N of Gaussian weights, 2/π."""
+
+
+def ramp_at(share: float) -> str:
+    """The ramp's colour at a share from 0 (light) to 1 (dark), as ``#rrggbb``."""
+    at = share * (len(RAMP) - 1)
+    start = min(int(at), len(RAMP) - 2)
+    part = at - start
+    ends = RAMP[start], RAMP[start + 1]
+    low, high = (bytes.fromhex(color[1:]) for color in ends)
+    mixed = (round(a + (b - a) * part) for a, b in zip(low, high, strict=True))
+    return "#" + bytes(mixed).hex()

@@ -1,0 +1,40 @@
+"""The command that makes the weights of a report again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from emp_llm.options import PruneOptions
+
+__all__ = ["prune_words"]
+
+
+def prune_words(
+    report: Mapping[str, Any], *, out: str, model: str | None = None, beta: bool = True
+) -> list[str]:
+    """The words of the command, with the options that are not the default.
+
+    Args:
+        report: Of the model that is to be pruned in the same way.
+        out: The folder to write.
+        model: The model; by default as the report names it.
+        beta: Whether to give the report's β.
+    """
+    rule, default = report["rule"], PruneOptions()
+    words = ["emp-llm", "prune", model or report["source"]["model"], "--out", out]
+    for option, value, usual in (
+        ("--revision", report["source"]["revision"], None),
+        ("--beta", _exact(rule["beta"]) if beta else None, _exact(default.beta)),
+        ("--granularity", rule["granularity"], default.granularity),
+        ("--targets", rule["targets"], default.targets),
+        *(("--ignore", pattern, None) for pattern in rule["ignore"]),
+        ("--format", report["format"], default.output_format),
+    ):
+        if value not in (usual, None):
+            words += [option, value]
+    return words
+
+
+
+def _exact(beta: float) -> str:
+    """The shortest text that is this very number."""
+    return repr(float(beta)).removesuffix(".0")
