@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over two pipes by its DevTools protocol. No other package needed."""
+"""A headless Chromium, spoken to over two pipes by its DevTools protocol, without any package."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Browser:
         self._numbers = itertools.count(1)
         self._buffer = b""
         self._session: str | None = None
-        self._profile = tempfile.TemporaryDirectory(prefix="page-browser-", ignore_cleanup_errors=True)
+        self._profile = tempfile.TemporaryDirectory(prefix="page-", ignore_cleanup_errors=True)
         commands, self._to = os.pipe()
         self._from, answers = os.pipe()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        flags += ["--remote-debugging-pipe", "--no-first-run", f"--user-data-dir={self._profile.name}"]
+        flags += ["--remote-debugging-pipe", f"--user-data-dir={self._profile.name}"]
         shell = f'exec {_READS}<&{commands} {_WRITES}>&{answers}; exec "$0" "$@"'
         self._process = subprocess.Popen(
             ["bash", "-c", shell, executable, *flags, "about:blank"],
@@ -125,7 +125,7 @@ class Browser:
             "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
         )
 
-    def run(self, script: str) -> Any:
+    def run(self, script: str) -> Any:  # noqa: ANN401 (whatever the page has)
         """The value of an expression in the page, awaited."""
         done = self.send(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True

@@ -34,7 +34,6 @@ def prune_words(
     return words
 
 
-
 def _exact(beta: float) -> str:
     """The shortest text that is this very number."""
     return repr(float(beta)).removesuffix(".0")

@@ -186,6 +186,4 @@ def _table(
             ratio(pruned[name]["bytes_after"], pruned[name]["bytes_before"]) for name in order
         ],
     }
-    return table | {
-        column: [pruned[name].get(column) for name in order] for column in _COLUMNS
-    }
+    return table | {column: [pruned[name].get(column) for name in order] for column in _COLUMNS}

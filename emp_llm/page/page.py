@@ -12,7 +12,6 @@ from typing import Any
 
 from emp_llm.page.content import page_content
 from emp_llm.page.ramp import RAMP
-from emp_llm.prune_command import prune_words
 from emp_llm.whole_file import write_whole
 
 __all__ = ["page_html", "write_page"]
@@ -20,9 +19,7 @@ __all__ = ["page_html", "write_page"]
 _SCRIPTS = ("draw", "curve", "blocks", "rows", "table", "main")
 
 
-def write_page(
-    report: Mapping[str, Any], path: Path, *, model: str | None = None
-) -> None:
+def write_page(report: Mapping[str, Any], path: Path, *, model: str | None = None) -> None:
     """Write a report as one self-contained page, in the place of an older one.
 
     Args:
