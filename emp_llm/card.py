@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from emp_llm.card_metadata import read_card
 from emp_llm.card_text import describe
 from emp_llm.checkpoint import CONFIG_NAME, read_json_object
+from emp_llm.companions import FIGURE_NAME
 from emp_llm.evaluation import TaskResult, read_results
 from emp_llm.loading import is_packed
 
@@ -39,7 +40,7 @@ def write_card(
     repo_id: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Write a model card beside the ``config.json`` and, if there is one, ``emp_eval.json``.
+    """Write a model card beside the ``config.json`` and, if they are there, figure and evaluation.
 
     The same arguments and files give the same bytes, whenever and wherever.
 
@@ -70,7 +71,8 @@ def write_card(
     rest = _EMPTY_LINES.sub("", _OUR_SECTION.sub("", card.text)).rstrip()
     parts = [f"{rest}\n"] if rest else []
     if report is not None or is_packed(config):
-        section = describe(config, report, results, name=repo_id, revision=revision)
+        figure = FIGURE_NAME if (path.parent / FIGURE_NAME).is_file() else None
+        section = describe(config, report, results, name=repo_id, revision=revision, figure=figure)
         source = _SOURCE_NOTE if report is not None and rest else ""
         parts.insert(0, f"{_BEGIN}\n{section}{source}{_END}\n")
     card.text = "\n" + "\n".join(parts)

@@ -22,6 +22,7 @@ def describe(
     *,
     name: str | None,
     revision: str | None,
+    figure: str | None,
 ) -> str:
     """Write the section of a card that is ours, in Markdown.
 
@@ -31,6 +32,7 @@ def describe(
         results: The figures of its evaluation.
         name: The Hub id the folder goes to; None if that is not known yet.
         revision: The branch there, if it is not the default one.
+        figure: The picture that lies beside the card; None if there is none.
     """
     model = _one_line(report["source"]["model"]) if report else ""
     parts = [
@@ -40,7 +42,7 @@ def describe(
         _loading(config, name or ANY_NAME, revision),
     ]
     if report:
-        parts += [_making(report), _sizes(report)]
+        parts += [_making(report), *([_showing(figure)] if figure else []), _sizes(report)]
     if results:
         parts += ["## Evaluation", _evaluation(results)]
     return "\n\n".join(parts) + "\n"
@@ -76,6 +78,14 @@ def _making(report: Mapping[str, Any]) -> str:
         f"where N_eff = (Σ|w|)² / Σw² is read off the weights. β = {rule['beta']:g}, a group is a "
         f"{rule['granularity']}, the targets are {_code(rule['targets'])}{ignored}.\n\n"
         f"```\n{shlex.join(prune_words(report, model=_one_line(source['model']), out='DIR'))}\n```"
+    )
+
+
+def _showing(figure: str) -> str:
+    return (
+        f"![N_eff / N of each block and kind of layer]({figure})\n\n"
+        "A cell is what one block has of one kind of layer. The darker it is, the lower N_eff / N "
+        "and the more\nis pruned; Gaussian weights have 2/π = 0.6366."
     )
 
 

@@ -9,25 +9,34 @@ from typing import Any
 from emp_llm.checkpoint import CONFIG_NAME, Checkpoint
 from emp_llm.errors import CheckpointError
 from emp_llm.evaluation import EVAL_NAME
+from emp_llm.page.card_figure import card_figure
 from emp_llm.regular_file import open_regular
 from emp_llm.safetensors_header import read_header
 
 __all__ = [
     "CARD_NAME",
+    "FIGURE_NAME",
     "REPORT_NAME",
     "copy_small_files",
     "write_config",
+    "write_figure",
     "write_index",
     "write_json",
 ]
 
 CARD_NAME = "README.md"
 REPORT_NAME = "emp_report.json"
+FIGURE_NAME = "emp_report.svg"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file of JSON for people and programs."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_figure(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write the figure of a report into a folder, where the model card shows it."""
+    (folder / FIGURE_NAME).write_text(card_figure(report), encoding="utf-8")
 
 
 def write_index(folder: Path, source: Checkpoint) -> None:
@@ -57,13 +66,13 @@ def write_config(
 def copy_small_files(folder: Path, source: Checkpoint) -> None:
     """Copy tokenizer, generation configuration, licence and the like.
 
-    Not the source's model card, report and evaluation: a folder has its own.
+    Not the source's model card, report with its figure, and evaluation: a folder has its own.
 
     Raises:
         CheckpointError: If one cannot be read.
     """
     for relative in source.other_files:
-        if str(relative) in (CARD_NAME, REPORT_NAME, EVAL_NAME):
+        if str(relative) in (CARD_NAME, REPORT_NAME, FIGURE_NAME, EVAL_NAME):
             continue
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,12 +17,12 @@ from emp_llm.arrivals import Arrivals
 from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint
 from emp_llm.errors import CheckpointError, OptionError
 from emp_llm.files import OpenFiles
-from emp_llm.hub_errors import first_line
+from emp_llm.hub_errors import explained, first_line
 from emp_llm.progress import SharedProgress
 from emp_llm.repository import Repository
 from emp_llm.safetensors_header import Header
 
-__all__ = ["Source", "find_source"]
+__all__ = ["Source", "find_file", "find_source"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,7 @@ def find_source(
     """
     model = os.fspath(model)
     if folder := _local_folder(model):
-        if revision is not None:
-            raise OptionError(
-                f"revision is {revision!r}, but {model} is a local folder, which has none: "
-                "leave it out, or give a Hub id"
-            )
+        _check_no_revision(model, revision)
         if discard:
             raise OptionError(
                 f"discard_source: {model} is a local folder, which is never deleted: leave it "
@@ -105,6 +101,44 @@ def find_source(
     repository = Repository(model, token, progress)
     folder, to_come = repository.fetch_all_but_data(revision, discard=discard)
     return Source(folder, model, folder.name, to_come, repository, discard)
+
+
+def find_file(
+    model: str | os.PathLike[str],
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Path | None:
+    """Find one small file of a model; of the Hub's nothing else is fetched.
+
+    Arguments and errors are those of `find_source`.
+
+    Returns:
+        Its path; None if the model has no such file.
+    """
+    model = os.fspath(model)
+    if folder := _local_folder(model):
+        _check_no_revision(model, revision)
+        return folder / name if (folder / name).is_file() else None
+    _check_repo_id(model)
+    from huggingface_hub import errors, hf_hub_download
+
+    with explained(model, revision):
+        try:
+            return Path(hf_hub_download(model, name, revision=revision, token=token))
+        except errors.LocalEntryNotFoundError:  # is one of the next, but says that it is offline
+            raise
+        except errors.EntryNotFoundError:
+            return None
+
+
+def _check_no_revision(folder: str, revision: str | None) -> None:
+    if revision is not None:
+        raise OptionError(
+            f"revision is {revision!r}, but {folder} is a local folder, which has none: "
+            "leave it out, or give a Hub id"
+        )
 
 
 def _local_folder(model: str) -> Path | None:

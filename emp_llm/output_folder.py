@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from emp_llm.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_index
-from emp_llm.companions import REPORT_NAME
+from emp_llm.companions import FIGURE_NAME, REPORT_NAME
 from emp_llm.durable import flush_path, write_json_durably
 from emp_llm.errors import CheckpointError, EmpError, OutputError
 from emp_llm.journal import Journal, difference
@@ -150,7 +150,8 @@ class OutputFolder:
     def _set_aside(self, new: Iterable[Path]) -> None:
         """Put what belongs to the older checkpoint, or is in the way, where it will be deleted."""
         older = {file for file in new if (self.path / file).is_file()}
-        older |= {Path(name) for name in (CONFIG_NAME, REPORT_NAME, INDEX_NAME, WEIGHTS_NAME)}
+        older |= {Path(name) for name in (CONFIG_NAME, REPORT_NAME, FIGURE_NAME)}
+        older |= {Path(name) for name in (INDEX_NAME, WEIGHTS_NAME)}
         with suppress(CheckpointError):  # a damaged index names nothing
             older |= {Path(name) for name in read_index(self.path / INDEX_NAME)[0].values()}
         for file in sorted(older, key=lambda file: str(file) != CONFIG_NAME):

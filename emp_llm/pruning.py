@@ -21,6 +21,7 @@ from emp_llm.companions import (
     REPORT_NAME,
     copy_small_files,
     write_config,
+    write_figure,
     write_index,
     write_json,
 )
@@ -179,6 +180,7 @@ class _PruneRun(PlannedRun):
         report = self.report(outcomes, origin)
         report["files"] = describe_files(staging)
         write_json(staging / REPORT_NAME, report)
+        write_figure(staging, report)
         write_card(staging / CARD_NAME, self.source.folder / CARD_NAME, report)
         folder.publish()
         return report

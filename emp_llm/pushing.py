@@ -18,7 +18,7 @@ from typing import Any
 from emp_llm import __version__
 from emp_llm.card import write_card
 from emp_llm.checkpoint import INDEX_NAME, WEIGHTS_NAME, open_checkpoint, read_json_object
-from emp_llm.companions import CARD_NAME, REPORT_NAME
+from emp_llm.companions import CARD_NAME, FIGURE_NAME, REPORT_NAME
 from emp_llm.destination import Destination, open_destination
 from emp_llm.evaluation import EVAL_NAME, read_results
 from emp_llm.loading import is_packed, loading_code
@@ -30,7 +30,7 @@ __all__ = ["WholeFolder", "check_folder", "push", "upload"]
 
 # what transformers or emp-llm would take for parts of the new model, were it left of an older one
 _REPLACED = (
-    *(WEIGHTS_NAME, INDEX_NAME, REPORT_NAME, EVAL_NAME),
+    *(WEIGHTS_NAME, INDEX_NAME, REPORT_NAME, FIGURE_NAME, EVAL_NAME),
     f"model-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors",
 )
 

@@ -17,6 +17,7 @@ from emp_llm.companions import (
     REPORT_NAME,
     copy_small_files,
     write_config,
+    write_figure,
     write_index,
     write_json,
 )
@@ -82,6 +83,7 @@ def unpack(
         report = _report(source.folder, jobs)
         if report is not None:
             report["files"] = describe_files(folder.staging)
+            write_figure(folder.staging, report)
             write_json(folder.staging / REPORT_NAME, report)
         write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
         folder.publish()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emp_llm.errors import OutputError
 
-__all__ = ["replace_file", "write_whole"]
+__all__ = ["check_place", "replace_file", "write_whole"]
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -33,3 +33,18 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """See that a file can be written, before there is anything to write.
+
+    Raises:
+        OutputError: If there is no folder to write it to, or it cannot be written to.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: there is no such folder; make it first")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give the name of a file in it")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: its folder cannot be written to; give another one")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from emp_llm.companions import CARD_NAME, REPORT_NAME
+from emp_llm.companions import CARD_NAME, FIGURE_NAME, REPORT_NAME
 from emp_llm.errors import CheckpointError
 from emp_llm.evaluation import EVAL_NAME
 from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
@@ -14,8 +14,8 @@ from emp_llm.safetensors_header import read_header
 
 __all__ = ["describe_file", "describe_files", "visible_files"]
 
-_OF_THEIR_OWN = (CARD_NAME, REPORT_NAME, EVAL_NAME)
-"""The report itself, and what is written again after it: by people, `eval` and `push`."""
+_OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
+"""The report itself, its figure, and what is written again after it: by people, eval and push."""
 
 _SHARD = ".safetensors"
 
@@ -23,7 +23,7 @@ _SHARD = ".safetensors"
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Describe the files of a written folder, by their paths in it.
 
-    Left out are hidden files, the model card, the report and the evaluation.
+    Left out are hidden files, the model card with its figure, the report and the evaluation.
 
     Raises:
         CheckpointError: If one cannot be read.

@@ -17,7 +17,7 @@ from emp_llm import prune
 
 TinyModel = Callable[..., Path]
 
-COMMANDS = ("prune", "inspect", "unpack", "verify", "push", "eval", "compare")
+COMMANDS = ("prune", "inspect", "report", "unpack", "verify", "push", "eval", "compare")
 HEAVY = {"torch", "transformers", "numba", "numpy", "accelerate", "safetensors", "huggingface_hub"}
 
 
@@ -168,6 +168,7 @@ def test_json_is_one_object_on_stdout_for_every_command(source: Path, tmp_path: 
         ["inspect", source],
         ["prune", source, "--out", packed],
         ["verify", packed],
+        ["report", packed],
         ["unpack", packed, "--out", tmp_path / "dense"],
     ]
     for command in commands:

@@ -197,7 +197,7 @@ def test_the_small_files_of_the_source_come_along(tmp_path: Path) -> None:
     for name, text in small.items():
         (source / name).write_text(text)
     prune(source, tmp_path / "out")
-    own = {"model.safetensors", "config.json", "README.md", "emp_report.json"}
+    own = {"model.safetensors", "config.json", "README.md", "emp_report.json", "emp_report.svg"}
     written = files(tmp_path / "out")
     assert written.keys() == small.keys() | own
     assert {name: written[name].decode() for name in small} == small
@@ -208,7 +208,7 @@ def test_other_copies_of_the_weights_stay_behind(tmp_path: Path) -> None:
     for name in ("pytorch_model.bin", "model.gguf", "tf_model.h5"):
         (source / name).write_bytes(b"weights")
     prune(source, tmp_path / "out")
-    names = {"model.safetensors", "config.json", "README.md", "emp_report.json"}
+    names = {"model.safetensors", "config.json", "README.md", "emp_report.json", "emp_report.svg"}
     assert files(tmp_path / "out").keys() == names
 
 

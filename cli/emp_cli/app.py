@@ -9,6 +9,7 @@ from emp_cli.eval import evaluate
 from emp_cli.inspect import inspect
 from emp_cli.prune import prune
 from emp_cli.push import push
+from emp_cli.report import report
 from emp_cli.unpack import unpack
 from emp_cli.verify import verify
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prune, inspect, unpack, verify, push, compare):
+for command in (prune, inspect, report, unpack, verify, push, compare):
     app.command()(command)
 app.command("eval")(evaluate)
 

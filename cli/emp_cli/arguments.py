@@ -11,11 +11,13 @@ __all__ = [
     "Device",
     "Dtype",
     "GranularityOption",
+    "Html",
     "Ignore",
     "Json",
     "Model",
     "Out",
     "Overwrite",
+    "Png",
     "Private",
     "Protocol",
     "Revision",
@@ -69,5 +71,19 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda[:N]", help="auto takes all GPUs there are.")
+]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.html", help="Write it as one page for a browser, too.", show_default=False
+    ),
+]
+Png = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.png",
+        help="Draw FILE-curve.png, -blocks and -rows for a paper, too; .pdf and .svg as well.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]

@@ -5,14 +5,17 @@ import typer
 from emp_cli.arguments import (
     Beta,
     GranularityOption,
+    Html,
     Ignore,
     Json,
     Model,
+    Png,
     Revision,
     Targets,
     Threads,
 )
 from emp_cli.console import Clock, command, print_json, shown_progress
+from emp_cli.pictures import check_pictures, write_pictures
 from emp_llm.options import PruneOptions
 
 __all__ = ["inspect"]
@@ -27,19 +30,23 @@ def inspect(
     ignore: Ignore = None,
     revision: Revision = None,
     threads: Threads = None,
+    html: Html = None,
+    png: Png = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what prune would do, and why it leaves the rest; writes nothing."""
+    """Tell what prune would do, and why it leaves the rest; writes no model."""
     clock = Clock()
     options = PruneOptions(
         beta=beta, granularity=granularity, targets=targets, ignore=tuple(ignore or ())
     )
+    check_pictures(html, png)
     import emp_llm
 
     with shown_progress() as progress:
         report = emp_llm.inspect(
             model, options, revision=revision, threads=threads, progress=progress
         )
+    written = write_pictures(report, html, png, model=model)
     if as_json:
         print_json(report | clock.to_dict())
         return
@@ -47,4 +54,4 @@ def inspect(
 
     pruned_kinds(report)
     left_alone(report)
-    typer.echo(totals_line(report))
+    typer.echo("\n".join([totals_line(report), *written]))

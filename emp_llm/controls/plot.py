@@ -1,10 +1,10 @@
 """A comparison as a picture: perplexity over sparsity, and how far each control is from EMP."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emp_llm.controls.costs import Comparison, Method
-from emp_llm.errors import OptionError, OutputError
+from emp_llm.drawing import check_drawing, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,11 +28,7 @@ def check_plot(path: Path) -> None:
         OptionError: If matplotlib is not there, or the file's name is none of a PNG.
         OutputError: If there is no folder to write it to.
     """
-    if path.suffix.lower() != ".png":
-        raise OptionError(f"plot is {str(path)!r}; give the name of a PNG file, such as costs.png")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path}: there is no such folder; make it first")
-    _matplotlib()
+    check_drawing(path, "plot", (".png",), "costs.png")
 
 
 def save_plot(comparison: Comparison, path: Path) -> None:
@@ -45,9 +41,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         OptionError: If matplotlib is not there.
         OutputError: If the file cannot be written.
     """
-    figure_class, canvas_class = _matplotlib()
-    figure = figure_class(figsize=(11, 4.6), layout="constrained")
-    canvas_class(figure)
+    figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
     _draw_perplexities(left, comparison)
     _draw_differences(right, comparison)
@@ -57,24 +51,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         f"blocks of {settings['context']}"
     )
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    try:
-        figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise OptionError(
-            "matplotlib is not installed, which plots are drawn with: "
-            "run pip install 'emp-llm[report]'"
-        ) from error
-    return Figure, FigureCanvasAgg
+    save_figure(figure, path, dpi=150)
 
 
 def _draw_perplexities(axes: "Axes", comparison: Comparison) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from emp_llm.prune_command import prune_words
 from emp_llm.report import group_totals, kinds
+from emp_llm.shown import printable
 from emp_llm.tally import ratio
 
 __all__ = ["ALL", "MEASURES", "cells", "page_content"]
@@ -45,11 +46,11 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
     return {
         "version": report["emp_llm_version"],
         "format": report["format"],
-        "source": report["source"],
+        "source": report["source"] | {"model": printable(report["source"]["model"])},
         "rule": report["rule"],
         "totals": report["totals"],
         "command": _command(report, model),
-        "kinds": [{"name": name, **_figures(part)} for name, part in by_kind.items()],
+        "kinds": [{"name": printable(name), **_figures(part)} for name, part in by_kind.items()],
         "blocks": [_block(block) for block in blocks],
         "cells": [
             {"block": blocks.index(block), "kind": list(by_kind).index(kind), **_figures(part)}
@@ -57,7 +58,9 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
         ],
         "histograms": _histograms(pruned.values(), list(by_kind)),
         "curve": _curve(report, by_kind),
-        "standing_out": list(report.get("standing_out", ())),
+        "standing_out": [
+            row | {"tensor": printable(row["tensor"])} for row in report.get("standing_out", ())
+        ],
         "left": _left(report),
         "tensors": _table(pruned, blocks, list(by_kind)),
     }
@@ -103,8 +106,9 @@ def _block(block: str | None) -> dict[str, Any]:
     """A block's name, the list it lies in and its number there."""
     match = _BLOCK.fullmatch(block or "")
     if match is None:
-        return {"name": block or "outside the blocks", "list": block or "", "number": None}
-    return {"name": block, "list": match[1], "number": int(match[2])}
+        name = printable(block or "outside the blocks")
+        return {"name": name, "list": printable(block or ""), "number": None}
+    return {"name": printable(match[0]), "list": printable(match[1]), "number": int(match[2])}
 
 
 def _histograms(tensors: Iterable[Report], names: Sequence[str]) -> list[dict[str, Any]] | None:
@@ -143,7 +147,7 @@ def _curve(report: Report, by_kind: Report) -> dict[str, Any] | None:
         "beta": curve["beta"],
         "parts": [
             {
-                "name": name,
+                "name": printable(name),
                 "bytes_before": totals["bytes_before"],
                 "sparsity": [ratio(totals["weights"] - k, totals["weights"]) for k in line["kept"]],
                 "bytes": line["bytes"],
@@ -161,12 +165,12 @@ def _left(report: Report) -> list[dict[str, Any]]:
     reasons: dict[str, dict[str, Any]] = {}
     for name, fields in report["tensors"].items():
         if not fields["pruned"]:
-            empty = {"reason": fields["reason"], "tensors": 0, "bytes": 0, "names": []}
+            empty = {"reason": printable(fields["reason"]), "tensors": 0, "bytes": 0, "names": []}
             part = reasons.setdefault(fields["reason"], empty)
             part["tensors"] += 1
             part["bytes"] += fields["bytes_before"]
             if len(part["names"]) < _EXAMPLES:
-                part["names"].append(name)
+                part["names"].append(printable(name))
     return sorted(reasons.values(), key=lambda part: (-part["bytes"], part["reason"]))
 
 
@@ -178,7 +182,7 @@ def _table(
     numbers = {block: number for number, block in enumerate(blocks)}
     of_kind = {kind: number for number, kind in enumerate(names)}
     table: dict[str, list[Any]] = {
-        "name": order,
+        "name": [printable(name) for name in order],
         "block": [numbers[pruned[name]["block"]] for name in order],
         "kind": [of_kind[pruned[name]["kind"]] for name in order],
         "shape": [" × ".join(map(str, pruned[name]["shape"])) for name in order],

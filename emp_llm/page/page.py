@@ -10,13 +10,28 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from emp_llm.errors import OptionError
 from emp_llm.page.content import page_content
-from emp_llm.page.ramp import RAMP
-from emp_llm.whole_file import write_whole
+from emp_llm.page.ramp import LEAST_SPREAD, RAMP
+from emp_llm.whole_file import check_place, write_whole
 
-__all__ = ["page_html", "write_page"]
+__all__ = ["check_page", "page_html", "write_page"]
 
 _SCRIPTS = ("draw", "curve", "blocks", "rows", "table", "main")
+
+
+def check_page(path: Path) -> None:
+    """See that a page can be written, before there is anything to write.
+
+    Raises:
+        OptionError: If the file's name is none of a page.
+        OutputError: If it could not be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(
+            f"html is {str(path)!r}; give the name of an HTML file, such as report.html"
+        )
+    check_place(path)
 
 
 def write_page(report: Mapping[str, Any], path: Path, *, model: str | None = None) -> None:
@@ -35,7 +50,7 @@ def write_page(report: Mapping[str, Any], path: Path, *, model: str | None = Non
 
 def page_html(report: Mapping[str, Any], *, model: str | None = None) -> str:
     """The page that `write_page` writes. It depends on nothing but its arguments."""
-    content = page_content(report, model=model) | {"ramp": RAMP}
+    content = page_content(report, model=model) | {"ramp": RAMP, "least_spread": LEAST_SPREAD}
     style = _asset("page.css")
     body = "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
     opening = 'const content = JSON.parse(document.getElementById("content").textContent);'
@@ -45,7 +60,7 @@ def page_html(report: Mapping[str, Any], *, model: str | None = None) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     return Template(_asset("page.html")).substitute(
-        title=html.escape(_printable(f"{report['source']['model']}: Effective Model Pruning")),
+        title=html.escape(f"{content['source']['model']}: Effective Model Pruning"),
         policy=policy,
         style=style,
         script=script,
@@ -66,7 +81,3 @@ def _inert(content: Mapping[str, Any]) -> str:
     """JSON in ASCII without a character that could end its element or begin another one."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.translate({ord(character): f"\\u{ord(character):04x}" for character in "<>&"})
-
-
-def _printable(text: str) -> str:
-    return text.encode(errors="replace").decode()

@@ -1,6 +1,8 @@
 """The colours of figures: one ramp for the page, the card's figure and those for papers."""
 
-__all__ = ["GAUSSIAN", "LINES", "RAMP", "ramp_at"]
+from collections.abc import Sequence
+
+__all__ = ["GAUSSIAN", "LEAST_SPREAD", "LINES", "RAMP", "ramp_at", "shown_range"]
 
 RAMP = (
     *("#edf4da", "#b7dfb9", "#7ac9ab", "#25b0a6", "#04909d"),
@@ -13,6 +15,16 @@ LINES = {"sparsity": "#0072B2", "bytes": "#C4500A", "retained mass": "#00805F"}
 
 GAUSSIAN = 0.6366197723675814
 """N_eff / N of Gaussian weights, 2/π."""
+
+LEAST_SPREAD = 0.02
+"""What a ramp spans at least: of nearly equal values no drama is made."""
+
+
+def shown_range(values: Sequence[float]) -> tuple[float, float]:
+    """The values at the ends of a ramp that shows these."""
+    low, high = min(values), max(values)
+    more = max(0.0, LEAST_SPREAD - (high - low)) / 2
+    return low - more, high + more
 
 
 def ramp_at(share: float) -> str:

@@ -7,7 +7,6 @@ const MEASURES = [
   ["retained_mass", "retained mass", (value) => percent(value), true],
   ["bytes_ratio", "bytes", (value) => value.toFixed(3), true],
 ];
-const LEAST_SPREAD = 0.02;  // of nearly equal values no drama is made
 
 function blocksSection(section, filter) {
   const { blocks, kinds, cells } = content;
@@ -27,7 +26,7 @@ function blocksSection(section, filter) {
 
   function range() {
     const values = cells.map((cell) => cell[measure[0]]), [low, high] = [least(values), most(values)];
-    const spread = Math.max(0, LEAST_SPREAD - (high - low)) / 2;
+    const spread = Math.max(0, content.least_spread - (high - low)) / 2;
     return [Math.max(0, low - spread), Math.min(1, high + spread)];
   }
 

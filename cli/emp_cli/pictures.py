@@ -1,0 +1,45 @@
+"""The page and the figures of a report, which `inspect` and `report` write on request."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["check_pictures", "write_pictures"]
+
+
+def check_pictures(html: Path | None, png: Path | None) -> None:
+    """See that they can be made and written, before any work is done for them."""
+    if html is not None:
+        from emp_llm.page.page import check_page
+
+        check_page(html)
+    if png is not None:
+        from emp_llm.page.figures import check_figures
+
+        check_figures(png)
+
+
+def write_pictures(
+    report: Mapping[str, Any], html: Path | None, png: Path | None, *, model: str | None = None
+) -> list[str]:
+    """Write those that are asked for, in the place of older ones; returns a line for each.
+
+    Args:
+        report: What they show.
+        html: The page.
+        png: Where the figures' names come from.
+        model: The model as the page's command names it; by default as the report does.
+    """
+    from emp_cli.tables import size
+
+    paths = []
+    if html is not None:
+        from emp_llm.page.page import write_page
+
+        write_page(report, html, model=model)
+        paths.append(html)
+    if png is not None:
+        from emp_llm.page.figures import save_figures
+
+        paths += save_figures(report, png)
+    return [f"{path}: {size(path.stat().st_size)}" for path in paths]

@@ -1,0 +1,38 @@
+"""``emp-llm report``."""
+
+from typing import Annotated
+
+import typer
+
+from emp_cli.arguments import Html, Json, Png, Revision
+from emp_cli.console import Clock, command, print_json
+from emp_cli.pictures import check_pictures, write_pictures
+
+__all__ = ["report"]
+
+
+@command
+def report(
+    model: Annotated[
+        str, typer.Argument(help="A folder that prune wrote, or a pruned model of the Hub.")
+    ],
+    html: Html = None,
+    png: Png = None,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what prune did to a model, as it wrote it down; reads no weights."""
+    clock = Clock()
+    check_pictures(html, png)
+    from emp_llm.report_finding import find_report
+
+    found = find_report(model, revision=revision)
+    written = write_pictures(found, html, png)
+    if as_json:
+        print_json(found | clock.to_dict())
+        return
+    from emp_cli.tables import left_alone, pruned_kinds, totals_line
+
+    pruned_kinds(found)
+    left_alone(found)
+    typer.echo("\n".join([totals_line(found), *written]))
