@@ -228,7 +228,7 @@ def check_row(reader: PackedReader, row: int, file: BinaryIO, start: int) -> Non
     weights = np.frombuffer(source, geometry.number_format.storage)
     keep = keep_mask(geometry.number_format.magnitudes(weights), beta=1.0)
     block = Block(0, row, row + 1)
-    found = reader.decode(block, reader.records(block, workspace), workspace)[0]
+    found = reader.read(block, workspace).rows[0]
     if not np.array_equal(found, np.where(keep, weights, 0)):
         raise AssertionError(f"{reader.name!r} row {row} is not what the rule makes of it")
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from emp_llm.safetensors_header import read_header
 __all__ = [
     "CARD_NAME",
     "FIGURE_NAME",
+    "OF_THEIR_OWN",
     "REPORT_NAME",
     "copy_small_files",
+    "small_files",
     "write_config",
     "write_figure",
     "write_index",
@@ -27,6 +29,9 @@ __all__ = [
 CARD_NAME = "README.md"
 REPORT_NAME = "emp_report.json"
 FIGURE_NAME = "emp_report.svg"
+
+OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
+"""A report with its figure, and what is written again after it: by people, `eval` and `push`."""
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -63,17 +68,21 @@ def write_config(
     write_json(folder / CONFIG_NAME, config)
 
 
-def copy_small_files(folder: Path, source: Checkpoint) -> None:
-    """Copy tokenizer, generation configuration, licence and the like.
+def small_files(source: Checkpoint) -> Iterator[Path]:
+    """Paths, in a source's folder, of the small files that a folder made from it has as well.
 
-    Not the source's model card, report with its figure, and evaluation: a folder has its own.
+    Tokenizer, generation configuration, licence and the like.
+    """
+    return (relative for relative in source.other_files if str(relative) not in OF_THEIR_OWN)
+
+
+def copy_small_files(folder: Path, source: Checkpoint) -> None:
+    """Copy the source's `small_files`.
 
     Raises:
         CheckpointError: If one cannot be read.
     """
-    for relative in source.other_files:
-        if str(relative) in (CARD_NAME, REPORT_NAME, FIGURE_NAME, EVAL_NAME):
-            continue
+    for relative in small_files(source):
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -12,6 +12,7 @@ from emp_llm.checkpoint import Shard
 from emp_llm.errors import FormatError
 from emp_llm.geometry import Block, Geometry
 from emp_llm.packed import MAX_META_BYTES, PackedTensor, Planes, find_packed, padding
+from emp_llm.row_reader import StoredBlock, block_memory
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.source_file import SourceFile
 
@@ -67,6 +68,11 @@ class PackedReader:
         return self.packed.geometry
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all planes."""
+        return self.planes.nbytes
+
+    @property
     def dense_entry(self) -> TensorEntry:
         """The tensor as it is in a dense file, from offset 0."""
         geometry = self.geometry
@@ -81,44 +87,37 @@ class PackedReader:
         padding = self._read(planes.records.start + used, planes.records.nbytes - used)
         return padding + self._plane(planes.rows) + self._plane(planes.meta)
 
-    def records(self, block: Block, workspace: Workspace) -> Bytes:
-        """The bytes of a block's records, uint8; they lie in the workspace."""
-        nbytes = self.block_bytes(block)
-        data = workspace.take("records", nbytes)[:nbytes]
-        at = self.planes.records.start + self._starts[self.geometry.block_number(block)]
-        self._file.read_into(at, data.data)
-        return data
-
     def block_bytes(self, block: Block) -> int:
         """Bytes of a block's records."""
         number = self.geometry.block_number(block)
         return self._starts[number + 1] - self._starts[number]
 
-    def decode(
-        self, block: Block, records: Bytes, workspace: Workspace, *, out: Patterns | None = None
-    ) -> Patterns:
-        """The weights of a block, bit patterns [rows, columns].
-
-        Args:
-            block: Which rows.
-            records: Their records.
-            workspace: Buffers to use again.
-            out: Where to write them, C-contiguous; in the workspace if None.
+    def read(
+        self, block: Block, workspace: Workspace, memory: Patterns | None = None
+    ) -> StoredBlock:
+        """Read and unpack a block; see `RowReader`.
 
         Raises:
+            CheckpointError: If it cannot be read.
             FormatError: If a row contradicts itself or the table.
         """
         geometry = self.geometry
         first = geometry.first_row(block)
+        records = self._records(block, workspace)
         table = self._table(first, first + block.stop - block.start)
-        if out is None:
-            nbytes = geometry.block_bytes(block)
-            buffer = workspace.take("weights", nbytes)[:nbytes]
-            out = buffer.view(geometry.number_format.storage).reshape(-1, geometry.columns)
+        out = block_memory(geometry, block, workspace) if memory is None else memory
         try:
-            return unpack_rows(records, table, self.packed.layout, out=out, workspace=workspace)
+            rows = unpack_rows(records, table, self.packed.layout, out=out, workspace=workspace)
         except DamagedRowError as error:
             raise self._damage(f"row {first + error.row}: {error.fault}") from error
+        return StoredBlock(records, rows)
+
+    def _records(self, block: Block, workspace: Workspace) -> Bytes:
+        nbytes = self.block_bytes(block)
+        data = workspace.take("records", nbytes)[:nbytes]
+        at = self.planes.records.start + self._starts[self.geometry.block_number(block)]
+        self._file.read_into(at, data.data)
+        return data
 
     def _read_meta(self) -> PackedTensor:
         meta = self.planes.meta

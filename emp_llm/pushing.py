@@ -24,7 +24,7 @@ from emp_llm.evaluation import EVAL_NAME, read_results
 from emp_llm.loading import is_packed, loading_code
 from emp_llm.progress import Progress
 from emp_llm.upload_errors import upload_explained
-from emp_llm.verification import verify
+from emp_llm.verification import check_written
 
 __all__ = ["WholeFolder", "check_folder", "push", "upload"]
 
@@ -44,12 +44,14 @@ class WholeFolder:
         files: Paths of its files, relative to it, without hidden ones.
         config: The content of its ``config.json``.
         report: The content of its ``emp_report.json``; None if it has none.
+        edited: Its configuration and small files that are not as the report describes them.
     """
 
     folder: Path
     files: tuple[Path, ...]
     config: dict[str, Any]
     report: dict[str, Any] | None
+    edited: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +78,8 @@ def push(
 
     Args:
         folder: A folder that `prune` or `unpack` wrote, whose checksums are verified first, or
-            another checkpoint, whose structure is.
+            another checkpoint, whose structure is. Configuration and small files may have been
+            edited since.
         repo_id: The repository, ``user/name``; made if it is not there.
         private: Whether it is made private, if it is made; None takes its owner's default.
         revision: The branch; made from the default one if it is not there.
@@ -88,7 +91,8 @@ def push(
     Returns:
         What was done: ``repo_id``, ``url`` (of the model or pull request), ``commit``,
         ``revision``, whether a branch was made (``branch_made``), ``files`` and ``bytes`` of the
-        model, sent now or before, and the lines of Python that load it (``load``).
+        model, sent now or before, those of them that were edited since `prune` wrote them
+        (``edited_files``), and the lines of Python that load it (``load``).
 
     Raises:
         CheckpointError: If it is no whole checkpoint; HubError if the Hub refuses.
@@ -112,10 +116,11 @@ def check_folder(
     """Prove a folder fit to be uploaded; the first half of `push`, without the network."""
     path = Path(folder)
     checkpoint = open_checkpoint(path)
-    report = None
-    if (path / REPORT_NAME).is_file():
-        verify(path, progress=progress)
-        report = read_json_object(path / REPORT_NAME)
+    has_report = (path / REPORT_NAME).is_file()
+    edited: tuple[str, ...] = ()
+    if has_report or is_packed(checkpoint.config):
+        edited = check_written(path, progress=progress)
+    report = read_json_object(path / REPORT_NAME) if has_report else None
     read_results(path)
     found = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     files = sorted(file for file in found if not any(part.startswith(".") for part in file.parts))
@@ -167,6 +172,7 @@ def upload(
         "branch_made": destination.branch_made,
         "files": len(sizes),
         "bytes": sum(sizes),
+        "edited_files": list(model.edited),
         "load": loading_code(model.config, destination.repo_id, revision),
     }
 

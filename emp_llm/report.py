@@ -24,6 +24,7 @@ __all__ = [
     "dense_report",
     "group_totals",
     "kinds",
+    "mass_totals",
     "rule_fields",
 ]
 
@@ -100,7 +101,7 @@ def build_report(
     fields = {tensor.entry.name: tensor.to_dict() for tensor in ordered}
     targets, model = count_totals(fields)
     figures = [tensor.outcome.figures for tensor in ordered]
-    targets |= _mass_totals([known for known in figures if known])
+    targets |= mass_totals([known for known in figures if known])
     return {
         "emp_llm_version": __version__,
         "format": options.output_format,
@@ -161,8 +162,12 @@ def _sums(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _mass_totals(tensors: Sequence[TensorFigures]) -> dict[str, Any]:
-    """Totals that the rounded figures of the tensors would not give exactly."""
+def mass_totals(tensors: Sequence[TensorFigures]) -> dict[str, Any]:
+    """Totals that the rounded figures of the tensors would not give exactly.
+
+    Args:
+        tensors: Figures of those that were pruned, in the order of their names.
+    """
     weights = sum(tensor.weights for tensor in tensors)
     mass = sum(tensor.mass for tensor in tensors)
     fractions = sum(tensor.fraction_mean * tensor.weights for tensor in tensors)

@@ -177,5 +177,4 @@ class _UnpackJob:
             yield Piece(nbytes, partial(self._decode, block), partial(self._rows.place, block))
 
     def _decode(self, block: Block, workspace: Workspace) -> Patterns:
-        records = self._reader.records(block, workspace)
-        return self._reader.decode(block, records, workspace)
+        return self._reader.read(block, workspace).rows

@@ -1,303 +1,257 @@
 """Is a written folder whole? Hashes, structure, and the mask of every packed row.
 
-report → shards' headers → every tensor: its bytes' hash, its rows decoded, its kept weights
+report → config → small files → shards, tensor by tensor → index and headers → totals
+
+With the source at hand, everything that pruning decides is decided once more and compared.
 """
 
-import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from emp_kernels.dispatch import Workspace
-from emp_kernels.numbers import FORMATS
-from emp_kernels.rows import Patterns
-
-from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint, read_json_object
+from emp_llm.checkpoint import CONFIG_NAME, open_checkpoint
 from emp_llm.companions import REPORT_NAME
-from emp_llm.errors import CheckpointError, FormatError
+from emp_llm.errors import CheckpointError, FormatError, OptionError
 from emp_llm.files import OpenFiles
-from emp_llm.geometry import Block, Geometry
-from emp_llm.packed import quantization_config
-from emp_llm.packed_reader import PackedReader, open_shard
+from emp_llm.folder_checks import (
+    changed_files,
+    check_index,
+    check_no_other_weights,
+    check_written_alike,
+    file_fault,
+    other_files,
+)
+from emp_llm.hub import find_source
+from emp_llm.loading import is_packed
+from emp_llm.options import PruneOptions
+from emp_llm.original import Original
+from emp_llm.output_folder import STAGING_NAME
+from emp_llm.packed import FORMAT_VERSION, quantization_config
 from emp_llm.pipeline import Piece, run_pieces, thread_count
-from emp_llm.progress import Progress, Silent
-from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
-from emp_llm.report import count_totals
-from emp_llm.safetensors_header import TensorEntry
-from emp_llm.source_file import SourceFile
+from emp_llm.progress import Progress, SharedProgress, Silent
+from emp_llm.tensor_checks import RowsCheck, TensorCheck, shard_checks
+from emp_llm.written_report import check_totals, read_report, rule_options
 
-__all__ = ["shard_checks", "verify"]
+__all__ = ["check_written", "verify"]
 
 
 def verify(
     folder: str | os.PathLike[str],
     *,
+    against: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Prove a folder that `prune` or `unpack` wrote whole.
 
-    Checked are the index against the shards, the configuration and the report against each other,
-    the checksum of every tensor, the structure of every packed row (mask, counts, escapes, finite
-    values) and the number of weights it keeps.
+    Checked are the checksum of every tensor, header and file, the structure of every packed row
+    (mask, counts, escapes, finite values) and the number of weights it keeps, and index, shards,
+    configuration and report against each other. The model card and the figures of an evaluation,
+    which are written anew, are not.
+
+    A packed folder without a report, as `save_pretrained` writes it, has no checksums to compare
+    with: its structure is proved, values that have changed are not found. One that is neither is
+    refused.
+
+    With `against`, every decision of the rule is made once more on the source: which tensors are
+    pruned, what each group keeps, and every figure of the report. The folder must be, bit for bit,
+    what pruning the source leaves: kept weights and all other tensors as they are there, +0.0 in
+    the place of the pruned ones; and configuration and small files must be the source's.
 
     Args:
         folder: The folder.
+        against: The source, a folder or a model of the Hugging Face Hub.
+        revision: Branch, tag or commit of a source on the Hub.
+        token: Token for the Hub; by default the one that is logged in.
         threads: Threads that read and decode; all cores by default.
         progress: Told how the work goes on.
 
     Returns:
-        What was checked: ``tensors``, ``pruned_tensors``, ``rows``, ``kept`` and ``bytes``.
+        What was checked: ``tensors``, ``pruned_tensors``, ``rows``, ``kept`` and ``bytes``;
+        ``hashes``, whether there were checksums to compare with; ``against``, the source or None;
+        ``other_files``, paths of files that nothing tells of; and ``unfinished_run``, whether a
+        run that did not end has left files in the folder.
 
     Raises:
-        CheckpointError: If it is no checkpoint, or was not written by emp-llm.
-        FormatError: At the first thing that is not as it was written.
+        CheckpointError: If it is no checkpoint, or nothing tells what it must hold; or if the
+            source is none that can be pruned; HubError if it cannot be fetched.
+        FormatError: At the first thing that is not as it was written, or not as the source has it.
+        OptionError: If a revision is given for a local source, or for none.
     """
-    progress = progress or Silent()
-    checkpoint = open_checkpoint(Path(folder))
-    report = _read_report(checkpoint)
-    _check_config(checkpoint, report)
-    checks: list[_Check] = []
-    with OpenFiles() as files:
-
-        def pieces() -> Iterator[Piece]:
-            for shard in checkpoint.shards:
-                for check in shard_checks(shard, files.file(shard), report["tensors"]):
-                    checks.append(check)
-                    yield from check.pieces()
-
-        progress.begin("verifying", checkpoint.nbytes)
-        run_pieces(pieces(), threads=thread_count(threads), progress=progress.advance)
-    _check_complete(report, checks)
-    pruned = [check for check in checks if check.fields["pruned"]]
-    return {
-        "tensors": len(checks),
-        "pruned_tensors": len(pruned),
-        "rows": sum(check.fields["rows"] for check in pruned),
-        "kept": sum(check.fields["kept"] for check in pruned),
-        "bytes": checkpoint.nbytes,
-    }
-
-
-def _read_report(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = checkpoint.folder / REPORT_NAME
-    if not path.is_file():
-        raise CheckpointError(
-            f"{checkpoint.folder}: has no {REPORT_NAME}, so there is nothing to verify it against; "
-            "give a folder that `emp-llm prune` or `emp-llm unpack` wrote"
+    if against is None and revision is not None:
+        raise OptionError(
+            f"revision is {revision!r}, which is that of the source: give against as well"
         )
-    report = read_json_object(path)
-    try:
-        well_formed = (
-            report["format"] in ("packed", "dense")
-            and isinstance(report["rule"], dict)
-            and all(isinstance(report["totals"][part], dict) for part in ("targets", "model"))
-            and all(map(_is_well_formed, report["tensors"].values()))
-        )
-    except (KeyError, TypeError, AttributeError):
-        well_formed = False
-    if not well_formed:
-        raise FormatError(f"{path}: is not a report that emp-llm wrote; prune again")
-    return report
+    written = _Written(Path(folder))
+    if written.edited:
+        raise file_fault(written.folder, written.edited[0])
+    told, count = SharedProgress(progress or Silent()), thread_count(threads)
+    if against is None:
+        return written.check(count, told)
+    source = find_source(against, revision=revision, token=token, progress=told)
+    original = Original(against, source, written.options(), count)
+    with source.files(original.checkpoint.shards) as files:
+        return written.check(count, told, original, files)
 
 
-def _is_well_formed(fields: Mapping[str, Any]) -> bool:
-    """Whether what a report says of a tensor has the parts, of the types, that are used here."""
-    names = ["weights", "kept", "bytes_before", "bytes_after"]
-    if fields["pruned"]:
-        names.append("rows")
-    numbers = [*(fields[name] for name in names), *fields["shape"]]
-    strings = [fields["dtype"], fields["hash"]]
-    flags = [fields["pruned"], fields["transposed"] if fields["pruned"] else False]
-    return (
-        all(type(number) is int and number >= 0 for number in numbers)
-        and all(isinstance(string, str) for string in strings)
-        and all(isinstance(flag, bool) for flag in flags)
-        and not (fields["pruned"] and (len(fields["shape"]) < 2 or 0 in fields["shape"]))
-    )
+def check_written(folder: Path, *, progress: Progress | None = None) -> tuple[str, ...]:
+    """`verify`, but for configuration and small files that were edited since they were written.
 
-
-def _check_config(checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
-    """A packed folder must say so, and by the rule it was pruned by; a dense one must not."""
-    found = checkpoint.config.get("quantization_config")
-    expected = quantization_config(report["rule"]) if report["format"] == "packed" else None
-    if found != expected:
-        raise FormatError(
-            f"{checkpoint.folder}: quantization_config in config.json is {found}, by the report it "
-            f"must be {expected}: one of the two files is not the one that was written"
-        )
-
-
-def shard_checks(shard: Shard, file: SourceFile, tensors: Mapping[str, Any]) -> "Iterator[_Check]":
-    """What is to be checked of a written shard, whose tensors a report tells of.
+    Returns:
+        The paths of those that were edited or taken away.
 
     Raises:
-        FormatError: If the shard or one of its tensors is not what the report says.
+        CheckpointError: As `verify` does.
+        FormatError: As `verify` does, for all but those.
     """
-    readers, plain = open_shard(shard, file)
-    for name in [*readers, *(entry.name for entry in plain)]:
-        if name not in tensors:
-            raise FormatError(f"{shard.name}: tensor {name!r} is not in {REPORT_NAME}")
-    for name, reader in readers.items():
-        yield _PackedCheck(shard.name, tensors[name], reader)
-    for entry in plain:
-        yield _PlainCheck(file, tensors[entry.name], entry)
+    written = _Written(folder)
+    written.check(thread_count(None), SharedProgress(progress or Silent()))
+    return written.edited
 
 
-def _check_complete(report: Mapping[str, Any], checks: "list[_Check]") -> None:
-    missing = report["tensors"].keys() - {check.name for check in checks}
-    if missing:
-        raise FormatError(
-            f"tensor {min(missing)!r} is in {REPORT_NAME} and in no shard ({len(missing)} missing)"
-        )
-    for part, counted in zip(("targets", "model"), count_totals(report["tensors"]), strict=True):
-        told = report["totals"][part]
-        for name, value in counted.items():
-            if told.get(name) != value:
-                raise FormatError(
-                    f"{REPORT_NAME}: {name} of {part} is {told.get(name)}, its tensors add up to "
-                    f"{value}: the report is not as it was written"
-                )
-
-
-class _Check(ABC):
-    """What one tensor is checked for.
+class _Written:
+    """A written folder: its checkpoint, and its report if it has one.
 
     Attributes:
-        name: The tensor.
-        fields: What the report says of it.
+        folder: The folder.
+        edited: Its configuration and small files that are not as they were written.
     """
 
-    def __init__(self, where: str, name: str, fields: Mapping[str, Any], nbytes: int) -> None:
-        self.name = name
-        self.fields = fields
-        self._where = where
-        self._checksum = new_hash()
-        weights = math.prod(fields["shape"])
-        counted = {"bytes_after": nbytes, "weights": weights}
-        if fields["pruned"]:
-            columns = fields["shape"][-2 if fields["transposed"] else -1]
-            counted["rows"] = weights // columns
-        else:
-            counted |= {"kept": weights, "bytes_before": nbytes}
-        for count, value in counted.items():
-            self.expect(count, value)
-
-    def pieces(self) -> Iterator[Piece]:
-        """The work, in order."""
-        yield from self.parts()
-        yield Piece.note(self.conclude)
-
-    @abstractmethod
-    def parts(self) -> Iterator[Piece]:
-        """The work that gives the checksum."""
-
-    def conclude(self) -> None:
-        """Compare the checksum; all parts are settled."""
-        found = hash_name(self._checksum)
-        if found != self.fields["hash"]:
-            raise self.fault(f"has the hash {found}, the report says {self.fields['hash']}")
-
-    def expect(self, count: str, found: int) -> None:
-        """Compare a number with the report's."""
-        if found != self.fields[count]:
-            raise self.fault(f"has {count} = {found:,}, the report says {self.fields[count]:,}")
-
-    def fault(self, what: str) -> FormatError:
-        """The error that tells what is wrong with the tensor."""
-        return FormatError(
-            f"{self._where}: tensor {self.name!r} {what}: the folder is not as it was written; "
-            "download or prune it again"
-        )
-
-
-class _PlainCheck(_Check):
-    """The bytes of a tensor that is stored plainly."""
-
-    def __init__(self, file: SourceFile, fields: Mapping[str, Any], entry: TensorEntry) -> None:
-        super().__init__(file.name, entry.name, fields, entry.nbytes)
-        if entry.dtype != fields["dtype"] or list(entry.shape) != fields["shape"]:
-            raise self.fault(
-                f"is {entry.dtype} {list(entry.shape)}, the report says {fields['dtype']} "
-                f"{fields['shape']}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._unfinished = (folder / STAGING_NAME).is_dir()
+        if self._unfinished and not (folder / CONFIG_NAME).is_file():
+            raise CheckpointError(
+                f"{folder}: holds nothing but an unfinished run ({STAGING_NAME}); run the command "
+                "that was to write it again"
             )
-        if fields["pruned"]:
-            self.expect("bytes_before", entry.nbytes)
-            if entry.dtype not in FORMATS:
-                raise self.fault(f"is {entry.dtype}, which emp-llm does not prune")
-        self._file = file
-        self._entry = entry
-        self._non_zero = 0
-
-    def parts(self) -> Iterator[Piece]:
-        """The bytes as they lie; of a tensor that was pruned, its rows."""
-        entry = self._entry
-        if self.fields["pruned"]:
-            geometry = Geometry(
-                number_format=FORMATS[entry.dtype],
-                shape=entry.shape,
-                transposed=self.fields["transposed"],
+        self._checkpoint = open_checkpoint(folder)
+        self._report = read_report(folder)
+        if self._report is None and not is_packed(self._checkpoint.config):
+            raise CheckpointError(
+                f"{folder}: has no {REPORT_NAME} and is not packed, so nothing tells what it must "
+                "hold; give a folder that `emp-llm prune` or `emp-llm unpack` wrote, or compare it "
+                "with another one by `emp-llm diff`"
             )
-            for block in geometry.blocks():
-                read = partial(self._read_rows, geometry, block)
-                yield Piece(geometry.block_bytes(block), read, self._take_rows)
+        self._check_config()
+        check_no_other_weights(self._checkpoint)
+        described = None if self._report is None else self._report["files"]
+        self.edited = changed_files(self._checkpoint, described) if described else ()
+        self._others = other_files(self._checkpoint, described)
+
+    def options(self) -> PruneOptions:
+        """The rule that it was pruned by."""
+        if self._report is not None:
+            return rule_options(REPORT_NAME, self._report["rule"])
+        return rule_options(CONFIG_NAME, self._checkpoint.config["quantization_config"])
+
+    def check(
+        self,
+        threads: int,
+        progress: SharedProgress,
+        original: Original | None = None,
+        source_files: OpenFiles | None = None,
+    ) -> dict[str, Any]:
+        """Check all but the small files; what `verify` returns.
+
+        Args:
+            threads: Threads that work.
+            progress: Told how the work goes on.
+            original: The source to compare with.
+            source_files: Its files.
+        """
+        found = _Found()
+        tensors = None if self._report is None else self._report["tensors"]
+        with OpenFiles() as files:
+
+            def pieces() -> Iterator[Piece]:
+                for shard in self._checkpoint.shards:
+                    for check in shard_checks(shard, files.file(shard), tensors):
+                        if original is None or source_files is None:
+                            yield from check.pieces()
+                        else:
+                            yield from original.compare(check, source_files)
+                        yield Piece.note(partial(found.add, check))
+                    yield Piece.note(partial(files.done, shard))
+
+            if original is None or source_files is None:
+                progress.begin("verifying", self._checkpoint.nbytes)
+                run_pieces(pieces(), threads=threads, progress=progress.advance)
+            else:
+                original.select(source_files, progress)
+                progress.begin("comparing", original.checkpoint.nbytes)
+                abandon = source_files.abandon
+                run_pieces(pieces(), threads=threads, progress=progress.advance, abandon=abandon)
+        self._check_complete(found)
+        if original is not None:
+            original.check_complete(self.folder, found.names, self._report)
+        return {
+            "tensors": len(found.names),
+            "pruned_tensors": found.pruned,
+            "rows": found.rows,
+            "kept": found.kept,
+            "bytes": self._checkpoint.nbytes,
+            "hashes": self._report is not None,
+            "against": None if original is None else original.name,
+            "other_files": list(self._others),
+            "unfinished_run": self._unfinished,
+        }
+
+    def _check_config(self) -> None:
+        """A packed folder must say so, and by the rule it was pruned by; a dense one must not."""
+        found = self._checkpoint.config.get("quantization_config")
+        if self._report is None:
+            version = None if found is None else found.get("format_version")
+            if version != FORMAT_VERSION:
+                raise FormatError(
+                    f"{self.folder}: quantization_config in config.json tells of version {version} "
+                    f"of the format; this emp-llm reads version {FORMAT_VERSION}"
+                )
             return
-        for start in range(entry.start, entry.end, COPY_BYTES):
-            nbytes = min(COPY_BYTES, entry.end - start)
-            yield Piece(nbytes, partial(self._read, start, nbytes), self._take)
-
-    def _read(self, start: int, nbytes: int, workspace: Workspace) -> memoryview:
-        data = workspace.take("weights", nbytes)[:nbytes].data
-        self._file.read_into(start, data)
-        return data
-
-    def _read_rows(self, geometry: Geometry, block: Block, workspace: Workspace) -> Patterns:
-        buffer = workspace.take("weights", geometry.block_bytes(block))
-        return geometry.read(self._file, self._entry.start, block, buffer)
-
-    def _take_rows(self, weights: Patterns) -> None:
-        self._non_zero += int(np.count_nonzero(weights))
-        self._checksum.update(weights.data)
-
-    def conclude(self) -> None:
-        """Compare the checksum, and see that no more weights are left than are said to be kept."""
-        super().conclude()
-        if self._non_zero > self.fields["kept"]:
-            raise self.fault(
-                f"has {self._non_zero:,} weights that are not zero, the report says it keeps "
-                f"{self.fields['kept']:,}"
+        is_packed = self._report["format"] == "packed"
+        expected = quantization_config(self._report["rule"]) if is_packed else None
+        if found != expected:
+            raise FormatError(
+                f"{self.folder}: quantization_config in config.json is {found}, by the report it "
+                f"must be {expected}: one of the two files is not the one that was written"
             )
 
-    def _take(self, data: memoryview) -> None:
-        self._checksum.update(data)
+    def _check_complete(self, found: "_Found") -> None:
+        if self._report is None:
+            if not found.pruned:
+                raise FormatError(
+                    f"{self.folder}: is packed by config.json, but no tensor of it is"
+                )
+            check_index(self._checkpoint)
+            return
+        missing = self._report["tensors"].keys() - found.names
+        if missing:
+            raise FormatError(
+                f"tensor {min(missing)!r} is in {REPORT_NAME} and in no shard "
+                f"({len(missing)} missing)"
+            )
+        check_totals(self._report)
+        check_index(self._checkpoint)
+        check_written_alike(self._checkpoint, self._report["files"])
 
 
-class _PackedCheck(_Check):
-    """The planes of a packed tensor, each row of them decoded."""
+@dataclass
+class _Found:
+    """What was checked so far."""
 
-    def __init__(self, where: str, fields: Mapping[str, Any], reader: PackedReader) -> None:
-        super().__init__(where, reader.name, fields, reader.planes.nbytes)
-        geometry = reader.geometry
-        found = (geometry.number_format.name, list(geometry.shape), geometry.transposed)
-        expected = (fields["dtype"], fields["shape"], fields.get("transposed"))
-        if found != expected:
-            raise self.fault(f"is packed as {found}, the report says {expected}")
-        self.expect("kept", reader.kept)
-        self.expect("bytes_before", geometry.nbytes)
-        self._reader = reader
+    names: set[str] = field(default_factory=set)
+    pruned: int = 0
+    rows: int = 0
+    kept: int = 0
 
-    def parts(self) -> Iterator[Piece]:
-        """Records block by block, then what is behind them."""
-        for block in self._reader.geometry.blocks():
-            nbytes = self._reader.block_bytes(block)
-            yield Piece(nbytes, partial(self._decode, block), self._checksum.update)
-        yield Piece.note(lambda: self._checksum.update(self._reader.end_bytes))
-
-    def _decode(self, block: Block, workspace: Workspace) -> Any:  # noqa: ANN401 (an array)
-        records = self._reader.records(block, workspace)
-        self._reader.decode(block, records, workspace)
-        return records
+    def add(self, check: TensorCheck) -> None:
+        """Count a tensor."""
+        self.names.add(check.name)
+        self.pruned += isinstance(check, RowsCheck)
+        self.rows += check.rows
+        self.kept += check.kept

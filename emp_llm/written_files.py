@@ -5,17 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from emp_llm.companions import CARD_NAME, FIGURE_NAME, REPORT_NAME
+from emp_llm.companions import OF_THEIR_OWN
 from emp_llm.errors import CheckpointError
-from emp_llm.evaluation import EVAL_NAME
 from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
 from emp_llm.regular_file import open_regular
 from emp_llm.safetensors_header import read_header
 
 __all__ = ["describe_file", "describe_files", "visible_files"]
 
-_OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
-"""The report itself, its figure, and what is written again after it: by people, eval and push."""
 
 _SHARD = ".safetensors"
 
@@ -31,7 +28,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         name: describe_file(folder / name)
         for name in visible_files(folder)
-        if name not in _OF_THEIR_OWN
+        if name not in OF_THEIR_OWN
     }
 
 

@@ -99,6 +99,6 @@ def _read(reader: PackedReader) -> np.ndarray:
     rows = np.empty((geometry.rows, geometry.columns), geometry.number_format.storage)
     for block in geometry.blocks():
         first = geometry.first_row(block)
-        weights = reader.decode(block, reader.records(block, workspace), workspace)
+        weights = reader.read(block, workspace).rows
         rows[first : first + len(weights)] = weights
     return tensor_of(rows, geometry.shape, transposed=geometry.transposed)

@@ -176,7 +176,7 @@ def opened(tmp_path):
 def decode_all(reader):
     workspace = Workspace()
     for block in reader.geometry.blocks():
-        reader.decode(block, reader.records(block, workspace), workspace)
+        reader.read(block, workspace)
 
 
 def test_a_reader_tells_what_the_tensor_is_in_a_dense_file(opened, planes):

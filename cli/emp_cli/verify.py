@@ -1,11 +1,11 @@
 """``emp-llm verify``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from emp_cli.arguments import Json, Threads
+from emp_cli.arguments import Json, Revision, Threads
 from emp_cli.console import Clock, command, print_json, shown_progress
 
 __all__ = ["verify"]
@@ -14,22 +14,59 @@ __all__ = ["verify"]
 @command
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that prune or unpack wrote.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="The model it was made of, a folder or one of the Hub: decide every mask once "
+            "more, and compare every weight.",
+        ),
+    ] = None,
+    revision: Revision = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Prove a written folder whole: hashes, structure, masks."""
+    """Prove a written folder whole: hashes, structure, masks.
+
+    A packed folder without emp_report.json, such as save_pretrained writes,
+    has no hashes to compare with: its structure is proved, the exit status is
+    0 and the answer says so. With --against its weights are proved as well.
+    """
     clock = Clock()
     import emp_llm
 
     with shown_progress() as progress:
-        found = emp_llm.verify(folder, threads=threads, progress=progress)
+        found = emp_llm.verify(
+            folder, against=against, revision=revision, threads=threads, progress=progress
+        )
     if as_json:
-        print_json({"folder": str(folder), "whole": True} | found | clock.to_dict())
+        whole = found["hashes"] or against is not None
+        print_json({"folder": str(folder), "whole": whole} | found | clock.to_dict())
         return
+    for line in _lines(folder, found):
+        typer.echo(line)
+
+
+def _lines(folder: Path, found: dict[str, Any]) -> list[str]:
     from emp_cli.tables import count, size
 
-    typer.echo(
-        f"{folder}: whole. {found['tensors']} tensors of {size(found['bytes'])} have the hashes of "
-        f"the report; {count(found['rows'])} rows of {found['pruned_tensors']} pruned ones keep "
-        f"{count(found['kept'])} weights"
-    )
+    tensors = f"{found['tensors']} tensors of {size(found['bytes'])}"
+    rows = f"{count(found['rows'])} rows of {found['pruned_tensors']} pruned ones"
+    kept = f"keep {count(found['kept'])} weights"
+    if found["against"]:
+        first = (
+            f"{folder}: whole, and just what pruning leaves of {found['against']}. {tensors} are "
+            f"the same bit for bit; {rows} {kept}, those that the rule keeps"
+        )
+    elif found["hashes"]:
+        first = f"{folder}: whole. {tensors} have the hashes of the report; {rows} {kept}"
+    else:
+        first = (
+            f"{folder}: sound in structure. {tensors}; {rows} {kept}. It has no emp_report.json, "
+            "so there are no hashes to compare with: changed values would not show"
+        )
+    others = found["other_files"]
+    notes = [f"not known to the report: {', '.join(others)}"] if others else []
+    if found["unfinished_run"]:
+        notes.append("beside it lies what a run that did not end has left (.emp-llm-unfinished)")
+    return [first, *notes]

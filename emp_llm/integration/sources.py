@@ -177,8 +177,7 @@ class UnpackedSource(Source):
             CheckpointError: If it cannot be read.
             FormatError: If it is damaged.
         """
-        records = self._reader.records(block, workspace)
         memory = weights.in_place(block)
-        rows = self._reader.decode(block, records, workspace, out=memory)
+        rows = self._reader.read(block, workspace, memory).rows
         if memory is None:
             weights.place(block, rows)

@@ -1,0 +1,306 @@
+"""The model that a written folder was made from: what pruning leaves of it, compared bit by bit.
+
+    source → decide targets → select → every block: read, prune, compare with the folder's
+
+Nothing is written. The work on a tensor that was pruned is that of pruning it.
+"""
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from emp_kernels.dispatch import RowFigures, Workspace, load_backend, prune_rows
+from emp_kernels.numbers import FORMATS
+from emp_kernels.rows import Bytes, Patterns
+
+from emp_llm.checkpoint import CONFIG_NAME, read_json_object
+from emp_llm.companions import small_files
+from emp_llm.errors import FormatError
+from emp_llm.files import OpenFiles
+from emp_llm.geometry import Block
+from emp_llm.hub import Source
+from emp_llm.options import PruneOptions
+from emp_llm.pipeline import Piece
+from emp_llm.progress import SharedProgress
+from emp_llm.prune_steps import TargetJob
+from emp_llm.report import mass_totals
+from emp_llm.row_reader import block_memory
+from emp_llm.safetensors_header import ITEM_BITS, TensorEntry
+from emp_llm.selection import Selection, passes, select
+from emp_llm.source_file import SourceFile
+from emp_llm.tally import TensorFigures
+from emp_llm.target import Target
+from emp_llm.targets_apart import TargetsQuestion
+from emp_llm.tensor_checks import BytesCheck, CheckedBlock, RowsCheck, TensorCheck
+from emp_llm.weight_values import first_difference, in_words
+from emp_llm.written_files import describe_file
+from emp_llm.written_report import compare_totals
+
+__all__ = ["Original"]
+
+_OTHER = (
+    "this is not what prune makes of it; prune it again, or give the source that it was made of"
+)
+_BYTE = 8
+"""Bits."""
+
+
+class Original:
+    """A source, to compare a written folder with.
+
+    Args:
+        model: What the user calls it.
+        source: Where it lies.
+        options: The rule that the folder was pruned by.
+        threads: Threads that read and compute.
+
+    Attributes:
+        name: What the user calls it.
+        checkpoint: The source's.
+
+    Raises:
+        CheckpointError: If the source is none that can be pruned by this rule.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str], source: Source, options: PruneOptions, threads: int
+    ) -> None:
+        self.checkpoint = source.open_checkpoint()
+        self._figures: dict[str, TensorFigures] = {}
+        self.name = os.fspath(model)
+        self._options = options
+        self._threads = threads
+        tensors = self.checkpoint.tensors
+        with TargetsQuestion(
+            self.checkpoint.folder,
+            {name: (entry.dtype, entry.shape) for name, (_, entry) in tensors.items()},
+            targets=options.targets,
+            ignore=options.ignore,
+        ) as question:
+            load_backend()
+            self._decisions = question.answer()
+        self._targets = {
+            name: Target.of(shard, entry, transposed=self._decisions[name].transposed)
+            for name, (shard, entry) in tensors.items()
+            if self._decisions[name].prune
+        }
+        self._selection: Selection | None = None
+
+    def select(self, files: OpenFiles, progress: SharedProgress) -> None:
+        """Decide what stays, where that takes reading the targets ahead."""
+        nbytes = sum(target.entry.nbytes for target in self._targets.values())
+        if to_read := nbytes * passes(self._options):
+            progress.begin("selecting", to_read)
+        self._selection = select(
+            self._targets.values(),
+            self._options,
+            files,
+            threads=self._threads,
+            progress=progress.advance,
+        )
+
+    def compare(self, check: TensorCheck, files: OpenFiles) -> Iterator[Piece]:
+        """The work that checks a tensor of the folder and compares it with the source's.
+
+        Raises:
+            FormatError: If it is another kind of tensor here than there.
+        """
+        if check.name not in self._decisions:
+            raise check.fault(f"is not in {self.name}", _OTHER)
+        decision = self._decisions[check.name]
+        if decision.prune != isinstance(check, RowsCheck):
+            here, there = ("is not", "is") if decision.prune else ("is", "is not")
+            raise check.fault(
+                f"{here} pruned, by the rule it {there} ({decision.reason}) in {self.name}", _OTHER
+            )
+        shard, entry = self.checkpoint.tensors[check.name]
+        file = files.file(shard)
+        if isinstance(check, BytesCheck):
+            return self._compare_bytes(check, entry, file)
+        assert isinstance(check, RowsCheck)  # noqa: S101 (there are no others)
+        return self._compare_rows(check, self._targets[check.name], file)
+
+    def check_complete(
+        self, folder: Path, names: Collection[str], report: Mapping[str, Any] | None
+    ) -> None:
+        """See that nothing of the source is missing, nor other than there, beside the tensors.
+
+        Args:
+            folder: The written folder.
+            names: Its tensors; all have been compared.
+            report: Its report. Where it has none, its configuration and small files, which
+                `save_pretrained` makes anew, are not compared.
+
+        Raises:
+            CheckpointError: If a file of the source cannot be read.
+            FormatError: If something is missing or differs.
+        """
+        missing = self._decisions.keys() - names
+        if missing:
+            raise FormatError(
+                f"{folder}: lacks tensor {min(missing)!r} of {self.name} ({len(missing)} missing)"
+            )
+        if report is None:
+            return
+        figures = [self._figures[name] for name in sorted(self._figures)]
+        compare_totals(report, "targets", mass_totals(figures))
+        self._check_config(folder)
+        self._check_small_files(folder, report["files"])
+
+    def _check_config(self, folder: Path) -> None:
+        here = {**read_json_object(folder / CONFIG_NAME), "quantization_config": None}
+        there = {**self.checkpoint.config, "quantization_config": None}
+        for key in sorted(here.keys() | there.keys()):
+            if here.get(key) != there.get(key) or (key in here) != (key in there):
+                raise FormatError(
+                    f"{folder}: {key} in {CONFIG_NAME} is {here.get(key)!r}, in {self.name} it is "
+                    f"{there.get(key)!r}"
+                )
+
+    def _check_small_files(self, folder: Path, described: Mapping[str, Any]) -> None:
+        for relative in small_files(self.checkpoint):
+            name = relative.as_posix()
+            if describe_file(self.checkpoint.folder / relative) != described.get(name):
+                state = "is not that" if name in described else "is missing, a file"
+                raise FormatError(f"{folder}: {name} {state} of {self.name}")
+
+    def _compare_bytes(
+        self, check: BytesCheck, entry: TensorEntry, file: SourceFile
+    ) -> Iterator[Piece]:
+        here, there = ((e.dtype, list(e.shape)) for e in (check.entry, entry))
+        if here != there:
+            raise check.fault(f"is {_kind(*here)}, in {self.name} it is {_kind(*there)}", _OTHER)
+        compare = partial(_equal_bytes, check, entry, file, self.name)
+        for start, nbytes in check.stretches():
+            yield Piece(nbytes, partial(compare, start, nbytes), check.take)
+        yield Piece.note(check.conclude)
+
+    def _compare_rows(self, check: RowsCheck, target: Target, file: SourceFile) -> Iterator[Piece]:
+        here, there = (
+            (geometry.number_format.name, list(geometry.shape), geometry.transposed)
+            for geometry in (check.geometry, target.geometry)
+        )
+        if here != there:
+            raise check.fault(f"is {_kind(*here)}, in {self.name} it is {_kind(*there)}", _OTHER)
+        assert self._selection is not None  # noqa: S101 (made before anything is compared)
+        job = _ComparedTarget(target, file, self._selection, check, self.name)
+        yield from job.pieces()
+        yield Piece.note(partial(self._note_figures, check, job))
+
+    def _note_figures(self, check: RowsCheck, job: "_ComparedTarget") -> None:
+        self._figures[check.name] = job.figures
+        check.expect(**job.figures.to_dict())
+
+
+def _equal_bytes(
+    check: BytesCheck,
+    entry: TensorEntry,
+    file: SourceFile,
+    source: str,
+    start: int,
+    nbytes: int,
+    workspace: Workspace,
+) -> Bytes:
+    """A stretch of a tensor that was not pruned, once it is known to be the same in both."""
+    found = check.read(start, nbytes, workspace)
+    expected = workspace.take("stored", nbytes)[:nbytes]
+    file.read_into(entry.start + start, expected.data)
+    at = first_difference(found.reshape(1, -1), expected.reshape(1, -1))
+    if at is None:
+        return found
+    item = max(1, ITEM_BITS[entry.dtype] // _BYTE)
+    first = at[1] - at[1] % item
+    is_, must_be = (_item(data[first : first + item], entry.dtype) for data in (found, expected))
+    place = _place((start + first) // item, entry)
+    raise check.fault(f"{place} is {is_}; in {source} it is {must_be}", _OTHER)
+
+
+def _place(number: int, entry: TensorEntry) -> str:
+    """What an item is called: by its indices, if several items do not share a byte."""
+    if ITEM_BITS[entry.dtype] < _BYTE:
+        return f"byte {number}"
+    return f"item {[int(index) for index in np.unravel_index(number, entry.shape)]}"
+
+
+def _item(data: Bytes, dtype: str) -> str:
+    bits = int.from_bytes(data.tobytes(), "little")
+    return in_words(bits, FORMATS[dtype]) if dtype in FORMATS else f"0x{bits:0{len(data) * 2}x}"
+
+
+def _kind(dtype: str, shape: list[int], transposed: bool = False) -> str:
+    return f"{dtype} {shape}{' transposed' if transposed else ''}"
+
+
+@dataclass(frozen=True)
+class _ComparedRows(RowFigures):
+    """A block of rows that are as pruning leaves them, and what is stored of it."""
+
+    checked: CheckedBlock
+
+
+class _ComparedTarget(TargetJob):
+    """Prunes a target, and compares it with the rows of a written folder.
+
+    Args:
+        target: The tensor in the source.
+        file: Its file.
+        selection: What to keep.
+        check: The tensor in the folder.
+        source: What the source is called, for errors.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        file: SourceFile,
+        selection: Selection,
+        check: RowsCheck,
+        source: str,
+    ) -> None:
+        super().__init__(target, file, selection)
+        self._check = check
+        self._source = source
+        self._blocks = list(target.geometry.blocks())
+
+    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> _ComparedRows:
+        """Figures of a block, once its weights are known to be the same in both."""
+        geometry, block = self.target.geometry, self._blocks[number]
+        rule = self._selection.rule(self.target.name, number)
+        memory = block_memory(geometry, block, workspace, "stored")
+        checked = self._check.read(block, workspace, memory)
+        pruned = prune_rows(weights, geometry.number_format, rule, out=weights, workspace=workspace)
+        at = first_difference(checked.rows, pruned.weights)
+        if at is not None:
+            row, column = at
+            raise self._differs(block, row, column, int(checked.rows[at]), int(pruned.weights[at]))
+        return _ComparedRows(pruned.table, pruned.stats, checked)
+
+    def _differs(
+        self, block: Block, row: int, column: int, found: int, expected: int
+    ) -> FormatError:
+        geometry = self.target.geometry
+        is_, must_be = (in_words(bits, geometry.number_format) for bits in (found, expected))
+        because = ""
+        if not expected:
+            because = ", for the rule prunes it"
+        elif not found:
+            because = ", for the rule keeps it"
+        return self._check.fault(
+            f"row {geometry.first_row(block) + row:,} column {column:,} is {is_}; by "
+            f"{self._source} it must be {must_be}{because}",
+            _OTHER,
+        )
+
+    def settle(self, block: Block, rows: RowFigures) -> None:  # noqa: ARG002
+        """Take note of what is stored."""
+        assert isinstance(rows, _ComparedRows)  # noqa: S101 (what compute returns)
+        self._check.take(rows.checked)
+
+    def settle_end(self) -> tuple[int, None]:
+        """Bytes of the tensor in the folder."""
+        self._check.conclude()
+        return self._check.nbytes, None

@@ -1,0 +1,123 @@
+"""The report of a written folder, read with every check of its form."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emp_llm.checkpoint import read_json_object
+from emp_llm.companions import REPORT_NAME
+from emp_llm.errors import FormatError, OptionError
+from emp_llm.options import PruneOptions
+from emp_llm.report import count_totals, rule_fields
+
+__all__ = ["check_totals", "compare_totals", "read_report", "rule_options"]
+
+_MEANS = ("sparsity", "n_eff_min", "n_eff_mean", "n_eff_max", "n_eff_fraction_mean")
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report of a folder; None if it has none.
+
+    Raises:
+        CheckpointError: If it cannot be read or is not JSON.
+        FormatError: If it is not one that emp-llm wrote.
+    """
+    path = folder / REPORT_NAME
+    if not path.is_file():
+        return None
+    report = read_json_object(path)
+    try:
+        well_formed = (
+            report["format"] in ("packed", "dense")
+            and isinstance(report["rule"], dict)
+            and all(isinstance(report["totals"][part], dict) for part in ("targets", "model"))
+            and all(map(_is_tensor, report["tensors"].values()))
+            and all(map(_is_file, report["files"].values()))
+        )
+    except (KeyError, TypeError, AttributeError):
+        well_formed = False
+    if not well_formed:
+        raise FormatError(f"{path}: is not a report that emp-llm wrote; prune again")
+    return report
+
+
+def _is_tensor(fields: Mapping[str, Any]) -> bool:
+    """Whether what a report says of a tensor has the parts, of the types, that are used."""
+    names = ["weights", "kept", "bytes_before", "bytes_after"]
+    means: list[Any] = []
+    if fields["pruned"]:
+        names.append("rows")
+        means = [*(fields[name] for name in _MEANS), fields["retained_mass"]]
+    numbers = [*(fields[name] for name in names), *fields["shape"]]
+    strings = [fields["dtype"], fields["hash"]]
+    flags = [fields["pruned"], fields["transposed"] if fields["pruned"] else False]
+    return (
+        all(type(number) is int and number >= 0 for number in numbers)
+        and all(type(mean) in (int, float) for mean in means)
+        and all(isinstance(string, str) for string in strings)
+        and all(isinstance(flag, bool) for flag in flags)
+        and not (fields["pruned"] and (len(fields["shape"]) < 2 or 0 in fields["shape"]))
+    )
+
+
+def _is_file(fields: Mapping[str, Any]) -> bool:
+    checksum = fields.get("hash", fields.get("header_hash"))
+    return type(fields["bytes"]) is int and isinstance(checksum, str)
+
+
+def check_totals(report: Mapping[str, Any]) -> None:
+    """See that a report's totals are what its tensors add up to.
+
+    Raises:
+        FormatError: If one is not.
+    """
+    for part, counted in zip(("targets", "model"), count_totals(report["tensors"]), strict=True):
+        compare_totals(report, part, counted)
+
+
+def compare_totals(report: Mapping[str, Any], part: str, counted: Mapping[str, Any]) -> None:
+    """Compare totals with those of a part (``targets`` or ``model``) of a report.
+
+    Raises:
+        FormatError: If one is another number there.
+    """
+    told = report["totals"][part]
+    for name, value in counted.items():
+        if told.get(name) != value:
+            raise FormatError(
+                f"{REPORT_NAME}: {name} of {part} is {told.get(name)}, its tensors add up to "
+                f"{value}: the report is not as it was written"
+            )
+
+
+def rule_options(where: object, rule: Mapping[str, Any]) -> PruneOptions:
+    """The options that stand for the rule that a folder was pruned by.
+
+    Args:
+        where: What tells of the rule, for errors.
+        rule: By the names that `emp_llm.report.rule_fields` uses.
+
+    Raises:
+        FormatError: If it is no rule, or one that this release does not know.
+    """
+    told: dict[str, Any] = {name: rule.get(name) for name in rule_fields(PruneOptions())}
+    ignore: list[Any] = told["ignore"] if isinstance(told["ignore"], list) else [None]
+    texts = [told["granularity"], told["targets"], *ignore]
+    if (
+        told["criterion"] != "magnitude"
+        or type(told["beta"]) not in (int, float)
+        or not all(isinstance(text, str) for text in texts)
+    ):
+        raise FormatError(
+            f"{where}: tells of the rule {told}, which this emp-llm cannot derive from the source; "
+            "use the release that wrote it"
+        )
+    try:
+        return PruneOptions(
+            beta=told["beta"],
+            granularity=told["granularity"],
+            targets=told["targets"],
+            ignore=tuple(ignore),
+        )
+    except OptionError as error:
+        raise FormatError(f"{where}: tells of an impossible rule: {error}") from error
