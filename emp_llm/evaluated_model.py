@@ -18,7 +18,7 @@ from emp_llm.hub import Source, find_source
 from emp_llm.hub_errors import first_line
 from emp_llm.loading import auto_class, is_packed
 from emp_llm.progress import SharedProgress
-from emp_llm.verification import verify
+from emp_llm.verification import check_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def find_model(
         _fetch(source, told)
     packed = is_packed(config)
     if packed and (source.folder / REPORT_NAME).is_file():
-        verify(source.folder, progress=progress)
+        check_written(source.folder, progress=progress)
     return Found(name=os.fspath(model), source=source, config=config, packed=packed)
 
 

@@ -42,9 +42,7 @@ from emp_llm.written_report import compare_totals
 
 __all__ = ["Original"]
 
-_OTHER = (
-    "this is not what prune makes of it; prune it again, or give the source that it was made of"
-)
+_OTHER = "that is not what prune makes of it; prune it again, or give the right source"
 _BYTE = 8
 """Bits."""
 

@@ -124,7 +124,9 @@ def check_folder(
     read_results(path)
     found = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     files = sorted(file for file in found if not any(part.startswith(".") for part in file.parts))
-    return WholeFolder(folder=path, files=tuple(files), config=checkpoint.config, report=report)
+    return WholeFolder(
+        folder=path, files=tuple(files), config=checkpoint.config, report=report, edited=edited
+    )
 
 
 def upload(

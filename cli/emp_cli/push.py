@@ -44,6 +44,9 @@ def send(folder: Path, repo: str, *, private: bool, **options: Any) -> dict[str,
 
     with shown_progress() as progress:
         model = check_folder(folder, progress=progress)
+    if model.edited:
+        names = ", ".join(model.edited)
+        typer.echo(f"edited since they were written, and taken as they are: {names}", err=True)
     typer.echo(f"uploading {size(model.nbytes)} to {repo}", err=True)
     try:
         with _bars_on_terminals():
