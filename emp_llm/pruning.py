@@ -43,7 +43,7 @@ from emp_llm.safetensors_header import read_header
 from emp_llm.selection import Selection
 from emp_llm.shard_plan import ShardPlan, output_name
 from emp_llm.shard_writer import ShardWriter
-from emp_llm.verification import shard_checks
+from emp_llm.tensor_checks import shard_checks
 from emp_llm.written_files import describe_files
 
 __all__ = ["prune"]
