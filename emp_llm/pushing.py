@@ -12,12 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from emp_llm import __version__
 from emp_llm.card import write_card
-from emp_llm.checkpoint import INDEX_NAME, WEIGHTS_NAME, open_checkpoint, read_json_object
+from emp_llm.checkpoint import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    open_checkpoint,
+    read_json_object,
+)
 from emp_llm.companions import CARD_NAME, FIGURE_NAME, REPORT_NAME
 from emp_llm.destination import Destination, open_destination
 from emp_llm.evaluation import EVAL_NAME, read_results
@@ -181,12 +188,18 @@ def upload(
 
 @contextmanager
 def _staged(model: WholeFolder, destination: Destination) -> Iterator[Path]:
-    """A folder of links to what is uploaded, with a model card that names the repository."""
+    """A folder of links to what is uploaded, with a model card that names the repository.
+
+    What the card is made from is copied: links out of a checkpoint are not read.
+    """
     with TemporaryDirectory(prefix="emp-llm-push-") as path:
         staged = Path(path)
         for file in model.files:
             (staged / file).parent.mkdir(parents=True, exist_ok=True)
-            (staged / file).symlink_to((model.folder / file).resolve())
+            if str(file) in (CONFIG_NAME, EVAL_NAME):
+                copyfile(model.folder / file, staged / file)
+            else:
+                (staged / file).symlink_to((model.folder / file).resolve())
         if model.report is not None or is_packed(model.config):
             card = staged / CARD_NAME
             card.unlink(missing_ok=True)
