@@ -5,7 +5,8 @@ options give the same bytes.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,15 @@ from emp_llm import __version__
 from emp_llm.options import PruneOptions
 from emp_llm.packed import FORMAT_VERSION
 from emp_llm.safetensors_header import TensorEntry
-from emp_llm.tally import TensorFigures, ratio
+from emp_llm.tally import TensorFigures, digits, ratio
 from emp_llm.targets import Decision
 
 __all__ = [
     "Outcome",
     "TensorReport",
+    "block_order",
     "build_report",
+    "cells",
     "count_totals",
     "dense_report",
     "group_totals",
@@ -27,6 +30,9 @@ __all__ = [
     "mass_totals",
     "rule_fields",
 ]
+
+_BLOCK = re.compile(r"(.*)\.(\d+)")
+"""The prefix of a block: the list it lies in, and its number there."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,9 @@ def mass_totals(tensors: Sequence[TensorFigures]) -> dict[str, Any]:
     bounds = [tensor.bound_mass for tensor in tensors if tensor.bound_mass is not None]
     bound = ratio(sum(bounds), mass, empty=1.0) if len(bounds) == len(tensors) else None
     return {
+        "n_eff_fraction_min": digits(min((t.fraction_min for t in tensors), default=0.0)),
         "n_eff_fraction_mean": ratio(fractions, weights),
+        "n_eff_fraction_max": digits(max((t.fraction_max for t in tensors), default=0.0)),
         "retained_mass": ratio(sum(tensor.kept_mass for tensor in tensors), mass, empty=1.0),
         "retained_mass_bound": bound,
     }
@@ -182,22 +190,69 @@ def mass_totals(tensors: Sequence[TensorFigures]) -> dict[str, Any]:
 
 def kinds(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """`group_totals` of a report's pruned tensors by kind of layer, in the order of their names."""
-    grouped: dict[str, list[dict[str, Any]]] = {}
-    for fields in report["tensors"].values():
-        if fields["pruned"]:
-            grouped.setdefault(fields["kind"], []).append(fields)
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for fields in _pruned(report):
+        grouped.setdefault(fields["kind"], []).append(fields)
     return {kind: group_totals(tensors) for kind, tensors in sorted(grouped.items())}
 
 
-def group_totals(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Totals of some of a report's pruned tensors.
+def cells(report: Mapping[str, Any]) -> dict[tuple[str | None, str], dict[str, Any]]:
+    """`group_totals` of a report's pruned tensors by block and kind of layer.
 
-    N_eff / N and the retained mass are means of the tensors', weighted by their size.
+    Returns:
+        By (block, kind), the blocks in the order of the model.
+    """
+    grouped: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
+    for fields in _pruned(report):
+        grouped.setdefault((fields["block"], fields["kind"]), []).append(fields)
+    order = sorted(grouped, key=lambda cell: (block_order(cell[0]), cell[1]))
+    return {cell: group_totals(grouped[cell]) for cell in order}
+
+
+def block_order(block: str | None) -> tuple[bool, str, int]:
+    """Blocks of one list in the order of their numbers, what lies outside blocks last."""
+    match = _BLOCK.fullmatch(block or "")
+    stem, number = (match[1], int(match[2])) if match else (block or "", -1)
+    return block is None, stem, number
+
+
+def _pruned(report: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    return (fields for fields in report["tensors"].values() if fields["pruned"])
+
+
+def group_totals(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Totals of some of a report's pruned tensors, worked out from what it says of each.
+
+    Of reports that were written before a tensor's mass and the spread of its groups were, retained
+    masses are weighted by size, and the spread is left out.
     """
     sums = _sums(tensors)
+    masses = [fields.get("mass", fields["weights"]) for fields in tensors]
+    fractions = sum(fields["n_eff_fraction_mean"] * fields["weights"] for fields in tensors)
+    bounds = [fields["retained_mass_bound"] for fields in tensors]
 
-    def mean(field: str) -> float:
-        total = sum(fields[field] * fields["weights"] for fields in tensors)
-        return ratio(total, sums["weights"])
+    def retained(shares: Sequence[float]) -> float:
+        kept = sum(share * mass for share, mass in zip(shares, masses, strict=True))
+        return ratio(kept, sum(masses), empty=1.0)
 
-    return sums | {name: mean(name) for name in ("n_eff_fraction_mean", "retained_mass")}
+    return (
+        sums
+        | {
+            "rows": sum(fields["rows"] for fields in tensors),
+            "n_eff_fraction_mean": ratio(fractions, sums["weights"]),
+            "retained_mass": retained([fields["retained_mass"] for fields in tensors]),
+            "retained_mass_bound": None if None in bounds else retained(bounds),
+        }
+        | _spread(tensors)
+    )
+
+
+def _spread(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if any("n_eff_fraction_histogram" not in fields for fields in tensors):
+        return {}
+    histograms = [fields["n_eff_fraction_histogram"] for fields in tensors]
+    return {
+        "n_eff_fraction_min": min(fields["n_eff_fraction_min"] for fields in tensors),
+        "n_eff_fraction_max": max(fields["n_eff_fraction_max"] for fields in tensors),
+        "n_eff_fraction_histogram": [sum(counts) for counts in zip(*histograms, strict=True)],
+    }

@@ -11,9 +11,19 @@ import numpy as np
 import numpy.typing as npt
 from emp_kernels.dispatch import RowFigures
 
-__all__ = ["Group", "GroupTally", "TensorFigures", "effective_numbers", "mass_bound"]
+__all__ = [
+    "HISTOGRAM_BINS",
+    "Group",
+    "GroupTally",
+    "TensorFigures",
+    "effective_numbers",
+    "mass_bound",
+]
 
 Floats = npt.NDArray[np.float64]
+
+HISTOGRAM_BINS = 50
+"""Bin i counts the groups with N_eff / N in [i / 50, (i + 1) / 50), the last one 1 as well."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,10 @@ class TensorFigures:
         n_eff_min: Smallest effective number of its groups.
         n_eff_mean: Mean effective number of its groups.
         n_eff_max: Largest effective number of its groups.
+        fraction_min: Smallest N_eff / N of its groups.
         fraction_mean: Mean N_eff / N of its groups.
+        fraction_max: Largest N_eff / N of its groups.
+        histogram: Its groups counted by N_eff / N, in HISTOGRAM_BINS bins from 0 to 1.
         mass: Σ|w| of all its weights.
         kept_mass: Σ|w| of the kept ones.
         bound_mass: What `mass_bound` promises of it at least; None for other β than 1.
@@ -92,7 +105,10 @@ class TensorFigures:
     n_eff_min: float
     n_eff_mean: float
     n_eff_max: float
+    fraction_min: float
     fraction_mean: float
+    fraction_max: float
+    histogram: tuple[int, ...]
     mass: float
     kept_mass: float
     bound_mass: float | None
@@ -110,7 +126,11 @@ class TensorFigures:
             "n_eff_min": digits(self.n_eff_min),
             "n_eff_mean": digits(self.n_eff_mean),
             "n_eff_max": digits(self.n_eff_max),
+            "n_eff_fraction_min": digits(self.fraction_min),
             "n_eff_fraction_mean": digits(self.fraction_mean),
+            "n_eff_fraction_max": digits(self.fraction_max),
+            "n_eff_fraction_histogram": list(self.histogram),
+            "mass": digits(self.mass),
             "retained_mass": ratio(self.kept_mass, self.mass, empty=1.0),
             "retained_mass_bound": (
                 None if self.bound_mass is None else ratio(self.bound_mass, self.mass, empty=1.0)
@@ -128,6 +148,13 @@ def digits(value: float) -> float:
 def ratio(part: float, whole: float, *, empty: float = 0.0) -> float:
     """The ratio part / whole to six significant digits, `empty` where whole is 0."""
     return digits(part / whole) if whole else empty
+
+
+def _histogram(fractions: Floats) -> npt.NDArray[np.int64]:
+    """Groups counted by N_eff / N, int64 [HISTOGRAM_BINS]."""
+    # as in the rule, rounding must not tell 1/2 from what lies a hair below
+    bins = (fractions * (HISTOGRAM_BINS * (1 + 1e-9))).astype(np.int64)
+    return np.bincount(np.minimum(bins, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
 
 
 class GroupTally:
@@ -148,6 +175,7 @@ class GroupTally:
         self._mass = self._kept_mass = self._bound_mass = 0.0
         self._n_sum = self._n_max = 0.0
         self._n_min = np.inf
+        self._histogram = np.zeros(HISTOGRAM_BINS, np.int64)
 
     def add(self, rows: RowFigures) -> None:
         """Take in one block."""
@@ -161,6 +189,7 @@ class GroupTally:
             self._n_min = min(self._n_min, float(n.min()))
             self._n_max = max(self._n_max, float(n.max()))
             self._n_sum += float(n.sum())
+            self._histogram += _histogram(n / self._columns)
             if self._bounded:
                 sizes = np.full(len(n), self._columns, np.int64)
                 self._bound_mass += float((mass_bound(n, sizes) * s1).sum())
@@ -169,13 +198,16 @@ class GroupTally:
         """The sums so far."""
         if self._shared is None:
             n_min, n_mean, n_max = self._n_min, self._n_sum / self._rows, self._n_max
-            fraction = n_mean / self._columns
+            fractions = np.array([n_min, n_mean, n_max]) / self._columns
+            histogram = self._histogram
             bound = self._bound_mass if self._bounded else None
         else:
             n = np.array([group.n_eff for group in self._shared])
             sizes = np.array([group.size for group in self._shared], np.int64)
             n_min, n_mean, n_max = float(n.min()), float(n.mean()), float(n.max())
-            fraction = float((n / sizes).mean())
+            each = n / sizes
+            fractions = np.array([each.min(), each.mean(), each.max()])
+            histogram = _histogram(each)
             bound = self._shared_bound(n, sizes)
         return TensorFigures(
             shape=shape,
@@ -185,7 +217,10 @@ class GroupTally:
             n_eff_min=n_min,
             n_eff_mean=n_mean,
             n_eff_max=n_max,
-            fraction_mean=fraction,
+            fraction_min=float(fractions[0]),
+            fraction_mean=float(fractions[1]),
+            fraction_max=float(fractions[2]),
+            histogram=tuple(histogram.tolist()),
             mass=self._mass,
             kept_mass=self._kept_mass,
             bound_mass=bound,

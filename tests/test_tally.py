@@ -129,7 +129,12 @@ def test_the_figures_as_json_have_six_digits():
         "n_eff_min": 0.0,
         "n_eff_mean": 2.09091,
         "n_eff_max": 4.0,
+        "n_eff_fraction_min": 0.0,
         "n_eff_fraction_mean": 0.522727,
+        "n_eff_fraction_max": 1.0,
+        # 0, 25/11/4 = 0.568 and 1
+        "n_eff_fraction_histogram": [1, *[0] * 27, 1, *[0] * 20, 1],
+        "mass": 9.0,
         "retained_mass": 0.888889,
         "retained_mass_bound": 0.862034,  # (5 · 0.7516611 + 4) / 9
         "bytes_before": 24,

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from emp_llm.prune_command import prune_words
-from emp_llm.report import group_totals, kinds
+from emp_llm.report import block_order, cells, kinds
 from emp_llm.shown import printable
 from emp_llm.tally import ratio
 
-__all__ = ["ALL", "MEASURES", "cells", "page_content"]
+__all__ = ["ALL", "MEASURES", "page_content"]
 
 ALL = "all targets"
 """What all kinds together are called."""
@@ -73,33 +73,12 @@ def _command(report: Report, model: str | None) -> list[str]:
     return [shlex.quote(word) for word in words]
 
 
-def cells(report: Report) -> dict[tuple[str | None, str], dict[str, Any]]:
-    """Totals of the pruned tensors of each block and kind, as `kinds` gives them of a kind.
-
-    Returns:
-        By (block, kind), the blocks in the order of the model.
-    """
-    grouped: dict[tuple[str | None, str], list[Report]] = {}
-    for fields in report["tensors"].values():
-        if fields["pruned"]:
-            grouped.setdefault((fields["block"], fields["kind"]), []).append(fields)
-    order = sorted(grouped, key=lambda cell: (_block_key(cell[0]), cell[1]))
-    return {cell: group_totals(grouped[cell]) for cell in order}
-
-
 def _figures(part: Report) -> dict[str, Any]:
     return {"tensors": part["tensors"]} | {name: part[name] for name in _FIGURES}
 
 
 def _sorted_blocks(tensors: Iterable[Report]) -> list[str | None]:
-    return sorted({fields["block"] for fields in tensors}, key=_block_key)
-
-
-def _block_key(block: str | None) -> tuple[bool, str, int]:
-    """Blocks of one list in the order of their numbers, what lies outside blocks last."""
-    match = _BLOCK.fullmatch(block or "")
-    stem, number = (match[1], int(match[2])) if match else (block or "", -1)
-    return block is None, stem, number
+    return sorted({fields["block"] for fields in tensors}, key=block_order)
 
 
 def _block(block: str | None) -> dict[str, Any]:
@@ -178,7 +157,7 @@ def _table(
     pruned: Mapping[str, Report], blocks: Sequence[str | None], names: Sequence[str]
 ) -> dict[str, list[Any]]:
     """The pruned tensors column by column, in the order of the model; models have thousands."""
-    order = sorted(pruned, key=lambda name: (_block_key(pruned[name]["block"]), name))
+    order = sorted(pruned, key=lambda name: (block_order(pruned[name]["block"]), name))
     numbers = {block: number for number, block in enumerate(blocks)}
     of_kind = {kind: number for number, kind in enumerate(names)}
     table: dict[str, list[Any]] = {
