@@ -110,7 +110,8 @@ def _read(path: Path) -> Any:  # noqa: ANN401 (any JSON)
 def _outcome(fields: Mapping[str, Any]) -> Outcome:
     figures = fields["figures"]
     if figures is not None:
-        figures = TensorFigures(**{**figures, "shape": tuple(figures["shape"])})
+        lists = {name: tuple(figures[name]) for name in ("shape", "histogram")}
+        figures = TensorFigures(**{**figures, **lists})
     return Outcome(figures, fields["checksum"])
 
 

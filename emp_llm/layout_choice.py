@@ -5,9 +5,18 @@ Whatever it is, packing is exact; the choice is only about size.
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
-from emp_kernels.dispatch import PerRow, Threshold, pack_rows, prune_rows
+import numpy.typing as npt
+from emp_kernels.dispatch import (
+    PerRow,
+    Threshold,
+    count_rows,
+    pack_rows,
+    sweep_rows,
+    trailing_zeros,
+)
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RADICES, RowLayout
 from emp_kernels.numbers import NumberFormat
@@ -15,7 +24,7 @@ from emp_kernels.rows import Patterns
 
 from emp_llm.geometry import Block, Geometry
 
-__all__ = ["choose_layout", "packed_bytes", "sample_rows"]
+__all__ = ["choose_layout", "choose_layouts", "packed_bytes", "sample_rows"]
 
 _SAMPLED_ROWS = 16
 _LONG_ROW = 2048
@@ -47,21 +56,61 @@ def choose_layout(sample: Patterns, geometry: Geometry, rule: PerRow | Threshold
         geometry: How its rows run.
         rule: What is kept of them.
     """
-    layout = RowLayout(
+    number_format = geometry.number_format
+    try:
+        if isinstance(rule, PerRow):
+            kept = count_rows(sample, number_format, [rule.beta]).kept
+        else:
+            kept = _reaching(sample, number_format, rule)
+    except NonFiniteRowError:
+        return _plainest(geometry)  # the block that holds the row tells of it
+    return choose_layouts(sample, geometry, kept)[0]
+
+
+def choose_layouts(
+    sample: Patterns, geometry: Geometry, kept: npt.NDArray[np.int64]
+) -> list[RowLayout]:
+    """Choose the layout for a tensor in each of B cases.
+
+    Args:
+        sample: Some of its rows, all finite.
+        geometry: How its rows run.
+        kept: int64 [R, B], how many of each row's weights stay, the largest ones; for the B cases.
+    """
+    number_format = geometry.number_format
+    zeros = trailing_zeros(sample, number_format, kept)
+    cases = [
+        [
+            replace(_plainest(geometry), dropped_bits=dropped_bits, radix=radix)
+            for dropped_bits in sorted({0, _mostly_zero_bits(zeros[b], number_format)})
+            for radix in RADICES
+        ]
+        for b in range(kept.shape[1])
+    ]
+    points = np.repeat(kept, [len(choices) for choices in cases], axis=1)
+    nbytes = iter(sweep_rows(sample, points, list(chain.from_iterable(cases))).record_bytes)
+    return [min(choices, key=lambda _: next(nbytes)) for choices in cases]
+
+
+def _plainest(geometry: Geometry) -> RowLayout:
+    return RowLayout(
         number_format=geometry.number_format,
         columns=geometry.columns,
         align=16 if geometry.columns >= _LONG_ROW else 1,
     )
-    try:
-        pruned = prune_rows(sample, layout.number_format, rule).weights
-    except NonFiniteRowError:
-        return layout  # the block that holds the row tells of it
-    choices = [
-        replace(layout, dropped_bits=dropped_bits, radix=radix)
-        for dropped_bits in sorted({0, _mostly_zero_bits(pruned, layout.number_format)})
-        for radix in RADICES
-    ]
-    return min(choices, key=lambda choice: packed_bytes(sample, choice, rule))
+
+
+def _reaching(
+    sample: Patterns, number_format: NumberFormat, rule: Threshold
+) -> npt.NDArray[np.int64]:
+    """How many weights of each row a threshold keeps, int64 [R, 1]."""
+    keys = sample & number_format.storage.type(number_format.key_mask)
+    if keys.size and keys.max() >= number_format.infinity:
+        raise NonFiniteRowError(int((keys >= number_format.infinity).any(axis=1).argmax()))
+    tied = np.cumsum((keys == rule.key).sum(axis=1))
+    kept: npt.NDArray[np.int64] = (keys > rule.key).sum(axis=1)
+    kept += np.diff(np.minimum(tied, rule.ties), prepend=0)
+    return kept.reshape(-1, 1)
 
 
 def packed_bytes(sample: Patterns, layout: RowLayout, rule: PerRow | Threshold) -> int:
@@ -74,16 +123,15 @@ def packed_bytes(sample: Patterns, layout: RowLayout, rule: PerRow | Threshold) 
     return int(layout.sections(table[:, 0], table[:, 1]).sum())
 
 
-def _mostly_zero_bits(pruned: Patterns, number_format: NumberFormat) -> int:
-    """Trailing mantissa bits that are zero in all but one in 32 of the weights that are left."""
-    kept = pruned[pruned != 0]
-    bits = 0
-    while bits < number_format.mantissa_bits:
-        exceptions = np.count_nonzero(kept & pruned.dtype.type((2 << bits) - 1))
-        if exceptions * 32 > kept.size:
-            break
-        bits += 1
-    return bits
+def _mostly_zero_bits(zeros: npt.NDArray[np.int64], number_format: NumberFormat) -> int:
+    """Trailing mantissa bits that are zero in all but one in 32 of the weights that are left.
+
+    Args:
+        zeros: int64 [32], these weights counted by their trailing zero bits.
+        number_format: Their format.
+    """
+    exceptions = np.cumsum(zeros) * 32 > zeros.sum()
+    return int(np.argmax([*exceptions[: number_format.mantissa_bits], True]))
 
 
 def _spaced(rows: int) -> list[int]:

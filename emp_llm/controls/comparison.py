@@ -93,7 +93,7 @@ def compare(
     progress = progress or Silent()
     found = find_model(model, revision=revision, progress=progress)
     source = found.source
-    reports = [inspect(source.folder, rule, progress=progress) for rule in rules]
+    reports = [inspect(source.folder, rule, curve=False, progress=progress) for rule in rules]
     bench = Bench(
         found,
         text,

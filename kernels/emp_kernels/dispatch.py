@@ -9,10 +9,12 @@ Every function here gives the same bits from every `impl`:
 """
 
 import importlib
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from emp_kernels import plain_backend
 from emp_kernels.errors import DamagedRowError
@@ -24,7 +26,9 @@ from emp_kernels.rows import (
     Patterns,
     PerRow,
     PrunedRows,
+    RowCounts,
     RowFigures,
+    SweptRows,
     Table,
     Threshold,
     Workspace,
@@ -35,14 +39,19 @@ __all__ = [
     "PackedRows",
     "PerRow",
     "PrunedRows",
+    "RowCounts",
     "RowFigures",
+    "SweptRows",
     "Threshold",
     "Workspace",
     "check_table",
+    "count_rows",
     "load_backend",
     "pack_rows",
     "prune_rows",
     "resolve",
+    "sweep_rows",
+    "trailing_zeros",
     "unpack_rows",
 ]
 
@@ -186,3 +195,80 @@ def check_table(table: Table, layout: RowLayout) -> None:
             row,
             f"its table line (kept, escaped, base) = {tuple(table[row].tolist())} is impossible",
         )
+
+
+def count_rows(
+    weights: Patterns,
+    number_format: NumberFormat,
+    betas: Sequence[float],
+    *,
+    impl: Impl = "auto",
+) -> RowCounts:
+    """How many weights of each row stay, for many β at once.
+
+    Args:
+        weights: uint16 or uint32 [R, C], bit patterns, C-contiguous.
+        number_format: Their format.
+        betas: Multipliers of the effective number, above 0; infinity keeps rows whole that are not
+            all zeros.
+        impl: Backend; there is nothing here that "simd" would do in another way than "scalar".
+
+    Raises:
+        NonFiniteRowError: If a weight is NaN or infinite.
+    """
+    if impl == "reference":
+        return plain_backend.count(weights, number_format, betas)
+    from emp_kernels import numba_backend
+
+    return numba_backend.count(weights, number_format, betas)
+
+
+def sweep_rows(
+    weights: Patterns,
+    kept: npt.NDArray[np.int64],
+    layouts: Sequence[RowLayout],
+    *,
+    impl: Impl = "auto",
+) -> SweptRows:
+    """What a block of rows would come to, packed, at many points at once.
+
+    Quickest where points ascend by the weights they keep, and those that keep as many follow each
+    other.
+
+    Args:
+        weights: uint16 or uint32 [R, C], bit patterns, C-contiguous; all finite.
+        kept: int64 [R, P], how many weights of each row stay at each point: 0 at all points, or 1
+            to C.
+        layouts: The layout at each point, P of one format.
+        impl: As for `count_rows`.
+    """
+    if impl == "reference":
+        return plain_backend.sweep(weights, kept, layouts)
+    from emp_kernels import numba_backend
+
+    return numba_backend.sweep(weights, kept, layouts)
+
+
+def trailing_zeros(
+    weights: Patterns,
+    number_format: NumberFormat,
+    kept: npt.NDArray[np.int64],
+    *,
+    impl: Impl = "auto",
+) -> npt.NDArray[np.int64]:
+    """Count the kept weights, but for zeros, by the zero bits that their patterns end in.
+
+    Args:
+        weights: uint16 or uint32 [R, C], bit patterns, C-contiguous; all finite.
+        number_format: Their format.
+        kept: int64 [R, B], how many weights of each row stay, for B choices.
+        impl: As for `count_rows`.
+
+    Returns:
+        int64 [B, 32].
+    """
+    if impl == "reference":
+        return plain_backend.trailing_zeros(weights, number_format, kept)
+    from emp_kernels import numba_backend
+
+    return numba_backend.trailing_zeros(weights, number_format, kept)

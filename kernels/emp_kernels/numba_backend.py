@@ -1,5 +1,6 @@
 """The backend of numba's CPU kernels: their arguments, their answers, their buffers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy.typing as npt
 
 from emp_kernels.counting import SLACK, exact_count, exact_sums
 from emp_kernels.cpu import pack as kernels
+from emp_kernels.cpu import sweep as sweeping
 from emp_kernels.cpu import unpack as unpacking
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
@@ -17,12 +19,14 @@ from emp_kernels.rows import (
     Patterns,
     PerRow,
     PrunedRows,
+    RowCounts,
+    SweptRows,
     Table,
     Threshold,
     Workspace,
 )
 
-__all__ = ["Block", "unpack"]
+__all__ = ["Block", "count", "sweep", "trailing_zeros", "unpack"]
 
 _FAULTS = {
     unpacking.BAD_MASK: "its mask names another number of weights than its table line",
@@ -117,6 +121,52 @@ def unpack(
     )
     if status != unpacking.UNPACKED:
         raise DamagedRowError(int(row), _FAULTS[status])
+
+
+def count(weights: Patterns, number_format: NumberFormat, betas: Sequence[float]) -> RowCounts:
+    """See `emp_kernels.dispatch.count_rows`."""
+    stats = np.empty((len(weights), 2), np.float64)
+    kept = np.empty((len(weights), len(betas)), np.int64)
+    slack = np.array(betas, np.float64) * SLACK
+    arguments = _format_arguments(number_format)
+    status, row = sweeping.count_block(weights, arguments, slack, stats, kept)
+    if status == sweeping.NOT_FINITE:
+        raise NonFiniteRowError(int(row))
+    for r, b in zip(*np.nonzero(kept < 0), strict=True):
+        kept[r, b] = _exact_row_count(weights[r], number_format, betas[b])
+    return RowCounts(stats, kept)
+
+
+def sweep(
+    weights: Patterns, kept: npt.NDArray[np.int64], layouts: Sequence[RowLayout]
+) -> SweptRows:
+    """See `emp_kernels.dispatch.sweep_rows`."""
+    swept = SweptRows(
+        np.empty(kept.shape, np.int64),
+        np.empty(kept.shape, np.float64),
+        np.empty(len(layouts), np.int64),
+    )
+    sweeping.sweep_block(
+        weights,
+        _format_arguments(layouts[0].number_format),
+        np.ascontiguousarray(kept),
+        np.array([_layout_arguments(layout) for layout in layouts], np.int64),
+        swept.escaped,
+        swept.kept_mass,
+        swept.record_bytes,
+    )
+    return swept
+
+
+def trailing_zeros(
+    weights: Patterns, number_format: NumberFormat, kept: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """See `emp_kernels.dispatch.trailing_zeros`."""
+    found = np.empty((kept.shape[1], 32), np.int64)
+    sweeping.trailing_zeros(
+        weights, _format_arguments(number_format), np.ascontiguousarray(kept), found
+    )
+    return found
 
 
 def _scratch(layout: RowLayout, workspace: Workspace) -> tuple[Patterns, Patterns, Bytes]:

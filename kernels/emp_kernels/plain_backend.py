@@ -1,13 +1,27 @@
 """The backend of plain numpy and Python: `reference`, row by row over a block."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 
 from emp_kernels import reference
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
-from emp_kernels.rows import Bytes, PackedRows, Patterns, PerRow, PrunedRows, Table, Threshold
+from emp_kernels.numbers import NumberFormat
+from emp_kernels.rows import (
+    Bytes,
+    PackedRows,
+    Patterns,
+    PerRow,
+    PrunedRows,
+    RowCounts,
+    SweptRows,
+    Table,
+    Threshold,
+)
 
-__all__ = ["pack", "prune", "unpack"]
+__all__ = ["count", "pack", "prune", "sweep", "trailing_zeros", "unpack"]
 
 
 def pack(
@@ -58,3 +72,47 @@ def unpack(payload: Bytes, table: Table, layout: RowLayout, out: Patterns) -> No
             out[r] = reference.unpack_row(record, kept, escaped, base, layout)
         except ValueError as error:
             raise DamagedRowError(r, str(error)) from error
+
+
+def count(weights: Patterns, number_format: NumberFormat, betas: Sequence[float]) -> RowCounts:
+    """See `emp_kernels.dispatch.count_rows`."""
+    stats = np.empty((len(weights), 2))
+    kept = np.empty((len(weights), len(betas)), np.int64)
+    for r, row in enumerate(weights):
+        if (row & number_format.key_mask).max() >= number_format.infinity:
+            raise NonFiniteRowError(r)
+        scores = number_format.magnitudes(row)
+        stats[r] = scores.sum(), (scores**2).sum()
+        kept[r] = [reference.keep_count(scores, beta) for beta in betas]
+    return RowCounts(stats, kept)
+
+
+def sweep(
+    weights: Patterns, kept: npt.NDArray[np.int64], layouts: Sequence[RowLayout]
+) -> SweptRows:
+    """See `emp_kernels.dispatch.sweep_rows`."""
+    escaped = np.zeros(kept.shape, np.int64)
+    mass = np.zeros(kept.shape)
+    record_bytes = np.zeros(len(layouts), np.int64)
+    for r, row in enumerate(weights):
+        for p, layout in enumerate(layouts):
+            scores = layout.number_format.magnitudes(row)
+            keep = np.zeros(row.size, np.bool_)
+            keep[np.argsort(-scores, kind="stable")[: kept[r, p]]] = True
+            _, escaped[r, p], _, record = reference.pack_row(row, keep, layout)
+            mass[r, p] = scores[keep].sum()
+            record_bytes[p] += len(record)
+    return SweptRows(escaped, mass, record_bytes)
+
+
+def trailing_zeros(
+    weights: Patterns, number_format: NumberFormat, kept: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """See `emp_kernels.dispatch.trailing_zeros`."""
+    found = np.zeros((kept.shape[1], 32), np.int64)
+    for row, counts in zip(weights, kept, strict=True):
+        keys = sorted((int(bits) & number_format.key_mask for bits in row), reverse=True)
+        for b, k in enumerate(counts):
+            for key in filter(None, keys[:k]):
+                found[b, (key & -key).bit_length() - 1] += 1
+    return found

@@ -11,7 +11,9 @@ __all__ = [
     "Patterns",
     "PerRow",
     "PrunedRows",
+    "RowCounts",
     "RowFigures",
+    "SweptRows",
     "Table",
     "Threshold",
     "Workspace",
@@ -83,6 +85,34 @@ class PrunedRows(RowFigures):
     """
 
     weights: Patterns
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """How many weights of a block of rows stay at several β.
+
+    Attributes:
+        stats: float64 [R, 2]: Σs and Σs² of each row.
+        kept: int64 [R, B].
+    """
+
+    stats: npt.NDArray[np.float64]
+    kept: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SweptRows:
+    """What a block of rows would come to at P points, each a count and a layout.
+
+    Attributes:
+        escaped: int64 [R, P], kept weights that escape.
+        kept_mass: float64 [R, P], Σ_kept s.
+        record_bytes: int64 [P], bytes of the records of all rows.
+    """
+
+    escaped: npt.NDArray[np.int64]
+    kept_mass: npt.NDArray[np.float64]
+    record_bytes: npt.NDArray[np.int64]
 
 
 class Workspace:
