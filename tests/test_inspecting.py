@@ -21,7 +21,7 @@ from checkpoints import (
 )
 
 from emp_llm import PruneOptions, inspect, prune
-from emp_llm.report import blocks, kinds
+from emp_llm.report import cells, kinds
 from emp_llm.standing_out import StandingOut
 
 DEMO = Path(__file__).parent.parent / "demo" / "model"
@@ -153,12 +153,13 @@ def test_totals_by_block_and_kind_are_those_of_their_tensors(tmp_path: Path) -> 
     }
     source = write_checkpoint(tmp_path / "source", llama_config(H, F, layers=12), layers)
     report = inspect(source, curve=False)
-    found = blocks(report)
-    assert list(found) == [f"model.layers.{number}" for number in range(12)]
-    assert list(found["model.layers.3"]) == ["down_proj", "gate_proj", "up_proj"]
+    found = cells(report)
+    assert list(found) == [
+        (f"model.layers.{number}", kind) for number in range(12) for kind in kinds(report)
+    ]
     fields = report["tensors"]["model.layers.10.mlp.up_proj.weight"]
-    totals = found["model.layers.10"]["up_proj"]
-    for name in ("kept", "sparsity", "bytes_after", "n_eff_fraction_mean", "mass"):
+    totals = found["model.layers.10", "up_proj"]
+    for name in ("kept", "sparsity", "bytes_after", "n_eff_fraction_mean"):
         assert totals[name] == fields[name]
     assert totals["retained_mass"] == pytest.approx(fields["retained_mass"], rel=1e-5)
     assert totals["retained_mass_bound"] == pytest.approx(fields["retained_mass_bound"], rel=1e-5)
