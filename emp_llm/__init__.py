@@ -11,6 +11,7 @@ from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from emp_llm.controls.comparison import compare
+    from emp_llm.difference import diff
     from emp_llm.errors import (
         CheckpointError,
         EmpError,
@@ -46,6 +47,7 @@ __all__ = [
     "SparsityHold",
     "compare",
     "densify",
+    "diff",
     "effective_number",
     "evaluate",
     "inspect",
@@ -67,6 +69,7 @@ _HOMES = {
     "SparsityHold": "integration.training",
     "compare": "controls.comparison",
     "densify": "integration.saving",
+    "diff": "difference",
     "effective_number": "rule",
     "evaluate": "evaluating",
     "inspect": "inspecting",

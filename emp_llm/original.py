@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emp_kernels.dispatch import RowFigures, Workspace, load_backend, prune_rows
+from emp_kernels.dispatch import RowFigures, Workspace, prune_rows
 from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Bytes, Patterns
 
@@ -25,16 +25,16 @@ from emp_llm.geometry import Block
 from emp_llm.hub import Source
 from emp_llm.options import PruneOptions
 from emp_llm.pipeline import Piece
+from emp_llm.planned_run import PlannedRun
 from emp_llm.progress import SharedProgress
 from emp_llm.prune_steps import TargetJob
 from emp_llm.report import mass_totals
 from emp_llm.row_reader import block_memory
 from emp_llm.safetensors_header import ITEM_BITS, TensorEntry
-from emp_llm.selection import Selection, passes, select
+from emp_llm.selection import Selection, passes
 from emp_llm.source_file import SourceFile
 from emp_llm.tally import TensorFigures
 from emp_llm.target import Target
-from emp_llm.targets_apart import TargetsQuestion
 from emp_llm.tensor_checks import BytesCheck, CheckedBlock, RowsCheck, TensorCheck
 from emp_llm.weight_values import first_difference, in_words
 from emp_llm.written_files import describe_file
@@ -55,6 +55,7 @@ class Original:
         source: Where it lies.
         options: The rule that the folder was pruned by.
         threads: Threads that read and compute.
+        progress: Told of the selection.
 
     Attributes:
         name: What the user calls it.
@@ -65,41 +66,26 @@ class Original:
     """
 
     def __init__(
-        self, model: str | os.PathLike[str], source: Source, options: PruneOptions, threads: int
+        self,
+        model: str | os.PathLike[str],
+        source: Source,
+        options: PruneOptions,
+        threads: int,
+        progress: SharedProgress,
     ) -> None:
-        self.checkpoint = source.open_checkpoint()
-        self._figures: dict[str, TensorFigures] = {}
         self.name = os.fspath(model)
-        self._options = options
-        self._threads = threads
-        tensors = self.checkpoint.tensors
-        with TargetsQuestion(
-            self.checkpoint.folder,
-            {name: (entry.dtype, entry.shape) for name, (_, entry) in tensors.items()},
-            targets=options.targets,
-            ignore=options.ignore,
-        ) as question:
-            load_backend()
-            self._decisions = question.answer()
-        self._targets = {
-            name: Target.of(shard, entry, transposed=self._decisions[name].transposed)
-            for name, (shard, entry) in tensors.items()
-            if self._decisions[name].prune
-        }
+        self.checkpoint = source.open_checkpoint()
+        self._run = PlannedRun(source, self.checkpoint, options, threads, progress)
+        self._targets = {t.name: t for part in self._run.targets.values() for t in part}
+        self._figures: dict[str, TensorFigures] = {}
         self._selection: Selection | None = None
 
-    def select(self, files: OpenFiles, progress: SharedProgress) -> None:
+    def select(self, files: OpenFiles) -> None:
         """Decide what stays, where that takes reading the targets ahead."""
-        nbytes = sum(target.entry.nbytes for target in self._targets.values())
-        if to_read := nbytes * passes(self._options):
-            progress.begin("selecting", to_read)
-        self._selection = select(
-            self._targets.values(),
-            self._options,
-            files,
-            threads=self._threads,
-            progress=progress.advance,
-        )
+        nbytes = passes(self._run.options) * self._run.bytes_to_prune(self.checkpoint.shards)
+        if nbytes:
+            self._run.progress.begin("selecting", nbytes)
+        self._selection = self._run.select(list(self._targets.values()), files)
 
     def compare(self, check: TensorCheck, files: OpenFiles) -> Iterator[Piece]:
         """The work that checks a tensor of the folder and compares it with the source's.
@@ -107,9 +93,9 @@ class Original:
         Raises:
             FormatError: If it is another kind of tensor here than there.
         """
-        if check.name not in self._decisions:
+        if check.name not in self._run.decisions:
             raise check.fault(f"is not in {self.name}", _OTHER)
-        decision = self._decisions[check.name]
+        decision = self._run.decisions[check.name]
         if decision.prune != isinstance(check, RowsCheck):
             here, there = ("is not", "is") if decision.prune else ("is", "is not")
             raise check.fault(
@@ -137,7 +123,7 @@ class Original:
             CheckpointError: If a file of the source cannot be read.
             FormatError: If something is missing or differs.
         """
-        missing = self._decisions.keys() - names
+        missing = self._run.decisions.keys() - names
         if missing:
             raise FormatError(
                 f"{folder}: lacks tensor {min(missing)!r} of {self.name} ({len(missing)} missing)"

@@ -108,12 +108,37 @@ class PlannedRun:
                 to_select = passes(self.options) * self.bytes_to_prune(self.checkpoint.shards)
                 self.progress.begin(stage, to_select + nbytes)
                 for shard in shards:
-                    selection = self._select(self.targets[shard.name], files)
+                    selection = self.select(self.targets[shard.name], files)
                     self.run_pieces(work(shard, selection), files)
                 return
             selection = self._select_together(files)
             self.progress.begin(stage, nbytes)
             self.run_pieces(chain.from_iterable(work(shard, selection) for shard in shards), files)
+
+    def select(
+        self, targets: Sequence[Target], files: OpenFiles, shared: SharedGroup | None = None
+    ) -> Selection:
+        """Select what stays in some targets, `passes` times whose bytes progress is told of.
+
+        Args:
+            targets: The targets.
+            files: Their files.
+            shared: As for `emp_llm.selection.select`.
+        """
+        left = passes(self.options) * sum(target.entry.nbytes for target in targets)
+
+        def advance(nbytes: int) -> None:
+            nonlocal left
+            counted = min(nbytes, left)
+            left -= counted
+            self._advance(counted)
+
+        selection = select(
+            targets, self.options, files, threads=self.threads, progress=advance, shared=shared
+        )
+        if left:  # most blocks need not be read as often as was allowed for
+            self._advance(left)
+        return selection
 
     def surveyed(self) -> list[Shard]:
         """The shards that this rank reads to select what stays, before any is worked on."""
@@ -184,22 +209,4 @@ class PlannedRun:
         everything = [target for part in self.targets.values() for target in part]
         if to_select := passes(self.options) * self.bytes_to_prune(self.checkpoint.shards):
             self.progress.begin("selecting", to_select)
-        return self._select(own, files, SharedGroup(everything, self.team))
-
-    def _select(
-        self, targets: Sequence[Target], files: OpenFiles, shared: SharedGroup | None = None
-    ) -> Selection:
-        left = passes(self.options) * sum(target.entry.nbytes for target in targets)
-
-        def advance(nbytes: int) -> None:
-            nonlocal left
-            counted = min(nbytes, left)
-            left -= counted
-            self._advance(counted)
-
-        selection = select(
-            targets, self.options, files, threads=self.threads, progress=advance, shared=shared
-        )
-        if left:  # most blocks need not be read as often as was allowed for
-            self._advance(left)
-        return selection
+        return self.select(own, files, SharedGroup(everything, self.team))

@@ -9,7 +9,7 @@ from pathlib import Path
 from emp_llm.errors import CheckpointError
 from emp_llm.structure import Landing, Place, read_structure
 
-__all__ = ["Decision", "decide", "decide_targets"]
+__all__ = ["Decision", "decide", "decide_targets", "module_name"]
 
 _DTYPES = ("BF16", "F16", "F32")
 _NAMED_TARGETS = ("mlp", "attention", "all-linear")
@@ -191,7 +191,7 @@ def _kinds(landings: Mapping[str, Landing | None]) -> dict[str, str]:
     paths = {name: _path_in_block(name, landing) for name, landing in landings.items()}
     ends = Counter(path[i:] for path in set(paths.values()) for i in range(len(path)))
     kinds = {path: _kind(path, ends) for path in set(paths.values())}
-    return {name: kinds[path] or _module_name(name) for name, path in paths.items()}
+    return {name: kinds[path] or module_name(name) for name, path in paths.items()}
 
 
 def _path_in_block(name: str, landing: Landing | None) -> tuple[str, ...]:
@@ -209,7 +209,12 @@ def _kind(path: tuple[str, ...], ends: Counter[tuple[str, ...]]) -> str:
     return ".".join(path[-length:])
 
 
-def _module_name(name: str) -> str:
+def module_name(name: str) -> str:
+    """The last part of a tensor's name that names a module.
+
+    >>> module_name("model.layers.3.mlp.up_proj.weight")
+    'up_proj'
+    """
     parts = name.split(".")
     return parts[-2] if len(parts) > 1 else name
 

@@ -148,8 +148,9 @@ class TensorCheck(ABC):
         if self.fields is None:
             return
         for name, found in figures.items():
-            if found != self.fields[name]:
-                raise self.fault(f"has {name} = {found}, the report says {self.fields[name]}")
+            told = self.fields.get(name)
+            if found != told:
+                raise self.fault(f"has {name} = {found}, the report says {told}")
 
     def fault(self, what: str, remedy: str = _AGAIN) -> FormatError:
         """The error that tells what is wrong with the tensor."""

@@ -94,7 +94,7 @@ def verify(
     if against is None:
         return written.check(count, told)
     source = find_source(against, revision=revision, token=token, progress=told)
-    original = Original(against, source, written.options(), count)
+    original = Original(against, source, written.options(), count, told)
     with source.files(original.checkpoint.shards) as files:
         return written.check(count, told, original, files)
 
@@ -183,7 +183,7 @@ class _Written:
                 progress.begin("verifying", self._checkpoint.nbytes)
                 run_pieces(pieces(), threads=threads, progress=progress.advance)
             else:
-                original.select(source_files, progress)
+                original.select(source_files)
                 progress.begin("comparing", original.checkpoint.nbytes)
                 abandon = source_files.abandon
                 run_pieces(pieces(), threads=threads, progress=progress.advance, abandon=abandon)

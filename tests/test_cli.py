@@ -17,7 +17,7 @@ from emp_llm import prune
 
 TinyModel = Callable[..., Path]
 
-COMMANDS = ("prune", "inspect", "report", "unpack", "verify", "push", "eval", "compare")
+COMMANDS = ("prune", "inspect", "diff", "report", "unpack", "verify", "push", "eval", "compare")
 HEAVY = {"torch", "transformers", "numba", "numpy", "accelerate", "safetensors", "huggingface_hub"}
 
 

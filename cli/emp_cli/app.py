@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from emp_cli.compare import compare
+from emp_cli.diff import diff
 from emp_cli.eval import evaluate
 from emp_cli.inspect import inspect
 from emp_cli.prune import prune
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prune, inspect, report, unpack, verify, push, compare):
+for command in (prune, inspect, report, unpack, verify, diff, push, compare):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -1,0 +1,143 @@
+"""``emp-llm diff``."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from emp_cli.arguments import Json, Threads
+from emp_cli.console import Clock, command, print_json, shown_progress
+
+__all__ = ["diff"]
+
+_NAMED = 5
+"""Names or fields of one sort that are told before the rest is counted."""
+
+
+@command
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A folder, or a model of the Hub.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    by_tensor: Annotated[
+        bool, typer.Option("--tensors", help="A line for each tensor, not for each kind of layer.")
+    ] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 1 unless all weights are the same.")
+    ] = False,
+    revision_a: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of A.", show_default=False)
+    ] = None,
+    revision_b: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of B.", show_default=False)
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Tell how two checkpoints differ: masks, weights, bytes.
+
+    Each may be packed, dense with zeros, or not pruned at all. The table has
+    the layers that differ. A weight is kept if it is not zero; overlap is what
+    both keep of what either keeps; changed are weights that both keep with
+    different values, by so much at most.
+
+    The exit status is 0 whether they differ or not, as that of git diff,
+    unless --exit-code is given.
+    """
+    clock = Clock()
+    import emp_llm
+
+    with shown_progress() as progress:
+        found = emp_llm.diff(
+            a,
+            b,
+            revision_a=revision_a,
+            revision_b=revision_b,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        print_json(found | clock.to_dict())
+    else:
+        _show(found, by_tensor=by_tensor)
+    if exit_code and not found["same_weights"]:
+        raise typer.Exit(1)
+
+
+def _show(found: Mapping[str, Any], *, by_tensor: bool) -> None:
+    from emp_cli.tables import show
+    from emp_llm.shown import message_line
+
+    for side in "ab":
+        typer.echo(message_line(f"{side.upper()}  {_side(found[side])}"))
+    header = ("layer", "kept A", "kept B", "overlap", "changed", "by", "bytes A", "bytes B")
+    parts = found["tensors" if by_tensor else "kinds"]
+    differing = {name: part for name, part in parts.items() if part["same"] < part["tensors"]}
+    rows = differing | {"all tensors": found["totals"]}
+    show("", header, [(name, *_figures(part)) for name, part in rows.items()])
+    for line in _lines(found):
+        typer.echo(message_line(line))
+
+
+def _side(side: Mapping[str, Any]) -> str:
+    from emp_cli.tables import size
+
+    rule = side["rule"]
+    told = f"β = {rule['beta']:g}, {rule['granularity']} groups" if rule else "no rule told"
+    return (
+        f"{side['model']}  {side['format']}, {told}, {side['tensors']} tensors, "
+        f"{size(side['bytes'])}"
+    )
+
+
+def _figures(counts: Mapping[str, Any]) -> tuple[str, ...]:
+    from emp_cli.tables import count, size
+
+    weights = max(counts["weights"], 1)
+    return (
+        f"{counts['kept_a'] / weights:.2%}",
+        f"{counts['kept_b'] / weights:.2%}",
+        f"{counts['overlap']:.4f}",
+        count(counts["changed"]),
+        f"{counts['largest_change']:.2g}",
+        size(counts["bytes_a"]),
+        size(counts["bytes_b"]),
+    )
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the table does not tell, a line each, and what it comes to."""
+    for side in "ab":
+        if names := found[f"only_in_{side}"]:
+            yield f"only in {side.upper()}: {_some(names)}"
+    if found["other_kind"]:
+        pairs = [f"{name} {_pair(kinds)}" for name, kinds in found["other_kind"].items()]
+        yield f"of other dtype or shape: {_some(pairs)}"
+    if found["a"]["rule"] and found["b"]["rule"] and found["rule"]:
+        yield f"rule: {_some([f'{key} {_pair(both)}' for key, both in found['rule'].items()])}"
+    if found["config"]:
+        pairs = [f"{key} {_pair(both)}" for key, both in found["config"].items()]
+        yield f"config.json: {_some(pairs)}"
+    yield _conclusion(found)
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _pair(both: Mapping[str, Any]) -> str:
+    return f"{both['a']} / {both['b']}"
+
+
+def _conclusion(found: Mapping[str, Any]) -> str:
+    from emp_cli.tables import count
+
+    totals = found["totals"]
+    if found["same_weights"]:
+        return f"the same weights: all {totals['tensors']} tensors, bit for bit"
+    masks = "the same masks" if totals["same_masks"] == totals["tensors"] else "other masks"
+    return (
+        f"other weights: {totals['same']} of {totals['tensors']} tensors are the same; {masks}: B "
+        f"keeps {totals['a_in_b']:.2%} of what A keeps, A keeps {totals['b_in_a']:.2%} of what B "
+        f"keeps; {count(totals['changed'])} weights that both keep have changed"
+    )
