@@ -20,12 +20,10 @@ from emp_llm.targets import Decision
 __all__ = [
     "Outcome",
     "TensorReport",
-    "block_order",
     "build_report",
     "cells",
     "count_totals",
     "dense_report",
-    "group_totals",
     "kinds",
     "mass_totals",
     "rule_fields",
@@ -189,15 +187,15 @@ def mass_totals(tensors: Sequence[TensorFigures]) -> dict[str, Any]:
 
 
 def kinds(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`group_totals` of a report's pruned tensors by kind of layer, in the order of their names."""
+    """Totals of a report's pruned tensors by kind of layer, in the order of their names."""
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for fields in _pruned(report):
         grouped.setdefault(fields["kind"], []).append(fields)
-    return {kind: group_totals(tensors) for kind, tensors in sorted(grouped.items())}
+    return {kind: _group_totals(tensors) for kind, tensors in sorted(grouped.items())}
 
 
 def cells(report: Mapping[str, Any]) -> dict[tuple[str | None, str], dict[str, Any]]:
-    """`group_totals` of a report's pruned tensors by block and kind of layer.
+    """Totals of a report's pruned tensors by block and kind of layer.
 
     Returns:
         By (block, kind), the blocks in the order of the model.
@@ -205,11 +203,11 @@ def cells(report: Mapping[str, Any]) -> dict[tuple[str | None, str], dict[str, A
     grouped: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
     for fields in _pruned(report):
         grouped.setdefault((fields["block"], fields["kind"]), []).append(fields)
-    order = sorted(grouped, key=lambda cell: (block_order(cell[0]), cell[1]))
-    return {cell: group_totals(grouped[cell]) for cell in order}
+    order = sorted(grouped, key=lambda cell: (_block_order(cell[0]), cell[1]))
+    return {cell: _group_totals(grouped[cell]) for cell in order}
 
 
-def block_order(block: str | None) -> tuple[bool, str, int]:
+def _block_order(block: str | None) -> tuple[bool, str, int]:
     """Blocks of one list in the order of their numbers, what lies outside blocks last."""
     match = _BLOCK.fullmatch(block or "")
     stem, number = (match[1], int(match[2])) if match else (block or "", -1)
@@ -220,39 +218,24 @@ def _pruned(report: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     return (fields for fields in report["tensors"].values() if fields["pruned"])
 
 
-def group_totals(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Totals of some of a report's pruned tensors, worked out from what it says of each.
-
-    Of reports that were written before a tensor's mass and the spread of its groups were, retained
-    masses are weighted by size, and the spread is left out.
-    """
+def _group_totals(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Totals of some of a report's pruned tensors, worked out from what it says of each."""
     sums = _sums(tensors)
-    masses = [fields.get("mass", fields["weights"]) for fields in tensors]
+    mass = sum(fields["mass"] for fields in tensors)
     fractions = sum(fields["n_eff_fraction_mean"] * fields["weights"] for fields in tensors)
     bounds = [fields["retained_mass_bound"] for fields in tensors]
+    histograms = [fields["n_eff_fraction_histogram"] for fields in tensors]
 
     def retained(shares: Sequence[float]) -> float:
-        kept = sum(share * mass for share, mass in zip(shares, masses, strict=True))
-        return ratio(kept, sum(masses), empty=1.0)
+        kept = sum(share * fields["mass"] for share, fields in zip(shares, tensors, strict=True))
+        return ratio(kept, mass, empty=1.0)
 
-    return (
-        sums
-        | {
-            "rows": sum(fields["rows"] for fields in tensors),
-            "n_eff_fraction_mean": ratio(fractions, sums["weights"]),
-            "retained_mass": retained([fields["retained_mass"] for fields in tensors]),
-            "retained_mass_bound": None if None in bounds else retained(bounds),
-        }
-        | _spread(tensors)
-    )
-
-
-def _spread(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    if any("n_eff_fraction_histogram" not in fields for fields in tensors):
-        return {}
-    histograms = [fields["n_eff_fraction_histogram"] for fields in tensors]
-    return {
+    return sums | {
+        "rows": sum(fields["rows"] for fields in tensors),
         "n_eff_fraction_min": min(fields["n_eff_fraction_min"] for fields in tensors),
+        "n_eff_fraction_mean": ratio(fractions, sums["weights"]),
         "n_eff_fraction_max": max(fields["n_eff_fraction_max"] for fields in tensors),
         "n_eff_fraction_histogram": [sum(counts) for counts in zip(*histograms, strict=True)],
+        "retained_mass": retained([fields["retained_mass"] for fields in tensors]),
+        "retained_mass_bound": None if None in bounds else retained(bounds),
     }

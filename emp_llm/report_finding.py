@@ -10,10 +10,9 @@ from emp_llm.companions import REPORT_NAME
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.hub import find_file
 from emp_llm.options import Granularity, OutputFormat
+from emp_llm.tally import HISTOGRAM_BINS
 
 __all__ = ["find_report"]
-
-_BINS = 50
 
 Test = Callable[[Any], bool]
 
@@ -104,13 +103,14 @@ _TENSOR: dict[str, Test] = {
     "shape": _list_of(_is_count),
     **dict.fromkeys(("weights", "kept", "bytes_before", "bytes_after"), _is_count),
 }
-_PRUNED: dict[str, Test] = dict.fromkeys(
-    ("sparsity", "n_eff_fraction_mean", "retained_mass"), _is_figure
-)
-_DISTRIBUTION: dict[str, Test] = {
-    "n_eff_fraction_histogram": lambda value: _list_of(_is_count)(value) and len(value) == _BINS,
-    "n_eff_fraction_min": _is_figure,
-    "n_eff_fraction_max": _is_figure,
+_MEANS = ("n_eff_fraction_min", "n_eff_fraction_mean", "n_eff_fraction_max")
+_PRUNED: dict[str, Test] = {
+    "rows": _is_count,
+    **dict.fromkeys((*_MEANS, "sparsity", "mass", "retained_mass"), _is_figure),
+    "retained_mass_bound": _or_none(_is_figure),
+    "n_eff_fraction_histogram": lambda value: (
+        _list_of(_is_count)(value) and len(value) == HISTOGRAM_BINS
+    ),
 }
 
 
@@ -129,8 +129,7 @@ def _faults(report: Mapping[str, Any]) -> Iterator[str]:
     for name, fields in tensors.items():
         yield from _wrong(f"tensors.{name}", fields, _TENSOR)
         if fields["pruned"]:
-            tests = _PRUNED | (_DISTRIBUTION if "n_eff_fraction_histogram" in fields else {})
-            yield from _wrong(f"tensors.{name}", fields, tests)
+            yield from _wrong(f"tensors.{name}", fields, _PRUNED)
     if not any(fields["pruned"] for fields in tensors.values()):
         yield "it prunes nothing"
 

@@ -1,34 +1,34 @@
 """What the page shows of a report: every number worked out, so that its script only draws.
 
-Legend: a cell is what one block has of one kind of layer; a block's number is its place in the
-list of blocks.
+Names are made printable here. Tensors, blocks and kinds of layer are told by their places in lists.
 """
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emp_llm.prune_command import prune_words
-from emp_llm.report import block_order, cells, kinds
+from emp_llm.report import cells, kinds
 from emp_llm.shown import printable
 from emp_llm.tally import ratio
 
-__all__ = ["ALL", "MEASURES", "page_content"]
+__all__ = ["ALL", "page_content"]
 
 ALL = "all targets"
 """What all kinds together are called."""
 
-MEASURES = ("n_eff_fraction_mean", "sparsity", "retained_mass", "bytes_ratio")
-"""What the heat map can show of a cell."""
-
-_FIGURES = (*MEASURES, "bytes_before", "bytes_after")
+_FIGURES = (
+    *("tensors", "n_eff_fraction_mean", "sparsity", "retained_mass"),
+    *("bytes_before", "bytes_after", "bytes_ratio"),
+)
 _COLUMNS = (
     *("n_eff_fraction_mean", "n_eff_fraction_min", "n_eff_fraction_max", "sparsity"),
-    *("retained_mass", "bytes_before", "bytes_after"),
+    *("retained_mass", "bytes_after"),
 )
-_BLOCK = re.compile(r"(.*)\.(\d+)")
+_BLOCK = re.compile(r"(.*)\.(\d+)", re.DOTALL)
 _EXAMPLES = 20
+_NEARLY_ALL = 0.001  # what is pruned beyond this is not worth the room on the axis
 
 Report = Mapping[str, Any]
 
@@ -40,9 +40,8 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
         report: Of `emp_llm.inspect`, or a folder's ``emp_report.json``.
         model: The model as the page's command names it; by default as the report does.
     """
-    pruned = {name: fields for name, fields in report["tensors"].items() if fields["pruned"]}
-    blocks = _sorted_blocks(pruned.values())
-    by_kind = kinds(report)
+    by_kind, by_cell = kinds(report), cells(report)
+    names, places = list(by_kind), list(dict.fromkeys(block for block, _ in by_cell))
     return {
         "version": report["emp_llm_version"],
         "format": report["format"],
@@ -50,93 +49,87 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
         "rule": report["rule"],
         "totals": report["totals"],
         "command": _command(report, model),
-        "kinds": [{"name": printable(name), **_figures(part)} for name, part in by_kind.items()],
-        "blocks": [_block(block) for block in blocks],
+        "kinds": [
+            {"name": printable(name), "histogram": _histogram(part), **_figures(part)}
+            for name, part in by_kind.items()
+        ],
+        "blocks": [_block(block) for block in places],
         "cells": [
-            {"block": blocks.index(block), "kind": list(by_kind).index(kind), **_figures(part)}
-            for (block, kind), part in cells(report).items()
+            {"block": places.index(block), "kind": names.index(kind), **_figures(part)}
+            for (block, kind), part in by_cell.items()
         ],
-        "histograms": _histograms(pruned.values(), list(by_kind)),
         "curve": _curve(report, by_kind),
-        "standing_out": [
-            row | {"tensor": printable(row["tensor"])} for row in report.get("standing_out", ())
-        ],
+        "standing_out": _standing_out(report),
         "left": _left(report),
-        "tensors": _table(pruned, blocks, list(by_kind)),
+        "tensors": _table(report, places, names),
     }
 
 
 def _command(report: Report, model: str | None) -> list[str]:
     """The words of the command that prunes by this report's rule; the page appends a β."""
-    name = re.split(r"[/\\\\]", report["source"]["model"])[-1]
+    name = re.split(r"[/\\]", report["source"]["model"])[-1]
     words = prune_words(report, model=model, out=f"./{name}-emp", beta=False)
     return [shlex.quote(word) for word in words]
 
 
 def _figures(part: Report) -> dict[str, Any]:
-    return {"tensors": part["tensors"]} | {name: part[name] for name in _FIGURES}
+    return {name: part[name] for name in _FIGURES}
 
 
-def _sorted_blocks(tensors: Iterable[Report]) -> list[str | None]:
-    return sorted({fields["block"] for fields in tensors}, key=block_order)
+def _histogram(part: Report) -> dict[str, Any]:
+    """The groups of a kind counted by N_eff / N, and its least and largest."""
+    fields = {"counts": "histogram", "min": "min", "max": "max"}
+    return {name: part[f"n_eff_fraction_{field}"] for name, field in fields.items()}
 
 
 def _block(block: str | None) -> dict[str, Any]:
     """A block's name, the list it lies in and its number there."""
     match = _BLOCK.fullmatch(block or "")
     if match is None:
-        name = printable(block or "outside the blocks")
-        return {"name": name, "list": printable(block or ""), "number": None}
+        name = printable(block or "")
+        return {"name": name or "outside the blocks", "list": name, "number": None}
     return {"name": printable(match[0]), "list": printable(match[1]), "number": int(match[2])}
 
 
-def _histograms(tensors: Iterable[Report], names: Sequence[str]) -> list[dict[str, Any]] | None:
-    """Of each kind the groups per bin of N_eff / N, its least and its largest.
-
-    None where a report was written before these were counted.
-    """
-    grouped: dict[str, list[Report]] = {name: [] for name in names}
-    for fields in tensors:
-        if "n_eff_fraction_histogram" not in fields:
-            return None
-        grouped[fields["kind"]].append(fields)
-    return [
-        {
-            "counts": [
-                sum(counts)
-                for counts in zip(*(one["n_eff_fraction_histogram"] for one in part), strict=True)
-            ],
-            "min": min(one["n_eff_fraction_min"] for one in part),
-            "max": max(one["n_eff_fraction_max"] for one in part),
-        }
-        for part in grouped.values()
-    ]
-
-
 def _curve(report: Report, by_kind: Report) -> dict[str, Any] | None:
-    """Sparsity, bytes and retained mass at each β, of all targets and of each kind."""
+    """Sparsity, bytes and retained mass at each β, of all targets and of each kind.
+
+    Past the first β that prunes next to nothing, the axis ends.
+    """
     curve = report.get("curve")
     if curve is None:
         return None
     targets, model = report["totals"]["targets"], report["totals"]["model"]
+    sparsities = curve["targets"]["sparsity"]
+    last = next(i for i, sparsity in enumerate([*sparsities[:-1], 0.0]) if sparsity <= _NEARLY_ALL)
+    shown = slice(last + 1)
     parts = {ALL: (targets, curve["targets"])}
     parts |= {kind: (by_kind[kind], curve["kinds"][kind]) for kind in by_kind}
     rest = model["bytes_before"] - targets["bytes_before"]
     return {
-        "beta": curve["beta"],
+        "beta": curve["beta"][shown],
+        "whole_at": curve["beta"][-1],
         "parts": [
             {
                 "name": printable(name),
                 "bytes_before": totals["bytes_before"],
-                "sparsity": [ratio(totals["weights"] - k, totals["weights"]) for k in line["kept"]],
-                "bytes": line["bytes"],
-                "bytes_ratio": [ratio(nbytes, totals["bytes_before"]) for nbytes in line["bytes"]],
-                "retained_mass": line["retained_mass"],
+                "sparsity": line["sparsity"][shown],
+                "retained_mass": line["retained_mass"][shown],
+                "bytes": line["bytes"][shown],
+                "bytes_ratio": [ratio(n, totals["bytes_before"]) for n in line["bytes"][shown]],
             }
             for name, (totals, line) in parts.items()
         ],
-        "model_bytes": [rest + nbytes for nbytes in curve["targets"]["bytes"]],
+        "model_bytes": [rest + nbytes for nbytes in curve["targets"]["bytes"][shown]],
     }
+
+
+def _standing_out(report: Report) -> dict[str, Any] | None:
+    """Rows unlike the others, and how many there are in all; None if nobody looked for them."""
+    if "standing_out" not in report:
+        return None
+    rows = [row | {"tensor": printable(row["tensor"])} for row in report["standing_out"]]
+    return {"rows": rows, "counts": report["standing_out_counts"]}
 
 
 def _left(report: Report) -> list[dict[str, Any]]:
@@ -154,19 +147,19 @@ def _left(report: Report) -> list[dict[str, Any]]:
 
 
 def _table(
-    pruned: Mapping[str, Report], blocks: Sequence[str | None], names: Sequence[str]
+    report: Report, places: Sequence[str | None], names: Sequence[str]
 ) -> dict[str, list[Any]]:
     """The pruned tensors column by column, in the order of the model; models have thousands."""
-    order = sorted(pruned, key=lambda name: (block_order(pruned[name]["block"]), name))
-    numbers = {block: number for number, block in enumerate(blocks)}
-    of_kind = {kind: number for number, kind in enumerate(names)}
-    table: dict[str, list[Any]] = {
+    pruned = {name: fields for name, fields in report["tensors"].items() if fields["pruned"]}
+    of_block = {block: place for place, block in enumerate(places)}
+    of_kind = {kind: place for place, kind in enumerate(names)}
+    order = sorted(pruned, key=lambda name: (of_block[pruned[name]["block"]], name))
+    rows = [pruned[name] for name in order]
+    return {
         "name": [printable(name) for name in order],
-        "block": [numbers[pruned[name]["block"]] for name in order],
-        "kind": [of_kind[pruned[name]["kind"]] for name in order],
-        "shape": [" × ".join(map(str, pruned[name]["shape"])) for name in order],
-        "bytes_ratio": [
-            ratio(pruned[name]["bytes_after"], pruned[name]["bytes_before"]) for name in order
-        ],
+        "block": [of_block[row["block"]] for row in rows],
+        "kind": [of_kind[row["kind"]] for row in rows],
+        "shape": [" × ".join(map(str, row["shape"])) for row in rows],
+        "bytes_ratio": [ratio(row["bytes_after"], row["bytes_before"]) for row in rows],
+        **{column: [row[column] for row in rows] for column in _COLUMNS},
     }
-    return table | {column: [pruned[name].get(column) for name in order] for column in _COLUMNS}

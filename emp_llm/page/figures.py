@@ -141,10 +141,8 @@ def _draw_blocks(content: Content) -> "Figure":
     return figure
 
 
-def _draw_rows(content: Content) -> "Figure | None":
-    histograms = content["histograms"]
-    if histograms is None:
-        return None
+def _draw_rows(content: Content) -> "Figure":
+    histograms = [kind["histogram"] for kind in content["kinds"]]
     lines = -(-len(histograms) // _MANY)
     figure = new_figure(_TWO_COLUMNS, 0.35 + 1.15 * lines)
     grid = figure.subplots(lines, min(_MANY, len(histograms)), sharex=True, squeeze=False)

@@ -10,7 +10,7 @@ function curveSection(section) {
   const { curve, rule } = content;
   if (!curve) {
     const why = rule.granularity === "row"
-      ? "This report was written by prune, at one β. emp-llm inspect counts the curve."
+      ? `This report is of one β. emp-llm inspect ${content.source.model} --html FILE counts them all.`
       : `The curve is counted for row groups only; here a group is a ${rule.granularity}.`;
     section.append(el("p", { class: "note" }, why), command(() => rule.beta).node);
     return;
@@ -118,7 +118,8 @@ function curveSection(section) {
     if (width) drawPlot(width);
     moveTo(at);
   });
-  section.append(choose, el("div", { class: "beta" }, el("div", {}, plot, slider), readout), line.node);
+  const end = el("p", { class: "note" }, `From β = ${curve.whole_at} on, every row is whole.`);
+  section.append(choose, el("div", { class: "beta" }, el("div", {}, plot, slider, end), readout), line.node);
   fitted(plot, (now) => drawPlot((width = now)));
   choose.press(0);
 }

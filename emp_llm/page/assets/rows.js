@@ -3,15 +3,11 @@
 const GAUSSIAN = 2 / Math.PI;
 
 function rowsSection(section) {
-  const { histograms, kinds, rule } = content;
+  const { kinds, rule } = content, histograms = kinds.map((kind) => kind.histogram);
   const groups = { row: "rows", layer: "matrices", model: "groups" }[rule.granularity];
   byId("rows-lead").textContent =
     `N_eff / N of all ${groups}, per kind of layer: low where a few weights dominate, 1 where all are equally large. ` +
     "The line below runs from the least to the largest, the dot is the mean; Gaussian weights have 2/π.";
-  if (!histograms) {
-    section.append(el("p", { class: "note" }, "This report was written before distributions were counted. emp-llm inspect counts them."));
-    return;
-  }
   const bins = histograms[0].counts.length;
   const first = least(histograms.map((one) => one.counts.findIndex((n) => n > 0)));
   const last = most(histograms.map((one) => bins - 1 - [...one.counts].reverse().findIndex((n) => n > 0)));
@@ -60,16 +56,20 @@ function histogram({ counts, min, max }, kind, total, from, to, width) {
 }
 
 function standingOutSection(section) {
-  const rows = content.standing_out;
-  if (!rows.length) {
-    section.append(el("p", { class: "lead" }, content.curve
-      ? "None: no row is nearly dead, nearly uniform or dominated by a few weights."
-      : "emp-llm inspect looks for rows that are nearly dead, nearly uniform or dominated by a few weights."));
+  const found = content.standing_out;
+  const total = found ? Object.values(found.counts).reduce((a, b) => a + b, 0) : 0;
+  if (!total) {
+    section.append(el("p", { class: "lead" }, found
+      ? "None: no row is dead, dominated by few weights or nearly uniform."
+      : "emp-llm inspect looks for rows that are dead, dominated by few weights or nearly uniform."));
     return;
   }
+  const kinds = Object.entries(found.counts).filter(([, n]) => n).map(([why, n]) => `${whole(n)} ${why}`).join(", ");
+  const listed = found.rows.length < total ? `, the worst ${whole(found.rows.length)} listed` : "";
+  section.append(el("p", { class: "lead" }, `${kinds}${listed}. Mass is Σ|w| over the median of the tensor's rows.`));
   section.append(el("table", { class: "wide plain" },
     el("thead", {}, el("tr", {}, ...["tensor", "why", "row", "N_eff / N", "mass"].map((word, i) => el("th", { scope: "col", class: i > 1 ? "figure" : null }, word)))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {},
+    el("tbody", {}, ...found.rows.map((row) => el("tr", {},
       el("td", { class: "name" }, row.tensor),
       el("td", { class: "note" }, el("span", { class: "why" }, row.why)),
       el("td", { class: "figure", "data-label": "row" }, whole(row.row)),

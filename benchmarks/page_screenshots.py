@@ -1,0 +1,57 @@
+"""Look at the page of a model as people do: in a browser, at two widths, light and dark.
+
+    python benchmarks/page_screenshots.py MODEL [--name NAME] [--targets T] [--out FOLDER]
+
+Writes page_NAME_{laptop,phone}_{light,dark}.png. Needs Chromium. It ends with an error if the page
+asks the network for anything, breaks its own policy, raises an exception or is wider than the
+window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+
+from browser import Browser, find_chromium
+from common import say
+
+import emp_llm
+from emp_llm.page.page import write_page
+
+WINDOWS = {"laptop": (1440, 1440, 1.0), "phone": (390, 1560, 1.5)}
+"""Width, height and pixels of the picture for one of the page."""
+
+
+def main() -> None:
+    """Inspect a model, write its page and take the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("model")
+    parser.add_argument("--name", help="what the files are called; the model's by default")
+    parser.add_argument("--targets", default="mlp")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    executable = find_chromium()
+    if executable is None:
+        sys.exit("there is no Chromium on this machine; install it, such as by apt")
+    report = emp_llm.inspect(arguments.model, emp_llm.PruneOptions(targets=arguments.targets))
+    name = arguments.name or Path(arguments.model).name
+    with tempfile.TemporaryDirectory() as folder, Browser(executable) as browser:
+        page = Path(folder) / "page.html"
+        write_page(report, page, model=arguments.model)
+        for (window, (width, height, scale)), theme in product(WINDOWS.items(), ("light", "dark")):
+            browser.look(width, height, dark=theme == "dark", scale=scale)
+            browser.open(page)
+            assert browser.run("document.documentElement.scrollWidth") == width
+            path = arguments.out / f"page_{name}_{window}_{theme}.png"
+            path.write_bytes(browser.screenshot())
+            say(f"{path}: {path.stat().st_size:,} bytes")
+        faults = browser.faults()
+    assert not faults, faults
+    say(f"the page of {name}: no request, no exception, nothing refused")
+
+
+if __name__ == "__main__":
+    main()
