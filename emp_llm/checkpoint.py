@@ -7,8 +7,8 @@ folder, so that what is pruned is what is used.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -17,7 +17,8 @@ from typing import Any, Final
 from emp_llm.errors import CheckpointError
 from emp_llm.json_text import MAX_JSON_BYTES, JsonError, parse_json
 from emp_llm.regular_file import open_regular
-from emp_llm.safetensors_header import Header, TensorEntry, read_header
+from emp_llm.safetensors_header import Header, TensorEntry
+from emp_llm.shard import Shard, read_shard
 
 __all__ = [
     "CONFIG_NAME",
@@ -38,7 +39,10 @@ WEIGHTS_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 
 _SAFETENSORS = ".safetensors"
+_TORCH = ".bin"
+_TORCH_NAME = "pytorch_model.bin"
 _INDEX = ".index.json"
+_TORCH_INDEX = _TORCH_NAME + _INDEX
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _WEIGHTS = (
     *(_SAFETENSORS, *_PICKLES, ".gguf", ".ggml", ".h5", ".msgpack", ".ot", ".npz", ".pkl"),
@@ -49,35 +53,17 @@ _OTHER_COPIES = "original"  # the folder of the weights in their maker's own lay
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One file of weights.
-
-    Attributes:
-        name: Its file name, which the index uses.
-        path: Where it lies, or will; in the Hub's cache this is a link.
-        header: What it holds.
-    """
-
-    name: str
-    path: Path
-    header: Header
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files on the disk that its bytes come from."""
-        return (self.path,)
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint whose structure has been checked.
 
     Attributes:
         folder: The folder it lies in.
         shards: Its files of weights, sorted by name.
-        index_name: File name of the index, or None where one file holds all weights.
+        index_name: File name of the index, as of safetensors, or None where one file holds all
+            weights.
         index_metadata: The index's own ``metadata``; empty where there is none.
         config: The content of ``config.json``.
+        told_by: Paths, relative to the folder, of the files that say all this.
         other_files: Paths, relative to the folder, of the small files that make it usable
             (tokenizer, generation config, chat template, code, licence), sorted. Neither
             ``config.json`` nor weights of any kind are among them.
@@ -88,6 +74,7 @@ class Checkpoint:
     index_name: str | None
     index_metadata: dict[str, Any]
     config: dict[str, Any]
+    told_by: tuple[Path, ...]
     other_files: tuple[Path, ...]
 
     @cached_property
@@ -96,6 +83,12 @@ class Checkpoint:
         return {
             entry.name: (shard, entry) for shard in self.shards for entry in shard.header.tensors
         }
+
+    def without(self, names: Collection[str]) -> "Checkpoint":
+        """The checkpoint, as if some of its tensors were not there."""
+        if not names:
+            return self
+        return replace(self, shards=tuple(shard.without(names) for shard in self.shards))
 
     @property
     def nbytes(self) -> int:
@@ -110,15 +103,16 @@ def open_checkpoint(
 
     The weights are those that transformers would load: the file that the config names under
     ``transformers_weights``, else ``model.safetensors``, else the shards that
-    ``model.safetensors.index.json`` names; and, where there is neither, the only ``*.safetensors``
-    of the folder. The index only says which files those are: of these, transformers loads every
-    tensor, listed or not, so every tensor of them belongs to the checkpoint here as well. What
-    transformers would paper over is refused: a listed tensor that its shard lacks (it would be
-    initialised at random) and a name in two shards (the last one would win).
+    ``model.safetensors.index.json`` names, else ``pytorch_model.bin`` or the shards that its index
+    names; and, where there are none, the only ``*.safetensors`` of the folder. An index only says
+    which files those are: of these, transformers loads every tensor, listed or not, so every tensor
+    of them belongs to the checkpoint here as well. What transformers would paper over is refused: a
+    listed tensor that its shard lacks (it would be initialised at random) and a name in two shards
+    (the last one would win).
 
     Args:
         folder: A local folder; one of the Hub's cache is one, too.
-        to_come: Headers, by file name, of safetensors that are still to be put in the folder.
+        to_come: Headers, by file name, of weights that are still to be put in the folder.
 
     Returns:
         The checkpoint; its shards' headers have been checked, its data has not been read.
@@ -129,13 +123,17 @@ def open_checkpoint(
     names = _file_names(folder)
     config = _read_config(folder)
     weights = choose_weights(config, [*names, *to_come], folder)
-    index_name = weights if weights.endswith(_INDEX) else None
-    weight_map, index_metadata = read_index(folder / weights) if index_name else ({}, {})
+    has_index = weights.endswith(_INDEX)
+    weight_map, index_metadata = read_index(folder / weights) if has_index else ({}, {})
     shard_names = sorted(set(weight_map.values())) or [weights]
-    _check_present(folder, [name for name in shard_names if name not in to_come], index_name)
+    leads = weights if has_index else CONFIG_NAME
+    _check_present(folder, [name for name in shard_names if name not in to_come], leads)
     shards = tuple(_open_shards(folder, shard_names, to_come))
     _check_tensors(shards, weight_map)
-    return Checkpoint(folder, shards, index_name, index_metadata, config, _other_files(folder))
+    index_name = None if not has_index else INDEX_NAME if weights == _TORCH_INDEX else weights
+    told_by = (Path(CONFIG_NAME), *([Path(weights)] if has_index else []))
+    other_files = _other_files(folder)
+    return Checkpoint(folder, shards, index_name, index_metadata, config, told_by, other_files)
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -201,7 +199,8 @@ def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: objec
         where: The folder or repository, for the error's text.
 
     Returns:
-        The name of a ``.safetensors`` file or of an index (``.safetensors.index.json``).
+        The name of a ``.safetensors`` file, of ``pytorch_model.bin``, or of an index of such
+        files (``….index.json``).
 
     Raises:
         CheckpointError: If none of the names does, or several do and nothing says which.
@@ -211,7 +210,7 @@ def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: objec
     if chosen is not None:
         _check_name(chosen, f"{CONFIG_NAME}, transformers_weights", (_SAFETENSORS, _INDEX))
         return str(chosen)
-    for name in (WEIGHTS_NAME, INDEX_NAME):
+    for name in (WEIGHTS_NAME, INDEX_NAME, _TORCH_NAME, _TORCH_INDEX):
         if name in present:
             return name
     others = sorted(name for name in present if name.endswith(_SAFETENSORS))
@@ -225,8 +224,9 @@ def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: objec
     pickles = sorted(name for name in present if name.endswith(_PICKLES))
     if pickles:
         raise CheckpointError(
-            f"{where}: has no safetensors, only other weights ({pickles[0]}); convert them first: "
-            "load them with transformers and call save_pretrained"
+            f"{where}: has neither safetensors nor {_TORCH_NAME}, only other weights "
+            f"({pickles[0]}); convert them first: load them with transformers and call "
+            "save_pretrained"
         )
     raise CheckpointError(
         f"{where}: has neither {WEIGHTS_NAME} nor {INDEX_NAME}; give a checkpoint with its weights"
@@ -248,8 +248,9 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         raise CheckpointError(
             f"{path.name}: has no weight_map of tensors to files; download the index again"
         )
+    ending = _TORCH if path.name == _TORCH_INDEX else _SAFETENSORS
     for tensor, name in weight_map.items():
-        _check_name(name, f"{path.name}: {tensor!r}", (_SAFETENSORS,))
+        _check_name(name, f"{path.name}: {tensor!r}", (ending,))
     return weight_map, metadata if isinstance(metadata, dict) else {}
 
 
@@ -266,11 +267,11 @@ def _check_name(name: object, where: str, endings: tuple[str, ...]) -> None:
         )
 
 
-def _check_present(folder: Path, names: list[str], index_name: str | None) -> None:
+def _check_present(folder: Path, names: list[str], leads: str) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder}: {index_name or CONFIG_NAME} names {missing[0]}, which is not there "
+            f"{folder}: {leads} names {missing[0]}, which is not there "
             f"({len(missing)} of {len(names)} files missing): download the checkpoint again"
         )
 
@@ -280,7 +281,7 @@ def _open_shards(
 ) -> Iterator[Shard]:
     count = 0
     for name in names:
-        shard = Shard(name, folder / name, to_come.get(name) or read_header(folder / name))
+        shard = read_shard(folder / name, to_come.get(name))
         count += len(shard.header.tensors)
         if count > _MAX_TENSORS:
             raise CheckpointError(

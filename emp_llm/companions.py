@@ -50,8 +50,8 @@ def write_index(folder: Path, source: Checkpoint) -> None:
         return
     weight_map, total = {}, 0
     for shard in source.shards:
-        for entry in read_header(folder / shard.name).tensors:
-            weight_map[entry.name] = shard.name
+        for entry in read_header(folder / shard.safetensors_name).tensors:
+            weight_map[entry.name] = shard.safetensors_name
             total += entry.nbytes
     metadata = {**source.index_metadata, "total_size": total}
     index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}

@@ -3,8 +3,8 @@
 import threading
 from pathlib import Path
 
-from emp_llm.checkpoint import Shard
-from emp_llm.source_file import PlainFile, SourceFile
+from emp_llm.shard import Shard
+from emp_llm.source_file import SourceFile
 
 __all__ = ["OpenFiles"]
 
@@ -31,7 +31,7 @@ class OpenFiles:
         """
         with self._opening:
             if shard.path not in self._open:
-                self._open[shard.path] = PlainFile(shard.path)
+                self._open[shard.path] = shard.open()
             return self._open[shard.path]
 
     def done(self, shard: Shard) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from emp_llm import __version__
-from emp_llm.checkpoint import CONFIG_NAME, Checkpoint, Shard
+from emp_llm.checkpoint import Checkpoint, Shard
 from emp_llm.durable import write_json_durably
 from emp_llm.errors import CheckpointError
 from emp_llm.options import PruneOptions
@@ -131,9 +131,7 @@ def describe_run(
     Raises:
         CheckpointError: If a file cannot be read.
     """
-    small = [Path(CONFIG_NAME), *checkpoint.other_files]
-    if checkpoint.index_name is not None:
-        small.append(Path(checkpoint.index_name))
+    small = [*checkpoint.told_by, *checkpoint.other_files]
     is_commit = source["revision"] is not None
     return {
         "release": {"emp-llm": __version__, "format": FORMAT_VERSION},

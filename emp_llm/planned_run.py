@@ -40,7 +40,8 @@ class PlannedRun:
 
     Args:
         source: Where the checkpoint lies.
-        checkpoint: What it holds.
+        checkpoint: What it holds. Where a file has tied tensors, which are the same bytes under two
+            names, only the one that the other is tied to is taken.
         options: What is asked for.
         threads: Threads that compute.
         progress: Told how the work goes on.
@@ -64,7 +65,6 @@ class PlannedRun:
         team: Team | None = None,
     ) -> None:
         self.source = source
-        self.checkpoint = checkpoint
         self.options = options
         self.threads = threads
         self.progress = progress
@@ -72,14 +72,16 @@ class PlannedRun:
         self.team.tell_progress(progress.advance)
         if options.output_format == "packed":
             check_names(checkpoint.tensors)
+        self.checkpoint = checkpoint
         self.decisions = self._decide()
+        self.checkpoint = checkpoint.without(_stored_twice(checkpoint, self.decisions))
         self.targets = {
             shard.name: [
                 Target.of(shard, entry, transposed=self.decisions[entry.name].transposed)
                 for entry in shard.header.tensors
                 if self.decisions[entry.name].prune
             ]
-            for shard in checkpoint.shards
+            for shard in self.checkpoint.shards
         }
 
     def bytes_to_prune(self, shards: Iterable[Shard]) -> int:
@@ -167,7 +169,10 @@ class PlannedRun:
             origin: Name and revision of the model.
         """
         return build_report(
-            (self.tensor_report(name, outcomes.get(name, Outcome())) for name in self.decisions),
+            (
+                self.tensor_report(name, outcomes.get(name, Outcome()))
+                for name in self.checkpoint.tensors
+            ),
             self.options,
             origin,
         )
@@ -210,3 +215,17 @@ class PlannedRun:
         if to_select := passes(self.options) * self.bytes_to_prune(self.checkpoint.shards):
             self.progress.begin("selecting", to_select)
         return self.select(own, files, SharedGroup(everything, self.team))
+
+
+def _stored_twice(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> list[str]:
+    """Tensors that are the very same bytes of a file as those that they are tied to."""
+
+    def bytes_of(name: str) -> tuple[str, int, int]:
+        shard, entry = checkpoint.tensors[name]
+        return shard.name, entry.start, entry.end
+
+    return [
+        name
+        for name, decision in decisions.items()
+        if decision.tied_to and bytes_of(name) == bytes_of(decision.tied_to)
+    ]

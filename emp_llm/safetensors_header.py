@@ -21,6 +21,7 @@ __all__ = [
     "ALIGNMENT",
     "ITEM_BITS",
     "Header",
+    "Read",
     "TensorEntry",
     "encode_header",
     "read_header",
@@ -37,6 +38,9 @@ ITEM_BITS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
+
+Read = Callable[[int, int], bytes]
+"""Returns the bytes of a file from an offset up to another, or those of them that it has."""
 
 #: Data written behind a header of ours starts at a multiple of this many bytes.
 ALIGNMENT: Final = 16
@@ -119,7 +123,7 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def read_header_by(read: Callable[[int, int], bytes], name: str, file_size: int) -> Header:
+def read_header_by(read: Read, name: str, file_size: int) -> Header:
     """Read and check the header of a safetensors file that lies anywhere; see `read_header`.
 
     Args:

@@ -29,7 +29,7 @@ def output_name(checkpoint: Checkpoint, shard: Shard) -> str:
     """
     if checkpoint.index_name is None and "transformers_weights" not in checkpoint.config:
         return WEIGHTS_NAME
-    return shard.name
+    return shard.safetensors_name
 
 
 def file_order(entry: TensorEntry, *, packed: bool = False) -> tuple[bool, int, str]:

@@ -35,6 +35,7 @@ class Place:
         attention: Whether it belongs to an attention module.
         expert: Whether it belongs to an expert of a mixture of experts.
         transposed: Whether it lies [.., in, out] rather than [.., out, in].
+        tied_to: Name, in the model, of the parameter that transformers makes it share, or None.
     """
 
     shape: tuple[int, ...] | None
@@ -43,6 +44,7 @@ class Place:
     attention: bool
     expert: bool
     transposed: bool
+    tied_to: str | None = None
 
 
 class Landing(NamedTuple):
@@ -179,6 +181,9 @@ def _exclude_tied(places: dict[str, Place], tied: Mapping[str, str]) -> None:
             continue
         if partner.why_not in ("embedding", "lm_head"):
             places[name] = replace(place, why_not=f"tied to {other}")
+    for target, source in tied.items():
+        if target in places and source in places:
+            places[target] = replace(places[target], tied_to=source)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

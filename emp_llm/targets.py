@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emp_llm.errors import CheckpointError
@@ -31,6 +31,8 @@ class Decision:
             'model.layers.3'; None outside blocks.
         transposed: Whether it lies [.., in, out], so that the weights into one output neuron run
             along dimension -2; otherwise they run along dimension -1.
+        tied_to: Name of the tensor that holds the same parameter by the model's structure, so that
+            the model is whole without this one; None if there is none.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Decision:
     kind: str
     block: str | None
     transposed: bool
+    tied_to: str | None = None
 
 
 def decide_targets(
@@ -103,6 +106,11 @@ def decide(
         name: _decide(name, shape, landings[name], kinds[name], rule)
         for name, (_, shape) in tensors.items()
     }
+    holders = {landing.name: name for name, landing in landings.items() if landing is not None}
+    for name, landing in landings.items():
+        tied_to = landing and holders.get(landing.place.tied_to or "")
+        if tied_to:
+            decisions[name] = replace(decisions[name], tied_to=tied_to)
     for name, (dtype, _) in tensors.items():
         if decisions[name].prune:
             _check_dtype(decisions[name], dtype)

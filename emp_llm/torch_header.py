@@ -8,7 +8,8 @@ Both kinds of file store tensors' bytes plainly, one run for each storage:
 
 A tensor may be a view of a storage with strides, and several may share one. So the header that is
 made here is that of a file in which every tensor lies by itself and dense, and which
-`open_torch_file` assembles as it is read; tensors that are the very same bytes are so there, too.
+`emp_llm.torch_file` assembles as it is read; tensors that are the very same bytes are so there,
+too.
 """
 
 import io
@@ -20,10 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
-from emp_llm.assembly import AssembledFile, Extent, Lying
 from emp_llm.errors import CheckpointError
-from emp_llm.safetensors_header import ITEM_BITS, Header, TensorEntry
-from emp_llm.source_file import PlainFile, SourceFile
+from emp_llm.regular_file import open_regular
+from emp_llm.safetensors_header import ITEM_BITS, Header, Read, TensorEntry
 from emp_llm.torch_pickle import (
     MAX_PICKLE_BYTES,
     PickleError,
@@ -36,7 +36,7 @@ from emp_llm.torch_pickle import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["open_torch_file", "read_torch_header", "read_torch_header_by"]
+__all__ = ["locate_tensors", "read_torch_header", "read_torch_header_by"]
 
 _MAX_DIRECTORY_BYTES = 16 << 20
 _MAX_GROWTH = 8  # a file whose tensors are so many times its size is a bomb, not a checkpoint
@@ -47,8 +47,6 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _COUNT_BYTES = 8
 _GIT_LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "the file is cut short or damaged: download it again"
-
-Read = Callable[[int, int], bytes]
 
 
 class _Contents(NamedTuple):
@@ -75,7 +73,7 @@ def read_torch_header_by(read: Read, name: str, file_size: int) -> Header:
         file_size: Bytes of the whole file.
 
     Returns:
-        The header of the file that `open_torch_file` gives, in the order of the state dict.
+        The header of the file that `emp_llm.torch_file` gives, in the order of the state dict.
         `file_size` is that of the file itself.
 
     Raises:
@@ -86,33 +84,33 @@ def read_torch_header_by(read: Read, name: str, file_size: int) -> Header:
         return _layout(_contents(read, file_size).tensors, file_size)[0]
 
 
-def open_torch_file(path: Path) -> SourceFile:
-    """Open a file of torch.save as the one that its header tells of.
+def locate_tensors(path: Path) -> list[tuple[TensorEntry, StoredTensor, int]]:
+    """Find where the tensors of a file of torch.save lie in it.
+
+    Returns:
+        Each tensor of the header, in its order, with how it is stored and the offset of its first
+        item in the file.
 
     Raises:
         CheckpointError: As `read_torch_header_by` does, or if a storage is not where it should be.
     """
     with _reading(path) as (read, size), _naming(path.name):
         contents = _contents(read, size)
-        header, sources = _layout(contents.tensors, size)
+        header, stored = _layout(contents.tensors, size)
         starts = {
-            tensor.storage.key: contents.storage_start(tensor.storage)
-            for tensor in contents.tensors.values()
+            storage.key: contents.storage_start(storage)
+            for storage in _storages(contents.tensors).values()
         }
-    extents: list[Extent] = []
-    for entry, tensor in zip(header.tensors, sources, strict=True):
-        if not extents or entry.start == extents[-1].start + extents[-1].nbytes:
-            start = starts[tensor.storage.key] + tensor.start
-            lying = Lying(0, start, tensor.shape, tensor.strides)
-            item_bytes = ITEM_BITS[tensor.dtype] // 8
-            extents.append(Extent(entry.start, entry.nbytes, item_bytes, (lying,)))
-    return AssembledFile(path.name, [PlainFile(path)], extents)
+    return [
+        (entry, tensor, starts[tensor.storage.key] + tensor.start)
+        for entry, tensor in zip(header.tensors, stored, strict=True)
+    ]
 
 
 @contextmanager
 def _reading(path: Path) -> "Iterator[tuple[Read, int]]":
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
 
             def read(start: int, stop: int) -> bytes:
                 file.seek(start)

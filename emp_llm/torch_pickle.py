@@ -7,12 +7,12 @@ is imported or called. Whatever else it names is refused.
 
 import math
 import pickletools
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, TypeGuard
 
 from emp_llm.safetensors_header import ITEM_BITS
+from emp_llm.shown import shortened
 from emp_llm.torch_names import (
     ALLOWED,
     DTYPES,
@@ -41,9 +41,6 @@ _MAX_DIMENSIONS = 64
 _MAX_ITEMS = 2**63 - 1
 
 _PYTHON_2 = {"__builtin__": "builtins"}
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 120
 
 
 class PickleError(Exception):
@@ -130,13 +127,13 @@ def tensors_of(content: object) -> dict[str, StoredTensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             raise PickleError(
-                f"holds {_kind(value)} as {_short.repr(name)}, where a state dict has tensors; "
+                f"holds {_kind(value)} as {shortened(name)}, where a state dict has tensors; "
                 "save the model's state_dict() alone"
             )
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise PickleError(f"has a tensor whose name is no text: {_short.repr(name)}") from error
+            raise PickleError(f"has a tensor whose name is no text: {shortened(name)}") from error
     return content
 
 

@@ -189,8 +189,8 @@ def test_a_folder_without_weights_is_refused(single: Path) -> None:
     assert "neither model.safetensors nor model.safetensors.index.json" in refusal(single)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
-def test_pickled_weights_are_to_be_converted_first(single: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["adapter_model.bin", "consolidated.00.pth"])
+def test_other_pickled_weights_are_to_be_converted_first(single: Path, name: str) -> None:
     (single / "model.safetensors").rename(single / name)
     message = refusal(single)
     assert f"only other weights ({name})" in message

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
-from emp_llm.checkpoint import Shard
 from emp_llm.errors import CheckpointError, FormatError, OptionError
 from emp_llm.files import OpenFiles
 from emp_llm.integration.configs import EmpConfig, PackedConfig
@@ -30,8 +29,9 @@ from emp_llm.integration.sources import PrunedSource, Source, UnpackedSource
 from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.pipeline import thread_count
-from emp_llm.safetensors_header import TensorEntry, read_header
+from emp_llm.safetensors_header import TensorEntry
 from emp_llm.selection import select
+from emp_llm.shard import Shard, read_shard
 from emp_llm.structure import find_places, land
 from emp_llm.target import Target
 from emp_llm.targets import decide, decide_targets
@@ -287,13 +287,7 @@ def _open_shards(checkpoint_files: Sequence[str] | None) -> list[Shard]:
             "state_dict"
         )
     paths = [Path(file) for file in checkpoint_files]
-    for path in paths:
-        if path.suffix != ".safetensors":
-            raise CheckpointError(
-                f"{path}: is not safetensors; convert it first: load it without EmpConfig, call "
-                "save_pretrained and load the result"
-            )
-    return [Shard(path.name, path, read_header(path)) for path in paths]
+    return [read_shard(path) for path in paths]
 
 
 def _with_planes(ignored: Iterable[str] | None, planes: Sequence[str]) -> set[str]:
