@@ -2,7 +2,8 @@
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,24 +26,34 @@ class Arrivals(OpenFiles):
 
     Args:
         repository: Where from.
-        shards: The shards to fetch, in the order in which they are worked on.
+        shards: The shards, in the order in which they are worked on.
+        missing: Names of the files that are to be fetched for them.
         discard: Whether what was fetched is deleted when it is done with. No more than `IN_WORK`
             of these shards are then on disk at once.
     """
 
-    def __init__(self, repository: Repository, shards: Sequence[Shard], *, discard: bool) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        shards: Sequence[Shard],
+        missing: Collection[str],
+        *,
+        discard: bool,
+    ) -> None:
         super().__init__()
         self._repository = repository
         self._shards = shards
         self._discard = discard
         self._changed = threading.Condition()
-        self._awaited = {shard.path for shard in shards}
+        parts = {part.path: part for s in shards for part in s.parts if part.name in missing}
+        self._awaited = set(parts)
+        self._left = Counter(part.path for shard in shards for part in shard.parts)
         self._in_work: set[Path] = set()
         self._ours: set[Path] = set()
         self._failure: BaseException | None = None
         self._stopped = False
         self._thread: threading.Thread | None = None
-        repository.expect(shards)
+        repository.expect(parts.values())
 
     def __exit__(self, *error: object) -> None:
         self.abandon()
@@ -65,7 +76,7 @@ class Arrivals(OpenFiles):
                 self._thread = threading.Thread(target=self._fetch, name="emp-fetch", daemon=True)
                 self._thread.start()
             self._changed.wait_for(
-                lambda: shard.path not in self._awaited or self._failure or self._stopped
+                lambda: self._awaited.isdisjoint(shard.files) or self._failure or self._stopped
             )
             if self._failure is not None:
                 raise self._failure
@@ -80,8 +91,10 @@ class Arrivals(OpenFiles):
             HubError: If it cannot be deleted.
         """
         super().done(shard)
-        if self._discard and shard.path in self._ours:
-            self._repository.discard(shard.path)
+        self._left.subtract(shard.files)
+        for path in shard.files:
+            if self._discard and path in self._ours and not self._left[path]:
+                self._repository.discard(path)
         with self._changed:
             self._in_work.discard(shard.path)
             self._changed.notify_all()
@@ -100,15 +113,21 @@ class Arrivals(OpenFiles):
                     if self._stopped:
                         return
                     self._in_work.add(shard.path)
-                if self._repository.download(shard, lambda: self._stopped):
-                    self._ours.add(shard.path)
-                with self._changed:
-                    self._awaited.discard(shard.path)
-                    self._changed.notify_all()
+                for part in shard.parts:
+                    self._fetch_part(part)
         except BaseException as failure:  # file raises it again
             with self._changed:
                 self._failure = failure
                 self._changed.notify_all()
+
+    def _fetch_part(self, part: Shard) -> None:
+        if part.path not in self._awaited:
+            return
+        if self._repository.download(part, lambda: self._stopped):
+            self._ours.add(part.path)
+        with self._changed:
+            self._awaited.discard(part.path)
+            self._changed.notify_all()
 
     def _has_room(self) -> bool:
         return not self._discard or len(self._in_work) < IN_WORK

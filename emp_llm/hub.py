@@ -56,10 +56,12 @@ class Source:
 
         Those that are not there are fetched one after the other once the first is asked for.
         """
-        awaited = [shard for shard in shards if shard.name in self.to_come]
+        awaited = [
+            shard for shard in shards if any(part.name in self.to_come for part in shard.parts)
+        ]
         if self._repository is None or not awaited:
             return OpenFiles()
-        return Arrivals(self._repository, awaited, discard=self._discard)
+        return Arrivals(self._repository, awaited, self.to_come, discard=self._discard)
 
 
 def find_source(

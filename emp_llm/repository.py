@@ -2,13 +2,12 @@
 
     config and index → the small files → the shards' headers, and later each shard
 
-Only what a pruned checkpoint is made from is downloaded: the safetensors that transformers would
+Only what a pruned checkpoint is made from is downloaded: the weights that transformers would
 load and the small files, not the same weights in other formats. What is in the cache is taken from
 there.
 """
 
 import glob
-import time
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -24,7 +23,9 @@ from emp_llm.checkpoint import (
 from emp_llm.errors import CheckpointError, HubError
 from emp_llm.hub_errors import AGAIN, check_room, explained
 from emp_llm.progress import SharedProgress
-from emp_llm.safetensors_header import Header, read_header, read_header_by
+from emp_llm.remote_file import RemoteFile
+from emp_llm.safetensors_header import Header
+from emp_llm.shard import read_any_header_by
 
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm
@@ -34,8 +35,7 @@ __all__ = ["IN_WORK", "DownloadStoppedError", "Repository"]
 IN_WORK = 2
 """Shards that are on disk at once where they are discarded: one worked on, one that arrives."""
 
-_FIRST_LOOK = 128 << 10  # the headers of most shards are shorter
-_TRIES = 5
+_LEADING = [CONFIG_NAME, "*.safetensors.index.json", "pytorch_model.bin.index.json"]
 _COUNT_BYTES = {"snapshot_download", "http_get", "xet_get"}
 
 
@@ -74,7 +74,7 @@ class Repository:
             HubError: If the Hub or the way to it refuses, the repository holds no safetensors or
                 damaged ones, or the disk has no room for what is missing.
         """
-        folder = self._snapshot(revision, [CONFIG_NAME, "*.safetensors.index.json"])
+        folder = self._snapshot(revision, _LEADING)
         self._commit = folder.name
         sizes = self._sizes(folder)
         shards, others = self._choose(folder, sizes)
@@ -210,7 +210,7 @@ class Repository:
     def _check_header(self, shard: Shard) -> None:
         """Refuse a shard that is not what was planned for."""
         try:
-            same = read_header(shard.path) == shard.header
+            same = shard.read_header() == shard.header
         except CheckpointError:
             same = False
         if not same:
@@ -220,58 +220,13 @@ class Repository:
             )
 
     def _remote_header(self, name: str, size: int) -> Header:
-        head = b""
-
-        def read(start: int, stop: int) -> bytes:
-            nonlocal head
-            if len(head) < min(stop, size):
-                head = self._read_head(name, min(max(stop, _FIRST_LOOK), size))
-            return head[start:stop]
-
+        file = RemoteFile(self._repo_id, self._commit, self._token, name, size)
         try:
-            return read_header_by(read, name, size)
+            return read_any_header_by(file.read, name, size)
         except CheckpointError as error:
             raise (
                 error if isinstance(error, HubError) else HubError(f"{self._repo_id}: {error}")
             ) from error
-
-    def _read_head(self, name: str, nbytes: int) -> bytes:
-        """The first bytes of a file on the Hub, as often tried as a download is."""
-        from huggingface_hub import errors
-
-        with explained(self._repo_id, self._commit):
-            for _ in range(_TRIES - 1):
-                try:
-                    return self._get_head(name, nbytes)
-                except errors.HfHubHTTPError:
-                    raise
-                except errors.HTTPError:  # type: ignore[attr-defined]  # the connection broke
-                    time.sleep(1)
-            return self._get_head(name, nbytes)
-
-    def _get_head(self, name: str, nbytes: int) -> bytes:
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            hf_raise_for_status,
-            http_stream_backoff,
-        )
-
-        wanted = {"Range": f"bytes=0-{nbytes - 1}", "Accept-Encoding": "identity"}
-        head = bytearray()
-        with http_stream_backoff(
-            "GET",
-            hf_hub_url(self._repo_id, name, revision=self._commit),
-            headers=build_hf_headers(token=self._token) | wanted,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            retry_on_exceptions=(),  # what breaks off in the middle cannot be retried there
-        ) as response:
-            hf_raise_for_status(response)
-            for chunk in response.iter_bytes():
-                head += chunk
-                if len(head) > nbytes:  # a mirror that knows no ranges sends the whole file
-                    break
-        return bytes(head[:nbytes])
 
 
 def _discard_shared(blob: Path) -> None:

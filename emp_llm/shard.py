@@ -26,11 +26,13 @@ class Shard:
         name: Its file name, which the index uses.
         path: Where it lies, or will; in the Hub's cache this is a link.
         header: What it holds.
+        made_from: The files that it is made from, where it is not just one of them.
     """
 
     name: str
     path: Path
     header: Header
+    made_from: "tuple[Shard, ...]" = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -39,8 +41,8 @@ class Shard:
 
     @property
     def parts(self) -> "tuple[Shard, ...]":
-        """The files that it is made from: itself, if it is one."""
-        return (self,)
+        """The files, as they lie on the disk, that it is made from: itself, if it is one."""
+        return self.made_from or (self,)
 
     @property
     def safetensors_name(self) -> str:
@@ -50,7 +52,8 @@ class Shard:
     def without(self, names: Collection[str]) -> Self:
         """The file, as if some of its tensors were not there."""
         tensors = tuple(entry for entry in self.header.tensors if entry.name not in names)
-        return replace(self, header=replace(self.header, tensors=tensors))
+        header = replace(self.header, tensors=tensors)
+        return replace(self, header=header, made_from=self.parts)
 
     def read_header(self) -> Header:
         """Read its header again.

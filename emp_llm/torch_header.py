@@ -41,6 +41,8 @@ __all__ = ["locate_tensors", "read_torch_header", "read_torch_header_by"]
 _MAX_DIRECTORY_BYTES = 16 << 20
 _MAX_GROWTH = 8  # a file whose tensors are so many times its size is a bomb, not a checkpoint
 _SMALL = 64 << 20
+_LINE = 128
+_FIRST_LOOK = 64 << 10
 _ZIP = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -160,17 +162,13 @@ def _contents(read: Read, file_size: int) -> _Contents:
     return _legacy_contents(read, file_size)
 
 
-class _RangeFile(io.RawIOBase):
-    """A file whose bytes are had by range; no more than a directory's worth at once."""
+class _RangeFile:
+    """A file whose bytes are had by range; no more than are there, or a directory's worth."""
 
     def __init__(self, read: Read, stop: int) -> None:
-        super().__init__()
         self._read, self._stop, self._at = read, stop, 0
 
     def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
         return True
 
     def tell(self) -> int:
@@ -183,19 +181,22 @@ class _RangeFile(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         left = max(0, self._stop - self._at)
-        count = left if size is None or size < 0 else min(size, left)
+        count = left if size < 0 else min(size, left)
         if count > max(_MAX_DIRECTORY_BYTES, MAX_PICKLE_BYTES):
             raise PickleError(f"has a directory of {count:,} bytes; {_AGAIN}")
         data = self._read(self._at, self._at + count)
         self._at += len(data)
         return data
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    def readline(self) -> bytes:
+        start, line = self._at, b""
+        while b"\n" not in line and (more := self.read(_LINE)):
+            line += more
+        line = line[: line.index(b"\n") + 1] if b"\n" in line else line
+        self._at = start + len(line)
+        return line
 
 
 def _zip_contents(read: Read, file_size: int) -> _Contents:
@@ -284,8 +285,8 @@ def _small_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None) -> byte
 
 
 def _legacy_contents(read: Read, file_size: int) -> _Contents:
-    window = min(file_size, MAX_PICKLE_BYTES)
-    file = io.BufferedReader(_RangeFile(read, window), buffer_size=64 << 10)
+    head = _Head(read, min(file_size, MAX_PICKLE_BYTES))
+    file = cast("BinaryIO", _RangeFile(head.read, head.size))
     if _legacy_magic(file) != _LEGACY_MAGIC:
         raise PickleError(f"is no file of torch.save; {_AGAIN}")
     read_pickle(file)  # the protocol's version, which never changed
@@ -311,6 +312,20 @@ def _legacy_contents(read: Read, file_size: int) -> _Contents:
         return start
 
     return _Contents(tensors, storage_start)
+
+
+class _Head:
+    """The beginning of a file, of which more is read as more is wanted."""
+
+    def __init__(self, read: Read, size: int) -> None:
+        self.size = size
+        self._read, self._known = read, b""
+
+    def read(self, start: int, stop: int) -> bytes:
+        if stop > len(self._known):
+            end = min(self.size, max(stop, 2 * len(self._known), _FIRST_LOOK))
+            self._known += self._read(len(self._known), end)
+        return self._known[start:stop]
 
 
 def _legacy_magic(file: BinaryIO) -> object:

@@ -165,11 +165,14 @@ class _Reader:
         try:
             for count, (code, argument, _) in enumerate(pickletools.genops(file)):
                 if count > _MAX_OPERATIONS:
-                    raise PickleError(f"has a pickle of more than {_MAX_OPERATIONS:,} operations")
+                    raise PickleError(
+                        f"has a pickle of more than {_MAX_OPERATIONS:,} operations: "
+                        "save it in several shards"
+                    )
                 if code.name == "STOP":
                     return self._pop()
                 self._follow(code.name, argument)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise PickleError(f"has a damaged pickle ({error}); download it again") from error
         raise PickleError("has a pickle without an end; download it again")
 

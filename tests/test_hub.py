@@ -271,9 +271,13 @@ def test_a_refusal_of_the_hub_says_what_to_do(hub: HubServer, status: int, reaso
 
 
 BROKEN = {
-    "no safetensors": (
-        {"config.json": b"{}", "pytorch_model.bin": b"x", "2_Dense/model.safetensors": b"y"},
-        "me/model: has no safetensors, only other weights (pytorch_model.bin)",
+    "no weights": (
+        {"config.json": b"{}", "adapter_model.bin": b"x", "2_Dense/model.safetensors": b"y"},
+        "me/model: has neither safetensors nor pytorch_model.bin, only other weights (adapter_mod",
+    ),
+    "damaged weights": (
+        {"config.json": b"{}", "pytorch_model.bin": b"x"},
+        "me/model: pytorch_model.bin: is no file of torch.save",
     ),
     "no config": ({"model.safetensors": b"x"}, "me/model has no config.json"),
     "a damaged index": ({**SHARDED, "model.safetensors.index.json": b"{"}, "is not JSON"),
