@@ -1,6 +1,6 @@
 """verify accepts what was written, and refuses it once anything in it has changed."""
 
-import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,9 @@ import pytest
 import xxhash
 from checkpoints import DOWN, UP, few_values, files, gaussian, llama_config, mlp, write_checkpoint
 from expected_targets import EXPECTED
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tampering import agree, edit_json
 
 from emp_llm import CheckpointError, EmpError, FormatError, PruneOptions, prune, unpack, verify
 
@@ -27,6 +29,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tensors = mlp(H, F)
     shards = {DOWN: tensors.pop(DOWN), NORM: gaussian(H)}, tensors
     source = write_checkpoint(folder / "source", llama_config(H, F), *shards)
+    (source / "tokenizer.json").write_text('{"vocabulary": ["a"]}')
+    (source / "README.md").write_text("# A card")
     for output_format in ("packed", "dense"):
         prune(source, folder / output_format, PruneOptions(output_format=output_format))
     unpack(folder / "packed", folder / "unpacked")
@@ -41,12 +45,6 @@ def packed(written: dict[str, Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def dense(written: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(written["dense"], tmp_path / "dense"))
-
-
-def edit_json(path: Path, edit: Callable[[dict], object]) -> None:
-    content = json.loads(path.read_text())
-    edit(content)
-    path.write_text(json.dumps(content))
 
 
 def edit_report(folder: Path, *keys: str, value: object) -> None:
@@ -107,6 +105,20 @@ def test_every_single_byte_of_the_data_is_checked(
             verify(folder)
             passed.append(at)
         except FormatError:
+            pass
+    assert passed == []
+
+
+def test_the_bytes_of_a_header_are_checked(packed: Path) -> None:
+    path = packed / FIRST
+    data = path.read_bytes()
+    passed = []
+    for at in range(8, 8 + int.from_bytes(data[:8], "little"), 7):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x01]) + data[at + 1 :])
+        try:
+            verify(packed)
+            passed.append(at)
+        except EmpError:
             pass
     assert passed == []
 
@@ -199,6 +211,7 @@ def test_shards_that_changed_places_are_refused(packed: Path, tmp_path: Path) ->
     ("field", "value"),
     [
         ("kept", 1),
+        ("sparsity", 0.1),
         ("rows", 1),
         ("weights", 1),
         ("bytes_after", 1),
@@ -244,8 +257,141 @@ def test_a_dense_folder_whose_config_says_packed_is_refused(dense: Path) -> None
     assert "quantization_config" in refusal(dense)
 
 
-def test_a_folder_without_a_report_is_refused(written: dict[str, Path]) -> None:
-    assert "has no emp_report.json" in refusal(written["source"], CheckpointError)
+def test_an_ordinary_folder_without_a_report_is_refused(written: dict[str, Path]) -> None:
+    assert "has no emp_report.json and is not packed" in refusal(written["source"], CheckpointError)
+
+
+def test_a_packed_folder_without_a_report_is_proved_in_structure(
+    written: dict[str, Path], packed: Path
+) -> None:
+    (packed / "emp_report.json").unlink()
+    found, whole = verify(packed), verify(written["packed"])
+    assert not found["hashes"]
+    assert whole["hashes"]
+    figures = ("tensors", "pruned_tensors", "rows", "kept", "bytes", "other_files")
+    assert [found[name] for name in figures] == [whole[name] for name in figures]
+    assert verify(packed, against=written["source"])["against"] == str(written["source"])
+
+
+def test_a_broken_row_is_found_without_a_report(packed: Path) -> None:
+    (packed / "emp_report.json").unlink()
+    edit_shard(packed / FIRST, lambda tensors: flip_first_bit(tensors[DOWN]))
+    assert "row 0" in refusal(packed)
+
+
+def test_a_changed_value_is_found_without_a_report_by_the_source(
+    written: dict[str, Path], packed: Path
+) -> None:
+    (packed / "emp_report.json").unlink()
+    edit_shard(packed / FIRST, lambda tensors: flip_last_value(tensors[DOWN]))
+    assert not verify(packed)["hashes"]
+    with pytest.raises(FormatError, match=re.escape(repr(DOWN))):
+        verify(packed, against=written["source"])
+
+
+def test_a_folder_that_is_packed_by_its_config_alone_is_refused(dense: Path) -> None:
+    (dense / "emp_report.json").unlink()
+    config = {"quantization_config": {"quant_method": "emp", "format_version": 1}}
+    edit_json(dense / "config.json", lambda content: content.update(config))
+    assert "is packed by config.json, but no tensor of it is" in refusal(dense)
+
+
+@pytest.mark.parametrize("version", [None, 2])
+def test_another_version_of_the_format_is_refused_without_a_report(
+    packed: Path, version: int | None
+) -> None:
+    (packed / "emp_report.json").unlink()
+    edit = {"format_version": version}
+    edit_json(packed / "config.json", lambda config: config["quantization_config"].update(edit))
+    assert f"version {version}" in refusal(packed)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_small_file_that_changed_is_named(packed: Path, name: str) -> None:
+    data = (packed / name).read_bytes()
+    (packed / name).write_bytes(data.replace(b"a", b"e", 1))
+    assert f"{name} is not as it was written" in refusal(packed)
+
+
+def test_a_small_file_that_is_missing_is_named(packed: Path) -> None:
+    (packed / "tokenizer.json").unlink()
+    assert "tokenizer.json is missing" in refusal(packed)
+
+
+def test_card_and_evaluation_may_be_written_again_and_other_files_are_told(packed: Path) -> None:
+    (packed / "README.md").write_text("# Another card")
+    (packed / "emp_eval.json").write_text("{}")
+    (packed / "notes").mkdir()
+    (packed / "notes" / "a.txt").write_text("mine")
+    (packed / ".cache").mkdir()
+    (packed / ".cache" / "b.txt").write_text("hidden")
+    assert verify(packed)["other_files"] == ["notes/a.txt"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors.bak.safetensors",
+        "adapter_model.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model-00001-of-00002.bin",
+        "other.safetensors.index.json",
+    ],
+)
+def test_weights_that_are_no_part_of_the_checkpoint_are_refused(packed: Path, name: str) -> None:
+    (packed / name).write_bytes(b"weights")
+    assert f"{name} is no part of the checkpoint" in refusal(packed)
+
+
+@pytest.mark.parametrize("report", [True, False])
+def test_an_index_that_lacks_a_tensor_is_refused(packed: Path, report: bool) -> None:
+    index = packed / "model.safetensors.index.json"
+    edit_json(index, lambda content: content["weight_map"].pop(NORM))
+    if report:
+        agree(packed)
+    else:
+        (packed / "emp_report.json").unlink()
+    assert f"says tensor {NORM!r} is in None; it is in {FIRST}" in refusal(packed)
+
+
+@pytest.mark.parametrize("report", [True, False])
+def test_an_index_with_another_size_is_refused(packed: Path, report: bool) -> None:
+    index = packed / "model.safetensors.index.json"
+    edit_json(index, lambda content: content["metadata"].update(total_size=5))
+    if report:
+        agree(packed)
+    else:
+        (packed / "emp_report.json").unlink()
+    assert "total_size is 5, the tensors have" in refusal(packed)
+
+
+def test_an_index_with_other_metadata_is_refused(packed: Path) -> None:
+    index = packed / "model.safetensors.index.json"
+    edit_json(index, lambda content: content["metadata"].update(more="x"))
+    assert "model.safetensors.index.json has" in refusal(packed)
+
+
+@pytest.mark.parametrize("output_format", ["packed", "dense"])
+def test_another_header_with_the_same_tensors_is_refused(
+    written: dict[str, Path], tmp_path: Path, output_format: str
+) -> None:
+    folder = Path(shutil.copytree(written[output_format], tmp_path / "copy"))
+    with safe_open(folder / SECOND, "pt") as shard:
+        metadata = shard.metadata()
+    save_file(load_file(folder / SECOND), folder / SECOND, {**(metadata or {}), "format": "tf"})
+    assert f"{SECOND} has" in refusal(folder)
+
+
+def test_what_a_run_that_did_not_end_has_left_is_told(packed: Path) -> None:
+    (packed / ".emp-llm-unfinished").mkdir()
+    (packed / ".emp-llm-unfinished" / "model.safetensors.partial").write_bytes(b"half")
+    assert verify(packed)["unfinished_run"]
+
+
+def test_a_run_that_did_not_end_is_no_folder(packed: Path) -> None:
+    (packed / ".emp-llm-unfinished").mkdir()
+    (packed / "config.json").unlink()
+    assert "holds nothing but an unfinished run" in refusal(packed, CheckpointError)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +408,10 @@ def test_a_report_that_is_none_is_refused(packed: Path, text: str) -> None:
         (("tensors", UP), {}),
         (("tensors", UP), None),
         (("tensors",), []),
+        (("tensors", UP, "sparsity"), None),
+        (("tensors", UP, "n_eff_mean"), None),
+        (("files",), {"config.json": {}}),
+        (("files",), None),
         (("totals",), {}),
         (("rule",), None),
     ],
