@@ -10,6 +10,7 @@ window.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import tempfile
 from itertools import product
@@ -17,12 +18,19 @@ from pathlib import Path
 
 from browser import Browser, find_chromium
 from common import say
+from PIL import Image
 
 import emp_llm
 from emp_llm.page.page import write_page
 
 WINDOWS = {"laptop": (1440, 1440, 1.0), "phone": (390, 1560, 1.5)}
 """Width, height and pixels of the picture for one of the page."""
+
+
+def save(picture: bytes, path: Path) -> None:
+    """Write a PNG with a palette: flat colours lose nothing, and a quarter of the bytes is left."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:
@@ -40,13 +48,13 @@ def main() -> None:
     name = arguments.name or Path(arguments.model).name
     with tempfile.TemporaryDirectory() as folder, Browser(executable) as browser:
         page = Path(folder) / "page.html"
-        write_page(report, page, model=arguments.model)
+        write_page(report, page, model=name)
         for (window, (width, height, scale)), theme in product(WINDOWS.items(), ("light", "dark")):
             browser.look(width, height, dark=theme == "dark", scale=scale)
             browser.open(page)
             assert browser.run("document.documentElement.scrollWidth") == width
             path = arguments.out / f"page_{name}_{window}_{theme}.png"
-            path.write_bytes(browser.screenshot())
+            save(browser.screenshot(), path)
             say(f"{path}: {path.stat().st_size:,} bytes")
         faults = browser.faults()
     assert not faults, faults

@@ -64,7 +64,7 @@ def test_each_tensor_has_its_own_figures(content: Report, tensors: Tensors) -> N
         assert {field: table[field][row] for field in expected.figures} == near(expected.figures)
         least, most = table["n_eff_fraction_min"][row], table["n_eff_fraction_max"][row]
         assert (least, most) == near((min(expected.fractions), max(expected.fractions)))
-        assert table["shape"][row] == " × ".join(map(str, tensors[name].shape))
+        assert content["shapes"][table["shape"][row]] == " × ".join(map(str, tensors[name].shape))
 
 
 def test_each_cell_is_one_block_of_one_kind(content: Report, tensors: Tensors) -> None:

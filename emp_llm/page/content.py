@@ -42,6 +42,7 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
     """
     by_kind, by_cell = kinds(report), cells(report)
     names, places = list(by_kind), list(dict.fromkeys(block for block, _ in by_cell))
+    shapes = sorted({_shape(f) for f in report["tensors"].values() if f["pruned"]})
     return {
         "version": report["emp_llm_version"],
         "format": report["format"],
@@ -61,7 +62,8 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
         "curve": _curve(report, by_kind),
         "standing_out": _standing_out(report),
         "left": _left(report),
-        "tensors": _table(report, places, names),
+        "shapes": shapes,
+        "tensors": _table(report, places, names, shapes),
     }
 
 
@@ -146,8 +148,15 @@ def _left(report: Report) -> list[dict[str, Any]]:
     return sorted(reasons.values(), key=lambda part: (-part["bytes"], part["reason"]))
 
 
+def _shape(fields: Report) -> str:
+    return " × ".join(map(str, fields["shape"]))
+
+
 def _table(
-    report: Report, places: Sequence[str | None], names: Sequence[str]
+    report: Report,
+    places: Sequence[str | None],
+    names: Sequence[str],
+    shapes: Sequence[str],
 ) -> dict[str, list[Any]]:
     """The pruned tensors column by column, in the order of the model; models have thousands."""
     pruned = {name: fields for name, fields in report["tensors"].items() if fields["pruned"]}
@@ -159,7 +168,7 @@ def _table(
         "name": [printable(name) for name in order],
         "block": [of_block[row["block"]] for row in rows],
         "kind": [of_kind[row["kind"]] for row in rows],
-        "shape": [" × ".join(map(str, row["shape"])) for row in rows],
+        "shape": [shapes.index(_shape(row)) for row in rows],
         "bytes_ratio": [ratio(row["bytes_after"], row["bytes_before"]) for row in rows],
         **{column: [row[column] for row in rows] for column in _COLUMNS},
     }

@@ -14,6 +14,7 @@ function blocksSection(section, filter) {
   const place = el("div", { class: "map", tabindex: 0, role: "application" });
   const legend = el("div", { class: "legend" });
   const said = el("p", { class: "unseen", role: "status" });
+  const below = el("a", { href: "#tensors", hidden: true });
   const at = new Map(cells.map((cell) => [`${cell.kind} ${cell.block}`, cell]));
   let measure = MEASURES[0], width = 0, focus = cells[0], chosen = null, layout = null;
 
@@ -87,7 +88,7 @@ function blocksSection(section, filter) {
     }
     const [field, name, show] = measure;
     const gaussian = field === "n_eff_fraction_mean" ? "Gaussian weights have 2/π = 0.6366" : "";
-    legend.replaceChildren(el("span", {}, name), el("span", {}, show(low)), scale, el("span", {}, show(high)), el("span", {}, gaussian));
+    legend.replaceChildren(el("span", {}, name), el("span", {}, show(low)), scale, el("span", {}, show(high)), el("span", {}, gaussian), below);
   }
 
   function drawMark() {
@@ -117,6 +118,8 @@ function blocksSection(section, filter) {
   function choose(cell) {
     chosen = cell === chosen ? null : cell;
     filter(chosen && { kind: chosen.kind, block: chosen.block, name: `${blockName(chosen.block)} · ${kinds[chosen.kind].name}` });
+    below.hidden = !chosen;
+    below.textContent = chosen ? `${whole(chosen.tensors)} ${chosen.tensors === 1 ? "tensor" : "tensors"} below ↓` : "";
     drawMark();
   }
 
@@ -154,5 +157,5 @@ function blocksSection(section, filter) {
   pick.press(0);
   fitted(place, (now) => { width = now; drawMap(); });
   dark.addEventListener("change", drawMap);
-  return { clear: () => { chosen = null; drawMark(); } };
+  return { clear: () => { chosen = null; below.hidden = true; drawMark(); } };
 }

@@ -1,6 +1,7 @@
 // Distributions of N_eff / N over the groups of each kind, and the rows that stand out.
 
 const GAUSSIAN = 2 / Math.PI;
+const FIRST_ROWS = 10;
 
 function rowsSection(section) {
   const { kinds, rule } = content, histograms = kinds.map((kind) => kind.histogram);
@@ -67,12 +68,24 @@ function standingOutSection(section) {
   const kinds = Object.entries(found.counts).filter(([, n]) => n).map(([why, n]) => `${whole(n)} ${why}`).join(", ");
   const listed = found.rows.length < total ? `, the worst ${whole(found.rows.length)} listed` : "";
   section.append(el("p", { class: "lead" }, `${kinds}${listed}. Mass is Σ|w| over the median of the tensor's rows.`));
+  const lines = found.rows.map(standingOutRow);
+  const body = el("tbody", {}, ...lines.slice(0, FIRST_ROWS));
+  const more = el("button", { type: "button", class: "more", hidden: lines.length <= FIRST_ROWS, click: showAll }, `Show all ${whole(lines.length)}`);
+  function showAll() {
+    body.replaceChildren(...lines);
+    more.hidden = true;
+  }
+  window.addEventListener("beforeprint", showAll);
   section.append(el("table", { class: "wide plain" },
     el("thead", {}, el("tr", {}, ...["tensor", "why", "row", "N_eff / N", "mass"].map((word, i) => el("th", { scope: "col", class: i > 1 ? "figure" : null }, word)))),
-    el("tbody", {}, ...found.rows.map((row) => el("tr", {},
-      el("td", { class: "name" }, row.tensor),
-      el("td", { class: "note" }, el("span", { class: "why" }, row.why)),
-      el("td", { class: "figure", "data-label": "row" }, whole(row.row)),
-      el("td", { class: "figure", "data-label": "N_eff / N" }, row.n_eff_fraction.toFixed(4)),
-      el("td", { class: "figure", "data-label": "mass" }, `× ${row.mass_ratio}`))))));
+    body), more);
+}
+
+function standingOutRow(row) {
+  return el("tr", {},
+    el("td", { class: "name" }, row.tensor),
+    el("td", { class: "note" }, el("span", { class: "why" }, row.why)),
+    el("td", { class: "figure", "data-label": "row" }, whole(row.row)),
+    el("td", { class: "figure", "data-label": "N_eff / N" }, row.n_eff_fraction.toFixed(4)),
+    el("td", { class: "figure", "data-label": "mass" }, `× ${Number(row.mass_ratio.toPrecision(3))}`));
 }

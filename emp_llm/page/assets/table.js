@@ -4,7 +4,7 @@ const PAGE = 50;
 
 const COLUMNS = [
   ["name", "tensor", (value) => value],
-  ["shape", "shape", (value) => value],
+  ["shape", "shape", (value) => content.shapes[value]],
   ["n_eff_fraction_mean", "N_eff / N", (value) => value.toFixed(4)],
   ["sparsity", "sparsity", (value) => percent(value)],
   ["retained_mass", "mass", (value) => percent(value)],
