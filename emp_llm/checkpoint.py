@@ -49,6 +49,7 @@ _WEIGHTS = (
     *(".onnx", ".onnx_data", ".onnx.data", ".pb", ".tflite", ".mlmodel", ".mlpackage", ".nemo"),
 )
 _MAX_TENSORS = 1_000_000  # of all shards; some 0.5 kB of memory each
+_LONGEST_NAME = 255  # bytes, of a file on Linux
 _OTHER_COPIES = "original"  # the folder of the weights in their maker's own layout
 
 
@@ -260,6 +261,7 @@ def _check_name(name: object, where: str, endings: tuple[str, ...]) -> None:
         not isinstance(name, str)
         or not name.endswith(endings)
         or any(character in name for character in "/\\\0")
+        or len(os.fsencode(name)) > _LONGEST_NAME
     ):
         raise CheckpointError(
             f"{where} names the file {name!r:.120}; it must be a file name that ends in "
@@ -357,7 +359,7 @@ def check_link(path: Path, folder: Path) -> None:
     """
     if not path.is_symlink():
         return
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # resolve() fails on links that lead in a circle
     if not target.is_file() or not any(target.is_relative_to(root) for root in _roots(folder)):
         raise CheckpointError(
             f"{path}: is a link to {target}, which is no file of this checkpoint: "

@@ -5,6 +5,8 @@ when it is needed.
 """
 
 import gc
+import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,16 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from emp_llm.checkpoint import CONFIG_NAME, read_json_object
 from emp_llm.errors import CheckpointError
+from emp_llm.shown import shortened
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = ["build_meta_model", "calm"]
 
+_COUNTS = re.compile(r"layer|label|blocks|depth|stages|experts|rank|dense_replace|kernel_size")
+_MOST = 100_000
+_PARTS = 300_000  # modules and parameters; 60 layers of 384 experts, each on its own, are 230,000
+_PARTS_PER_TENSOR = 50
 _SILENT = 50  # logging's CRITICAL; transformers logs nothing there
 
 
-def build_meta_model(folder: Path) -> "PreTrainedModel":
+def build_meta_model(folder: Path, tensors: int = 0) -> "PreTrainedModel":
     """Build the model that a checkpoint's config describes, on the meta device.
 
     Its class is the first of ``config.architectures`` that transformers has; where there is none,
@@ -30,6 +37,8 @@ def build_meta_model(folder: Path) -> "PreTrainedModel":
 
     Args:
         folder: The checkpoint's folder; only its ``config.json`` is read.
+        tensors: How many tensors the checkpoint has; a config that tells of a model of very many
+            more parts is refused before all of them are made.
 
     Returns:
         The model; all its parameters and buffers are on the meta device.
@@ -41,9 +50,11 @@ def build_meta_model(folder: Path) -> "PreTrainedModel":
     path = folder / CONFIG_NAME
     raw = read_json_object(path)
     _check_dense(raw, path)
+    _check_counts(raw, path)
     try:
         config = _config(raw, path)
-        return _build(_model_class(config, raw, path), config, path)
+        with _bounded(path, tensors):
+            return _build(_model_class(config, raw, path), config, path)
     except ImportError as error:
         raise CheckpointError(
             f"{path}: this model needs a package that is not installed: {_first_line(error)}"
@@ -92,6 +103,47 @@ def _check_dense(raw: Mapping[str, Any], path: Path) -> None:
         )
 
 
+def _check_counts(raw: Mapping[str, Any], path: Path) -> None:
+    """Refuse counts of things that transformers would make one by one, until memory ends."""
+    parts: list[Mapping[str, Any]] = [raw]
+    while parts:
+        for key, value in parts.pop().items():
+            if isinstance(value, dict):
+                parts.append(value)
+            elif isinstance(value, int | float) and value > _MOST and _COUNTS.search(key):
+                raise CheckpointError(
+                    f"{path}: {shortened(key)} is {shortened(value)}; no model has more than "
+                    f"{_MOST:,}: download it again"
+                )
+
+
+@contextmanager
+def _bounded(path: Path, tensors: int) -> Iterator[None]:
+    """Stop building a model that becomes very much larger than its checkpoint."""
+    from torch.nn.modules import module as hooks
+
+    thread, left = threading.get_ident(), _PARTS + _PARTS_PER_TENSOR * tensors
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= threading.get_ident() == thread
+        if left < 0:
+            raise CheckpointError(
+                f"{path}: tells of a far larger model than one of the checkpoint's {tensors:,} "
+                "tensors: the weights and the config do not belong together"
+            )
+
+    handles = [
+        hooks.register_module_module_registration_hook(count),
+        hooks.register_module_parameter_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _config(raw: Mapping[str, Any], path: Path) -> "PretrainedConfig":
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
@@ -119,7 +171,13 @@ def _model_class(
 ) -> "type[PreTrainedModel]":
     import transformers
 
-    names = [name for name in config.architectures or () if isinstance(name, str)]
+    architectures = config.architectures or []
+    if not isinstance(architectures, list):
+        raise CheckpointError(
+            f"{path}: architectures is {shortened(architectures)}; it must be a list of names of "
+            "transformers' classes"
+        )
+    names = [name for name in architectures if isinstance(name, str)]
     for name in names:
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
@@ -147,7 +205,7 @@ def _build(
         # As from_pretrained does it: transformers sees this device and initialises nothing.
         with torch.device("meta"):
             return model_class(config)
-    except ImportError:
+    except (ImportError, CheckpointError):
         raise
     except Exception as error:
         raise CheckpointError(

@@ -90,7 +90,7 @@ def read_structure(
         CheckpointError: See `emp_llm.meta_model.build_meta_model`.
     """
     with calm():
-        model = build_meta_model(folder)
+        model = build_meta_model(folder, len(shapes))
         return land(model, shapes)
 
 

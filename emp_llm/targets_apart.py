@@ -9,6 +9,8 @@ JSON on stdout.
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,8 @@ from emp_llm import errors
 from emp_llm.targets import Decision, decide_targets
 
 __all__ = ["TargetsQuestion"]
+
+_MEMORY = 8 << 30
 
 
 class TargetsQuestion:
@@ -68,6 +72,12 @@ class TargetsQuestion:
         if self._process is None:
             return _decide(self._question)
         output, complaint = self._process.communicate()
+        if self._process.returncode < 0:  # by a signal, as when memory is short
+            raise errors.CheckpointError(
+                f"{self._question['folder']}: the process that builds the model of config.json was "
+                f"ended by {signal.Signals(-self._process.returncode).name}: see that the config "
+                "is the right one and that there is memory"
+            )
         if self._process.returncode:
             raise RuntimeError(f"deciding the targets failed:\n{complaint.decode().strip()}")
         answer = json.loads(output)
@@ -99,6 +109,10 @@ def _decide(question: Mapping[str, Any]) -> dict[str, Decision]:
 
 
 def _main() -> None:
+    # a config can ask for any number of things; torch and transformers alone take 400 MB
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     try:
         decisions = _decide(json.load(sys.stdin))
         answer = {"decisions": {name: asdict(decision) for name, decision in decisions.items()}}

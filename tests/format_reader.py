@@ -60,9 +60,16 @@ def read_tensor(records: bytes, table: bytes, meta: list[int]) -> np.ndarray:
     """One tensor from its three planes."""
     version, number_format, dropped, radix, align, transposed, *shape = meta
     assert version == 1
+    assert number_format in WIDTHS
+    assert 0 <= dropped <= WIDTHS[number_format][1]
+    assert radix in DIGITS
+    assert align in (1, 2, 4, 8, 16, 32, 64)
+    assert transposed in (0, 1)
     assert len(meta) % 2 == len(records) % 16 == len(table) % 16 == 0
-    while shape[-1] == 0:
+    if shape[-1] == 0:
         shape.pop()
+    assert len(shape) >= 2
+    assert min(shape) > 0
     *stack, first, last = shape
     rows_of_one, columns = (last, first) if transposed else (first, last)
     rows = prod(stack) * rows_of_one
@@ -93,7 +100,7 @@ def read_rows(records: bytes, lines: list[list[int]], p: Parameters) -> tuple[np
 def _read_record(
     records: bytes, at: int, kept: int, escaped: int, base: int, p: Parameters
 ) -> tuple[list[int], int]:
-    if not 0 <= escaped <= kept <= p.columns:
+    if not 0 <= escaped <= kept <= p.columns or base >= 2 ** (p.bits - 1 - p.dropped):
         raise DamagedError("table line")
     digits = DIGITS[p.radix]
     lengths = [

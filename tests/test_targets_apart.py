@@ -15,8 +15,10 @@ from emp_llm.targets_apart import TargetsQuestion
 
 
 @pytest.fixture
-def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers is as if it had not been imported here."""
+def apart(monkeypatch: pytest.MonkeyPatch, tiny_model) -> None:
+    """Transformers is as if it had not been imported here, which making a model does."""
+    for architecture in ("llama", "gpt2", "mixtral"):
+        tiny_model(architecture)
     monkeypatch.delitem(sys.modules, "transformers", raising=False)
 
 
