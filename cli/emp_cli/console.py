@@ -5,6 +5,7 @@ Progress and errors go to stderr, results to stdout.
 
 import functools
 import json
+import os
 import resource
 import sys
 import time
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import typer
 
 from emp_llm.errors import EmpError
-from emp_llm.progress import Progress
+from emp_llm.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-__all__ = ["INTERRUPTED", "Clock", "command", "print_json", "shown_progress"]
+__all__ = ["INTERRUPTED", "Clock", "command", "leads_team", "print_json", "shown_progress"]
 
 P = ParamSpec("P")
 
@@ -94,9 +95,20 @@ def _own_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def leads_team() -> bool:
+    """Whether this process is the first, or only one, of those that were started together."""
+    from emp_llm.ranks import meeting_of
+
+    meeting = meeting_of(os.environ)
+    return meeting is None or meeting.rank == 0
+
+
 @contextmanager
-def shown_progress() -> Iterator[Progress]:
+def shown_progress(shown: bool = True) -> Iterator[Progress]:
     """Progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+    if not shown:
+        yield Silent()
+        return
     if not sys.stderr.isatty():
         yield _Lines()
         return

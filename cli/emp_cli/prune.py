@@ -17,7 +17,7 @@ from emp_cli.arguments import (
     Targets,
     Threads,
 )
-from emp_cli.console import Clock, command, print_json, shown_progress
+from emp_cli.console import Clock, command, leads_team, print_json, shown_progress
 from emp_cli.push import send, show_sent
 from emp_llm.options import OutputFormat, PruneOptions
 
@@ -57,7 +57,11 @@ def prune(
     private: Private = False,
     as_json: Json = False,
 ) -> None:
-    """Prune a checkpoint and write the result, smaller."""
+    """Prune a checkpoint and write the result, smaller.
+
+    A run that was interrupted or killed goes on when the same command is given again. Started by
+    torchrun, accelerate launch or srun, several processes share the work.
+    """
     if private and push_to_hub is None:
         raise typer.BadParameter("goes with --push-to-hub only", param_hint="--private")
     if push_to_hub == model:
@@ -70,14 +74,15 @@ def prune(
         ignore=tuple(ignore or ()),
         output_format=output_format,
     )
-    if push_to_hub is not None:
+    leads = leads_team()
+    if push_to_hub is not None and leads:
         from emp_llm.destination import open_destination
 
         # long before there is anything to upload, so that no work ends at a missing token
         push_to_hub = open_destination(push_to_hub, private=private or None).repo_id
     import emp_llm
 
-    with shown_progress() as progress:
+    with shown_progress(leads) as progress:
         report = emp_llm.prune(
             model,
             out,
@@ -87,7 +92,10 @@ def prune(
             overwrite=overwrite,
             threads=threads,
             progress=progress,
+            distributed=True,
         )
+    if not leads:  # one process tells of what all have done
+        return
     written = clock.to_dict()
     if as_json:
         from emp_llm.report import kinds
