@@ -190,20 +190,20 @@ class _PruneRun(PlannedRun):
 
     def _check_finished(self, folder: Path, journal: Journal) -> list[str]:
         """Which files an earlier run has finished; what is not as it was written is forgotten."""
-        names = self.team.share(journal.finished)
-        by_name = {self._name(shard): shard for shard in self.checkpoint.shards}
-        shards = [by_name[name] for name in names if name in by_name]
+        sizes = self.team.share(
+            lambda: {name: (folder / name).stat().st_size for name in journal.finished()}
+        )
+        shards = [shard for shard in self.checkpoint.shards if self._name(shard) in sizes]
         if not shards:
             return []
-        sizes = {shard.name: (folder / self._name(shard)).stat().st_size for shard in shards}
-        self.progress.begin("checking what is finished", sum(sizes.values()))
+        self.progress.begin("checking", sum(sizes.values()))
         damaged = []
-        for shard in self.share_of(shards, lambda shard: sizes[shard.name]):
+        for shard in self.share_of(shards, lambda shard: sizes[self._name(shard)]):
             if not self._is_sound(folder, journal, shard):
                 damaged.append(self._name(shard))
                 journal.forget(self._name(shard))
         lost = {name for part in self.team.gather(damaged) for name in part}
-        return [name for name in names if name in by_name and name not in lost]
+        return [self._name(shard) for shard in shards if self._name(shard) not in lost]
 
     def _is_sound(self, folder: Path, journal: Journal, shard: Shard) -> bool:
         name = self._name(shard)

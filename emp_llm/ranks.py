@@ -37,6 +37,8 @@ _MEETING_SECONDS = 600
 _BEAT = 0.25
 _PARTING = 10.0
 _FAILED = "failed"
+_GONE = "ended without a word, killed or with its machine: run the command again"
+_STORE_GONE = f"rank 0 of them, or what started them, {_GONE}"
 
 
 @dataclass(frozen=True)
@@ -232,20 +234,20 @@ class _Ranks(Team):
         except BaseException as error:
             if self._ended.is_set():  # told already, in an inner block
                 raise
-            self._tell(error)
+            failure = self._failure  # of another rank, which this error may come of
+            self._tell(error, own=failure is None)
             self._end()
-            if self._failure not in (None, error) and isinstance(error, Exception):
-                raise self._failure from error
+            if failure not in (None, error) and isinstance(error, Exception):
+                raise failure from error
             raise
 
-    def _tell(self, error: BaseException) -> None:
+    def _tell(self, error: BaseException, *, own: bool) -> None:
         """Tell the others, unless it is they who failed, and have them stop before this returns."""
-        own = self._failure is None
         with suppress(RuntimeError):  # the store may be gone with the rank that holds it
             if own:
                 what = str(error) if isinstance(error, EmpError) else repr(error)
-                told = json.dumps({"rank": self.rank, "host": socket.gethostname(), "what": what})
-                self._store.compare_set(_FAILED, "", told)
+                where = f"rank {self.rank} of {self.size} (on {socket.gethostname()})"
+                self._store.compare_set(_FAILED, "", f"{where} failed: {what}")
             self._store.set(f"stopped/{self.rank}", "")
             if self.leads:
                 self._wait_for("stopped", _PARTING)
@@ -259,7 +261,7 @@ class _Ranks(Team):
         try:
             self._store.set(key, value)
         except RuntimeError as error:
-            raise self._lost(error) from error
+            raise self._lost() from error
 
     def _get(self, key: str, *, watch: bool = True) -> Any:  # noqa: ANN401 (any JSON)
         pause = 0.001
@@ -276,13 +278,14 @@ class _Ranks(Team):
                 pause = min(2 * pause, 0.1)
             return json.loads(self._store.get(key))
         except RuntimeError as error:
-            raise self._lost(error) from error
+            raise self._lost() from error
 
-    def _lost(self, error: RuntimeError) -> RankError:
-        return self._failure or RankError(
-            f"rank {self.rank} lost the others ({str(error).splitlines()[0]}): "
-            "see what the other ranks say, and run the command again"
-        )
+    def _lost(self) -> RankError:
+        """The error that tells why the store does not answer."""
+        if self._failure is None:
+            self._fail(_STORE_GONE)
+        assert self._failure is not None  # noqa: S101 (just set)
+        return self._failure
 
     def _wait_for(self, what: str, seconds: float) -> None:
         """Wait until all the others have said so, or it has taken too long."""
@@ -309,21 +312,17 @@ class _Ranks(Team):
             try:
                 self._beat(tick)
                 if self._store.check([_FAILED]):
-                    self._fail(_told(json.loads(self._store.get(_FAILED))))
+                    self._fail(self._store.get(_FAILED).decode())
                     return
                 for rank in range(self.size) if self.leads else (0,):
                     if rank != self.rank and not self._lives(rank):
-                        self._fail(
-                            f"rank {rank} of {self.size} ended without a word: it was killed, or "
-                            "its machine is gone"
-                        )
+                        told = f"rank {rank} of {self.size} {_GONE}"
+                        self._store.compare_set(_FAILED, "", told)
+                        self._fail(told)
                         return
-            except RuntimeError as error:
+            except RuntimeError:  # of the store, which the launcher or the first rank holds
                 if not self._ended.is_set():
-                    self._fail(
-                        f"rank {self.rank} lost the others ({str(error).splitlines()[0]}): one of "
-                        "them was killed, or its machine is gone"
-                    )
+                    self._fail(_STORE_GONE)
                 return
 
     def _lives(self, rank: int) -> bool:
@@ -342,13 +341,10 @@ class _Ranks(Team):
         return not gone or self._store.check([f"left/{rank}"])
 
     def _fail(self, what: str) -> None:
-        self._failure = RankError(f"{what}; all ranks stopped: run the command again")
+        if self._failure is None:
+            self._failure = RankError(f"{what}; all ranks stopped")
         for stop in list(self._stops):
             stop()
-
-
-def _told(failure: Mapping[str, Any]) -> str:
-    return f"rank {failure['rank']} (on {failure['host']}) failed: {failure['what']}"
 
 
 def _runs(pid: int) -> bool:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from emp_kernels.cpu import drop_stale_code
 
 
@@ -30,3 +31,21 @@ def test_code_that_is_newer_than_all_sources_stays(tmp_path: Path) -> None:
     drop_stale_code(tmp_path)
     assert code.exists()
     assert bytecode.exists()
+
+
+def test_code_that_another_process_drops_first_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "pack.py", 300)
+    codes = [put(tmp_path / "__pycache__" / f"pack.{i}.nbc", 200) for i in range(3)]
+    stat = Path.stat
+
+    def stat_late(path: Path, **options: bool) -> os.stat_result:
+        if path == codes[1]:
+            path.unlink()
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_late)
+    drop_stale_code(tmp_path)
+    monkeypatch.undo()
+    assert not any(code.exists() for code in codes)

@@ -15,11 +15,11 @@ def drop_stale_code(folder: Path) -> None:
     """Remove compiled kernels from a folder's ``__pycache__`` that are older than its sources."""
     newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
     for compiled in folder.glob("__pycache__/*.nb[ci]"):
-        if compiled.stat().st_mtime < newest:
-            # where nothing can be removed the package was installed: its files change together,
-            # and numba sees that
-            with suppress(PermissionError):
-                compiled.unlink(missing_ok=True)
+        # another process may remove it first; where nothing can be removed the package was
+        # installed: its files change together, and numba sees that
+        with suppress(FileNotFoundError, PermissionError):
+            if compiled.stat().st_mtime < newest:
+                compiled.unlink()
 
 
 drop_stale_code(Path(__file__).parent)

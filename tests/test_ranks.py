@@ -1,0 +1,212 @@
+"""Several processes prune one checkpoint together, and write what one alone would."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import (
+    F,
+    H,
+    Tensors,
+    few_values,
+    files,
+    kept_unfinished,
+    llama_config,
+    visible,
+    write_checkpoint,
+)
+from processes import Process, free_port, rank_environment, start
+
+from emp_llm import PruneOptions, prune
+from emp_llm.output_folder import STAGING_NAME
+from emp_llm.ranks import Meeting, meeting_of
+
+SHARDS = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
+
+
+def mixed_layer(number: int) -> Tensors:
+    """A layer of three formats, whose weights are few values, so that many are equal."""
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    leaves = {"down": (H, F), "gate": (F, H), "up": (F, H)}
+    return {
+        f"model.layers.{number}.mlp.{leaf}_proj.weight": few_values(*shape).to(dtype)
+        for (leaf, shape), dtype in zip(leaves.items(), dtypes, strict=True)
+    }
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """A checkpoint of four shards."""
+    shards = [mixed_layer(number) for number in range(4)]
+    return write_checkpoint(tmp_path / "four", llama_config(H, F, layers=4), *shards)
+
+
+def take_part(source: Path, out: Path, options: PruneOptions, told: Path, folder: str) -> None:
+    """Prune as one rank, from a folder; what it fails with goes to a file."""
+    os.chdir(folder)
+    try:
+        prune(source, out, options, distributed=True)
+    except Exception as error:
+        told.write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+Together = Callable[..., list[Process]]
+
+
+@pytest.fixture
+def together(four: Path, tmp_path: Path) -> Together:
+    """Start ranks, which prune the checkpoint to `out`; each tells its error in `told/RANK`."""
+    (tmp_path / "told").mkdir()
+
+    def run(
+        size: int,
+        options: PruneOptions | None = None,
+        out: Path | None = None,
+        killed: tuple[int, int] = (-1, 0),
+        folders: tuple[Path, ...] = (),
+    ) -> list[Process]:
+        port = free_port()
+        return [
+            start(
+                take_part,
+                four,
+                out or tmp_path / "out",
+                options,
+                tmp_path / "told" / str(rank),
+                str(folders[rank] if folders else tmp_path),
+                environment=rank_environment(rank, size, port),
+                killed_at=killed[1] if rank == killed[0] else None,
+            )
+            for rank in range(size)
+        ]
+
+    return run
+
+
+def statuses(processes: list[Process]) -> list[int | None]:
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("granularity", ["row", "layer", "model"])
+def test_any_number_of_ranks_writes_the_same_bytes(
+    four: Path, tmp_path: Path, together: Together, granularity: str, size: int
+) -> None:
+    options = PruneOptions(granularity=granularity, beta=0.9)
+    prune(four, tmp_path / "alone", options)
+    assert statuses(together(size, options)) == [0] * size
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("step", [0, 2, 5])
+@pytest.mark.parametrize(("dead", "size"), [(0, 2), (1, 3)])
+def test_a_rank_that_is_killed_makes_the_others_stop_and_fewer_go_on(
+    four: Path, tmp_path: Path, together: Together, dead: int, size: int, step: int
+) -> None:
+    found = statuses(together(size, killed=(dead, step)))
+    assert found == [-9 if rank == dead else 1 for rank in range(size)]
+    assert visible(tmp_path / "out") == {}
+    for rank in set(range(size)) - {dead}:
+        told = (tmp_path / "told" / str(rank)).read_text()
+        assert told.startswith("RankError: rank ")
+        assert told.endswith("machine: run the command again; all ranks stopped")
+        assert "\n" not in told
+    assert statuses(together(2)) == [0, 0]
+    prune(four, tmp_path / "alone")
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+
+
+def test_a_rank_that_fails_makes_the_others_stop_with_its_reason(
+    four: Path, tmp_path: Path, together: Together
+) -> None:
+    content = bytearray((four / SHARDS[2]).read_bytes())
+    content[-2:] = b"\xff\x7f"  # a NaN in the last of its weights
+    (four / SHARDS[2]).write_bytes(content)
+    assert statuses(together(4)) == [1] * 4
+    told = sorted((tmp_path / "told" / str(rank)).read_text() for rank in range(4))
+    reason = f"{SHARDS[2]}: 'model.layers.2.mlp.gate_proj.weight' row {F - 1} holds NaN or infinity"
+    assert told[0].startswith(f"CheckpointError: {reason}")
+    for line in told[1:]:
+        assert line.startswith("RankError: rank ")
+        assert f" failed: {reason}" in line
+    assert visible(tmp_path / "out") == {}
+    kept_unfinished(tmp_path / "out")  # asserts that nothing else is there
+
+
+def test_ranks_that_do_not_share_the_folder_are_told(tmp_path: Path, together: Together) -> None:
+    homes = (tmp_path / "a", tmp_path / "b")
+    for home in homes:
+        home.mkdir()
+    assert statuses(together(2, out=Path("out"), folders=homes)) == [1, 1]
+    told = (tmp_path / "told" / "1").read_text()
+    assert told.startswith("OutputError: out: rank 1 does not see what rank 0 wrote there: give a")
+    assert list((tmp_path / "b").iterdir()) == []
+
+
+def test_ranks_check_what_is_finished_together_and_make_again_what_is_damaged(
+    four: Path, tmp_path: Path, together: Together
+) -> None:
+    out = tmp_path / "out"
+    assert -9 in statuses(together(2, killed=(1, 8)))
+    staged = out / STAGING_NAME
+    finished = sorted(path.name for path in staged.glob("*.safetensors"))
+    assert finished != []
+    content = bytearray((staged / finished[0]).read_bytes())
+    content[-1] ^= 1
+    (staged / finished[0]).write_bytes(content)
+    assert statuses(together(3)) == [0] * 3
+    prune(four, tmp_path / "alone")
+    assert files(out) == files(tmp_path / "alone")
+
+
+def test_a_folder_that_is_not_empty_is_told_by_all_ranks(
+    tmp_path: Path, together: Together
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    assert statuses(together(2)) == [1, 1]
+    told = [(tmp_path / "told" / str(rank)).read_text() for rank in range(2)]
+    assert told[0].startswith("OutputError: ")
+    assert "is not empty (thesis.txt, …)" in told[0]
+    assert told[0].removeprefix("OutputError: ") in told[1]
+    assert files(tmp_path / "out") == {"thesis.txt": b"mine"}
+
+
+TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
+SRUN = {
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NODELIST": "node[07-09,12],other1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3),1(x2)",
+    "SLURM_JOB_ID": "31234",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "meeting"),
+    [
+        ({}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        (TORCHRUN, Meeting(2, 4, 2, None)),
+        (SRUN, Meeting(5, 8, 2, "tcp://node07:21234")),
+        (SRUN | {"MASTER_ADDR": "here", "MASTER_PORT": "5"}, Meeting(5, 8, 2, "tcp://here:5")),
+        (SRUN | {"SLURM_STEP_NODELIST": "gpu-3"}, Meeting(5, 8, 2, "tcp://gpu-3:21234")),
+        (SRUN | {"SLURM_STEP_NODELIST": "a-1,b[2-3]"}, Meeting(5, 8, 2, "tcp://a-1:21234")),
+        (SRUN | TORCHRUN, Meeting(2, 4, 2, None)),
+    ],
+)
+def test_who_takes_part_is_read_from_the_environment(
+    environment: dict[str, str], meeting: Meeting | None
+) -> None:
+    assert meeting_of(environment) == meeting
+
+
+def test_the_script_that_sbatch_runs_is_not_taken_for_one_of_its_tasks() -> None:
+    batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "31234"}
+    assert meeting_of(batch) is None
