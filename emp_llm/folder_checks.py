@@ -70,8 +70,12 @@ def check_no_other_weights(checkpoint: Checkpoint) -> None:
             )
 
 
-def check_index(checkpoint: Checkpoint) -> None:
-    """See that the index, if there is one, names every tensor, its shard and all their bytes.
+def check_index(checkpoint: Checkpoint, *, sizes: bool) -> None:
+    """See that the index, if there is one, names every tensor and its shard.
+
+    Args:
+        checkpoint: The checkpoint.
+        sizes: Whether its ``total_size`` must be right; some programs write another one.
 
     Raises:
         FormatError: If it does not.
@@ -85,7 +89,7 @@ def check_index(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.index_name}: says tensor {name!r} is in {told.get(name)}; "
                 f"it is in {shard.name}"
             )
-    if metadata.get("total_size") != checkpoint.nbytes:
+    if sizes and metadata.get("total_size") != checkpoint.nbytes:
         raise FormatError(
             f"{checkpoint.index_name}: total_size is {metadata.get('total_size')}, the tensors "
             f"have {checkpoint.nbytes} bytes"

@@ -227,7 +227,7 @@ class _Written:
                 raise FormatError(
                     f"{self.folder}: is packed by config.json, but no tensor of it is"
                 )
-            check_index(self._checkpoint)
+            check_index(self._checkpoint, sizes=False)
             return
         missing = self._report["tensors"].keys() - found.names
         if missing:
@@ -236,7 +236,7 @@ class _Written:
                 f"({len(missing)} missing)"
             )
         check_totals(self._report)
-        check_index(self._checkpoint)
+        check_index(self._checkpoint, sizes=True)
         check_written_alike(self._checkpoint, self._report["files"])
 
 

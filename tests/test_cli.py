@@ -168,6 +168,8 @@ def test_json_is_one_object_on_stdout_for_every_command(source: Path, tmp_path: 
         ["inspect", source],
         ["prune", source, "--out", packed],
         ["verify", packed],
+        ["verify", packed, "--against", source],
+        ["diff", packed, source],
         ["report", packed],
         ["unpack", packed, "--out", tmp_path / "dense"],
     ]
@@ -226,6 +228,35 @@ def test_verify_of_a_damaged_folder_exits_with_1(source: Path, tmp_path: Path) -
     result = run("verify", out)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "FormatError: model.safetensors" in result.stderr
+
+
+def test_verify_tells_what_was_proved(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prune(source, out)
+    assert run("verify", out).stdout.startswith(f"{out}: whole. 3 tensors of ")
+    proved = run("verify", out, "--against", source).stdout
+    assert proved.startswith(f"{out}: whole, and just what pruning leaves of {source}. 3 tensors")
+    assert json.loads(run("verify", out, "--json").stdout)["whole"] is True
+    (out / "emp_report.json").unlink()
+    (out / "notes.txt").write_text("mine")
+    result = run("verify", out)
+    assert result.exit_code == 0
+    assert "sound in structure" in result.stdout
+    assert "there are no hashes to compare with: changed values would not show" in result.stdout
+    assert json.loads(run("verify", out, "--json").stdout)["whole"] is False
+    assert json.loads(run("verify", out, "--against", source, "--json").stdout)["whole"] is True
+
+
+def test_verify_against_another_source_exits_with_1(source: Path, tmp_path: Path) -> None:
+    prune(source, tmp_path / "out")
+    other = write_checkpoint(tmp_path / "other", llama_config(H, F), few_mlp())
+    result = run("verify", tmp_path / "out", "--against", other)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "that is not what prune makes of it" in result.stderr
+
+
+def few_mlp():
+    return {name: weights * 2 for name, weights in mlp(H, F).items()}
 
 
 def test_overwrite_must_be_asked_for(source: Path, tmp_path: Path) -> None:

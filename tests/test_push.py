@@ -8,9 +8,11 @@ import pytest
 import yaml
 from checkpoints import differing, files
 from hub_uploads import UploadHub
+from safetensors.torch import load_file, save_file
 from uploading import LEGACY_UPLOAD, REPO, refusal, without_card
 
 from emp_llm import (
+    FormatError,
     OptionError,
     PruneOptions,
     prune,
@@ -110,6 +112,29 @@ def test_a_folder_that_save_pretrained_wrote_is_uploaded_as_it_is(
 ) -> None:
     push(source, REPO)
     assert hub.files(REPO) == files(source)
+
+
+def test_small_files_that_were_edited_are_uploaded_and_told(
+    hub: UploadHub, packed_folder: Path
+) -> None:
+    (packed_folder / "tokenizer.json").write_text('{"mine": 1}')
+    (packed_folder / "LICENSE").unlink()
+    assert push(packed_folder, REPO)["edited_files"] == ["LICENSE", "tokenizer.json"]
+    assert hub.files(REPO)["tokenizer.json"] == b'{"mine": 1}'
+
+
+def test_a_packed_folder_without_a_report_is_proved_in_structure(
+    hub: UploadHub, packed_folder: Path
+) -> None:
+    (packed_folder / "emp_report.json").unlink()
+    assert push(packed_folder, REPO)["edited_files"] == []
+    path = packed_folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight"][0] ^= 1
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(FormatError, match="row 0"):
+        push(packed_folder, "me/other")
+    assert "me/other" not in hub.models
 
 
 def test_a_dense_folder_is_uploaded_with_its_card(

@@ -43,8 +43,10 @@ def verify(
         whole = found["hashes"] or against is not None
         print_json({"folder": str(folder), "whole": whole} | found | clock.to_dict())
         return
+    from emp_llm.shown import message_line
+
     for line in _lines(folder, found):
-        typer.echo(line)
+        typer.echo(message_line(line))
 
 
 def _lines(folder: Path, found: dict[str, Any]) -> list[str]:
@@ -66,7 +68,7 @@ def _lines(folder: Path, found: dict[str, Any]) -> list[str]:
             "so there are no hashes to compare with: changed values would not show"
         )
     others = found["other_files"]
-    notes = [f"not known to the report: {', '.join(others)}"] if others else []
+    notes = [f"also there, and not checked: {', '.join(others)}"] if others else []
     if found["unfinished_run"]:
         notes.append("beside it lies what a run that did not end has left (.emp-llm-unfinished)")
     return [first, *notes]
