@@ -9,7 +9,8 @@ from pathlib import Path
 
 from emp_llm.checkpoint import Shard
 from emp_llm.files import OpenFiles
-from emp_llm.repository import IN_WORK, DownloadStoppedError, Repository
+from emp_llm.hub_errors import DownloadStoppedError
+from emp_llm.repository import IN_WORK, Repository
 from emp_llm.source_file import SourceFile
 
 __all__ = ["Arrivals"]
@@ -53,7 +54,7 @@ class Arrivals(OpenFiles):
         self._failure: BaseException | None = None
         self._stopped = False
         self._thread: threading.Thread | None = None
-        repository.expect(parts.values())
+        repository.expect(sum(part.header.file_size for part in parts.values()))
 
     def __exit__(self, *error: object) -> None:
         self.abandon()

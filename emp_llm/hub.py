@@ -9,8 +9,9 @@ waits for those that are on their way. ``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT`
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from emp_llm.arrivals import Arrivals
@@ -19,8 +20,10 @@ from emp_llm.errors import CheckpointError, OptionError
 from emp_llm.files import OpenFiles
 from emp_llm.hub_errors import explained, first_line
 from emp_llm.progress import SharedProgress
+from emp_llm.read_ranges import RangeFiles, has_ranges, spans
 from emp_llm.repository import Repository
 from emp_llm.safetensors_header import Header
+from emp_llm.target import Target
 
 __all__ = ["Source", "find_file", "find_source"]
 
@@ -51,6 +54,19 @@ class Source:
         """
         return open_checkpoint(self.folder, self.to_come)
 
+    def ranges(self, targets: Sequence[Target]) -> OpenFiles:
+        """The files of these targets' shards, which will be read once and in this order.
+
+        Of shards that are not there only the targets are fetched, and nothing of them is kept;
+        those that `torch.save` wrote cannot be read so, and are fetched as by `files`.
+        """
+        awaited = [target for target in targets if target.shard.name in self.to_come]
+        if not all(has_ranges(target.shard) for target in targets):
+            return self.files({target.shard.name: target.shard for target in targets}.values())
+        if self._repository is None or not awaited:
+            return OpenFiles()
+        return RangeFiles(self._repository, chain.from_iterable(map(spans, awaited)))
+
     def files(self, shards: Iterable[Shard]) -> OpenFiles:
         """The files of these shards, which will be asked for in this order.
 
@@ -70,6 +86,7 @@ def find_source(
     revision: str | None = None,
     token: str | bool | None = None,
     discard: bool = False,
+    whole: bool = True,
     progress: SharedProgress,
 ) -> Source:
     """Find a model's folder; one of the Hub's is fetched, except for its shards' data.
@@ -79,6 +96,8 @@ def find_source(
         revision: Branch, tag or commit on the Hub; the default branch if None.
         token: Access token; None takes the one logged in with, False none.
         discard: Whether each shard that will be fetched is deleted when it is done with.
+        whole: Whether all of the checkpoint is wanted; otherwise, for `Source.ranges`, its small
+            files are left where they are.
         progress: Told of the download, here and whenever shards are fetched.
 
     Returns:
@@ -101,7 +120,7 @@ def find_source(
         return Source(folder)
     _check_repo_id(model)
     repository = Repository(model, token, progress)
-    folder, to_come = repository.fetch_all_but_data(revision, discard=discard)
+    folder, to_come = repository.fetch_all_but_data(revision, discard=discard, whole=whole)
     return Source(folder, model, folder.name, to_come, repository, discard)
 
 

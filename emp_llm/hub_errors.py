@@ -8,9 +8,13 @@ from pathlib import Path
 
 from emp_llm.errors import HubError
 
-__all__ = ["AGAIN", "check_room", "explained", "first_line", "refusals"]
+__all__ = ["AGAIN", "DownloadStoppedError", "check_room", "explained", "first_line", "refusals"]
 
 AGAIN = "run the command again, files that are complete are kept"
+
+
+class DownloadStoppedError(Exception):
+    """A download was told to stop."""
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def inspect(
     revision: str | None = None,
     token: str | bool | None = None,
     curve: bool = True,
+    download: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -50,6 +51,9 @@ def inspect(
         revision: As for `prune`.
         token: As for `prune`.
         curve: Whether to find it for many β at once; with granularity `row` only.
+        download: Whether shards of the Hub that are not in its cache are downloaded to there. By
+            default only the targets are read of them, and nothing is kept; with granularity
+            `layer` and `model`, which read more than once, they are always downloaded.
         threads: As for `prune`.
         progress: As for `prune`.
 
@@ -68,9 +72,11 @@ def inspect(
     """
     options = options or PruneOptions()
     told = SharedProgress(progress or Silent())
-    source = find_source(model, revision=revision, token=token, progress=told)
+    by_row = options.granularity == "row"
+    whole = download or not by_row
+    source = find_source(model, revision=revision, token=token, whole=whole, progress=told)
     run = _InspectRun(source, source.open_checkpoint(), options, thread_count(threads), told)
-    return run.measure(origin(model, source), curve=curve and options.granularity == "row")
+    return run.measure(origin(model, source), curve=curve and by_row, whole=whole)
 
 
 class _StatsJob(TargetJob):
@@ -97,12 +103,13 @@ class _MeasureJob(_StatsJob, MeasureJob):
 class _InspectRun(PlannedRun):
     """One checkpoint being inspected."""
 
-    def measure(self, origin: dict[str, Any], *, curve: bool) -> dict[str, Any]:
+    def measure(self, origin: dict[str, Any], *, curve: bool, whole: bool) -> dict[str, Any]:
         """Read all targets; returns the report."""
         shards = [shard for shard in self.checkpoint.shards if self.targets[shard.name]]
         standing_out = StandingOut()
         jobs: list[_StatsJob] = []
-        with self.source.files(shards) as files:
+        targets = [target for shard in shards for target in self.targets[shard.name]]
+        with self.source.files(shards) if whole else self.source.ranges(targets) as files:
             measure = partial(
                 self._measuring, files, _CurveJob if curve else _MeasureJob, jobs, standing_out
             )

@@ -24,7 +24,7 @@ from emp_kernels.rows import Patterns
 
 from emp_llm.geometry import Block, Geometry
 
-__all__ = ["choose_layout", "choose_layouts", "packed_bytes", "sample_rows"]
+__all__ = ["choose_layout", "choose_layouts", "packed_bytes", "sample_blocks", "sample_rows"]
 
 _SAMPLED_ROWS = 16
 _LONG_ROW = 2048
@@ -44,8 +44,15 @@ def sample_rows(geometry: Geometry, read: Callable[[Block], Patterns]) -> Patter
     if geometry.transposed:
         first = read(next(geometry.blocks()))
         return first[_spaced(len(first))]
+    return np.concatenate([read(block).copy() for block in sample_blocks(geometry)])
+
+
+def sample_blocks(geometry: Geometry) -> list[Block]:
+    """What `sample_rows` reads."""
+    if geometry.transposed:
+        return [next(geometry.blocks())]
     numbers = [divmod(row, geometry.matrix_rows) for row in _spaced(geometry.rows)]
-    return np.concatenate([read(Block(m, r, r + 1)).copy() for m, r in numbers])
+    return [Block(m, r, r + 1) for m, r in numbers]
 
 
 def choose_layout(sample: Patterns, geometry: Geometry, rule: PerRow | Threshold) -> RowLayout:

@@ -1,17 +1,23 @@
-"""Ranges of one file on the Hub: its header, without the data behind it."""
+"""Ranges of one file on the Hub: its header without the data behind it, or parts of the data."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
 
-from emp_llm.hub_errors import explained
+from emp_llm.errors import HubError
+from emp_llm.hub_errors import DownloadStoppedError, explained
 
 __all__ = ["RemoteFile"]
 
 _FIRST_LOOK = 128 << 10  # the headers of most shards are shorter
 _TRIES = 5
+_WHOLE = 200
 
 
 class RemoteFile:
-    """A file on the Hub, of which little is to be read.
+    """A file on the Hub, of which not all is to be read. `read_into` is for any thread.
 
     Args:
         repo_id: The repository's name.
@@ -30,6 +36,9 @@ class RemoteFile:
         self._name = name
         self._size = size
         self._known: list[tuple[int, bytes]] = []
+        # where the Hub has sent us; to ask it for each range would use up the requests it allows
+        self._place: str | None = None
+        self._place_holds = True
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from an offset up to another, or those of them that the file has.
@@ -47,25 +56,67 @@ class RemoteFile:
             return b""
         end = min(max(stop, start + _FIRST_LOOK), self._size)
         first = max(0, min(start, end - _FIRST_LOOK))
-        data = self._fetch(first, end)
+        buffer = bytearray(end - first)
+        self.read_into(first, memoryview(buffer), any_server=True)
+        data = bytes(buffer)
         self._known.append((first, data))
         return data[start - first : stop - first]
 
-    def _fetch(self, start: int, stop: int) -> bytes:
-        """A range of the file, as often tried as a download is."""
+    def read_into(
+        self,
+        start: int,
+        buffer: memoryview,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+        any_server: bool = False,
+    ) -> None:
+        """Fill a buffer with the file's bytes from `start` on.
+
+        Where the connection breaks, reading goes on there, up to so many times in a row.
+
+        Args:
+            start: The first byte.
+            buffer: Not empty.
+            stopped: Asked now and then whether to stop.
+            any_server: Whether to read up to there where whole files are sent only.
+
+        Raises:
+            HubError: If the Hub or the way to it refuses, or sends whole files only.
+            DownloadStoppedError: If it was stopped.
+        """
         from huggingface_hub import errors
 
+        done = failures = 0
         with explained(self._repo_id, self._commit):
-            for _ in range(_TRIES - 1):
+            while done < len(buffer):
+                place, before = self._place, done
                 try:
-                    return self._get(start, stop)
+                    with self._request(place, start + done, start + len(buffer)) as response:
+                        whole = response.status_code == _WHOLE
+                        skipped = start + done if whole else 0
+                        if skipped and not any_server:
+                            raise self._no_ranges()
+                        for chunk in response.iter_bytes():
+                            if stopped():
+                                raise DownloadStoppedError
+                            part = chunk[skipped:][: len(buffer) - done]
+                            skipped = max(0, skipped - len(chunk))
+                            buffer[done : done + len(part)] = part
+                            done += len(part)
+                            if done == len(buffer):
+                                break  # a server that knows no ranges would go on
                 except errors.HfHubHTTPError:
-                    raise
+                    if place is None:
+                        raise
+                    self._place, self._place_holds = None, False  # expired: ask the Hub itself
                 except errors.HTTPError:  # type: ignore[attr-defined]  # the connection broke
+                    failures = 1 if done > before else failures + 1
+                    if failures == _TRIES:
+                        raise
                     time.sleep(1)
-            return self._get(start, stop)
 
-    def _get(self, start: int, stop: int) -> bytes:
+    @contextmanager
+    def _request(self, place: str | None, start: int, stop: int) -> Iterator[Any]:
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
@@ -73,21 +124,26 @@ class RemoteFile:
             http_stream_backoff,
         )
 
+        home = hf_hub_url(self._repo_id, self._name, revision=self._commit)
         wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        data = bytearray()
+        elsewhere = place is not None and urlsplit(place).netloc != urlsplit(home).netloc
+        token = False if elsewhere else self._token  # such an address tells by itself who may read
         with http_stream_backoff(
             "GET",
-            hf_hub_url(self._repo_id, self._name, revision=self._commit),
-            headers=build_hf_headers(token=self._token) | wanted,
+            place or home,
+            headers=build_hf_headers(token=token) | wanted,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             retry_on_exceptions=(),  # what breaks off in the middle cannot be retried there
         ) as response:
             hf_raise_for_status(response)
-            # a mirror that knows no ranges sends the whole file
-            before = start if response.status_code == 200 else 0
-            for chunk in response.iter_bytes():
-                data += chunk[before:]
-                before = max(0, before - len(chunk))
-                if len(data) >= stop - start:
-                    break
-        return bytes(data[: stop - start])
+            if self._place_holds and str(response.url) != home:
+                self._place = str(response.url)
+            yield response
+
+    def _no_ranges(self) -> HubError:
+        from huggingface_hub import constants
+
+        return HubError(
+            f"{self._repo_id}: {constants.ENDPOINT} sends whole files only, no parts of them: "
+            "download the model first (emp-llm inspect --download)"
+        )

@@ -21,7 +21,7 @@ from emp_llm.checkpoint import (
     read_json_object,
 )
 from emp_llm.errors import CheckpointError, HubError
-from emp_llm.hub_errors import AGAIN, check_room, explained
+from emp_llm.hub_errors import AGAIN, DownloadStoppedError, check_room, explained
 from emp_llm.progress import SharedProgress
 from emp_llm.remote_file import RemoteFile
 from emp_llm.safetensors_header import Header
@@ -30,17 +30,13 @@ from emp_llm.shard import read_any_header_by
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm
 
-__all__ = ["IN_WORK", "DownloadStoppedError", "Repository"]
+__all__ = ["IN_WORK", "Repository"]
 
 IN_WORK = 2
 """Shards that are on disk at once where they are discarded: one worked on, one that arrives."""
 
 _LEADING = [CONFIG_NAME, "*.safetensors.index.json", "pytorch_model.bin.index.json"]
 _COUNT_BYTES = {"snapshot_download", "http_get", "xet_get"}
-
-
-class DownloadStoppedError(Exception):
-    """A download was told to stop."""
 
 
 class Repository:
@@ -59,13 +55,14 @@ class Repository:
         self._commit: str | None = None
 
     def fetch_all_but_data(
-        self, revision: str | None, *, discard: bool
+        self, revision: str | None, *, discard: bool, whole: bool
     ) -> tuple[Path, dict[str, Header]]:
         """Fetch all of a checkpoint but the data of the shards that are not in the cache.
 
         Args:
             revision: Branch, tag or commit; the default branch if None.
             discard: Whether the disk need only hold the shards in work.
+            whole: Whether anything but config and index will be needed from the disk.
 
         Returns:
             The snapshot's folder in the cache, and the headers of those shards by file name.
@@ -79,22 +76,31 @@ class Repository:
         sizes = self._sizes(folder)
         shards, others = self._choose(folder, sizes)
         to_come = [name for name in shards if not (folder / name).is_file()]
-        missing = [name for name in others if not (folder / name).is_file()]
+        missing = [name for name in others if whole and not (folder / name).is_file()]
         at_once = sorted(sizes[name] for name in to_come)[-IN_WORK if discard else 0 :]
         nbytes = sum(sizes[name] for name in missing)
-        if missing or to_come:
+        if whole and (missing or to_come):
             check_room(folder, nbytes + sum(at_once))
         if missing:
             report = _Report(self._progress.advance)
             self._progress.begin("downloading", nbytes)
             self._snapshot(self._commit, [glob.escape(name) for name in missing], report)
         for name in sorted({*shards, *others}.difference(to_come)):
-            self._check_size(folder, name, sizes[name])
+            if whole or (folder / name).is_file():
+                self._check_size(folder, name, sizes[name])
         return folder, {name: self._remote_header(name, sizes[name]) for name in to_come}
 
-    def expect(self, shards: Collection[Shard]) -> None:
-        """These shards will be downloaded: tell the progress how much is to come."""
-        self._progress.expect(sum(shard.header.file_size for shard in shards))
+    def file(self, name: str, size: int) -> RemoteFile:
+        """A file of it, of so many bytes, as it lies on the Hub."""
+        return RemoteFile(self._repo_id, self._commit, self._token, name, size)
+
+    def expect(self, nbytes: int) -> None:
+        """So many bytes will be fetched: tell the progress how much is to come."""
+        self._progress.expect(nbytes)
+
+    def fetched(self, nbytes: int) -> None:
+        """So many of them have come; for those who do not `download` them."""
+        self._progress.fetched(nbytes)
 
     def download(self, shard: Shard, stopped: Callable[[], bool]) -> bool:
         """Download a shard into the cache.
@@ -220,7 +226,7 @@ class Repository:
             )
 
     def _remote_header(self, name: str, size: int) -> Header:
-        file = RemoteFile(self._repo_id, self._commit, self._token, name, size)
+        file = self.file(name, size)
         try:
             return read_any_header_by(file.read, name, size)
         except CheckpointError as error:

@@ -61,6 +61,9 @@ class HubServer:
             the connection is dropped there.
         on_download: Called with the name of each file whose content is asked for, before it is
             sent; not where a closed range of it is.
+        on_range: Called with the name of each file of which a closed range is asked for, before
+            that is sent.
+        redirects: Whether closed ranges are answered at another address.
         knows_ranges: Whether a closed range is answered with that range, not with the whole file.
         requests: Every request so far, as (method, path); a closed range follows a question mark.
     """
@@ -71,6 +74,8 @@ class HubServer:
         self.status: int | None = None
         self.cut: dict[str, int] = {}
         self.on_download: Callable[[str], None] = lambda _name: None
+        self.on_range: Callable[[str], None] = lambda _name: None
+        self.redirects = False
         self.knows_ranges = True
         self.requests: list[tuple[str, str]] = []
         self._server = _Server(("127.0.0.1", 0), Request)
@@ -244,9 +249,16 @@ def _tree_entry(path: str, content: bytes) -> dict[str, object]:
     return entry
 
 
+@route("GET", f"/elsewhere/{REPO}/(?P<revision>[^/]+)/(?P<path>.+)")
+def elsewhere(request: Request, repo: str, revision: str, path: str) -> None:
+    resolve(request, repo, revision, path, sent_on=True)
+
+
 @route("HEAD", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 @route("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
-def resolve(request: Request, repo: str, revision: str, path: str) -> None:
+def resolve(
+    request: Request, repo: str, revision: str, path: str, *, sent_on: bool = False
+) -> None:
     found = request.find(repo, revision)
     if found is None:
         return
@@ -254,8 +266,11 @@ def resolve(request: Request, repo: str, revision: str, path: str) -> None:
     if model.gated and request.token not in request.hub.readers:
         request.refuse(403 if request.token else 401, "GatedRepo", f"Access to {repo} is gated")
         return
-    if request.command == "GET" and not request.closed_range:
-        request.hub.on_download(path)
+    if request.hub.redirects and request.closed_range and not sent_on:
+        request.reply(b"", status=302, headers={"Location": f"/elsewhere/{repo}/{revision}/{path}"})
+        return
+    if request.command == "GET":
+        (request.hub.on_range if request.closed_range else request.hub.on_download)(path)
     content = model.commits[commit].get(path)
     if content is None:
         request.refuse(404, "EntryNotFound", "Entry not found")

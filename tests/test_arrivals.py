@@ -89,11 +89,11 @@ def test_a_model_of_one_file_is_pruned_to_the_same_bytes(
     assert weights(tmp_path / "out") == weights(tmp_path / "expected")
 
 
-def test_inspecting_fetches_only_shards_with_targets(
+def test_inspecting_downloads_only_shards_with_targets_where_that_is_asked_for(
     hub: HubServer, model: str, local: Path
 ) -> None:
     options = PruneOptions(targets=r"layers\.(1|2)\..*up_proj")
-    found = inspect(model, options)
+    found = inspect(model, options, download=True)
     assert [name for name in hub.downloads() if name in SHARDS] == SHARDS[1:3]
     assert found["tensors"] == inspect(local, options)["tensors"]
 

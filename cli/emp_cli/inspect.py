@@ -1,5 +1,7 @@
 """``emp-llm inspect``."""
 
+from typing import Annotated
+
 import typer
 
 from emp_cli.arguments import (
@@ -29,6 +31,14 @@ def inspect(
     targets: Targets = "mlp",
     ignore: Ignore = None,
     revision: Revision = None,
+    download: Annotated[
+        bool,
+        typer.Option(
+            "--download",
+            help="Download a model of the Hub into its cache, for the prune that comes next. "
+            "Otherwise only the targets are read, by ranges, and nothing is kept.",
+        ),
+    ] = False,
     threads: Threads = None,
     html: Html = None,
     png: Png = None,
@@ -44,7 +54,12 @@ def inspect(
 
     with shown_progress() as progress:
         report = emp_llm.inspect(
-            model, options, revision=revision, threads=threads, progress=progress
+            model,
+            options,
+            revision=revision,
+            download=download,
+            threads=threads,
+            progress=progress,
         )
     written = write_pictures(report, html, png, model=model)
     if as_json:
