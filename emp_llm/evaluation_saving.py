@@ -12,6 +12,7 @@ from emp_llm.errors import OptionError, OutputError
 from emp_llm.evaluation import EVAL_NAME, TaskResult, read_results
 from emp_llm.loading import is_packed
 from emp_llm.whole_file import replace_file
+from emp_llm.written_report import read_report
 
 __all__ = ["check_can_save", "save_results"]
 
@@ -56,8 +57,7 @@ def save_results(folder: str | os.PathLike[str], results: Iterable[TaskResult]) 
     merged = {(one.task, one.dataset, one.metric): one for one in read_results(path)}
     merged |= {(one.task, one.dataset, one.metric): one for one in results}
     content = {"results": [asdict(one) for one in merged.values()]}
-    card, report = path / CARD_NAME, path / REPORT_NAME
-    read = read_json_object(report) if report.is_file() else None
+    card, read = path / CARD_NAME, read_report(path)
     try:
         replace_file(path / EVAL_NAME, lambda new: write_json(new, content))
         replace_file(card, lambda new: write_card(new, card, read))

@@ -23,7 +23,6 @@ from emp_llm.checkpoint import (
     INDEX_NAME,
     WEIGHTS_NAME,
     open_checkpoint,
-    read_json_object,
 )
 from emp_llm.companions import CARD_NAME, FIGURE_NAME, REPORT_NAME
 from emp_llm.destination import Destination, open_destination
@@ -32,6 +31,7 @@ from emp_llm.loading import is_packed, loading_code
 from emp_llm.progress import Progress
 from emp_llm.upload_errors import upload_explained
 from emp_llm.verification import check_written
+from emp_llm.written_report import read_report
 
 __all__ = ["WholeFolder", "check_folder", "push", "upload"]
 
@@ -127,7 +127,7 @@ def check_folder(
     edited: tuple[str, ...] = ()
     if has_report or is_packed(checkpoint.config):
         edited = check_written(path, progress=progress)
-    report = read_json_object(path / REPORT_NAME) if has_report else None
+    report = read_report(path)
     read_results(path)
     found = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     files = sorted(file for file in found if not any(part.startswith(".") for part in file.parts))

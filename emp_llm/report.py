@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emp_llm import __version__
+from emp_llm.errors import FormatError
 from emp_llm.options import PruneOptions
 from emp_llm.packed import FORMAT_VERSION
 from emp_llm.safetensors_header import TensorEntry
@@ -123,7 +124,16 @@ def dense_report(report: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[s
     Args:
         report: The packed folder's.
         hashes: Checksum of each tensor in the dense folder.
+
+    Raises:
+        FormatError: If the report tells of other tensors.
     """
+    others = hashes.keys() ^ report["tensors"].keys()
+    if others:
+        raise FormatError(
+            f"tensor {min(others)!r} is in the report or in the folder, but not in both: the "
+            "folder is not as it was written; download or prune it again"
+        )
     fields = {
         name: {**tensor, "bytes_after": tensor["bytes_before"], "hash": hashes[name]}
         for name, tensor in report["tensors"].items()

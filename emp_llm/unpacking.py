@@ -11,7 +11,7 @@ from emp_kernels.dispatch import Workspace
 from emp_kernels.rows import Patterns
 
 from emp_llm.card import write_card
-from emp_llm.checkpoint import Checkpoint, Shard, read_json_object
+from emp_llm.checkpoint import Checkpoint, Shard
 from emp_llm.companions import (
     CARD_NAME,
     REPORT_NAME,
@@ -37,6 +37,7 @@ from emp_llm.shard_plan import file_order, output_name
 from emp_llm.shard_writer import ShardWriter
 from emp_llm.source_file import SourceFile
 from emp_llm.written_files import describe_files
+from emp_llm.written_report import read_report
 
 __all__ = ["unpack"]
 
@@ -75,13 +76,16 @@ def unpack(
     source = find_source(model, revision=revision, token=token, progress=told)
     checkpoint = source.open_checkpoint()
     _check_packed(checkpoint)
+    packed_report = read_report(source.folder)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
         jobs = _write_shards(source, checkpoint, folder.staging, thread_count(threads), told)
         write_index(folder.staging, checkpoint)
         write_config(folder.staging, checkpoint, None)
         copy_small_files(folder.staging, checkpoint)
-        report = _report(source.folder, jobs)
-        if report is not None:
+        report = None
+        if packed_report is not None:
+            hashes = {job.entry.name: hash_name(job.checksum) for job in jobs}
+            report = dense_report(packed_report, hashes)
             report["files"] = describe_files(folder.staging)
             write_figure(folder.staging, report)
             write_json(folder.staging / REPORT_NAME, report)
@@ -104,14 +108,6 @@ def _check_packed(checkpoint: Checkpoint) -> None:
             f"{checkpoint.folder}: is not packed by emp-llm ({found} in config.json); "
             "give a folder that `emp-llm prune` wrote"
         )
-
-
-def _report(folder: Path, jobs: "list[_UnpackJob | CopyJob]") -> dict[str, Any] | None:
-    """The dense folder's report; None where the packed one has none."""
-    if not (folder / REPORT_NAME).is_file():
-        return None
-    hashes = {job.entry.name: hash_name(job.checksum) for job in jobs}
-    return dense_report(read_json_object(folder / REPORT_NAME), hashes)
 
 
 def _write_shards(

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emp_llm.checkpoint import read_json_object
 from emp_llm.companions import REPORT_NAME
 from emp_llm.errors import FormatError, OptionError
 from emp_llm.options import PruneOptions
 from emp_llm.report import count_totals, rule_fields
+from emp_llm.report_form import read_report_file
 
 __all__ = ["check_totals", "compare_totals", "read_report", "rule_options"]
-
-_MEANS = ("sparsity", "n_eff_min", "n_eff_mean", "n_eff_max", "n_eff_fraction_mean")
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
@@ -23,46 +21,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
         FormatError: If it is not one that emp-llm wrote.
     """
     path = folder / REPORT_NAME
-    if not path.is_file():
-        return None
-    report = read_json_object(path)
-    try:
-        well_formed = (
-            report["format"] in ("packed", "dense")
-            and isinstance(report["rule"], dict)
-            and all(isinstance(report["totals"][part], dict) for part in ("targets", "model"))
-            and all(map(_is_tensor, report["tensors"].values()))
-            and all(map(_is_file, report["files"].values()))
-        )
-    except (KeyError, TypeError, AttributeError):
-        well_formed = False
-    if not well_formed:
-        raise FormatError(f"{path}: is not a report that emp-llm wrote; prune again")
-    return report
-
-
-def _is_tensor(fields: Mapping[str, Any]) -> bool:
-    """Whether what a report says of a tensor has the parts, of the types, that are used."""
-    names = ["weights", "kept", "bytes_before", "bytes_after"]
-    means: list[Any] = []
-    if fields["pruned"]:
-        names.append("rows")
-        means = [*(fields[name] for name in _MEANS), fields["retained_mass"]]
-    numbers = [*(fields[name] for name in names), *fields["shape"]]
-    strings = [fields["dtype"], fields["hash"]]
-    flags = [fields["pruned"], fields["transposed"] if fields["pruned"] else False]
-    return (
-        all(type(number) is int and number >= 0 for number in numbers)
-        and all(type(mean) in (int, float) for mean in means)
-        and all(isinstance(string, str) for string in strings)
-        and all(isinstance(flag, bool) for flag in flags)
-        and not (fields["pruned"] and (len(fields["shape"]) < 2 or 0 in fields["shape"]))
-    )
-
-
-def _is_file(fields: Mapping[str, Any]) -> bool:
-    checksum = fields.get("hash", fields.get("header_hash"))
-    return type(fields["bytes"]) is int and isinstance(checksum, str)
+    return read_report_file(path) if path.is_file() else None
 
 
 def check_totals(report: Mapping[str, Any]) -> None:

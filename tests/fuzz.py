@@ -7,8 +7,8 @@
 What is made and what must hold of it stands in `tests/fuzzing`, one file a reader: an input is
 either taken, and then what was read is checked in an independent way, or refused by an EmpError
 in one printable line. Anything else is a fault: another exception, more than a few seconds, more
-than a gigabyte, the end of the process. Each fault is printed with the seed that makes it again,
-`--once` shows its traceback. All readers get the same time, in turn.
+than a gigabyte, the end of the process. The first fault at each place is printed with the seed
+that makes it again, `--once` shows its traceback. All readers get the same time, in turn.
 
 `--bounds-check` compiles the kernels with numba's bounds checks (20 s, into a cache of its own).
 """
@@ -114,6 +114,7 @@ def _fuzz(chosen: dict[str, Callable[[int], bool]], seed: int, seconds: float, l
     for check in chosen.values():
         check(seed)  # what is compiled and imported only now shall not count as one input's time
     tried, taken, faults = Counter[str](), Counter[str](), Counter[str]()
+    told = set[str]()
     end = time.monotonic() + seconds
     with _limits(), last.open("w") as note:
         for name in _turns(list(chosen), end):
@@ -129,7 +130,7 @@ def _fuzz(chosen: dict[str, Callable[[int], bool]], seed: int, seconds: float, l
                     raise
                 except BaseException as fault:  # every kind of it is a find
                     faults[name] += 1
-                    _tell(name, number, fault)
+                    told.add(_tell(name, number, fault, told))
                 if time.monotonic() > end:
                     break
     for name in chosen:
@@ -176,11 +177,14 @@ def _limits() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _tell(name: str, seed: int, fault: BaseException) -> None:
-    line = f"{type(fault).__name__}: {fault}".splitlines()[0][:300]
+def _tell(name: str, seed: int, fault: BaseException, told: set[str]) -> str:
+    """Print a fault, unless one of its place was told of; returns its place."""
     where = traceback.extract_tb(fault.__traceback__)[-1]
-    print(f"FAULT --only {name} --seed {seed} --once: {line}", flush=True)
-    print(f"    at {Path(where.filename).name}:{where.lineno}", flush=True)
+    place = f"{name}: {type(fault).__name__} at {Path(where.filename).name}:{where.lineno}"
+    if place not in told:
+        text = (str(fault).splitlines() or [""])[0][:300]
+        print(f"FAULT --only {name} --seed {seed} --once: {text}\n    {place}", flush=True)
+    return place
 
 
 if __name__ == "__main__":

@@ -207,8 +207,7 @@ def _decoded(reader: PackedReader) -> tuple[PackedReader, np.ndarray]:
     workspace = GuardedWorkspace(0xFF)
     for block in geometry.blocks():
         first = geometry.first_row(block)
-        records = reader.records(block, workspace)
-        weights = reader.decode(block, records, workspace)
+        records, weights = reader.read(block, workspace)
         _check_backends(reader, first, weights, records)
         rows[first : first + len(weights)] = weights
     return reader, rows
