@@ -7,60 +7,20 @@ one below or beside the other. What is asked for is read, a few megabytes around
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from emp_llm.extents import Extent, Lying, dense_strides
 from emp_llm.source_file import SourceFile
 
-__all__ = ["AssembledFile", "Extent", "Lying", "dense_strides"]
+__all__ = ["AssembledFile"]
 
 _HULL = 2  # what is read at once may be so many times what is wanted of it
 _CHUNK = 1 << 20
 
 Items = npt.NDArray[Any]
-
-
-def dense_strides(shape: Sequence[int], item_bytes: int) -> tuple[int, ...]:
-    """The strides, in bytes, of a C-contiguous array."""
-    return tuple(math.prod(shape[dim + 1 :]) * item_bytes for dim in range(len(shape)))
-
-
-@dataclass(frozen=True, slots=True)
-class Lying:
-    """How an array lies in one of the files.
-
-    Attributes:
-        part: The number of the file.
-        start: Offset of the first item there, in bytes.
-        shape: Its shape.
-        strides: Bytes from an item to the next one along each dimension, none negative.
-    """
-
-    part: int
-    start: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Bytes of the assembled file.
-
-    Attributes:
-        start: Offset of the first one.
-        nbytes: How many they are.
-        item_bytes: Bytes of an item: 1, 2, 4 or 8.
-        beside: The arrays that they are taken from, in row-major order: one, or matrices [R, C_i]
-            that lie side by side, [R, ΣC_i].
-    """
-
-    start: int
-    nbytes: int
-    item_bytes: int
-    beside: tuple[Lying, ...]
 
 
 class AssembledFile(SourceFile):

@@ -10,15 +10,18 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from emp_llm.errors import CheckpointError
 from emp_llm.json_text import MAX_JSON_BYTES, JsonError, parse_json
+from emp_llm.original_llama import is_original, part_names, read_original
+from emp_llm.original_params import PARAMS_NAME, OriginalParams
 from emp_llm.regular_file import open_regular
 from emp_llm.safetensors_header import Header, TensorEntry
 from emp_llm.shard import Shard, read_shard
+from emp_llm.small_files import CONFIG_NAME, PICKLES, check_link, other_files
 
 __all__ = [
     "CONFIG_NAME",
@@ -26,15 +29,12 @@ __all__ = [
     "WEIGHTS_NAME",
     "Checkpoint",
     "Shard",
-    "check_link",
     "choose_weights",
-    "is_small_file",
     "open_checkpoint",
     "read_index",
     "read_json_object",
 ]
 
-CONFIG_NAME: Final = "config.json"
 WEIGHTS_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 
@@ -43,14 +43,9 @@ _TORCH = ".bin"
 _TORCH_NAME = "pytorch_model.bin"
 _INDEX = ".index.json"
 _TORCH_INDEX = _TORCH_NAME + _INDEX
-_PICKLES = (".bin", ".pth", ".pt", ".ckpt")
-_WEIGHTS = (
-    *(_SAFETENSORS, *_PICKLES, ".gguf", ".ggml", ".h5", ".msgpack", ".ot", ".npz", ".pkl"),
-    *(".onnx", ".onnx_data", ".onnx.data", ".pb", ".tflite", ".mlmodel", ".mlpackage", ".nemo"),
-)
 _MAX_TENSORS = 1_000_000  # of all shards; some 0.5 kB of memory each
 _LONGEST_NAME = 255  # bytes, of a file on Linux
-_OTHER_COPIES = "original"  # the folder of the weights in their maker's own layout
+_CHECKSUMS = ".chk"  # what Meta calls lists of them
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,8 @@ class Checkpoint:
         other_files: Paths, relative to the folder, of the small files that make it usable
             (tokenizer, generation config, chat template, code, licence), sorted. Neither
             ``config.json`` nor weights of any kind are among them.
+        original: What it says of itself if it is in Meta's original format, else None. It is then
+            seen in Hugging Face's layout: `shards` and `config` are in no file.
     """
 
     folder: Path
@@ -77,6 +74,7 @@ class Checkpoint:
     config: dict[str, Any]
     told_by: tuple[Path, ...]
     other_files: tuple[Path, ...]
+    original: OriginalParams | None = None
 
     @cached_property
     def tensors(self) -> dict[str, tuple[Shard, TensorEntry]]:
@@ -102,14 +100,15 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open the checkpoint in a folder, reading headers only.
 
-    The weights are those that transformers would load: the file that the config names under
-    ``transformers_weights``, else ``model.safetensors``, else the shards that
-    ``model.safetensors.index.json`` names, else ``pytorch_model.bin`` or the shards that its index
-    names; and, where there are none, the only ``*.safetensors`` of the folder. An index only says
-    which files those are: of these, transformers loads every tensor, listed or not, so every tensor
-    of them belongs to the checkpoint here as well. What transformers would paper over is refused: a
-    listed tensor that its shard lacks (it would be initialised at random) and a name in two shards
-    (the last one would win).
+    A folder without ``config.json`` may be in Meta's original format, with ``params.json``; see
+    `emp_llm.original_llama`. Otherwise the weights are those that transformers would load: the file
+    that the config names under ``transformers_weights``, else ``model.safetensors``, else the
+    shards that ``model.safetensors.index.json`` names, else ``pytorch_model.bin`` or the shards
+    that its index names; and, where there are none, the only ``*.safetensors`` of the folder. An
+    index only says which files those are: of these, transformers loads every tensor, listed or not,
+    so every tensor of them belongs to the checkpoint here as well. What transformers would paper
+    over is refused: a listed tensor that its shard lacks (it would be initialised at random) and a
+    name in two shards (the last one would win).
 
     Args:
         folder: A local folder; one of the Hub's cache is one, too.
@@ -122,6 +121,8 @@ def open_checkpoint(
         CheckpointError: If a part is missing, damaged or contradicts another one.
     """
     names = _file_names(folder)
+    if CONFIG_NAME not in names and is_original([*names, *to_come]):
+        return _open_original(folder, [*names, *to_come], to_come)
     config = _read_config(folder)
     weights = choose_weights(config, [*names, *to_come], folder)
     has_index = weights.endswith(_INDEX)
@@ -133,8 +134,28 @@ def open_checkpoint(
     _check_tensors(shards, weight_map)
     index_name = None if not has_index else INDEX_NAME if weights == _TORCH_INDEX else weights
     told_by = (Path(CONFIG_NAME), *([Path(weights)] if has_index else []))
-    other_files = _other_files(folder)
-    return Checkpoint(folder, shards, index_name, index_metadata, config, told_by, other_files)
+    small = other_files(folder)
+    return Checkpoint(folder, shards, index_name, index_metadata, config, told_by, small)
+
+
+def _open_original(folder: Path, names: Iterable[str], to_come: Mapping[str, Header]) -> Checkpoint:
+    parts = [read_shard(folder / name, to_come.get(name)) for name in part_names(names, folder)]
+    model = read_original(folder, parts, read_json_object(folder / PARAMS_NAME))
+    return Checkpoint(
+        folder,
+        model.shards,
+        INDEX_NAME if len(model.shards) > 1 else None,
+        {},
+        model.config,
+        (Path(PARAMS_NAME),),
+        tuple(file for file in other_files(folder) if not _is_of_original(file)),
+        model.params,
+    )
+
+
+def _is_of_original(file: Path) -> bool:
+    """Whether a small file only tells of weights in Meta's original format."""
+    return str(file) == PARAMS_NAME or file.suffix == _CHECKSUMS
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -222,7 +243,7 @@ def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: objec
             f"{where}: has {len(others)} safetensors files ({others[0]}, …) and no {INDEX_NAME} "
             "to say which ones make up the model: add the index"
         )
-    pickles = sorted(name for name in present if name.endswith(_PICKLES))
+    pickles = sorted(name for name in present if name.endswith(PICKLES))
     if pickles:
         raise CheckpointError(
             f"{where}: has neither safetensors nor {_TORCH_NAME}, only other weights "
@@ -309,69 +330,3 @@ def _check_tensors(shards: tuple[Shard, ...], weight_map: dict[str, str]) -> Non
                 f"{name}: lacks tensor {tensor!r}, which the index says it holds: "
                 "index and shards are not of one checkpoint, download it again"
             )
-
-
-def is_small_file(path: PurePosixPath) -> bool:
-    """Tell whether a file travels with a pruned checkpoint, by its path in the checkpoint.
-
-    Weights in any framework's format, their indexes, hidden files and folders, the folder
-    ``original`` and the ``config.json`` at the top (which is written anew) do not.
-
-    Args:
-        path: Relative to the checkpoint's folder.
-    """
-    if any(part.startswith(".") for part in path.parts) or path.parts[0] == _OTHER_COPIES:
-        return False
-    name = path.name.lower()
-    is_index = any(f"{ending}.index." in name for ending in _WEIGHTS)
-    return not is_index and not name.endswith(_WEIGHTS) and str(path) != CONFIG_NAME
-
-
-def _other_files(folder: Path) -> tuple[Path, ...]:
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # .git is large
-        for name in names:
-            relative = (Path(parent) / name).relative_to(folder)
-            if is_small_file(PurePosixPath(relative)) and _is_own_file(folder, relative):
-                found.append(relative)
-    return tuple(sorted(found))
-
-
-def _is_own_file(folder: Path, relative: Path) -> bool:
-    """Tell a regular file; raise where a link would carry along a file from elsewhere."""
-    path = folder / relative
-    check_link(path, folder)
-    return path.is_file()
-
-
-def check_link(path: Path, folder: Path) -> None:
-    """Refuse a link out of a checkpoint: what it leads to would become part of the result.
-
-    Weights may be links to anywhere: only a safetensors file can be read through them.
-
-    Args:
-        path: Maybe a link.
-        folder: The checkpoint's folder.
-
-    Raises:
-        CheckpointError: If it is a link to anything but a file of the checkpoint.
-    """
-    if not path.is_symlink():
-        return
-    target = Path(os.path.realpath(path))  # resolve() fails on links that lead in a circle
-    if not target.is_file() or not any(target.is_relative_to(root) for root in _roots(folder)):
-        raise CheckpointError(
-            f"{path}: is a link to {target}, which is no file of this checkpoint: "
-            "put a copy in its place or remove it"
-        )
-
-
-def _roots(folder: Path) -> tuple[Path, ...]:
-    """Where links may lead: into the folder, or from a snapshot of the Hub's cache to its blobs."""
-    own = folder.resolve()
-    if own.parent.name != "snapshots":
-        return (own,)
-    repository = own.parent.parent
-    # blobs of this repository and, since huggingface_hub 2.4, those that all of the cache shares
-    return own, (repository / "blobs").resolve(), (repository.parent / "blobs").resolve()

@@ -216,7 +216,10 @@ class _Kinds:
         if unknown and plain is not None:
             entries = [entry for _, entry in plain.tensors.values()]
             tensors = {entry.name: (entry.dtype, entry.shape) for entry in entries}
-            self._question = TargetsQuestion(plain.folder, tensors, targets="all-linear", ignore=())
+            config = plain.config if plain.original else None
+            self._question = TargetsQuestion(
+                plain.folder, tensors, targets="all-linear", ignore=(), config=config
+            )
 
     def __enter__(self) -> "_Kinds":
         return self

@@ -68,7 +68,11 @@ def find_model(
     told = SharedProgress(progress)
     source = find_source(model, revision=revision, progress=told)
     if not (source.folder / CONFIG_NAME).is_file():
-        source.open_checkpoint()  # says what it is instead
+        source.open_checkpoint()  # says what it is instead, if it is no checkpoint
+        raise CheckpointError(
+            f"{os.fspath(model)}: is in Meta's original format, which transformers does not load: "
+            "give what `emp-llm prune` makes of it, or the model in Hugging Face's layout"
+        )
     config = read_json_object(source.folder / CONFIG_NAME)
     if config.get("architectures") and auto_class(config) not in _CLASSES:
         raise CheckpointError(

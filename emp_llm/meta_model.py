@@ -29,7 +29,9 @@ _PARTS_PER_TENSOR = 50
 _SILENT = 50  # logging's CRITICAL; transformers logs nothing there
 
 
-def build_meta_model(folder: Path, tensors: int = 0) -> "PreTrainedModel":
+def build_meta_model(
+    folder: Path, tensors: int = 0, config: Mapping[str, Any] | None = None
+) -> "PreTrainedModel":
     """Build the model that a checkpoint's config describes, on the meta device.
 
     Its class is the first of ``config.architectures`` that transformers has; where there is none,
@@ -39,6 +41,7 @@ def build_meta_model(folder: Path, tensors: int = 0) -> "PreTrainedModel":
         folder: The checkpoint's folder; only its ``config.json`` is read.
         tensors: How many tensors the checkpoint has; a config that tells of a model of very many
             more parts is refused before all of them are made.
+        config: The content of ``config.json``, where it is in no folder.
 
     Returns:
         The model; all its parameters and buffers are on the meta device.
@@ -48,13 +51,13 @@ def build_meta_model(folder: Path, tensors: int = 0) -> "PreTrainedModel":
             from the checkpoint, or says that the weights are quantized or packed.
     """
     path = folder / CONFIG_NAME
-    raw = read_json_object(path)
+    raw = config or read_json_object(path)
     _check_dense(raw, path)
     _check_counts(raw, path)
     try:
-        config = _config(raw, path)
+        made = _config(raw, path, in_file=config is None)
         with _bounded(path, tensors):
-            return _build(_model_class(config, raw, path), config, path)
+            return _build(_model_class(made, raw, path), made, path)
     except ImportError as error:
         raise CheckpointError(
             f"{path}: this model needs a package that is not installed: {_first_line(error)}"
@@ -144,7 +147,7 @@ def _bounded(path: Path, tensors: int) -> Iterator[None]:
             handle.remove()
 
 
-def _config(raw: Mapping[str, Any], path: Path) -> "PretrainedConfig":
+def _config(raw: Mapping[str, Any], path: Path, *, in_file: bool) -> "PretrainedConfig":
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
     if not isinstance(raw.get("model_type"), str):
@@ -154,6 +157,9 @@ def _config(raw: Mapping[str, Any], path: Path) -> "PretrainedConfig":
     if raw["model_type"] not in CONFIG_MAPPING:
         raise _unknown(f"model_type {raw['model_type']!r}", raw, path)
     try:
+        if not in_file:
+            made: PretrainedConfig = CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw))
+            return made
         config: PretrainedConfig = AutoConfig.from_pretrained(
             path.parent, trust_remote_code=False, local_files_only=True
         )

@@ -200,6 +200,7 @@ class PlannedRun:
                 {name: (entry.dtype, entry.shape) for name, (_, entry) in tensors},
                 targets=self.options.targets,
                 ignore=self.options.ignore,
+                config=self.checkpoint.config if self.checkpoint.original else None,
             ) as question:
                 load_backend()
                 return {name: asdict(decision) for name, decision in question.answer().items()}

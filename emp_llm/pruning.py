@@ -31,6 +31,7 @@ from emp_llm.files import OpenFiles
 from emp_llm.hub import Source, find_source
 from emp_llm.journal import Journal, describe_run
 from emp_llm.options import PruneOptions
+from emp_llm.original_files import write_original_files
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import quantization_config
 from emp_llm.pipeline import Piece, thread_count
@@ -152,6 +153,8 @@ class _PruneRun(PlannedRun):
 
     def write(self, folder: Path, journal: Journal) -> None:
         """Write this rank's part of the shards that are not finished yet, and wait for the rest."""
+        if self.team.leads:
+            write_original_files(folder, self.checkpoint)
         finished = set(self._check_finished(folder, journal))
         left = [shard for shard in self.checkpoint.shards if self._name(shard) not in finished]
         shards = self.share_of(left, lambda shard: shard.header.file_size)

@@ -16,16 +16,18 @@ from emp_llm.checkpoint import (
     CONFIG_NAME,
     Shard,
     choose_weights,
-    is_small_file,
     read_index,
     read_json_object,
 )
 from emp_llm.errors import CheckpointError, HubError
 from emp_llm.hub_errors import AGAIN, DownloadStoppedError, check_room, explained
+from emp_llm.original_llama import is_original, part_names
+from emp_llm.original_params import PARAMS_NAME
 from emp_llm.progress import SharedProgress
 from emp_llm.remote_file import RemoteFile
 from emp_llm.safetensors_header import Header
 from emp_llm.shard import read_any_header_by
+from emp_llm.small_files import is_small_file
 
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm
@@ -35,7 +37,10 @@ __all__ = ["IN_WORK", "Repository"]
 IN_WORK = 2
 """Shards that are on disk at once where they are discarded: one worked on, one that arrives."""
 
-_LEADING = [CONFIG_NAME, "*.safetensors.index.json", "pytorch_model.bin.index.json"]
+_LEADING = [
+    *(CONFIG_NAME, "*.safetensors.index.json", "pytorch_model.bin.index.json"),
+    PARAMS_NAME,
+]
 _COUNT_BYTES = {"snapshot_download", "http_get", "xet_get"}
 
 
@@ -77,7 +82,8 @@ class Repository:
         shards, others = self._choose(folder, sizes)
         to_come = [name for name in shards if not (folder / name).is_file()]
         missing = [name for name in others if whole and not (folder / name).is_file()]
-        at_once = sorted(sizes[name] for name in to_come)[-IN_WORK if discard else 0 :]
+        in_work = IN_WORK if discard and CONFIG_NAME in sizes else len(to_come)
+        at_once = sorted((sizes[name] for name in to_come), reverse=True)[:in_work]
         nbytes = sum(sizes[name] for name in missing)
         if whole and (missing or to_come):
             check_room(folder, nbytes + sum(at_once))
@@ -181,20 +187,14 @@ class Repository:
 
     def _choose(self, folder: Path, names: Collection[str]) -> tuple[list[str], list[str]]:
         """Choose the shards and the other files that a pruned checkpoint is made from, by path."""
-        if CONFIG_NAME not in names:
-            raise HubError(
-                f"{self._repo_id} has no {CONFIG_NAME}, so it is no transformers model: "
-                "give another repository or revision"
-            )
         try:
-            config = read_json_object(folder / CONFIG_NAME)
             beside = [name for name in names if "/" not in name]
-            weights = choose_weights(config, beside, self._repo_id)
-            is_index = weights.endswith(".json")
-            shards = set(read_index(folder / weights)[0].values()) if is_index else {weights}
+            leads, shards = self._choose_weights(folder, beside)
         except CheckpointError as error:
-            raise HubError(f"{self._repo_id}: {error}") from error
-        needed = {CONFIG_NAME, weights, *shards}
+            raise (
+                error if isinstance(error, HubError) else HubError(f"{self._repo_id}: {error}")
+            ) from error
+        needed = {*leads, *shards}
         absent = sorted(needed.difference(names))
         if absent:
             raise HubError(
@@ -203,6 +203,20 @@ class Repository:
             )
         small = {name for name in names if is_small_file(PurePosixPath(name))}
         return sorted(shards), sorted(needed.union(small).difference(shards))
+
+    def _choose_weights(self, folder: Path, names: list[str]) -> tuple[set[str], set[str]]:
+        """Choose the files that tell of the weights, and the files of the weights."""
+        if CONFIG_NAME in names:
+            weights = choose_weights(read_json_object(folder / CONFIG_NAME), names, self._repo_id)
+            is_index = weights.endswith(".json")
+            shards = set(read_index(folder / weights)[0].values()) if is_index else {weights}
+            return {CONFIG_NAME, weights}, shards
+        if is_original(names):
+            return {PARAMS_NAME}, set(part_names(names, self._repo_id))
+        raise HubError(
+            f"{self._repo_id} has no {CONFIG_NAME}, so it is no transformers model: "
+            "give another repository or revision"
+        )
 
     def _check_size(self, folder: Path, name: str, size: int) -> None:
         """Refuse a damaged file: huggingface_hub takes what is in its cache for whole."""

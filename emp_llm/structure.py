@@ -64,7 +64,9 @@ class Landing(NamedTuple):
 
 
 def read_structure(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]]
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any] | None = None,
 ) -> dict[str, Landing | None]:
     """Find, for each tensor of a checkpoint, the parameter that transformers loads it into.
 
@@ -82,6 +84,7 @@ def read_structure(
     Args:
         folder: The checkpoint's folder; only its ``config.json`` is read.
         shapes: The checkpoint's tensors, name to shape.
+        config: The content of ``config.json``, where it is in no folder.
 
     Returns:
         For each name where it goes, or None where the model has no place for it.
@@ -90,7 +93,7 @@ def read_structure(
         CheckpointError: See `emp_llm.meta_model.build_meta_model`.
     """
     with calm():
-        model = build_meta_model(folder, len(shapes))
+        model = build_meta_model(folder, len(shapes), config)
         return land(model, shapes)
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from emp_llm.errors import CheckpointError
 from emp_llm.structure import Landing, Place, read_structure
@@ -50,6 +51,7 @@ def decide_targets(
     *,
     targets: str = "mlp",
     ignore: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
 ) -> dict[str, Decision]:
     """Decide, on the model's structure, which tensors of a checkpoint are pruned.
 
@@ -65,6 +67,7 @@ def decide_targets(
             (inside it), ``all-linear`` (both), or a regular expression searched in the
             checkpoint's names, which reaches linear layers outside blocks as well.
         ignore: Regular expressions; a target whose name one of them is found in is left.
+        config: The content of ``config.json``, where it is in no folder.
 
     Returns:
         A decision for each tensor, in the order given.
@@ -74,7 +77,8 @@ def decide_targets(
             `emp_llm.meta_model.build_meta_model`), a tensor does not fit it, a target is not
             float16, bfloat16 or float32, or nothing is a target.
     """
-    landings = read_structure(folder, {name: shape for name, (_, shape) in tensors.items()})
+    shapes = {name: shape for name, (_, shape) in tensors.items()}
+    landings = read_structure(folder, shapes, config)
     return decide(str(folder), tensors, landings, targets=targets, ignore=ignore)
 
 

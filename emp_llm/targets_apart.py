@@ -37,6 +37,7 @@ class TargetsQuestion:
         tensors: As for `decide_targets`.
         targets: As for `decide_targets`.
         ignore: As for `decide_targets`.
+        config: As for `decide_targets`.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class TargetsQuestion:
         *,
         targets: str,
         ignore: Sequence[str],
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self._question: dict[str, Any] = {
             "folder": str(folder),
             "tensors": tensors,
             "targets": targets,
             "ignore": list(ignore),
+            "config": config,
         }
         self._process = None if "transformers" in sys.modules else _start(self._question)
 
@@ -104,8 +107,8 @@ def _start(question: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
 
 def _decide(question: Mapping[str, Any]) -> dict[str, Decision]:
     tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in question["tensors"].items()}
-    folder, targets, ignore = question["folder"], question["targets"], question["ignore"]
-    return decide_targets(Path(folder), tensors, targets=targets, ignore=ignore)
+    more = {name: question[name] for name in ("targets", "ignore", "config")}
+    return decide_targets(Path(question["folder"]), tensors, **more)
 
 
 def _main() -> None:

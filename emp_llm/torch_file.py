@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from emp_llm.assembly import AssembledFile, Extent, Lying
+from emp_llm.assembly import AssembledFile
+from emp_llm.extents import Extent, Lying
 from emp_llm.safetensors_header import ITEM_BITS
 from emp_llm.source_file import PlainFile, SourceFile
 from emp_llm.torch_header import locate_tensors
