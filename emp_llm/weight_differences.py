@@ -26,6 +26,9 @@ from emp_llm.weight_values import as_float32
 
 __all__ = ["Counts", "compare", "count_differences", "kinds_in_words"]
 
+_SLICE = 1 << 16
+"""Weights that are counted at a time: what is made of them stays in the processor's cache."""
+
 
 @dataclass
 class Counts:
@@ -167,13 +170,23 @@ def count_differences(a: Patterns, b: Patterns, number_format: NumberFormat) -> 
         b: As many.
         number_format: The format of both.
     """
+    counts = Counts()
+    flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+    for start in range(0, flat_a.size, _SLICE):
+        stop = start + _SLICE
+        counts.add(_count_slice(flat_a[start:stop], flat_b[start:stop], number_format))
+    return counts
+
+
+def _count_slice(a: Patterns, b: Patterns, number_format: NumberFormat) -> Counts:
     key_mask = number_format.storage.type(number_format.key_mask)
-    if np.array_equal(a, b):
-        kept = int(np.count_nonzero(a & key_mask))
+    unequal, keys_a = a != b, a & key_mask
+    if not unequal.any():
+        kept = int(np.count_nonzero(keys_a))
         return Counts(weights=a.size, kept_a=kept, kept_b=kept, kept_both=kept)
-    keeps_a, keeps_b = (a & key_mask) != 0, (b & key_mask) != 0
+    keys_b = b & key_mask
+    keeps_a, keeps_b = keys_a != 0, keys_b != 0
     keeps_both = keeps_a & keeps_b
-    unequal = a != b
     changed = unequal & keeps_both
     counts = Counts(
         weights=a.size,
@@ -181,14 +194,18 @@ def count_differences(a: Patterns, b: Patterns, number_format: NumberFormat) -> 
         kept_b=int(np.count_nonzero(keeps_b)),
         kept_both=int(np.count_nonzero(keeps_both)),
         changed=int(np.count_nonzero(changed)),
-        zero_signs=int(np.count_nonzero(unequal & ~(keeps_a | keeps_b))),
     )
-    # a weight that one side prunes can be NaN as well
-    values_a, values_b = (as_float32(side[unequal], number_format) for side in (a, b))
-    finite = np.isfinite(values_a) & np.isfinite(values_b)
-    counts.not_finite = int(np.count_nonzero(~finite))
-    moved = finite & changed[unequal]
-    if moved.any():
-        change = values_a[moved].astype(np.float64) - values_b[moved]
-        counts.largest_change = float(np.abs(change).max())
+    # what differs is kept by both, or by one, or is zero on both sides
+    by_one = counts.kept_a + counts.kept_b - 2 * counts.kept_both
+    counts.zero_signs = int(np.count_nonzero(unequal)) - counts.changed - by_one
+    infinity = number_format.infinity
+    if max(keys_a.max(), keys_b.max()) >= infinity:
+        wild = unequal & ((keys_a >= infinity) | (keys_b >= infinity))
+        counts.not_finite = int(np.count_nonzero(wild))
+        changed &= ~wild
+    if changed.any():
+        with np.errstate(invalid="ignore"):  # of what is not finite
+            change = as_float32(a, number_format).astype(np.float64)
+            change -= as_float32(b, number_format)
+        counts.largest_change = float(np.abs(change).max(where=changed, initial=0.0))
     return counts
