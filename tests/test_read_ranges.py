@@ -121,6 +121,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(
             hub.cut.setdefault(name, header + 400_000 + 100)
 
     hub.on_range = cut
+    monkeypatch.setattr(read_ranges, "_REQUESTS", 1)
     monkeypatch.setattr(
         "emp_llm.remote_file.time.sleep", lambda _: hub.cut.update({SHARDS[1]: 10**9})
     )

@@ -1,5 +1,6 @@
 """The command line of emp-llm: ``emp-llm COMMAND …`` or ``python -m emp_cli COMMAND …``."""
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -11,6 +12,9 @@ def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
     from emp_cli.app import app
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a sign that it does not know ends no command
+            stream.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="emp-llm")
 

@@ -63,10 +63,16 @@ def inspect(
         )
     written = write_pictures(report, html, png, model=model)
     if as_json:
-        print_json(report | clock.to_dict())
-        return
-    from emp_cli.tables import left_alone, pruned_kinds, totals_line
+        from emp_llm.report import cells, kinds
 
-    pruned_kinds(report)
-    left_alone(report)
-    typer.echo("\n".join([totals_line(report), *written]))
+        blocks = [
+            {"block": block, "kind": kind} | totals
+            for (block, kind), totals in cells(report).items()
+        ]
+        print_json(report | {"kinds": kinds(report), "blocks": blocks} | clock.to_dict())
+        return
+    from emp_cli.inspect_view import show_inspection
+
+    show_inspection(report)
+    for line in written:
+        typer.echo(line)
