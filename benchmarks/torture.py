@@ -1,0 +1,284 @@
+"""Kills `emp-llm prune`, fills its disk, fails its reads and kills its ranks; it must recover.
+
+    python benchmarks/torture.py --folder SOME_FOLDER --json result.json [--seed 0]
+
+Each trial breaks a run at a random point and then looks at three things: what the run said, that
+its folder looks like no model unless it is whole, and that the same command then gives the bytes
+of a run that nothing happened to. Full disks are file systems of their own in memory and on a
+loop device, for which one has to be root. Ends with status 1 at the first trial that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from common import MB, make_checkpoint, say, write_json
+
+from emp_llm import verify
+from emp_llm.output_folder import STAGING_NAME
+
+# every so many bytes that are read, one read fails
+FAILING = """
+import errno, os, sys
+left, preadv = int(sys.argv.pop(1)), os.preadv
+def failing(*args):
+    global left
+    left -= 1
+    if left == 0:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return preadv(*args)
+os.preadv = failing
+from emp_cli import main
+main()
+"""
+
+Hashes = dict[str, str]
+
+
+def main() -> None:
+    """Reads the command line, goes through all trials and tells how many there were."""
+    args = parse()
+    chance = random.Random(args.seed)  # noqa: S311 (nothing here is secret)
+    folder = args.folder / "torture"
+    folder.mkdir(parents=True, exist_ok=True)
+    make_checkpoint(folder / "source", layers=1, dtype="bf16", shard_bytes=150 * MB, room=3)
+    ground = Ground(folder / "source", folder / "out")
+    try:
+        counts = {
+            "kills": kills(ground, chance, args.kills),
+            "full_disks": full_disks(ground, chance, args.disks, folder),
+            "failed_reads": failed_reads(ground, chance, args.reads),
+            "killed_ranks": killed_ranks(ground, chance, args.ranks),
+        }
+    finally:
+        shutil.rmtree(ground.out, ignore_errors=True)
+    say(json.dumps(counts))
+    if args.json:
+        write_json(args.json, "torture", {"seed": args.seed, "layers": 1}, counts)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="has 4 GB to spare")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    for name, number in (("kills", 100), ("disks", 20), ("reads", 20), ("ranks", 12)):
+        parser.add_argument(f"--{name}", type=int, default=number, help="how many trials")
+    return parser.parse_args()
+
+
+class Ground:
+    """Where trials take place: a source, an output, and what must be in it at the end.
+
+    Attributes:
+        source: The checkpoint.
+        out: The folder that is written.
+        expected: The files of an undisturbed run.
+        seconds: From the moment such a run begins to write until its folder is whole.
+    """
+
+    def __init__(self, source: Path, out: Path) -> None:
+        self.source = source
+        self.out = out
+        shutil.rmtree(out, ignore_errors=True)
+        process = self.start()
+        began = time.monotonic()
+        while process.poll() is None and not (out / "config.json").exists():
+            time.sleep(0.001)
+        self.seconds = time.monotonic() - began
+        assert process.wait() == 0
+        verify(out)
+        self.expected = hashes(out)
+
+    def command(self, out: Path | None = None) -> list[str]:
+        """The arguments of emp-llm."""
+        return ["prune", str(self.source), "--out", str(out or self.out)]
+
+    def start(self, *launcher: str) -> subprocess.Popen[str]:
+        """Start a run, in a process group of its own, and wait until it begins to write."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", *(launcher or ("emp_cli",)), *self.command()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while process.poll() is None and not any(self.out.rglob("*.partial")):
+            time.sleep(0.001)
+        return process
+
+    def check_broken(self, out: Path | None = None) -> int:
+        """See that a folder whose run broke off looks like no model; returns what it kept."""
+        out = out or self.out
+        if (out / "config.json").exists():
+            verify(out)
+            assert hashes(out) == self.expected
+            return -1
+        return len(list((out / STAGING_NAME).glob("*.safetensors")))
+
+    def check_completed(self, out: Path | None = None, *launcher: str) -> None:
+        """See that the same command, unless the folder is whole, gives the expected bytes."""
+        out = out or self.out
+        if not (out / "config.json").exists():
+            command = [sys.executable, "-m", *(launcher or ("emp_cli",)), *self.command(out)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stderr
+        assert hashes(out) == self.expected
+        shutil.rmtree(out)
+
+
+def hashes(folder: Path) -> Hashes:
+    """The hash of every file in a folder but those of an unfinished run."""
+    return {
+        str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and STAGING_NAME not in path.parts
+    }
+
+
+def check_line(errors: str, *parts: str) -> None:
+    """See that a run ended with one line of a kind, and no traceback."""
+    assert "Traceback" not in errors, errors
+    last = errors.strip().splitlines()[-1]
+    assert any(part in last for part in parts), errors
+
+
+def kills(ground: Ground, chance: random.Random, trials: int) -> dict[str, int]:
+    """Kill runs at random moments."""
+    found = {"trials": trials, "finished": 0, "with_shards_kept": 0, "shards_kept": 0}
+    shutil.rmtree(ground.out)
+    for trial in range(trials):
+        process = ground.start()
+        time.sleep(chance.uniform(0, ground.seconds))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kept = ground.check_broken()
+        found["finished"] += kept < 0
+        found["with_shards_kept"] += kept > 0
+        found["shards_kept"] += max(kept, 0)
+        ground.check_completed()
+        say(f"kill {trial + 1} of {trials}: {kept} shards kept")
+    return found
+
+
+def full_disks(
+    ground: Ground, chance: random.Random, trials: int, folder: Path
+) -> dict[str, int | str]:
+    """Let disks be full at random byte counts."""
+    if os.geteuid() != 0:
+        return {"trials": 0, "why": "only root may mount file systems"}
+    needed = sum(path.stat().st_size for path in (folder / "source").iterdir()) * 7 // 10
+    for trial in range(trials):
+        mount = (tmpfs, loop)[trial % 2]
+        size = chance.randrange(1 * MB, needed)
+        with mount(folder, size) as (disk, grow):
+            out = disk / "out"
+            command = [sys.executable, "-m", "emp_cli", *ground.command(out)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert result.returncode == 1, result.stderr
+            check_line(result.stderr, "the disk is full")
+            kept = ground.check_broken(out)
+            grow()
+            ground.check_completed(out)
+        say(
+            f"{mount.__name__} full at {size // MB} MB, {trial + 1} of {trials}: {kept} shards kept"
+        )
+    return {"trials": trials}
+
+
+@contextmanager
+def tmpfs(folder: Path, size: int) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A file system in memory of so many bytes, and a way to give it plenty."""
+    disk = folder / "disk"
+    disk.mkdir(exist_ok=True)
+    mounting = ["mount", "-t", "tmpfs", "-o"]
+    subprocess.run([*mounting, f"size={size}", "tmpfs", str(disk)], check=True)
+    try:
+        yield disk, lambda: void([*mounting, "remount,size=4G", "tmpfs", str(disk)])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@contextmanager
+def loop(folder: Path, size: int) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """An ext4 file system in a file that leaves so many bytes free, and a way to free the rest."""
+    disk, image = folder / "disk", folder / "disk.img"
+    disk.mkdir(exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(2000 * MB)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(disk)], check=True)
+    try:
+        ballast = disk / "ballast"
+        subprocess.run(
+            ["fallocate", "-l", str(shutil.disk_usage(disk).free - size), str(ballast)], check=True
+        )
+        yield disk, ballast.unlink
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+        image.unlink()
+
+
+def void(command: list[str]) -> None:
+    """Run a command that has to succeed."""
+    subprocess.run(command, check=True)
+
+
+def failed_reads(ground: Ground, chance: random.Random, trials: int) -> dict[str, int]:
+    """Let one read of the source fail."""
+    reads = sum(path.stat().st_size for path in ground.source.iterdir()) // (4 << 20)
+    for trial in range(trials):
+        command = [sys.executable, "-c", FAILING, str(chance.randrange(1, reads))]
+        result = subprocess.run(
+            [*command, *ground.command()], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 1, result.stderr
+        check_line(result.stderr, "failed: Input/output error")
+        kept = ground.check_broken()
+        ground.check_completed()
+        say(f"read {trial + 1} of {trials}: {kept} shards kept")
+    return {"trials": trials}
+
+
+def killed_ranks(ground: Ground, chance: random.Random, trials: int) -> dict[str, Any]:
+    """Kill one of several ranks, then go on with another number of them."""
+
+    def launcher(size: int) -> tuple[str, ...]:
+        return "torch.distributed.run", "--nproc-per-node", str(size), "-m", "emp_cli"
+
+    for size in range(1, 5):
+        ground.check_completed(None, *launcher(size))
+        say(f"{size} ranks wrote the same bytes")
+    for trial in range(trials):
+        size = chance.randint(2, 4)
+        process = ground.start(*launcher(size))
+        time.sleep(chance.uniform(0, ground.seconds / 2))
+        ranks = [p for p in psutil.Process(process.pid).children() if "emp_cli" in p.cmdline()]
+        if ranks:
+            chance.choice(ranks).kill()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode != 0 or (ground.out / "config.json").exists(), errors
+        kept = ground.check_broken()
+        again = chance.randint(1, 4)
+        ground.check_completed(None, *launcher(again))
+        say(f"{size} ranks, one killed, then {again}: {trial + 1} of {trials}, {kept} shards kept")
+    return {"trials": trials, "same_bytes_with": [1, 2, 3, 4]}
+
+
+if __name__ == "__main__":
+    main()
