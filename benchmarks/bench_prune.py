@@ -15,15 +15,11 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import psutil
 from common import (
     DTYPES,
     GB,
@@ -38,6 +34,7 @@ from common import (
 )
 from emp_kernels.dispatch import Workspace
 from emp_kernels.reference import keep_mask
+from timed_process import Run, run
 
 from emp_llm.checkpoint import open_checkpoint
 from emp_llm.geometry import Block
@@ -93,16 +90,6 @@ def parse() -> argparse.Namespace:
 # --- the clock -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one process used: wall-clock and CPU seconds, peak resident bytes."""
-
-    seconds: float
-    user_seconds: float
-    system_seconds: float
-    peak_bytes: int
-
-
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Time both in turn; returns all figures, once the last output has been checked."""
     source, copy, pruned = folder / "source", folder / "copy", folder / "pruned"
@@ -140,39 +127,6 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 def prune_command(source: Path, out: Path) -> list[str]:
     """The command line that is timed."""
     return [sys.executable, "-m", "emp_cli", "prune", str(source), "--out", str(out), "--json"]
-
-
-def run(command: list[str]) -> Run:
-    """Run a command from start to exit; its peak memory is that of all its processes together."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    peaks: list[int] = []
-    sampler = threading.Thread(target=sample_memory, args=(process.pid, peaks))
-    sampler.start()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    sampler.join()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command[1:4])} … failed with status {process.returncode}")
-    return Run(seconds, usage.ru_utime, usage.ru_stime, max(peaks))
-
-
-def sample_memory(pid: int, peaks: list[int]) -> None:
-    """Append, 20 times a second until it ends, what a process and its children have resident."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        while process.status() != psutil.STATUS_ZOMBIE:
-            family = [process, *process.children()]
-            peaks.append(sum(resident_bytes(member) for member in family))
-            time.sleep(0.05)
-
-
-def resident_bytes(process: psutil.Process) -> int:
-    """What a process has resident; 0 if it has just ended."""
-    with suppress(psutil.NoSuchProcess):
-        return int(process.memory_info().rss)
-    return 0
 
 
 def time_copy(files: list[Path], out: Path) -> float:
