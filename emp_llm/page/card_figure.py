@@ -16,10 +16,11 @@ __all__ = ["card_figure"]
 _WIDTH, _MARGIN, _LINE, _TALL = 960, 24, 28, 25
 _TOP, _BOTTOM = 62, 36
 _LETTER = 7.3  # of a font of 13 pixels, in the mean
-_LABELLED = 28  # pixels that a block's number needs
+_LABELLED, _WRITTEN = 28, 60  # pixels that a block's number needs, and a cell's figure
+_DARK = 0.55  # the share of the ramp from which letters on it are light
 _STYLE = (
     "text{font:13px system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif;"
-    "fill:#59636c}.t{font-weight:600;font-size:15px;fill:#1a1f24}.k{fill:#1a1f24}.b{text-anchor:middle}"
+    "fill:#59636c}.t{font-weight:600;font-size:15px;fill:#1a1f24}.k{fill:#04101a}.l{fill:#f4faf5}.b{text-anchor:middle}"
 )
 
 
@@ -41,16 +42,12 @@ def card_figure(report: Mapping[str, Any]) -> str:
         *_legend(low, high),
     ]
     for row, kind in enumerate(kinds):
-        top = _TOP + _LINE * row
-        lines.append(f'<text class="k" x="{_MARGIN}" y="{top + 17}">{escape(kind["name"])}</text>')
-        for cell in cells:
-            if cell["kind"] == row:
-                share = (high - cell["n_eff_fraction_mean"]) / (high - low)
-                lines.append(
-                    f'<rect x="{left + pitch * cell["block"]:.1f}" y="{top}" '
-                    f'width="{pitch - min(2, pitch / 6):.1f}" height="{_TALL}" '
-                    f'fill="{ramp_at(share)}"/>'
-                )
+        y = _TOP + _LINE * row + 17
+        lines.append(f'<text class="k" x="{_MARGIN}" y="{y}">{escape(kind["name"])}</text>')
+    for cell in cells:
+        x, y = left + pitch * cell["block"], _TOP + _LINE * cell["kind"]
+        value = cell["n_eff_fraction_mean"]
+        lines += _cell(x, y, pitch, (high - value) / (high - low), value)
     every = next((n for n in (1, 2, 5, 10, 20, 50, 100) if n * pitch >= _LABELLED), 200)
     for place, block in enumerate(blocks):
         if block["number"] is not None and block["number"] % every == 0:
@@ -59,6 +56,17 @@ def card_figure(report: Mapping[str, Any]) -> str:
                 f'y="{height - _BOTTOM + 16}">{block["number"]}</text>'
             )
     return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _cell(x: float, y: int, pitch: float, share: float, value: float) -> Iterator[str]:
+    """A cell, and its figure where there is room."""
+    wide = pitch - min(2, pitch / 6)
+    yield (
+        f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{_TALL}" fill="{ramp_at(share)}"/>'
+    )
+    if pitch >= _WRITTEN:
+        ink = "l" if share > _DARK else "k"
+        yield f'<text class="b {ink}" x="{x + wide / 2:.1f}" y="{y + 17}">{value:.4f}</text>'
 
 
 def _legend(low: float, high: float) -> Iterator[str]:

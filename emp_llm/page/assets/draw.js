@@ -76,5 +76,5 @@ const rampAt = (share) => {
     return Math.round(a + (b - a) * part);
   });
   const [red, green, blue] = mix.map((part) => (part / 255) ** 2.2);
-  return { color: `rgb(${mix})`, isDark: 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.18 };
+  return { color: `rgb(${mix})`, isDark: 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.185 };
 };
