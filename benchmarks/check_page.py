@@ -148,7 +148,8 @@ def main() -> None:
     counted = sum(len(one.fractions) for one in rows.values())
     points = len(betas) * len(content["curve"]["parts"])
     say(
-        f"{arguments.model}, {arguments.targets}: {len(rows)} tensors, {counted:,} rows, "
+        f"{Path(arguments.model).name}, {arguments.targets}: "
+        f"{len(rows)} tensors, {counted:,} rows, "
         f"{len(content['cells'])} cells, {points} points of the curve are the reference's"
     )
 

@@ -1,7 +1,7 @@
 """Packed to dense: an ordinary checkpoint with the same weights, bit for bit."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from emp_llm.companions import (
     write_json,
 )
 from emp_llm.disk_file import Flusher
-from emp_llm.errors import CheckpointError
+from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.geometry import Block
 from emp_llm.hub import Source, find_source
 from emp_llm.output_folder import OutputFolder
@@ -84,6 +84,7 @@ def unpack(
         copy_small_files(folder.staging, checkpoint)
         report = None
         if packed_report is not None:
+            _check_told(source.folder, packed_report, jobs)
             hashes = {job.entry.name: hash_name(job.checksum) for job in jobs}
             report = dense_report(packed_report, hashes)
             report["files"] = describe_files(folder.staging)
@@ -107,6 +108,21 @@ def _check_packed(checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{checkpoint.folder}: is not packed by emp-llm ({found} in config.json); "
             "give a folder that `emp-llm prune` wrote"
+        )
+
+
+def _check_told(
+    folder: Path, report: Mapping[str, Any], jobs: "list[_UnpackJob | CopyJob]"
+) -> None:
+    """See that a report tells of the tensors there are, and which of them are packed."""
+    told = {name: fields["pruned"] for name, fields in report["tensors"].items()}
+    found = {job.entry.name: isinstance(job, _UnpackJob) for job in jobs}
+    odd = sorted(name for name in told | found if told.get(name) != found.get(name))
+    if odd or not any(found.values()):
+        what = f"tells otherwise of tensor {odd[0]!r} than the shards" if odd else "prunes nothing"
+        raise FormatError(
+            f"{folder}: {REPORT_NAME} {what}: the folder is not as it was written; download or "
+            "prune it again"
         )
 
 

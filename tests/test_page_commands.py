@@ -162,6 +162,13 @@ DAMAGED: dict[str, tuple[Change, str]] = {
         lambda r: r["tensors"][TENSOR].update(n_eff_fraction_histogram=[1]),
         f"tensors.{TENSOR}.n_eff_fraction_histogram is [1]",
     ),
+    "no hash": (lambda r: r["tensors"][TENSOR].pop("hash"), f"tensors.{TENSOR}.hash is None"),
+    "a vector": (
+        lambda r: r["tensors"][TENSOR].update(shape=[48]),
+        f"tensors.{TENSOR}.shape is [48]",
+    ),
+    "a file that is none": (lambda r: r["files"].update(x=[]), "files.x is no object"),
+    "a file without a hash": (lambda r: r["files"].update(x={"bytes": 1}), "files.x.hash is None"),
     "a block that is none": (
         lambda r: r["tensors"][TENSOR].update(block=7),
         f"tensors.{TENSOR}.block is 7",

@@ -102,6 +102,20 @@ def test_a_damaged_tensor_is_named_and_no_folder_is_left(packed: Path, tmp_path:
     assert not (tmp_path / "dense").exists()
 
 
+@pytest.mark.parametrize("other", [None, "odd"], ids=["one less", "another name"])
+def test_a_report_of_other_tensors_is_refused(
+    packed: Path, tmp_path: Path, other: str | None
+) -> None:
+    path = packed / "emp_report.json"
+    report = json.loads(path.read_text())
+    fields = report["tensors"].pop("model.layers.0.mlp.up_proj.weight")
+    report["tensors"] |= {other: fields} if other else {}
+    path.write_text(json.dumps(report))
+    with pytest.raises(FormatError, match="tells otherwise of tensor .* than the shards"):
+        unpack(packed, tmp_path / "dense")
+    assert not (tmp_path / "dense").exists()
+
+
 def test_a_plane_that_is_missing_is_named(packed: Path, tmp_path: Path) -> None:
     tensors = load(packed)
     del tensors["model.layers.0.mlp.up_proj.weight.emp_rows"]
