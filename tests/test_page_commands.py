@@ -147,7 +147,7 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "another format": (lambda r: r.update(format=["packed"]), "format is ['packed']"),
     "no rule": (lambda r: r.pop("rule"), "rule is no object"),
     "no beta": (lambda r: r["rule"].update(beta="1"), "rule.beta is '1'"),
-    "an endless beta": (lambda r: r["rule"].update(beta=float("inf")), "rule.beta is inf"),
+    "a true beta": (lambda r: r["rule"].update(beta=True), "rule.beta is True"),
     "no source": (lambda r: r["source"].update(model=None), "source.model is None"),
     "totals of text": (lambda r: r["totals"]["model"].update(kept="9"), "totals.model.kept is '9'"),
     "a list of tensors": (lambda r: r.update(tensors=[]), "tensors is no object"),
@@ -155,8 +155,8 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "a tensor that is none": (lambda r: r["tensors"].update(x=1), "tensors.x is no object"),
     "no mass": (lambda r: r["tensors"][TENSOR].pop("mass"), f"tensors.{TENSOR}.mass is None"),
     "no number": (
-        lambda r: r["tensors"][TENSOR].update(retained_mass=float("nan")),
-        f"tensors.{TENSOR}.retained_mass is nan",
+        lambda r: r["tensors"][TENSOR].update(retained_mass="1"),
+        f"tensors.{TENSOR}.retained_mass is '1'",
     ),
     "few bins": (
         lambda r: r["tensors"][TENSOR].update(n_eff_fraction_histogram=[1]),
