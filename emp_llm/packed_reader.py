@@ -18,6 +18,8 @@ from emp_llm.source_file import SourceFile
 
 __all__ = ["PackedReader", "open_shard"]
 
+_MOST_GROWTH = 32  # one weight kept in each row makes 16 at most; only rows of zeros need no mask
+_SMALL = 64 << 20
 _TABLE_ROWS = 1 << 16  # lines of a row table that are checked at a time
 
 
@@ -188,4 +190,11 @@ def open_shard(shard: Shard, file: SourceFile) -> tuple[dict[str, PackedReader],
     """
     packed, plain = find_packed(shard.name, shard.header.tensors)
     readers = {name: PackedReader(file, planes) for name, planes in packed.items()}
+    stored = sum(reader.nbytes for reader in readers.values())
+    dense = sum(reader.geometry.nbytes for reader in readers.values())
+    if dense > _MOST_GROWTH * stored + _SMALL:
+        raise FormatError(
+            f"{shard.name}: its packed tensors have {stored:,} bytes and would have {dense:,} "
+            "unpacked: this is no honest checkpoint; prune it again"
+        )
     return readers, plain
