@@ -130,6 +130,11 @@ class _Written:
                 f"{folder}: holds nothing but an unfinished run ({STAGING_NAME}); run the command "
                 "that was to write it again"
             )
+        if not folder.exists():
+            raise CheckpointError(
+                f"{folder}: there is no such folder; give one that `emp-llm prune` or "
+                "`emp-llm unpack` wrote"
+            )
         self._checkpoint = open_checkpoint(folder)
         self._report = read_report(folder)
         if self._report is None and not is_packed(self._checkpoint.config):
