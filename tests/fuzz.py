@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-INPUT_SECONDS = 20
+INPUT_SECONDS = 60
 MORE_MEMORY = 1 << 30
 TURN = 1.0
 
@@ -37,7 +37,7 @@ class TookTooLongError(BaseException):
     """An input took longer than INPUT_SECONDS. No reader may catch it."""
 
 
-READERS = ("header", "checkpoint", "packed", "config")
+READERS = ("header", "checkpoint", "packed", "torch", "config")
 
 
 def reader(name: str, folder: Path) -> Callable[[int], bool]:
@@ -63,6 +63,14 @@ def reader(name: str, folder: Path) -> Callable[[int], bool]:
             return checkpoints_on_disk.check_folder(model)
 
         return checkpoint
+    if name == "torch":
+        from fuzzing import torch_files
+
+        def torch_file(seed: int) -> bool:
+            path = torch_files.make_torch_file(Choices(seed), checkpoints_on_disk.fresh(model))
+            return torch_files.check_torch_file(path)
+
+        return torch_file
     from fuzzing import configs
 
     def config(seed: int) -> bool:
