@@ -44,6 +44,9 @@ def _fields(choices: Choices) -> tuple[dict[str, Any], int]:
             continue
         dtype = choices.pick(sorted(ITEM_BITS))
         shape = [choices.number(0, 3) for _ in range(choices.number(0, 3))]
+        if choices.once_in(10):  # a shape without items, however large its sizes are
+            shape = [abs(choices.edge()) for _ in range(choices.number(1, 3))]
+            shape.insert(choices.place(len(shape) + 1), 0)
         bits = prod(shape) * ITEM_BITS[dtype]
         if bits % 8:
             shape.append(4)
