@@ -17,14 +17,17 @@ from typing import Any, Final
 
 from emp_llm.errors import CheckpointError
 from emp_llm.hub_errors import first_line
+from emp_llm.regular_file import open_regular
 
-__all__ = ["TOKENIZER_NAME", "check_packages", "convert_tokenizer"]
+__all__ = ["TOKENIZER_NAME", "check_packages", "convert_tokenizer", "special_tokens"]
 
 TOKENIZER_NAME: Final = "tokenizer.model"
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
-_PACKAGES = {True: ("tiktoken",), False: ("sentencepiece", "google.protobuf")}
-_INSTALL = {True: "tiktoken", False: "sentencepiece protobuf"}
+_PACKAGES = {  # what to install, and what it is imported as
+    True: {"tiktoken": "tiktoken"},
+    False: {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"},
+}
 _RESERVED = "<|reserved_special_token_{}|>"
 _SPECIAL = 256
 
@@ -38,12 +41,12 @@ def check_packages(folder: Path) -> None:
     Raises:
         CheckpointError: If a package is missing.
     """
-    tiktoken = _is_tiktoken(folder / TOKENIZER_NAME)
-    missing = [package for package in _PACKAGES[tiktoken] if not _is_installed(package)]
+    packages = _PACKAGES[_is_tiktoken(folder / TOKENIZER_NAME)]
+    missing = [package for package, module in packages.items() if not _is_installed(module)]
     if missing:
         raise CheckpointError(
-            f"{TOKENIZER_NAME}: to convert it, transformers needs {' and '.join(missing)}: "
-            f"pip install {_INSTALL[tiktoken]}"
+            f"{TOKENIZER_NAME}: to convert it, transformers needs {' and '.join(missing)}, not "
+            f"installed here: pip install {' '.join(missing)}"
         )
 
 
@@ -92,15 +95,18 @@ def special_tokens(*, scaled_rope: bool) -> list[str]:
 
 def _is_tiktoken(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            return _TIKTOKEN_LINE.match(file.read(1024)) is not None
+        with open_regular(path) as file:
+            head = file.read(1024)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
+    if not head:
+        raise CheckpointError(f"{path}: is empty; download it again")
+    return _TIKTOKEN_LINE.match(head) is not None
 
 
-def _is_installed(package: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
-        return importlib.util.find_spec(package) is not None
+        return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # not even the package that it is in
         return False
 
