@@ -5,11 +5,11 @@
 Nothing is written. The work on a tensor that was pruned is that of pruning it.
 """
 
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from emp_kernels.dispatch import RowFigures, Workspace, prune_rows
 from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Bytes, Patterns
 
-from emp_llm.checkpoint import CONFIG_NAME, read_json_object
+from emp_llm.checkpoint import CONFIG_NAME, Checkpoint
 from emp_llm.companions import small_files
 from emp_llm.errors import FormatError
 from emp_llm.files import OpenFiles
@@ -109,12 +109,12 @@ class Original:
         return self._compare_rows(check, self._targets[check.name], file)
 
     def check_complete(
-        self, folder: Path, names: Collection[str], report: Mapping[str, Any] | None
+        self, written: Checkpoint, names: Collection[str], report: Mapping[str, Any] | None
     ) -> None:
         """See that nothing of the source is missing, nor other than there, beside the tensors.
 
         Args:
-            folder: The written folder.
+            written: The written folder.
             names: Its tensors; all have been compared.
             report: Its report. Where it has none, its configuration and small files, which
                 `save_pretrained` makes anew, are not compared.
@@ -126,31 +126,37 @@ class Original:
         missing = self._run.decisions.keys() - names
         if missing:
             raise FormatError(
-                f"{folder}: lacks tensor {min(missing)!r} of {self.name} ({len(missing)} missing)"
+                f"{written.folder}: lacks tensor {min(missing)!r} of {self.name} "
+                f"({len(missing)} missing)"
             )
         if report is None:
             return
         figures = [self._figures[name] for name in sorted(self._figures)]
         compare_totals(report, "targets", mass_totals(figures))
-        self._check_config(folder)
-        self._check_small_files(folder, report["files"])
+        self._check_config(written)
+        self._check_small_files(written, report["files"])
 
-    def _check_config(self, folder: Path) -> None:
-        here = {**read_json_object(folder / CONFIG_NAME), "quantization_config": None}
+    def _check_config(self, written: Checkpoint) -> None:
+        here = {**written.config, "quantization_config": None}
         there = {**self.checkpoint.config, "quantization_config": None}
         for key in sorted(here.keys() | there.keys()):
-            if here.get(key) != there.get(key) or (key in here) != (key in there):
+            told = [json.dumps(side.get(key), sort_keys=True) for side in (here, there)]  # 1 ≠ true
+            if told[0] != told[1] or (key in here) != (key in there):
                 raise FormatError(
-                    f"{folder}: {key} in {CONFIG_NAME} is {here.get(key)!r}, in {self.name} it is "
-                    f"{there.get(key)!r}"
+                    f"{written.folder}: {key} in {CONFIG_NAME} is {here.get(key)!r}, in "
+                    f"{self.name} it is {there.get(key)!r}"
                 )
 
-    def _check_small_files(self, folder: Path, described: Mapping[str, Any]) -> None:
-        for relative in small_files(self.checkpoint):
-            name = relative.as_posix()
-            if describe_file(self.checkpoint.folder / relative) != described.get(name):
+    def _check_small_files(self, written: Checkpoint, described: Mapping[str, Any]) -> None:
+        names = {path.as_posix() for path in small_files(self.checkpoint)}
+        made = {CONFIG_NAME, written.index_name}
+        for name, fields in described.items():
+            if "hash" in fields and name not in names | made:
+                raise FormatError(f"{written.folder}: {name} is not in {self.name}")
+        for name in sorted(names):
+            if describe_file(self.checkpoint.folder / name) != described.get(name):
                 state = "is not that" if name in described else "is missing, a file"
-                raise FormatError(f"{folder}: {name} {state} of {self.name}")
+                raise FormatError(f"{written.folder}: {name} {state} of {self.name}")
 
     def _compare_bytes(
         self, check: BytesCheck, entry: TensorEntry, file: SourceFile
@@ -158,9 +164,16 @@ class Original:
         here, there = ((e.dtype, list(e.shape)) for e in (check.entry, entry))
         if here != there:
             raise check.fault(f"is {_kind(*here)}, in {self.name} it is {_kind(*there)}", _OTHER)
-        compare = partial(_equal_bytes, check, entry, file, self.name)
+        compare = partial(_compare_stretch, check, entry, file, self.name)
+
+        def settle(compared: tuple[Bytes, FormatError | None]) -> None:
+            data, fault = compared
+            if fault is not None:
+                raise fault
+            check.take(data)
+
         for start, nbytes in check.stretches():
-            yield Piece(nbytes, partial(compare, start, nbytes), check.take)
+            yield Piece(nbytes, partial(compare, start, nbytes), settle)
         yield Piece.note(check.conclude)
 
     def _compare_rows(self, check: RowsCheck, target: Target, file: SourceFile) -> Iterator[Piece]:
@@ -180,7 +193,7 @@ class Original:
         check.expect(**job.figures.to_dict())
 
 
-def _equal_bytes(
+def _compare_stretch(
     check: BytesCheck,
     entry: TensorEntry,
     file: SourceFile,
@@ -188,19 +201,19 @@ def _equal_bytes(
     start: int,
     nbytes: int,
     workspace: Workspace,
-) -> Bytes:
-    """A stretch of a tensor that was not pruned, once it is known to be the same in both."""
+) -> tuple[Bytes, FormatError | None]:
+    """A stretch of a tensor that was not pruned, and how it differs from the source's."""
     found = check.read(start, nbytes, workspace)
     expected = workspace.take("stored", nbytes)[:nbytes]
     file.read_into(entry.start + start, expected.data)
     at = first_difference(found.reshape(1, -1), expected.reshape(1, -1))
     if at is None:
-        return found
+        return found, None
     item = max(1, ITEM_BITS[entry.dtype] // _BYTE)
     first = at[1] - at[1] % item
     is_, must_be = (_item(data[first : first + item], entry.dtype) for data in (found, expected))
     place = _place((start + first) // item, entry)
-    raise check.fault(f"{place} is {is_}; in {source} it is {must_be}", _OTHER)
+    return found, check.fault(f"{place} is {is_}; in {source} it is {must_be}", _OTHER)
 
 
 def _place(number: int, entry: TensorEntry) -> str:
@@ -221,9 +234,10 @@ def _kind(dtype: str, shape: list[int], transposed: bool = False) -> str:
 
 @dataclass(frozen=True)
 class _ComparedRows(RowFigures):
-    """A block of rows that are as pruning leaves them, and what is stored of it."""
+    """A block of rows, what is stored of it, and how it differs from what pruning leaves."""
 
     checked: CheckedBlock
+    fault: FormatError | None
 
 
 class _ComparedTarget(TargetJob):
@@ -251,17 +265,17 @@ class _ComparedTarget(TargetJob):
         self._blocks = list(target.geometry.blocks())
 
     def compute(self, number: int, weights: Patterns, workspace: Workspace) -> _ComparedRows:
-        """Figures of a block, once its weights are known to be the same in both."""
+        """Figures of a block, and whether its weights are the same in both."""
         geometry, block = self.target.geometry, self._blocks[number]
         rule = self._selection.rule(self.target.name, number)
         memory = block_memory(geometry, block, workspace, "stored")
         checked = self._check.read(block, workspace, memory)
         pruned = prune_rows(weights, geometry.number_format, rule, out=weights, workspace=workspace)
         at = first_difference(checked.rows, pruned.weights)
+        fault = None
         if at is not None:
-            row, column = at
-            raise self._differs(block, row, column, int(checked.rows[at]), int(pruned.weights[at]))
-        return _ComparedRows(pruned.table, pruned.stats, checked)
+            fault = self._differs(block, *at, int(checked.rows[at]), int(pruned.weights[at]))
+        return _ComparedRows(pruned.table, pruned.stats, checked, fault)
 
     def _differs(
         self, block: Block, row: int, column: int, found: int, expected: int
@@ -280,8 +294,10 @@ class _ComparedTarget(TargetJob):
         )
 
     def settle(self, block: Block, rows: RowFigures) -> None:  # noqa: ARG002
-        """Take note of what is stored."""
+        """Take note of what is stored; of several faults the first is told."""
         assert isinstance(rows, _ComparedRows)  # noqa: S101 (what compute returns)
+        if rows.fault is not None:
+            raise rows.fault
         self._check.take(rows.checked)
 
     def settle_end(self) -> tuple[int, None]:

@@ -194,7 +194,7 @@ class _Written:
                 run_pieces(pieces(), threads=threads, progress=progress.advance, abandon=abandon)
         self._check_complete(found)
         if original is not None:
-            original.check_complete(self.folder, found.names, self._report)
+            original.check_complete(self._checkpoint, found.names, self._report)
         return {
             "tensors": len(found.names),
             "pruned_tensors": found.pruned,

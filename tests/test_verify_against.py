@@ -371,6 +371,41 @@ def test_a_small_file_that_is_not_the_sources_is_found(written: Path, source: Pa
     assert "tokenizer.json is missing" in refusal(written, source)
 
 
+def test_a_small_file_that_the_source_does_not_have_is_found(written: Path, source: Path) -> None:
+    (written / "generation_config.json").write_text("{}")
+    assert verify(written, against=source)["other_files"] == ["generation_config.json"]
+    agree(written)
+    assert "generation_config.json is not in" in refusal(written, source)
+
+
+def test_a_zero_is_not_taken_for_false(written: Path, source: Path) -> None:
+    edit_json(written / "config.json", lambda config: config.update(tie_word_embeddings=0))
+    agree(written)
+    assert "tie_word_embeddings in config.json is 0, in" in refusal(written, source)
+
+
+def test_a_source_of_torch_save_is_compared(written: Path, tmp_path: Path) -> None:
+    other = tmp_path / "torch"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(llama_config(H, F)))
+    (other / "tokenizer.json").write_text("{}")
+    torch.save(weights_with_ties(), other / "pytorch_model.bin")
+    assert verify(written, against=other)["pruned_tensors"] == 3
+    torch.save(weights_with_ties() | {UP: gaussian(F, H)}, other / "pytorch_model.bin")
+    assert repr(UP) in refusal(written, other)
+
+
+def test_of_several_faults_the_first_is_told(
+    written: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emp_llm.geometry.BLOCK_BYTES", H * 2)
+    weights = expected()[UP]
+    replace_weights(written, UP, torch.where(weights != 0, -weights, weights))
+    row, column = weights.nonzero()[0].tolist()
+    for _ in range(5):
+        assert f"row {row} column {column} is" in refusal(written, source)
+
+
 def test_a_pruned_source_is_refused_as_a_source(written: Path) -> None:
     refusal(written, written, EmpError)
 
