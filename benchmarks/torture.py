@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -21,10 +22,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import emp_cli
 import psutil
 from common import MB, make_checkpoint, say, write_json
 
@@ -45,6 +47,9 @@ os.preadv = failing
 from emp_cli import main
 main()
 """
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["emp_cli.prune", "emp_llm.pruning", "transformers"])
 
 Hashes = dict[str, str]
 
@@ -89,38 +94,21 @@ class Ground:
         source: The checkpoint.
         out: The folder that is written.
         expected: The files of an undisturbed run.
-        seconds: From the moment such a run begins to write until its folder is whole.
+        nbytes: Their size.
     """
 
     def __init__(self, source: Path, out: Path) -> None:
         self.source = source
         self.out = out
         shutil.rmtree(out, ignore_errors=True)
-        process = self.start()
-        began = time.monotonic()
-        while process.poll() is None and not (out / "config.json").exists():
-            time.sleep(0.001)
-        self.seconds = time.monotonic() - began
-        assert process.wait() == 0
+        run_command(self.command())
         verify(out)
         self.expected = hashes(out)
+        self.nbytes = written(out)
 
     def command(self, out: Path | None = None) -> list[str]:
         """The arguments of emp-llm."""
         return ["prune", str(self.source), "--out", str(out or self.out)]
-
-    def start(self, *launcher: str) -> subprocess.Popen[str]:
-        """Start a run, in a process group of its own, and wait until it begins to write."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", *(launcher or ("emp_cli",)), *self.command()],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        while process.poll() is None and not any(self.out.rglob("*.partial")):
-            time.sleep(0.001)
-        return process
 
     def check_broken(self, out: Path | None = None) -> int:
         """See that a folder whose run broke off looks like no model; returns what it kept."""
@@ -135,11 +123,49 @@ class Ground:
         """See that the same command, unless the folder is whole, gives the expected bytes."""
         out = out or self.out
         if not (out / "config.json").exists():
-            command = [sys.executable, "-m", *(launcher or ("emp_cli",)), *self.command(out)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert result.returncode == 0, result.stderr
+            if launcher:
+                void([sys.executable, "-m", *launcher, *self.command(out)])
+            else:
+                run_command(self.command(out))
         assert hashes(out) == self.expected
         shutil.rmtree(out)
+
+
+def run_command(arguments: list[str], *, kill: Callable[[], bool] = lambda: False) -> int:
+    """Run emp-llm in a process of its own that need not import everything again.
+
+    Args:
+        arguments: Of the command line.
+        kill: Asked all the time whether to kill the process.
+
+    Returns:
+        The exit status; negative if it was killed.
+    """
+    process = CONTEXT.Process(target=emp_llm_main, args=(arguments,))
+    process.start()
+    while process.is_alive():
+        if kill():
+            process.kill()
+        process.join(0.0005)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode
+
+
+def emp_llm_main(arguments: list[str]) -> None:
+    """The command line, as it starts in a process."""
+    with Path(os.devnull).open("w") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        sys.argv = ["emp-llm", *arguments]
+        emp_cli.main()
+
+
+def written(folder: Path) -> int:
+    """Bytes in all files of a folder, finished or not."""
+    nbytes = 0
+    with suppress(FileNotFoundError):  # files get their places meanwhile
+        for path in folder.rglob("*.safetensors*"):
+            nbytes += path.stat().st_size
+    return nbytes
 
 
 def hashes(folder: Path) -> Hashes:
@@ -159,20 +185,20 @@ def check_line(errors: str, *parts: str) -> None:
 
 
 def kills(ground: Ground, chance: random.Random, trials: int) -> dict[str, int]:
-    """Kill runs at random moments."""
-    found = {"trials": trials, "finished": 0, "with_shards_kept": 0, "shards_kept": 0}
+    """Kill runs once they have written a random number of bytes."""
+    found = {"trials": 0, "with_shards_kept": 0, "shards_kept": 0}
     shutil.rmtree(ground.out)
-    for trial in range(trials):
-        process = ground.start()
-        time.sleep(chance.uniform(0, ground.seconds))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    while found["trials"] < trials:
+        reached = chance.uniform(0, ground.nbytes)
+        if not run_command(ground.command(), kill=lambda: written(ground.out) >= reached):  # noqa: B023
+            ground.check_completed()
+            continue
         kept = ground.check_broken()
-        found["finished"] += kept < 0
+        found["trials"] += 1
         found["with_shards_kept"] += kept > 0
         found["shards_kept"] += max(kept, 0)
         ground.check_completed()
-        say(f"kill {trial + 1} of {trials}: {kept} shards kept")
+        say(f"kill {found['trials']} of {trials}: {kept} shards kept")
     return found
 
 
@@ -236,7 +262,7 @@ def loop(folder: Path, size: int) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 def void(command: list[str]) -> None:
     """Run a command that has to succeed."""
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def failed_reads(ground: Ground, chance: random.Random, trials: int) -> dict[str, int]:
@@ -266,18 +292,30 @@ def killed_ranks(ground: Ground, chance: random.Random, trials: int) -> dict[str
         say(f"{size} ranks wrote the same bytes")
     for trial in range(trials):
         size = chance.randint(2, 4)
-        process = ground.start(*launcher(size))
-        time.sleep(chance.uniform(0, ground.seconds / 2))
-        ranks = [p for p in psutil.Process(process.pid).children() if "emp_cli" in p.cmdline()]
-        if ranks:
+        reached = chance.uniform(0, ground.nbytes)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *launcher(size), *ground.command()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and written(ground.out) < reached:
+            time.sleep(0.001)
+        if ranks := ranks_of(process):
             chance.choice(ranks).kill()
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode != 0 or (ground.out / "config.json").exists(), errors
+        assert process.wait(timeout=60) != 0 or (ground.out / "config.json").exists()
         kept = ground.check_broken()
         again = chance.randint(1, 4)
         ground.check_completed(None, *launcher(again))
         say(f"{size} ranks, one killed, then {again}: {trial + 1} of {trials}, {kept} shards kept")
     return {"trials": trials, "same_bytes_with": [1, 2, 3, 4]}
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes that a launcher has started and that still run."""
+    try:
+        return psutil.Process(process.pid).children()
+    except psutil.NoSuchProcess:
+        return []
 
 
 if __name__ == "__main__":
