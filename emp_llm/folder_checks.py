@@ -19,8 +19,8 @@ __all__ = [
     "other_files",
 ]
 
-_WEIGHTS = re.compile(r".*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?")
-"""What some program takes for weights of the model when it finds it in the folder."""
+_WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?|pytorch_model[^/]*\.bin(\.index\.json)?")
+"""What some program takes for weights of the model when it finds it in the folder itself."""
 
 
 def changed_files(

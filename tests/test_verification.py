@@ -323,9 +323,12 @@ def test_card_and_evaluation_may_be_written_again_and_other_files_are_told(packe
     (packed / "emp_eval.json").write_text("{}")
     (packed / "notes").mkdir()
     (packed / "notes" / "a.txt").write_text("mine")
+    (packed / "checkpoint-5").mkdir()
+    (packed / "checkpoint-5" / "model.safetensors").write_bytes(b"of a training")
     (packed / ".cache").mkdir()
     (packed / ".cache" / "b.txt").write_text("hidden")
-    assert verify(packed)["other_files"] == ["notes/a.txt"]
+    others = ["checkpoint-5/model.safetensors", "notes/a.txt"]
+    assert verify(packed)["other_files"] == others
 
 
 @pytest.mark.parametrize(

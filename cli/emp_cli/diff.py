@@ -10,9 +10,6 @@ from emp_cli.console import Clock, command, print_json, shown_progress
 
 __all__ = ["diff"]
 
-_NAMED = 5
-"""Names or fields of one sort that are told before the rest is counted."""
-
 
 @command
 def diff(
@@ -106,23 +103,20 @@ def _figures(counts: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     """What the table does not tell, a line each, and what it comes to."""
+    from emp_cli.tables import some
+
     for side in "ab":
         if names := found[f"only_in_{side}"]:
-            yield f"only in {side.upper()}: {_some(names)}"
+            yield f"only in {side.upper()}: {some(names)}"
     if found["other_kind"]:
         pairs = [f"{name} {_pair(kinds)}" for name, kinds in found["other_kind"].items()]
-        yield f"of other dtype or shape: {_some(pairs)}"
+        yield f"of other dtype or shape: {some(pairs)}"
     if found["a"]["rule"] and found["b"]["rule"] and found["rule"]:
-        yield f"rule: {_some([f'{key} {_pair(both)}' for key, both in found['rule'].items()])}"
+        yield f"rule: {some([f'{key} {_pair(both)}' for key, both in found['rule'].items()])}"
     if found["config"]:
         pairs = [f"{key} {_pair(both)}" for key, both in found["config"].items()]
-        yield f"config.json: {_some(pairs)}"
+        yield f"config.json: {some(pairs)}"
     yield _conclusion(found)
-
-
-def _some(names: list[str]) -> str:
-    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _pair(both: Mapping[str, Any]) -> str:

@@ -5,7 +5,10 @@ from typing import Any
 
 from emp_llm.shown import printable
 
-__all__ = ["count", "left_alone", "pruned_kinds", "show", "size", "totals_line"]
+__all__ = ["count", "left_alone", "pruned_kinds", "show", "size", "some", "totals_line"]
+
+_NAMED = 5
+"""Names of one sort that are told before the rest is counted."""
 
 Row = Sequence[str]
 
@@ -18,6 +21,12 @@ def size(nbytes: int) -> str:
 def count(number: int) -> str:
     """A number with three digits and a decimal unit: 6.74 G."""
     return _scaled(number, ("", "k", "M", "G", "T"))
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _scaled(number: int, units: Sequence[str]) -> str:

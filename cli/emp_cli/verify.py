@@ -50,7 +50,7 @@ def verify(
 
 
 def _lines(folder: Path, found: dict[str, Any]) -> list[str]:
-    from emp_cli.tables import count, size
+    from emp_cli.tables import count, size, some
 
     tensors = f"{found['tensors']} tensors of {size(found['bytes'])}"
     rows = f"{count(found['rows'])} rows of {found['pruned_tensors']} pruned ones"
@@ -68,7 +68,7 @@ def _lines(folder: Path, found: dict[str, Any]) -> list[str]:
             "so there are no hashes to compare with: changed values would not show"
         )
     others = found["other_files"]
-    notes = [f"also there, and not checked: {', '.join(others)}"] if others else []
+    notes = [f"also there, and not checked: {some(others)}"] if others else []
     if found["unfinished_run"]:
         notes.append("beside it lies what a run that did not end has left (.emp-llm-unfinished)")
     return [first, *notes]
