@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emp_llm.errors import CheckpointError
+
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 __all__ = ["read_card"]
 
 _METADATA = re.compile(r"\A\s*---[ \t]*\n(?:(.*?)\n)??---[ \t]*(?:\n|\Z)", re.DOTALL)
+_MOST_METADATA = 2_000_000
+_MOST_BYTES = 16_000_000
 _UNREADABLE_NOTE = "The metadata of this card could not be read:"
 
 # what PyYAML and ModelCardData raise on a block that is no mapping of plain values
@@ -30,18 +34,30 @@ def read_card(path: Path) -> "ModelCard":
     Returns:
         The card. Its ``data`` holds every key but ``model-index``, which is ``data["model-index"]``
         as it stands in the file.
+
+    Raises:
+        CheckpointError: If the file is far larger than a card.
     """
     from yaml import YAMLError  # type: ignore[import-untyped]
 
-    text = _decode(path.read_bytes()) if path.is_file() else ""
+    text = _decode(_read(path)) if path.is_file() else ""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     found = _METADATA.match(text)
     if found is None:
         return _make_card({}, text)
     try:
+        if len(found[1] or "") > _MOST_METADATA:  # PyYAML takes a minute for each megabyte
+            raise ValueError(f"more than {_MOST_METADATA:,} characters of metadata")
         return _make_card(_load(found[1] or ""), text[found.end() :])
     except (YAMLError, *_REFUSALS):
         return _make_card({}, f"{_quote(found[1])}\n{text[found.end() :]}")
+
+
+def _read(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise CheckpointError(f"{path}: has {size:,} bytes; no model card is as long: remove it")
+    return path.read_bytes()
 
 
 def _decode(data: bytes) -> str:

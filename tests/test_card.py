@@ -147,6 +147,7 @@ UNREADABLE = [
     "ignore_metadata_errors: true",
     "eval_results: yes it has",
     "text: ```\n\t- x",
+    pytest.param("note: " + "x" * 2_000_000, id="two megabytes"),
 ]
 
 

@@ -48,7 +48,7 @@ def _fields(choices: Choices) -> tuple[dict[str, Any], int]:
             shape = [abs(choices.edge()) for _ in range(choices.number(1, 3))]
             shape.insert(choices.place(len(shape) + 1), 0)
         bits = prod(shape) * ITEM_BITS[dtype]
-        if bits % 8:
+        if bits % 8 and not choices.once_in(4):
             shape.append(4)
             bits *= 4
         fields[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + bits // 8]}
