@@ -75,6 +75,7 @@ def _is_histogram(value: object) -> bool:
     return _list_of(_is_count)(value) and len(value) == HISTOGRAM_BINS  # type: ignore[arg-type]
 
 
+_FRACTIONS = ("n_eff_fraction_min", "n_eff_fraction_mean", "n_eff_fraction_max")
 _SUMS: dict[str, Test] = {
     **dict.fromkeys(("tensors", "weights", "kept", "bytes_before", "bytes_after"), _is_count),
     **dict.fromkeys(("sparsity", "bytes_ratio"), _is_figure),
@@ -100,8 +101,7 @@ _TOTALS: dict[str, dict[str, Test]] = {
     "model": _SUMS,
     "targets": _SUMS
     | {
-        "n_eff_fraction_mean": _is_figure,
-        "retained_mass": _is_figure,
+        **dict.fromkeys((*_FRACTIONS, "retained_mass"), _is_figure),
         "retained_mass_bound": _or_none(_is_figure),
     },
 }
@@ -113,7 +113,6 @@ _TENSOR: dict[str, Test] = {
     **dict.fromkeys(("weights", "kept", "bytes_before", "bytes_after"), _is_count),
 }
 _N_EFF = ("n_eff_min", "n_eff_mean", "n_eff_max")
-_FRACTIONS = ("n_eff_fraction_min", "n_eff_fraction_mean", "n_eff_fraction_max")
 _PRUNED: dict[str, Test] = {
     "shape": _is_matrix,
     "transposed": _is_flag,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import gaussian, llama_config, write_checkpoint
-from emp_cli.inspect_view import show_inspection
+from emp_cli.inspect_view import show_report
 
 from emp_llm import PruneOptions, inspect
 from emp_llm.report import kinds
@@ -28,7 +28,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.delenv(name, raising=False)
 
     def show(report: dict) -> list[str]:
-        show_inspection(report)
+        show_report(report)
         return capsys.readouterr().out.splitlines()
 
     return show

@@ -62,17 +62,11 @@ def inspect(
             progress=progress,
         )
     written = write_pictures(report, html, png, model=model)
+    from emp_cli.inspect_view import report_with_parts, show_report
+
     if as_json:
-        from emp_llm.report import cells, kinds
-
-        blocks = [
-            {"block": block, "kind": kind} | totals
-            for (block, kind), totals in cells(report).items()
-        ]
-        print_json(report | {"kinds": kinds(report), "blocks": blocks} | clock.to_dict())
+        print_json(report_with_parts(report) | clock.to_dict())
         return
-    from emp_cli.inspect_view import show_inspection
-
-    show_inspection(report)
+    show_report(report)
     for line in written:
         typer.echo(line)

@@ -1,4 +1,4 @@
-"""What `inspect` found, for a terminal: tables, bars and a map that fit 80 columns.
+"""What `inspect` found, or `prune` wrote down: tables, bars and a map that fit 80 columns.
 
 Everything can be read without colour, and on terminals that know only ASCII.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["show_inspection"]
+__all__ = ["report_with_parts", "show_report"]
 
 Fields = Mapping[str, Any]
 
@@ -55,8 +55,18 @@ _ASCII = _Signs(
 )
 
 
-def show_inspection(report: Fields) -> None:
-    """Print what a report of `emp_llm.inspect` says."""
+def report_with_parts(report: Fields) -> dict[str, Any]:
+    """A report for programs: with its totals by kind of layer, and by block and kind."""
+    from emp_llm.report import cells, kinds
+
+    blocks = [
+        {"block": block, "kind": kind} | totals for (block, kind), totals in cells(report).items()
+    ]
+    return {**report, "kinds": kinds(report), "blocks": blocks}
+
+
+def show_report(report: Fields) -> None:
+    """Print what a report says, of `emp_llm.inspect` or of a written folder."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -87,7 +97,8 @@ class _View:
         self._say(f"{title} groups, {count(targets['weights'])} weights in targets", bold=True)
         bounded = targets["retained_mass_bound"] is not None
         header = ["layer", "N_eff/N", "from – to", "sparsity", "mass"]
-        table = self._table([*header, *(["at least"] if bounded else []), "packed", "ratio"])
+        size_of = self._report["format"]
+        table = self._table([*header, *(["at least"] if bounded else []), size_of, "ratio"])
         for name, part in {**kinds(self._report), "all targets": targets}.items():
             least, most = part["n_eff_fraction_min"], part["n_eff_fraction_max"]
             row = [name, f"{part['n_eff_fraction_mean']:.4f}", f"{least:.2f} – {most:.2f}"]
@@ -132,9 +143,9 @@ class _View:
 
     def curve(self) -> None:
         """What other β would come to."""
-        curve = self._report["curve"]
+        curve = self._report.get("curve")
         if curve is None:
-            if self._report["rule"]["granularity"] != "row":
+            if "curve" in self._report and self._report["rule"]["granularity"] != "row":
                 self._say("other β: counted for row groups only (--granularity row)")
                 self._console.print()
             return
@@ -157,6 +168,8 @@ class _View:
 
     def standing_out(self) -> None:
         """The first of the rows that stand out, and how many there are."""
+        if "standing_out" not in self._report:
+            return
         counts, rows = self._report["standing_out_counts"], self._report["standing_out"]
         found = [f"{number:,} {why}" for why, number in counts.items() if number]
         if not found:
@@ -174,16 +187,17 @@ class _View:
 
     def totals(self) -> None:
         """What it comes to."""
-        model, files = self._report["totals"]["model"], self._report["totals"]["files"]
+        model, files = self._report["totals"]["model"], self._report["totals"].get("files")
         self._say(
             f"whole model: {size(model['bytes_before'])} → {size(model['bytes_after'])} "
             f"({model['bytes_ratio']:.3f}), {model['sparsity']:.2%} of "
             f"{count(model['weights'])} weights are zero"
         )
-        self._say(
-            f"files of weights: {files['bytes_before']:,} bytes → {files['bytes_after']:,} packed, "
-            f"{files['bytes_dense']:,} dense"
-        )
+        if files is not None:
+            self._say(
+                f"files of weights: {files['bytes_before']:,} bytes → {files['bytes_after']:,} "
+                f"packed, {files['bytes_dense']:,} dense"
+            )
 
     def _say(self, text: str, *, bold: bool = False) -> None:
         line = self._signs.spell(printable(text))

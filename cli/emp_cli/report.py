@@ -28,11 +28,11 @@ def report(
 
     found = find_report(model, revision=revision)
     written = write_pictures(found, html, png)
-    if as_json:
-        print_json(found | clock.to_dict())
-        return
-    from emp_cli.tables import left_alone, pruned_kinds, totals_line
+    from emp_cli.inspect_view import report_with_parts, show_report
 
-    pruned_kinds(found)
-    left_alone(found)
-    typer.echo("\n".join([totals_line(found), *written]))
+    if as_json:
+        print_json(report_with_parts(found) | clock.to_dict())
+        return
+    show_report(found)
+    for line in written:
+        typer.echo(line)

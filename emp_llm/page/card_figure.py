@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from emp_llm.page.content import page_content
+from emp_llm.page.content import map_content
 from emp_llm.page.ramp import ramp_at, shown_range
 
 __all__ = ["card_figure"]
@@ -26,7 +26,7 @@ _STYLE = (
 
 def card_figure(report: Mapping[str, Any]) -> str:
     """The figure of a report of `prune`, as the text of an SVG file."""
-    content = page_content(report)
+    content = map_content(report)
     kinds, blocks, cells = content["kinds"], content["blocks"], content["cells"]
     low, high = shown_range([cell["n_eff_fraction_mean"] for cell in cells])
     left = _MARGIN + 14 + _LETTER * max(len(kind["name"]) for kind in kinds)

@@ -13,7 +13,7 @@ from emp_llm.report import cells, kinds
 from emp_llm.shown import printable
 from emp_llm.tally import ratio
 
-__all__ = ["ALL", "page_content"]
+__all__ = ["ALL", "map_content", "page_content"]
 
 ALL = "all targets"
 """What all kinds together are called."""
@@ -40,8 +40,6 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
         report: Of `emp_llm.inspect`, or a folder's ``emp_report.json``.
         model: The model as the page's command names it; by default as the report does.
     """
-    by_kind, by_cell = kinds(report), cells(report)
-    names, places = list(by_kind), list(dict.fromkeys(block for block, _ in by_cell))
     shapes = sorted({_shape(f) for f in report["tensors"].values() if f["pruned"]})
     return {
         "version": report["emp_llm_version"],
@@ -50,6 +48,20 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
         "rule": report["rule"],
         "totals": report["totals"],
         "command": _command(report, model),
+        **map_content(report),
+        "curve": _curve(report),
+        "standing_out": _standing_out(report),
+        "left": _left(report),
+        "shapes": shapes,
+        "tensors": _table(report, shapes),
+    }
+
+
+def map_content(report: Report) -> dict[str, Any]:
+    """What the heat map and the distributions show: kinds of layer, blocks, and their cells."""
+    by_kind, by_cell = kinds(report), cells(report)
+    names, places = list(by_kind), _places(by_cell)
+    return {
         "kinds": [
             {"name": printable(name), "histogram": _histogram(part), **_figures(part)}
             for name, part in by_kind.items()
@@ -59,12 +71,12 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
             {"block": places.index(block), "kind": names.index(kind), **_figures(part)}
             for (block, kind), part in by_cell.items()
         ],
-        "curve": _curve(report, by_kind),
-        "standing_out": _standing_out(report),
-        "left": _left(report),
-        "shapes": shapes,
-        "tensors": _table(report, places, names, shapes),
     }
+
+
+def _places(by_cell: Mapping[tuple[str | None, str], Report]) -> list[str | None]:
+    """The blocks, in the order of the model."""
+    return list(dict.fromkeys(block for block, _ in by_cell))
 
 
 def _command(report: Report, model: str | None) -> list[str]:
@@ -93,7 +105,7 @@ def _block(block: str | None) -> dict[str, Any]:
     return {"name": printable(match[0]), "list": printable(match[1]), "number": int(match[2])}
 
 
-def _curve(report: Report, by_kind: Report) -> dict[str, Any] | None:
+def _curve(report: Report) -> dict[str, Any] | None:
     """Sparsity, bytes and retained mass at each β, of all targets and of each kind.
 
     Past the first β that prunes next to nothing, the axis ends.
@@ -101,6 +113,7 @@ def _curve(report: Report, by_kind: Report) -> dict[str, Any] | None:
     curve = report.get("curve")
     if curve is None:
         return None
+    by_kind = kinds(report)
     targets, model = report["totals"]["targets"], report["totals"]["model"]
     sparsities = curve["targets"]["sparsity"]
     last = next(i for i, sparsity in enumerate([*sparsities[:-1], 0.0]) if sparsity <= _NEARLY_ALL)
@@ -152,16 +165,12 @@ def _shape(fields: Report) -> str:
     return " × ".join(map(str, fields["shape"]))
 
 
-def _table(
-    report: Report,
-    places: Sequence[str | None],
-    names: Sequence[str],
-    shapes: Sequence[str],
-) -> dict[str, list[Any]]:
+def _table(report: Report, shapes: Sequence[str]) -> dict[str, list[Any]]:
     """The pruned tensors column by column, in the order of the model; models have thousands."""
     pruned = {name: fields for name, fields in report["tensors"].items() if fields["pruned"]}
-    of_block = {block: place for place, block in enumerate(places)}
-    of_kind = {kind: place for place, kind in enumerate(names)}
+    by_cell = cells(report)
+    of_block = {block: place for place, block in enumerate(_places(by_cell))}
+    of_kind = {kind: place for place, kind in enumerate(sorted({kind for _, kind in by_cell}))}
     order = sorted(pruned, key=lambda name: (of_block[pruned[name]["block"]], name))
     rows = [pruned[name] for name in order]
     return {
