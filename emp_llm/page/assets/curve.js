@@ -15,6 +15,7 @@ function curveSection(section) {
     section.append(el("p", { class: "note" }, why), command(() => rule.beta).node);
     return;
   }
+  byId("curve-lead").append(" Every point is counted exactly, from the same pass over the weights.");
   const { beta, parts } = curve;
   const nearest = (value) => beta.reduce((best, b, i) => (Math.abs(b - value) < Math.abs(beta[best] - value) ? i : best), 0);
   let part = 0, at = nearest(rule.beta), frame = null;
