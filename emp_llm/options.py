@@ -24,7 +24,8 @@ class PruneOptions:
         targets: ``mlp``, ``attention``, ``all-linear``, or a regular expression searched in
             checkpoint tensor names.
         ignore: Regular expressions; a target whose checkpoint name one of them is found in is
-            left as it is.
+            left as it is. Patterns are Python's: one that repeats a repeat, such as ``(a+)+$``, can
+            take without end on a name.
         output_format: ``packed`` (smaller, exact) or ``dense`` (an ordinary checkpoint with
             zeros in it).
 
@@ -49,7 +50,7 @@ class PruneOptions:
         for option, pattern in (("targets", self.targets), *(("ignore", p) for p in self.ignore)):
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 raise OptionError(
                     f"{option} {pattern!r} is not a regular expression: {error}"
                 ) from error

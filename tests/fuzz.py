@@ -55,7 +55,7 @@ def reader(name: str, folder: Path) -> Callable[[int], bool]:
     from fuzzing import checkpoints_on_disk
 
     model = folder / "model"
-    (folder / "outside.json").write_text('{"secret": 1}')
+    checkpoints_on_disk.put_outside(checkpoints_on_disk.fresh(model))
     if name == "checkpoint":
 
         def checkpoint(seed: int) -> bool:

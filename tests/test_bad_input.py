@@ -36,6 +36,12 @@ def test_targets_must_be_a_regular_expression() -> None:
         PruneOptions(targets="(")
 
 
+@pytest.mark.parametrize("pattern", ["(" * 20_000, "a{99999999999999999999}"], ids=["deep", "long"])
+def test_a_regular_expression_that_python_cannot_hold_is_refused(pattern: str) -> None:
+    with pytest.raises(OptionError, match="is not a regular expression"):
+        PruneOptions(targets=pattern)
+
+
 def test_ignore_must_be_regular_expressions() -> None:
     with pytest.raises(OptionError, match=r"ignore '\['"):
         PruneOptions(ignore=("fine", "["))

@@ -17,6 +17,7 @@ from emp_llm.checkpoint import Checkpoint, open_checkpoint
 from emp_llm.errors import EmpError
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+OUTSIDE = "../outside.safetensors"
 INDEX = "model.safetensors.index.json"
 FILES = [
     *("model.safetensors", "config.json", INDEX, *SHARDS, "tokenizer.json", "README.md"),
@@ -24,8 +25,14 @@ FILES = [
 ]
 
 
+def put_outside(folder: Path) -> None:
+    """Put files beside a checkpoint's folder that it must not lead to."""
+    (folder.parent / "outside.json").write_text('{"secret": 1}')
+    (folder / OUTSIDE).write_bytes(save({"t1": np.zeros(1, np.uint8)}))
+
+
 def make_folder(choices: Choices, folder: Path) -> None:
-    """Fill an empty folder, which `folder.parent` holds alone."""
+    """Fill an empty folder."""
     config: Any = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     if choices.once_in(6):
         config["transformers_weights"] = choices.pick([*FILES, *NAMES])
@@ -36,6 +43,9 @@ def make_folder(choices: Choices, folder: Path) -> None:
     }
     if choices.once_in(3):
         index = spoiled(choices, index)
+    elif choices.once_in(3):
+        tensor = choices.pick(sorted(index["weight_map"]))
+        index["weight_map"][tensor] = choices.pick([*SHARDS, OUTSIDE])
     if choices.once_in(6):
         config = spoiled(choices, config)
     (folder / "config.json").write_bytes(text_of(choices, config))
