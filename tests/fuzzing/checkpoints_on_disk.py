@@ -28,7 +28,7 @@ FILES = [
 def put_outside(folder: Path) -> None:
     """Put files beside a checkpoint's folder that it must not lead to."""
     (folder.parent / "outside.json").write_text('{"secret": 1}')
-    (folder / OUTSIDE).write_bytes(save({"t1": np.zeros(1, np.uint8)}))
+    (folder / OUTSIDE).write_bytes(save({"secret": np.zeros(1, np.uint8)}))
 
 
 def make_folder(choices: Choices, folder: Path) -> None:
@@ -45,7 +45,7 @@ def make_folder(choices: Choices, folder: Path) -> None:
         index = spoiled(choices, index)
     elif choices.once_in(3):
         tensor = choices.pick(sorted(index["weight_map"]))
-        index["weight_map"][tensor] = choices.pick([*SHARDS, OUTSIDE])
+        index["weight_map"] |= choices.pick([{tensor: choices.pick(SHARDS)}, {"secret": OUTSIDE}])
     if choices.once_in(6):
         config = spoiled(choices, config)
     (folder / "config.json").write_bytes(text_of(choices, config))
