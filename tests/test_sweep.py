@@ -1,5 +1,7 @@
 """What rows come to at many β at once is what packing them at each β comes to."""
 
+from itertools import cycle, product
+
 import numpy as np
 import pytest
 from emp_kernels.dispatch import PerRow, count_rows, pack_rows, sweep_rows, trailing_zeros
@@ -20,15 +22,13 @@ def layouts_of(number_format, columns):
         RowLayout(
             number_format=number_format, columns=columns, dropped_bits=d, radix=radix, align=align
         )
-        for d in dropped
-        for radix in RADICES
-        for align in (1, 16)
+        for (d, radix), align in zip(product(dropped, RADICES), cycle((1, 16)), strict=False)
     ]
 
 
 @formats
 @kinds
-@pytest.mark.parametrize("columns", [1, 8, 33, 300])
+@pytest.mark.parametrize("columns", [1, 33, 300])
 def test_a_sweep_gives_what_packing_at_each_beta_gives(number_format, kind, columns):
     weights = make_rows(kind, number_format, (3, columns), seed=columns)
     layouts = layouts_of(number_format, columns)

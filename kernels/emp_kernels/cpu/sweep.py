@@ -145,31 +145,34 @@ def _mass_of_runs(key_D, count_D, start, stop, shift, scale):
 
 
 @_njit
+def _runs_within(key_D, runs, bound):
+    """How many of the first `runs` runs have a key of at least `bound`."""
+    low = 0
+    while runs > 1:
+        half = runs >> 1
+        # a branch here would be guessed wrong every other time
+        low += half * np.int64(np.int64(key_D[low + half - 1]) >= bound)
+        runs -= half
+    return low + np.int64(runs == 1 and np.int64(key_D[low]) >= bound)
+
+
+@_njit
 def _runs_from(key_D, runs, bound):
-    """How many runs have a key of at least `bound`: few as a rule, so from the front."""
-    step = 1
-    while step <= runs and np.int64(key_D[step - 1]) >= bound:
-        step <<= 1
-    low, high = step >> 1, min(step - 1, runs)  # low runs do; those from high on do not
-    while low < high:
-        middle = (low + high) >> 1
-        if np.int64(key_D[middle]) >= bound:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    """The same where there are few as a rule: from the front."""
+    near = 8
+    while near < runs and np.int64(key_D[near - 1]) >= bound:
+        near <<= 3
+    return _runs_within(key_D, min(near, runs), bound)
 
 
 @_njit
 def _run_of(reach_D, low, runs, k):
     """The run that the k-th largest weight lies in, at `low` or behind it."""
-    high = runs - 1
-    while low < high:
-        middle = (low + high) >> 1
-        if reach_D[middle] >= k:
-            high = middle
-        else:
-            low = middle + 1
+    left = runs - low
+    while left > 1:
+        half = left >> 1
+        low += half * np.int64(reach_D[low + half - 1] < k)
+        left -= half
     return low
 
 
@@ -215,10 +218,10 @@ def _escapes(key_D, reach_D, exact_D, last, k, layout_L, above):
     # above[b]: kept weights from binade b on
     binades = ((np.int64(key_D[0]) >> dropped) - smallest >> stored) + 1
     above[0] = k
+    run = last + 1
     for b in range(1, binades):
-        above[b] = _up_to(
-            reach_D, _runs_from(key_D, last + 1, (smallest + (b << stored)) << dropped), k
-        )
+        run = _runs_within(key_D, run, (smallest + (b << stored)) << dropped)
+        above[b] = _up_to(reach_D, run, k)
     above[binades : binades + radix] = 0
     best, most = 0, np.int64(-1)
     for b in range(min(binades, _MOST_BINADES - radix + 1)):
@@ -228,7 +231,7 @@ def _escapes(key_D, reach_D, exact_D, last, k, layout_L, above):
     base = smallest + (best << stored)
     inside = whole
     if best:
-        inside = _up_to(exact_D, _runs_from(key_D, last + 1, base << dropped), whole)
+        inside = _up_to(exact_D, _runs_within(key_D, last + 1, base << dropped), whole)
     outside = _up_to(exact_D, _runs_from(key_D, last + 1, (base + limit) << dropped), whole)
     return k - (inside - outside)
 
