@@ -26,8 +26,6 @@ _DIGIT_BITS = 11
 _DIGITS = 3
 """Digits of a key of 31 bits, for the radix sort."""
 
-_MOST_BINADES = 256
-
 
 @_njit
 def count_block(w_RC, number_format, beta_slack_B, stats_R2, counts_RB):
@@ -183,6 +181,12 @@ def _up_to(reach_D, run, kept):
 
 
 @_njit
+def _kept_from(key_D, reach_D, last, k, bound):
+    """How many of the k largest weights have a key of at least `bound`."""
+    return _up_to(reach_D, _runs_from(key_D, last + 1, bound), k)
+
+
+@_njit
 def _count_exact(key_D, reach_D, runs, lost, exact_D):
     """Like reach_D, of the weights whose dropped bits are zero."""
     total, before = np.int64(0), np.int64(0)
@@ -194,7 +198,7 @@ def _count_exact(key_D, reach_D, runs, lost, exact_D):
 
 
 @_njit
-def _escapes(key_D, reach_D, exact_D, last, k, layout_L, above):
+def _escapes(key_D, reach_D, exact_D, last, k, layout_L):
     """How many of the k largest weights of a row escape; see `emp_kernels.reference.pack_row`.
 
     Args:
@@ -204,7 +208,6 @@ def _escapes(key_D, reach_D, exact_D, last, k, layout_L, above):
         last: The run of the smallest kept weight.
         k: Weights that stay, at least 1.
         layout_L: The layout, as for `sweep_block`.
-        above: Scratch, int64 [_MOST_BINADES + 17].
     """
     dropped, stored, radix, limit = layout_L[0], layout_L[1], layout_L[2], layout_L[4]
     smallest = np.int64(key_D[last]) >> dropped
@@ -215,18 +218,15 @@ def _escapes(key_D, reach_D, exact_D, last, k, layout_L, above):
     escaped = k - (whole - outside)
     if escaped * 64 <= k:
         return escaped
-    # above[b]: kept weights from binade b on
-    binades = ((np.int64(key_D[0]) >> dropped) - smallest >> stored) + 1
-    above[0] = k
-    run = last + 1
-    for b in range(1, binades):
-        run = _runs_within(key_D, run, (smallest + (b << stored)) << dropped)
-        above[b] = _up_to(reach_D, run, k)
-    above[binades : binades + radix] = 0
-    best, most = 0, np.int64(-1)
-    for b in range(min(binades, _MOST_BINADES - radix + 1)):
-        inside = above[b] - above[min(b + radix, binades)]
-        if inside > most:
+    # from the window that reaches the largest key downwards, until no lower one can hold as many
+    best = max(((np.int64(key_D[0]) >> dropped) - smallest >> stored) + 1 - radix, 0)
+    most = _kept_from(key_D, reach_D, last, k, (smallest + (best << stored)) << dropped)
+    for b in range(best - 1, -1, -1):
+        above = _kept_from(key_D, reach_D, last, k, (smallest + (b + radix << stored)) << dropped)
+        if k - above < most:
+            break
+        inside = _kept_from(key_D, reach_D, last, k, (smallest + (b << stored)) << dropped) - above
+        if inside >= most:
             best, most = b, inside
     base = smallest + (best << stored)
     inside = whole
@@ -305,7 +305,6 @@ def sweep_block(w_RC, number_format, counts_RP, layout_PL, escaped_RP, mass_RP, 
     key_D, reach_D = scratch[0], scratch[1]
     count_D = np.empty(columns + 1, np.float64)
     exact_D = np.empty(columns + 1, np.int64)
-    above = np.empty(_MOST_BINADES + 17, np.int64)
     bytes_P[:] = 0
     for r in range(rows):
         runs = _runs(w_RC[r], key_mask, scratch)
@@ -346,7 +345,7 @@ def sweep_block(w_RC, number_format, counts_RP, layout_PL, escaped_RP, mass_RP, 
                 _count_exact(key_D, reach_D, runs, (np.int64(1) << dropped) - 1, exact_D)
                 exact_of = dropped
             exact = exact_D if dropped else reach_D
-            escaped = _escapes(key_D, reach_D, exact, last, k, layout_PL[p], above)
+            escaped = _escapes(key_D, reach_D, exact, last, k, layout_PL[p])
             length = _record_bytes(k, escaped, columns, w_RC.itemsize, stored, digits, align)
             escaped_RP[r, p] = escaped
             bytes_P[p] += length
