@@ -1,9 +1,7 @@
 """What inspect prints: figures of the report, in 80 columns, with and without colour and UTF-8."""
 
-import os
+import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,25 +88,31 @@ def test_the_blocks_of_any_model_fit_a_line(
     assert max(map(len, lines)) <= 80
 
 
-def test_without_color_or_utf8_nothing_but_ascii_is_printed(tmp_path: Path) -> None:
-    source = layers(tmp_path / "model", 5)
+def test_on_a_terminal_without_utf8_nothing_but_ascii_is_printed(
+    report: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    with io.TextIOWrapper(io.BytesIO(), encoding="ascii") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        show_report(report)
+        stream.flush()
+        text = stream.buffer.getvalue().decode()
+    assert "\x1b" not in text
+    assert "beta = 1" in text
+    assert re.search(r" up_proj +[0-7]{8}\n", text)
+    assert max(map(len, text.splitlines())) <= 80
 
-    def run(*options: object, **variables: str) -> bytes:
-        environment = {n: v for n, v in os.environ.items() if n not in ("FORCE_COLOR", "NO_COLOR")}
-        command = [sys.executable, "-m", "emp_cli", "inspect", str(source), *map(str, options)]
-        return subprocess.run(
-            command, capture_output=True, check=True, env=environment | variables
-        ).stdout
 
-    plain = run(PYTHONIOENCODING="ascii")
-    assert plain.isascii()
-    assert b"\x1b" not in plain
-    assert b"beta = 1" in plain
-    assert b"?" not in plain
-    assert re.search(rb" up_proj +[0-7]+\n", plain)
-    colored = run(FORCE_COLOR="1", TERM="xterm-256color")
-    assert b"\x1b[38;5;" in colored
-    assert b"\x1b[38;5;" not in run(FORCE_COLOR="1", NO_COLOR="1", TERM="xterm-256color")
+def test_colors_are_for_terminals_that_want_them(
+    report: dict, printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "\x1b" not in "".join(printed(report))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[38;5;" in "".join(printed(report))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[38;5;" not in "".join(printed(report))
 
 
 def test_rows_that_stand_out_are_told_with_their_number(tmp_path: Path, printed) -> None:
@@ -116,7 +120,7 @@ def test_rows_that_stand_out_are_told_with_their_number(tmp_path: Path, printed)
     tensors[UP.format(0)][7] = 0
     source = write_checkpoint(tmp_path / "model", llama_config(64, 40), tensors)
     lines = printed(inspect(source))
-    assert "rows that stand out: 1 dead" in lines
+    assert "1 row stands out (1 dead):" in lines
     assert line_of(lines, UP.format(0)) == [UP.format(0), "7", "0.0000", "0", "dead"]
 
 

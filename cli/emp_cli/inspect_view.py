@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from emp_cli.tables import count, left_alone, size
+from emp_cli.tables import count, size
 from emp_llm.shown import printable
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def show_report(report: Fields) -> None:
     view.block_map()
     view.curve()
     view.standing_out()
-    left_alone(report)
+    view.left_alone()
     view.totals()
 
 
@@ -95,6 +95,7 @@ class _View:
         rule, targets = self._report["rule"], self._report["totals"]["targets"]
         title = f"{self._report['source']['model']}  β = {rule['beta']:g}, {rule['granularity']}"
         self._say(f"{title} groups, {count(targets['weights'])} weights in targets", bold=True)
+        self._console.print()
         bounded = targets["retained_mass_bound"] is not None
         header = ["layer", "N_eff/N", "from – to", "sparsity", "mass"]
         size_of = self._report["format"]
@@ -176,12 +177,28 @@ class _View:
             self._say("no row stands out: none is dead, uniform or ruled by a few weights")
             self._console.print()
             return
-        more = sum(counts.values()) - min(_ROWS, len(rows))
-        self._say(f"rows that stand out: {', '.join(found)}" + (", the first" if more else ""))
+        more = "; the worst" if len(rows) > _ROWS else ""
+        number = sum(counts.values())
+        rows_stand = "row stands" if number == 1 else "rows stand"
+        self._say(f"{number:,} {rows_stand} out ({', '.join(found)}){more}:")
         table = self._table(["tensor", "row", "N_eff/N", "mass/median", "why"], text=(0, 4))
         for row in rows[:_ROWS]:
             figures = [f"{row['row']}", f"{row['n_eff_fraction']:.4f}", f"{row['mass_ratio']:.2g}"]
             self._add(table, [row["tensor"], *figures, row["why"]])
+        self._console.print(table)
+        self._console.print()
+
+    def left_alone(self) -> None:
+        """Why the other tensors are left as they are."""
+        reasons: dict[str, list[int]] = {}
+        for fields in self._report["tensors"].values():
+            if not fields["pruned"]:
+                reasons.setdefault(fields["reason"], []).append(fields["bytes_before"])
+        if not reasons:
+            return
+        table = self._table(["left as they are, because", "tensors", "bytes"])
+        for reason, sizes in sorted(reasons.items(), key=lambda item: (-sum(item[1]), item[0])):
+            self._add(table, [reason, f"{len(sizes)}", size(sum(sizes))])
         self._console.print(table)
         self._console.print()
 

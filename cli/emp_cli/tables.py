@@ -5,7 +5,7 @@ from typing import Any
 
 from emp_llm.shown import printable
 
-__all__ = ["count", "left_alone", "pruned_kinds", "show", "size", "some", "totals_line"]
+__all__ = ["count", "pruned_kinds", "show", "size", "some", "totals_line"]
 
 _NAMED = 5
 """Names of one sort that are told before the rest is counted."""
@@ -81,17 +81,6 @@ def _figures(part: Mapping[str, Any]) -> Row:
         size(part["bytes_after"]),
         f"{part['bytes_ratio']:.3f}",
     )
-
-
-def left_alone(report: Mapping[str, Any]) -> None:
-    """Print why the other tensors are left as they are."""
-    reasons: dict[str, list[int]] = {}
-    for fields in report["tensors"].values():
-        if not fields["pruned"]:
-            reasons.setdefault(fields["reason"], []).append(fields["bytes_before"])
-    largest_first = sorted(reasons.items(), key=lambda item: (-sum(item[1]), item[0]))
-    rows = [(reason, f"{len(sizes)}", size(sum(sizes))) for reason, sizes in largest_first]
-    show("left as they are", ("because", "tensors", "bytes"), rows)
 
 
 def totals_line(report: Mapping[str, Any]) -> str:
