@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import F, H, llama_config, mlp, write_checkpoint
 from emp_cli.app import app
 from hostile.packed import PACKED, REPORTS
 from hostile.sources import SOURCES, harmless
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
-from emp_llm import prune
+from emp_llm import FormatError, prune
 
 MEMORY = 1 << 30
 SECONDS = 60
@@ -123,6 +125,17 @@ def test_hostile_planes_are_refused_in_one_line(
     PACKED[case].spoil(packed)
     out = ["--out", tmp_path / "out"] if command == "unpack" else []
     check_refused(tmp_path, PACKED[case].refusal, command, packed, *out)
+
+
+@pytest.mark.parametrize("case", PACKED)
+def test_hostile_planes_are_not_loaded(case: str, packed: Path, tmp_path: Path) -> None:
+    PACKED[case].spoil(packed)
+    before = tree(tmp_path)
+    with limits(), pytest.raises(FormatError) as caught:
+        AutoModelForCausalLM.from_pretrained(packed, dtype=torch.bfloat16)
+    assert PACKED[case].refusal in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("case", REPORTS)

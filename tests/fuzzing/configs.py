@@ -13,6 +13,7 @@ from fuzzing.choices import Choices
 from fuzzing.headers import check_message
 from fuzzing.json_inputs import spoiled, text_of
 
+from emp_llm import meta_model
 from emp_llm.errors import EmpError
 from emp_llm.targets import decide_targets
 
@@ -40,6 +41,9 @@ ODD_FIELDS: dict[str, Any] = {
     "_commit_hash": 3,
     "distributed_config": {"tp_size": 2},
 }
+
+
+meta_model._PARTS = 20_000  # a model that is too large is known as such in a second, not in ten
 
 
 @cache

@@ -34,6 +34,16 @@ KINDS_OF_PLANES = {"x": "U8", "x" + ROWS_SUFFIX: "U8", "x" + META_SUFFIX: "I64"}
 Planes = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
+def compile_kernels() -> None:
+    """Have numba compile, or load, all that is called here; this takes up to a minute."""
+    for number_format in (BF16, F32):
+        layout = RowLayout(number_format=number_format, columns=70)
+        weights = make_rows("gaussian", number_format, (1, 70))
+        rows = pack_rows(weights, layout, PerRow(1.0), impl="simd")
+        for impl in ("scalar", "simd"):
+            unpack_rows(rows.payload, rows.table, layout, impl=impl)
+
+
 def make_packed(choices: Choices) -> bytes:
     """A file with a packed tensor and a plain one, or nearly."""
     tensor, table, records = _packed(choices)
