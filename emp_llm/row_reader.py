@@ -55,7 +55,8 @@ class RowReader(Protocol):
         Args:
             block: Which rows.
             workspace: Buffers to use again; the result may lie in them.
-            memory: Room for the rows, [rows, columns], C-contiguous; in the workspace if None.
+            memory: Room for the rows, [rows, columns], C-contiguous, where they will lie unless
+                they are columns of the file; in the workspace if None.
 
         Raises:
             CheckpointError: If it cannot be read.

@@ -3,7 +3,6 @@
 import threading
 from dataclasses import dataclass, field
 
-import numpy as np
 from emp_kernels.dispatch import PerRow, Threshold, Workspace
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RowLayout
@@ -14,6 +13,7 @@ from emp_llm.checkpoint import Shard
 from emp_llm.errors import CheckpointError
 from emp_llm.geometry import Block, Geometry
 from emp_llm.layout_choice import choose_layout, sample_rows
+from emp_llm.row_reader import PlainReader
 from emp_llm.safetensors_header import TensorEntry
 from emp_llm.source_file import SourceFile
 
@@ -65,16 +65,13 @@ class Target:
             file: The shard's file.
             block: Which rows.
             workspace: Buffers to use again.
-            memory: Where to, C-contiguous, unless the tensor is transposed; the workspace if None.
+            memory: Room for them, C-contiguous, where they will lie unless the tensor is
+                transposed; in the workspace if None.
 
         Raises:
             CheckpointError: If the file cannot be read.
         """
-        if memory is None:
-            buffer = workspace.take("weights", self.geometry.block_bytes(block))
-        else:
-            buffer = memory.reshape(-1).view(np.uint8)
-        return self.geometry.read(file, self.entry.start, block, buffer)
+        return PlainReader(file, self.entry, self.geometry).read(block, workspace, memory).rows
 
     def not_finite(self, block: Block, error: NonFiniteRowError) -> CheckpointError:
         """The error that names the tensor and row where a block holds NaN or infinity."""
