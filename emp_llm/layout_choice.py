@@ -5,6 +5,7 @@ Whatever it is, packing is exact; the choice is only about size.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -86,17 +87,21 @@ def choose_layouts(
     """
     number_format = geometry.number_format
     zeros = trailing_zeros(sample, number_format, kept)
-    cases = [
-        [
-            replace(_plainest(geometry), dropped_bits=dropped_bits, radix=radix)
-            for dropped_bits in sorted({0, _mostly_zero_bits(zeros[b], number_format)})
-            for radix in RADICES
-        ]
-        for b in range(kept.shape[1])
-    ]
+    plainest = _plainest(geometry)
+    cases = [_choices(plainest, _mostly_zero_bits(found, number_format)) for found in zeros]
     points = np.repeat(kept, [len(choices) for choices in cases], axis=1)
     nbytes = iter(sweep_rows(sample, points, list(chain.from_iterable(cases))).record_bytes)
     return [min(choices, key=lambda _: next(nbytes)) for choices in cases]
+
+
+@lru_cache(256)
+def _choices(plainest: RowLayout, zero_bits: int) -> tuple[RowLayout, ...]:
+    """The layouts to choose from, where so many trailing bits are mostly zero."""
+    return tuple(
+        replace(plainest, dropped_bits=dropped_bits, radix=radix)
+        for dropped_bits in sorted({0, zero_bits})
+        for radix in RADICES
+    )
 
 
 def _plainest(geometry: Geometry) -> RowLayout:

@@ -141,6 +141,8 @@ def sweep(
     weights: Patterns, kept: npt.NDArray[np.int64], layouts: Sequence[RowLayout]
 ) -> SweptRows:
     """See `emp_kernels.dispatch.sweep_rows`."""
+    by_id = {id(layout): layout for layout in layouts}  # hundreds of points share a few
+    arguments = {key: _layout_arguments(layout) for key, layout in by_id.items()}
     swept = SweptRows(
         np.empty(kept.shape, np.int64),
         np.empty(kept.shape, np.float64),
@@ -150,7 +152,7 @@ def sweep(
         weights,
         _format_arguments(layouts[0].number_format),
         np.ascontiguousarray(kept),
-        np.array([_layout_arguments(layout) for layout in layouts], np.int64),
+        np.array([arguments[id(layout)] for layout in layouts], np.int64),
         swept.escaped,
         swept.kept_mass,
         swept.record_bytes,
