@@ -107,7 +107,7 @@ def find_source(
     Raises:
         OptionError: If a revision is given for a local folder, or it would be discarded.
         CheckpointError: If ``model`` is neither an existing folder nor a name the Hub could have.
-        HubError: If the Hub or the way to it refuses, or the repository holds no safetensors.
+        HubError: If the Hub or the way to it refuses, or the repository holds no weights.
     """
     model = os.fspath(model)
     if folder := _local_folder(model):

@@ -27,6 +27,7 @@ _THETA = 10_000.0
 _THETA_3 = 500_000.0
 _SIZES_3_2 = ((2048, 16), (3072, 28))
 _MAX = 1 << 20
+_MAX_NUMBER = 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ def _count(fields: Mapping[str, Any], name: str) -> int:
 
 def _number(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
-    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if not isinstance(value, int | float) or not 0 < value < _MAX_NUMBER:
         raise _wrong(name, value, "a number above 0")
     return float(value)
 

@@ -73,7 +73,7 @@ class Repository:
             The snapshot's folder in the cache, and the headers of those shards by file name.
 
         Raises:
-            HubError: If the Hub or the way to it refuses, the repository holds no safetensors or
+            HubError: If the Hub or the way to it refuses, the repository holds no weights or
                 damaged ones, or the disk has no room for what is missing.
         """
         folder = self._snapshot(revision, _LEADING)

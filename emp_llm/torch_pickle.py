@@ -38,6 +38,8 @@ MAX_PICKLE_BYTES: Final = 16 << 20
 
 _MAX_OPERATIONS = 4_000_000
 _MAX_DIMENSIONS = 64
+_MAX_NAME = 1024
+_RESERVED_NAME = "__metadata__"
 _MAX_ITEMS = 2**63 - 1
 
 _PYTHON_2 = {"__builtin__": "builtins"}
@@ -130,11 +132,20 @@ def tensors_of(content: object) -> dict[str, StoredTensor]:
                 f"holds {_kind(value)} as {shortened(name)}, where a state dict has tensors; "
                 "save the model's state_dict() alone"
             )
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise PickleError(f"has a tensor whose name is no text: {shortened(name)}") from error
+        _check_name(name)
     return content
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that safetensors cannot hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise PickleError(f"has a tensor whose name is no text: {shortened(name)}") from error
+    if len(name) > _MAX_NAME or name == _RESERVED_NAME:
+        raise PickleError(
+            f"has a tensor {shortened(name)}, a name that safetensors cannot hold: rename it"
+        )
 
 
 class _Reader:

@@ -277,6 +277,8 @@ def test_parts_of_no_dense_llama_are_refused(tmp_path: Path, case: str) -> None:
         ({"n_kv_heads": 3}, "n_kv_heads is 3; of a dense Llama it must be a divisor of 8 heads"),
         ({"norm_eps": "x"}, "norm_eps is 'x'; of a dense Llama it must be a number above 0"),
         ({"rope_theta": -1}, "rope_theta is -1"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan"),
         ({"model": 3}, "model is 3; of a dense Llama it must be an object"),
     ],
 )
