@@ -248,5 +248,6 @@ def harmless(folder: Path) -> None:
     os.mkfifo(folder / "pipe.json")
     (folder / "folder").symlink_to("../outside")
     add_tensor("../../x")(folder)  # type: ignore[operator]
+    add_tensor("/etc\0passwd")(folder)  # type: ignore[operator]
     add_tensor("\x1b[2J\nodd\u202e")(folder)  # type: ignore[operator]
     edit(folder / "config.json", lambda content: content.update(note=[float("inf"), "\x1b[2J"]))
