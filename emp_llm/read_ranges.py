@@ -62,7 +62,7 @@ class Span:
 
 def has_ranges(shard: Shard) -> bool:
     """Whether a shard's tensors lie in one file as its header tells: not so in those of torch."""
-    return len(shard.parts) == 1 and type(shard.parts[0]) is Shard
+    return len(shard.parts) == 1 and type(shard) is type(shard.parts[0]) is Shard
 
 
 def spans(target: Target) -> Iterator[Span]:
