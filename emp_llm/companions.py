@@ -1,6 +1,7 @@
 """The files beside the weights of a written checkpoint: index, configuration and others."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ __all__ = [
 
 CARD_NAME = "README.md"
 REPORT_NAME = "emp_report.json"
+
+_NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+,?\s+)+)\]")
 FIGURE_NAME = "emp_report.svg"
 
 OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
@@ -35,8 +38,11 @@ OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of JSON for people and programs."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a file of JSON for people and programs: indented, a list of numbers on one line."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    # within strings JSON has no line ends, so what is matched are lists
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_figure(folder: Path, report: Mapping[str, Any]) -> None:

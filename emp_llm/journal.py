@@ -153,7 +153,7 @@ def _content(path: Path) -> str:
 
 
 def _header(shard: Shard) -> dict[str, Any]:
-    entries = [asdict(entry) for entry in shard.header.tensors]
+    entries = [(e.name, e.dtype, e.shape, e.start, e.end) for e in shard.header.tensors]
     text = json.dumps([shard.header.metadata, entries])
     return {"header": xxhash.xxh3_128_hexdigest(text.encode())}
 
