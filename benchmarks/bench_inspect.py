@@ -4,9 +4,9 @@
     python benchmarks/bench_inspect.py --folder SOME_FOLDER --check MODEL
 
 The checkpoint has LLaMA-2-7B's shapes and Gaussian weights, made once from a seed. `inspect` finds
-what forty values of β come to; `cat FILES > /dev/null` reads them; each in turn, the files dropped
-from the page cache before. With --check, a model is pruned at five β instead, and the bytes of its
-tensors and files are compared with those that one inspection foretold.
+what some thirty values of β come to; `cat FILES > /dev/null` reads them; each in turn, the files
+dropped from the page cache before. With --check, a model is pruned at five β instead, and the bytes
+of its tensors and files are compared with those that one inspection foretold.
 """
 
 from __future__ import annotations

@@ -32,7 +32,12 @@ __all__ = ["CurveJob", "build_curve", "grid"]
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-_STEPS = (*(i / 20 for i in range(1, 33)), 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
+_STEPS = (
+    *(0.05, 0.1, 0.2, 0.25, 0.3, 0.4),
+    *(i / 20 for i in range(10, 27)),
+    *(1.4, 1.5, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0),
+)
+"""Close together where β is chosen from; Gaussian weights are all kept from π/2 on."""
 
 
 def grid(beta: float) -> tuple[float, ...]:

@@ -165,8 +165,12 @@ def _runs_from(key_D, runs, bound):
 
 @_njit
 def _run_of(reach_D, low, runs, k):
-    """The run that the k-th largest weight lies in, at `low` or behind it."""
-    left = runs - low
+    """The run that the k-th largest weight lies in: at `low` or behind it, not far as a rule."""
+    left = 32
+    while low + left < runs and reach_D[low + left - 1] < k:
+        low += left
+        left <<= 1
+    left = min(left, runs - low)
     while left > 1:
         half = left >> 1
         low += half * np.int64(reach_D[low + half - 1] < k)
@@ -280,7 +284,7 @@ def _record_bytes(k, escaped, columns, item_bytes, stored, digits, align):
     codes = (k + digits - 1) // digits if digits else 0
     total = 0
     for length in (mask, (k * (stored + 1) + 7) // 8, codes, escaped * item_bytes):
-        total += (length + align - 1) // align * align
+        total += (length + align - 1) & -align  # a power of two
     return total
 
 
