@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from emp_llm import __version__
-from emp_llm.checkpoint import Checkpoint, Shard
+from emp_llm.checkpoint import Checkpoint, Shard, read_json_object
 from emp_llm.durable import write_json_durably
 from emp_llm.errors import CheckpointError
 from emp_llm.options import PruneOptions
@@ -102,8 +102,8 @@ class Journal:
 
 def _read(path: Path) -> Any:  # noqa: ANN401 (any JSON)
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):  # not there, or damaged: the work it tells of is done again
+        return read_json_object(path)
+    except CheckpointError:  # not there, or damaged: the work it tells of is done again
         return None
 
 

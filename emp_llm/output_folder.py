@@ -7,7 +7,6 @@ the hidden folder, with a journal of it, until the same command goes on.
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from emp_llm.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_index
+from emp_llm.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_index, read_json_object
 from emp_llm.companions import FIGURE_NAME, REPORT_NAME
 from emp_llm.durable import flush_path, write_json_durably
 from emp_llm.errors import CheckpointError, EmpError, OutputError
@@ -172,9 +171,11 @@ class OutputFolder:
     def _take_back(self) -> None:
         """Undo the moves of a `publish` that did not come to its end."""
         try:
-            names = json.loads((self.staging / _MOVING).read_bytes())["files"]
-        except (OSError, ValueError):  # it had not begun
+            names = read_json_object(self.staging / _MOVING).get("files")
+        except CheckpointError:  # it had not begun
             return
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return  # no file of ours
         for name in reversed(names):
             if (self.path / name).is_file() and not (self.staging / name).exists():
                 self._move(self.path / name, self.staging / name)

@@ -306,3 +306,31 @@ def test_an_overwrite_follows_no_link_out_of_the_folder(
     message = refusal(source, tmp_path / "out", OutputError, overwrite=True)
     assert "1_Pooling: is a link out of" in message
     assert files(elsewhere) == present
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"{}", b'{"files": 1}', b'{"files": [1]}', b"[" * 100_000, b'{"files": ["x"]}'],
+    ids=["list", "nothing", "number", "numbers", "deep", "not there"],
+)
+def test_what_strangers_left_in_the_hidden_folder_is_cleared(
+    source: Path, tmp_path: Path, content: bytes
+) -> None:
+    staging = tmp_path / "out" / ".emp-llm-unfinished"
+    staging.mkdir(parents=True)
+    for name in (".moving.json", ".run.json"):
+        (staging / name).write_bytes(content)
+    prune(source, tmp_path / "out", overwrite=True)
+    assert not staging.exists()
+
+
+def test_moves_that_strangers_tell_of_are_not_taken_back_from_elsewhere(
+    source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    staging = tmp_path / "out" / ".emp-llm-unfinished"
+    staging.mkdir(parents=True)
+    (staging / ".moving.json").write_text('{"files": ["../thesis.txt"]}')
+    with pytest.raises(OutputError, match="is a link out of"):
+        prune(source, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
