@@ -36,10 +36,10 @@ from emp_kernels.dispatch import Workspace
 from emp_kernels.reference import keep_mask
 from timed_process import Run, run
 
-from emp_llm.checkpoint import open_checkpoint
 from emp_llm.geometry import Block
 from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.safetensors_header import TensorEntry
+from emp_llm.sources.checkpoint import open_checkpoint
+from emp_llm.sources.safetensors_header import TensorEntry
 
 SAMPLED_ROWS, SAMPLED_BYTES = 3, 1 << 16
 

@@ -23,7 +23,7 @@ from emp_llm.packed import PackedTensor, padding
 from emp_llm.pipeline import Write
 from emp_llm.prune_steps import TargetJob
 from emp_llm.selection import Selection
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import digits, ratio
 from emp_llm.target import Target
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from emp_llm.card_metadata import read_card
 from emp_llm.card_text import describe
-from emp_llm.checkpoint import CONFIG_NAME, read_json_object
 from emp_llm.companions import FIGURE_NAME
 from emp_llm.evaluation import TaskResult, read_results
 from emp_llm.loading import is_packed
+from emp_llm.sources.checkpoint import CONFIG_NAME, read_json_object
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData

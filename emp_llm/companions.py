@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emp_llm.checkpoint import CONFIG_NAME, Checkpoint
 from emp_llm.errors import CheckpointError
 from emp_llm.evaluation import EVAL_NAME
 from emp_llm.page.card_figure import card_figure
-from emp_llm.regular_file import open_regular
-from emp_llm.safetensors_header import read_header
+from emp_llm.sources.checkpoint import CONFIG_NAME, Checkpoint
+from emp_llm.sources.regular_file import open_regular
+from emp_llm.sources.safetensors_header import read_header
 
 __all__ = [
     "CARD_NAME",

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from emp_llm.errors import HubError, OptionError
-from emp_llm.hub_errors import first_line
+from emp_llm.sources.hub_errors import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,14 +11,14 @@ from typing import Any
 
 from emp_kernels.dispatch import load_backend
 
-from emp_llm.checkpoint import Checkpoint
 from emp_llm.errors import CheckpointError
-from emp_llm.hub import Source, find_source
 from emp_llm.loading import is_packed
 from emp_llm.options import PruneOptions
 from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.report import rule_fields
+from emp_llm.sources.checkpoint import Checkpoint
+from emp_llm.sources.hub import Source, find_source
 from emp_llm.stored_tensors import StoredTensor, stored_tensors
 from emp_llm.targets import module_name
 from emp_llm.targets_apart import TargetsQuestion

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from emp_llm.checkpoint import CONFIG_NAME, read_json_object
 from emp_llm.companions import REPORT_NAME
 from emp_llm.errors import CheckpointError, EmpError, OptionError
-from emp_llm.hub import Source, find_source
-from emp_llm.hub_errors import first_line
 from emp_llm.loading import auto_class, is_packed
 from emp_llm.progress import SharedProgress
+from emp_llm.sources.checkpoint import CONFIG_NAME, read_json_object
+from emp_llm.sources.hub import Source, find_source
+from emp_llm.sources.hub_errors import first_line
 from emp_llm.verification import check_written
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emp_llm.checkpoint import read_json_object
 from emp_llm.errors import FormatError
+from emp_llm.sources.checkpoint import read_json_object
 
 __all__ = ["EVAL_NAME", "Subject", "TaskResult", "read_results"]
 

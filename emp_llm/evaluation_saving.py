@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from emp_llm.card import write_card
-from emp_llm.checkpoint import CONFIG_NAME, read_json_object
 from emp_llm.companions import CARD_NAME, REPORT_NAME, write_json
 from emp_llm.errors import OptionError, OutputError
 from emp_llm.evaluation import EVAL_NAME, TaskResult, read_results
 from emp_llm.loading import is_packed
+from emp_llm.sources.checkpoint import CONFIG_NAME, read_json_object
 from emp_llm.whole_file import replace_file
 from emp_llm.written_report import read_report
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emp_llm.checkpoint import CONFIG_NAME, Checkpoint, read_index
 from emp_llm.companions import OF_THEIR_OWN, REPORT_NAME
 from emp_llm.errors import FormatError
+from emp_llm.sources.checkpoint import CONFIG_NAME, Checkpoint, read_index
 from emp_llm.written_files import describe_file, visible_files
 
 __all__ = [

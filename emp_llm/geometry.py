@@ -14,7 +14,7 @@ from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import Bytes, Patterns
 
 from emp_llm.errors import CheckpointError
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.source_file import SourceFile
 
 __all__ = ["BLOCK_BYTES", "Block", "Geometry"]
 

@@ -10,20 +10,20 @@ import numpy.typing as npt
 from emp_kernels.dispatch import RowFigures
 
 from emp_llm.beta_curve import CurveJob, build_curve
-from emp_llm.checkpoint import Shard
-from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
-from emp_llm.hub import find_source
 from emp_llm.options import OutputFormat, PruneOptions
 from emp_llm.pipeline import Piece, Write, thread_count
 from emp_llm.planned_run import PlannedRun, origin
 from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.prune_steps import MeasureJob, TargetJob
 from emp_llm.report import Outcome
-from emp_llm.safetensors_header import encode_header
 from emp_llm.selection import Selection
 from emp_llm.shard_plan import ShardPlan, output_name
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import Shard
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.hub import find_source
+from emp_llm.sources.safetensors_header import encode_header
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.standing_out import StandingOut
 from emp_llm.target import Target
 

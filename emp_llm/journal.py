@@ -17,12 +17,12 @@ from typing import Any
 import xxhash
 
 from emp_llm import __version__
-from emp_llm.checkpoint import Checkpoint, Shard, read_json_object
 from emp_llm.durable import write_json_durably
 from emp_llm.errors import CheckpointError
 from emp_llm.options import PruneOptions
 from emp_llm.packed import FORMAT_VERSION
 from emp_llm.report import Outcome, rule_fields
+from emp_llm.sources.checkpoint import Checkpoint, Shard, read_json_object
 from emp_llm.tally import TensorFigures
 from emp_llm.written_files import describe_file
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emp_llm.checkpoint import CONFIG_NAME, read_json_object
 from emp_llm.errors import CheckpointError
 from emp_llm.shown import shortened
+from emp_llm.sources.checkpoint import CONFIG_NAME, read_json_object
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -15,11 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from emp_llm.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_index, read_json_object
 from emp_llm.companions import FIGURE_NAME, REPORT_NAME
 from emp_llm.durable import flush_path, write_json_durably
 from emp_llm.errors import CheckpointError, EmpError, OutputError
 from emp_llm.journal import Journal, difference
+from emp_llm.sources.checkpoint import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    read_index,
+    read_json_object,
+)
 
 __all__ = ["STAGING_NAME", "OutputFolder"]
 

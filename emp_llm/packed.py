@@ -17,7 +17,7 @@ from emp_kernels.rows import Bytes, Table
 
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.geometry import Geometry
-from emp_llm.safetensors_header import TensorEntry
+from emp_llm.sources.safetensors_header import TensorEntry
 
 __all__ = [
     "FORMAT_VERSION",

@@ -8,13 +8,13 @@ from emp_kernels.dispatch import Workspace, check_table, unpack_rows
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.rows import Bytes, Patterns, Table
 
-from emp_llm.checkpoint import Shard
 from emp_llm.errors import FormatError
 from emp_llm.geometry import Block, Geometry
 from emp_llm.packed import MAX_META_BYTES, PackedTensor, Planes, find_packed, padding
 from emp_llm.row_reader import StoredBlock, block_memory
-from emp_llm.safetensors_header import TensorEntry
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import Shard
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.source_file import SourceFile
 
 __all__ = ["PackedReader", "open_shard"]
 

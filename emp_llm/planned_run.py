@@ -12,9 +12,6 @@ from typing import Any
 
 from emp_kernels.dispatch import load_backend
 
-from emp_llm.checkpoint import Checkpoint, Shard
-from emp_llm.files import OpenFiles
-from emp_llm.hub import Source
 from emp_llm.options import PruneOptions
 from emp_llm.packed import check_names
 from emp_llm.pipeline import Piece, run_pieces
@@ -22,6 +19,9 @@ from emp_llm.progress import SharedProgress
 from emp_llm.ranks import Team
 from emp_llm.report import Outcome, TensorReport, build_report
 from emp_llm.selection import Selection, SharedGroup, passes, select
+from emp_llm.sources.checkpoint import Checkpoint, Shard
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.hub import Source
 from emp_llm.target import Target
 from emp_llm.targets import Decision
 from emp_llm.targets_apart import TargetsQuestion

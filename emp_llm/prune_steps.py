@@ -25,10 +25,10 @@ from emp_kernels.rows import Bytes, Patterns
 from emp_llm.geometry import Block, Geometry
 from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
 from emp_llm.pipeline import Piece, Write
-from emp_llm.safetensors_header import TensorEntry
 from emp_llm.selection import Selection
 from emp_llm.shard_writer import Entry, ShardWriter
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import GroupTally, TensorFigures
 from emp_llm.target import Target
 

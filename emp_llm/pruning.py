@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from emp_llm.card import write_card
-from emp_llm.checkpoint import Checkpoint, Shard
 from emp_llm.companions import (
     CARD_NAME,
     REPORT_NAME,
@@ -27,11 +26,8 @@ from emp_llm.companions import (
 )
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError, FormatError, OptionError, OutputError
-from emp_llm.files import OpenFiles
-from emp_llm.hub import Source, find_source
 from emp_llm.journal import Journal, describe_run
 from emp_llm.options import PruneOptions
-from emp_llm.original_files import write_original_files
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import quantization_config
 from emp_llm.pipeline import Piece, thread_count
@@ -40,10 +36,14 @@ from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.prune_steps import CopyJob, TargetJob, hash_name
 from emp_llm.ranks import Team, join_team, meeting_of
 from emp_llm.report import Outcome, rule_fields
-from emp_llm.safetensors_header import read_header
 from emp_llm.selection import Selection
 from emp_llm.shard_plan import ShardPlan, output_name
 from emp_llm.shard_writer import ShardWriter
+from emp_llm.sources.checkpoint import Checkpoint, Shard
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.hub import Source, find_source
+from emp_llm.sources.original_files import write_original_files
+from emp_llm.sources.safetensors_header import read_header
 from emp_llm.tensor_checks import shard_checks
 from emp_llm.written_files import describe_files
 

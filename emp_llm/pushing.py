@@ -18,17 +18,17 @@ from typing import Any
 
 from emp_llm import __version__
 from emp_llm.card import write_card
-from emp_llm.checkpoint import (
-    CONFIG_NAME,
-    INDEX_NAME,
-    WEIGHTS_NAME,
-    open_checkpoint,
-)
 from emp_llm.companions import CARD_NAME, FIGURE_NAME, REPORT_NAME
 from emp_llm.destination import Destination, open_destination
 from emp_llm.evaluation import EVAL_NAME, read_results
 from emp_llm.loading import is_packed, loading_code
 from emp_llm.progress import Progress
+from emp_llm.sources.checkpoint import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    open_checkpoint,
+)
 from emp_llm.upload_errors import upload_explained
 from emp_llm.verification import check_written
 from emp_llm.written_report import read_report

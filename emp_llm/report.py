@@ -14,7 +14,7 @@ from emp_llm import __version__
 from emp_llm.errors import FormatError
 from emp_llm.options import PruneOptions
 from emp_llm.packed import FORMAT_VERSION
-from emp_llm.safetensors_header import TensorEntry
+from emp_llm.sources.safetensors_header import TensorEntry
 from emp_llm.tally import TensorFigures, digits, ratio
 from emp_llm.targets import Decision
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from emp_llm.companions import REPORT_NAME
 from emp_llm.errors import CheckpointError, FormatError
-from emp_llm.hub import find_file
 from emp_llm.report_form import read_report_file
+from emp_llm.sources.hub import find_file
 
 __all__ = ["find_report"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
-from emp_llm.checkpoint import read_json_object
 from emp_llm.errors import FormatError
 from emp_llm.options import Granularity, OutputFormat
 from emp_llm.shown import shortened
+from emp_llm.sources.checkpoint import read_json_object
 from emp_llm.tally import HISTOGRAM_BINS
 
 __all__ = ["read_report_file"]

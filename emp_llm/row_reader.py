@@ -7,8 +7,8 @@ from emp_kernels.dispatch import Workspace
 from emp_kernels.rows import Bytes, Patterns
 
 from emp_llm.geometry import Block, Geometry
-from emp_llm.safetensors_header import TensorEntry
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.source_file import SourceFile
 
 __all__ = ["PlainReader", "RowReader", "StoredBlock", "block_memory"]
 

@@ -30,12 +30,12 @@ from emp_kernels.histogram import (
 from emp_kernels.numbers import F32
 from emp_kernels.rows import Patterns
 
-from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
 from emp_llm.options import PruneOptions
 from emp_llm.pipeline import Advance, Piece, run_pieces
 from emp_llm.ranks import Team
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import Group
 from emp_llm.target import Target
 

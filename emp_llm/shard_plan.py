@@ -9,13 +9,13 @@ file.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from emp_llm.checkpoint import WEIGHTS_NAME, Checkpoint, Shard
 from emp_llm.options import OutputFormat
 from emp_llm.prune_steps import CopyJob, DenseJob, PackJob, TargetJob
-from emp_llm.safetensors_header import ALIGNMENT, ITEM_BITS, TensorEntry
 from emp_llm.selection import Selection
 from emp_llm.shard_writer import Entry, ShardWriter
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import WEIGHTS_NAME, Checkpoint, Shard
+from emp_llm.sources.safetensors_header import ALIGNMENT, ITEM_BITS, TensorEntry
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.target import Target
 
 __all__ = ["ShardPlan", "file_order", "output_name"]

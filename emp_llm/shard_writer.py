@@ -14,7 +14,7 @@ from emp_kernels.rows import Bytes
 
 from emp_llm.disk_file import Flusher, open_disk_file
 from emp_llm.geometry import Block, Geometry
-from emp_llm.safetensors_header import encode_header
+from emp_llm.sources.safetensors_header import encode_header
 
 __all__ = ["Entry", "ShardWriter"]
 

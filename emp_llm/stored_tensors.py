@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from emp_llm.checkpoint import Checkpoint, Shard
-from emp_llm.files import OpenFiles
 from emp_llm.packed import Planes, find_packed
 from emp_llm.packed_reader import PackedReader
-from emp_llm.safetensors_header import TensorEntry
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import Checkpoint, Shard
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.source_file import SourceFile
 
 __all__ = ["PlainTensor", "StoredTensor", "stored_tensors"]
 

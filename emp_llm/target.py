@@ -9,13 +9,13 @@ from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Patterns
 
-from emp_llm.checkpoint import Shard
 from emp_llm.errors import CheckpointError
 from emp_llm.geometry import Block, Geometry
 from emp_llm.layout_choice import choose_layout, sample_rows
 from emp_llm.row_reader import PlainReader
-from emp_llm.safetensors_header import TensorEntry
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import Shard
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.source_file import SourceFile
 
 __all__ = ["Target"]
 

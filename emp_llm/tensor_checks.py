@@ -15,7 +15,6 @@ from emp_kernels.dispatch import Workspace
 from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Bytes, Patterns
 
-from emp_llm.checkpoint import Shard
 from emp_llm.companions import REPORT_NAME
 from emp_llm.errors import FormatError
 from emp_llm.geometry import Block, Geometry
@@ -23,8 +22,9 @@ from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.pipeline import Piece
 from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
 from emp_llm.row_reader import PlainReader, RowReader
-from emp_llm.safetensors_header import TensorEntry
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import Shard
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import ratio
 
 __all__ = ["BytesCheck", "CheckedBlock", "RowsCheck", "TensorCheck", "shard_checks"]

@@ -11,7 +11,6 @@ from emp_kernels.dispatch import Workspace
 from emp_kernels.rows import Patterns
 
 from emp_llm.card import write_card
-from emp_llm.checkpoint import Checkpoint, Shard
 from emp_llm.companions import (
     CARD_NAME,
     REPORT_NAME,
@@ -24,7 +23,6 @@ from emp_llm.companions import (
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.geometry import Block
-from emp_llm.hub import Source, find_source
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import QUANT_METHOD
 from emp_llm.packed_reader import PackedReader, open_shard
@@ -32,10 +30,12 @@ from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.prune_steps import CopyJob, DenseRows, hash_name
 from emp_llm.report import dense_report
-from emp_llm.safetensors_header import TensorEntry
 from emp_llm.shard_plan import file_order, output_name
 from emp_llm.shard_writer import ShardWriter
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import Checkpoint, Shard
+from emp_llm.sources.hub import Source, find_source
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.written_files import describe_files
 from emp_llm.written_report import read_report
 

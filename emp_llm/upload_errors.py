@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from emp_llm.errors import HubError
-from emp_llm.hub_errors import first_line, refusals
+from emp_llm.sources.hub_errors import first_line, refusals
 
 __all__ = ["upload_explained"]
 

@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emp_llm.checkpoint import CONFIG_NAME, open_checkpoint
 from emp_llm.companions import REPORT_NAME
+from emp_llm.derivation import Original
 from emp_llm.errors import CheckpointError, FormatError, OptionError
-from emp_llm.files import OpenFiles
 from emp_llm.folder_checks import (
     changed_files,
     check_index,
@@ -24,14 +23,15 @@ from emp_llm.folder_checks import (
     file_fault,
     other_files,
 )
-from emp_llm.hub import find_source
 from emp_llm.loading import is_packed
 from emp_llm.options import PruneOptions
-from emp_llm.original import Original
 from emp_llm.output_folder import STAGING_NAME
 from emp_llm.packed import FORMAT_VERSION, quantization_config
 from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, SharedProgress, Silent
+from emp_llm.sources.checkpoint import CONFIG_NAME, open_checkpoint
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.hub import find_source
 from emp_llm.tensor_checks import RowsCheck, TensorCheck, shard_checks
 from emp_llm.written_report import check_totals, read_report, rule_options
 

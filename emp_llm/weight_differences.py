@@ -19,7 +19,7 @@ from emp_llm.packed_reader import PackedReader
 from emp_llm.pipeline import Piece
 from emp_llm.prune_steps import COPY_BYTES
 from emp_llm.row_reader import PlainReader, RowReader, block_memory
-from emp_llm.safetensors_header import ITEM_BITS
+from emp_llm.sources.safetensors_header import ITEM_BITS
 from emp_llm.stored_tensors import PlainTensor
 from emp_llm.tally import digits, ratio
 from emp_llm.weight_values import as_float32

@@ -8,8 +8,8 @@ from typing import Any
 from emp_llm.companions import OF_THEIR_OWN
 from emp_llm.errors import CheckpointError
 from emp_llm.prune_steps import COPY_BYTES, hash_name, new_hash
-from emp_llm.regular_file import open_regular
-from emp_llm.safetensors_header import read_header
+from emp_llm.sources.regular_file import open_regular
+from emp_llm.sources.safetensors_header import read_header
 
 __all__ = ["describe_file", "describe_files", "visible_files"]
 

@@ -11,12 +11,12 @@ from emp_kernels.numbers import NumberFormat
 from rows import to_floats, zeros_elsewhere
 from safetensors.torch import save_file
 
-from emp_llm.checkpoint import Shard
 from emp_llm.geometry import Geometry
 from emp_llm.packed import PackedTensor, padding
 from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.safetensors_header import read_header
-from emp_llm.source_file import PlainFile, SourceFile
+from emp_llm.sources.checkpoint import Shard
+from emp_llm.sources.safetensors_header import read_header
+from emp_llm.sources.source_file import PlainFile, SourceFile
 
 
 def rows_of(dense: np.ndarray, *, transposed: bool = False) -> np.ndarray:

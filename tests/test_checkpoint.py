@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from emp_llm.checkpoint import Checkpoint, open_checkpoint
 from emp_llm.errors import CheckpointError
-from emp_llm.small_files import is_small_file
+from emp_llm.sources.checkpoint import Checkpoint, open_checkpoint
+from emp_llm.sources.small_files import is_small_file
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from emp_llm import effective_number
-from emp_llm.checkpoint import open_checkpoint
 from emp_llm.controls.allocation import apportion, spread
 from emp_llm.controls.choices import Choices
 from emp_llm.controls.compressible import power_sums, retained_bound
 from emp_llm.controls.loading import ChoiceConfig
 from emp_llm.controls.ranking import keep_largest, random_keys
-from emp_llm.files import OpenFiles
+from emp_llm.sources.checkpoint import open_checkpoint
+from emp_llm.sources.files import OpenFiles
 from emp_llm.target import Target
 from emp_llm.targets import decide_targets
 

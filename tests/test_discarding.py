@@ -11,7 +11,7 @@ from hub_server import HubServer
 
 from emp_llm import HubError, OptionError, PruneOptions, prune
 from emp_llm.progress import SharedProgress, Silent
-from emp_llm.repository import Repository
+from emp_llm.sources.repository import Repository
 
 
 @pytest.mark.parametrize("granularity", ["row", "layer"])

@@ -10,8 +10,8 @@ from rows import make_rows
 from emp_llm import geometry as geometry_module
 from emp_llm.errors import FormatError
 from emp_llm.packed import PackedTensor, find_packed
-from emp_llm.safetensors_header import TensorEntry
-from emp_llm.source_file import PlainFile
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.source_file import PlainFile
 
 GOOD = [1, 1, 0, 3, 1, 0, 4, 5]  # version, bfloat16, dropped, radix, align, transposed, 4 × 5
 

@@ -13,8 +13,8 @@ from hub_server import HubServer
 from safetensors.numpy import save
 
 from emp_llm.errors import HubError
-from emp_llm.hub import Source, find_source
 from emp_llm.progress import Progress, SharedProgress, Silent
+from emp_llm.sources.hub import Source, find_source
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = b'{"weight_map": {"a": "%s", "b": "%s"}}' % (FIRST.encode(), SECOND.encode())

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from emp_llm.errors import CheckpointError, OptionError
-from emp_llm.hub import Source, find_source
 from emp_llm.progress import SharedProgress, Silent
+from emp_llm.sources.hub import Source, find_source
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_a_file_is_no_model(tmp_path: Path, monkeypatch) -> None:
 
 def test_importing_brings_nothing_heavy_along() -> None:
     program = (
-        "import sys, emp_llm.checkpoint, emp_llm.hub; "
+        "import sys, emp_llm.sources.checkpoint, emp_llm.sources.hub; "
         "print({'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules))"
     )
     result = subprocess.check_output([sys.executable, "-c", program], text=True)

@@ -13,7 +13,7 @@ from original_llamas import params, whole_model, write_original
 from transformers import AutoTokenizer
 
 from emp_llm import inspect, prune
-from emp_llm.original_tokenizer import special_tokens
+from emp_llm.sources.original_tokenizer import special_tokens
 
 SENTENCES = (
     "The effective number of weights says how many of them to keep.",

@@ -10,7 +10,8 @@ from arriving import SHARDS, arrived, wait_for
 from checkpoints import UP, F, H, files, gaussian, llama_config, mlp, write_checkpoint
 from hub_server import HubServer
 
-from emp_llm import CheckpointError, HubError, PruneOptions, inspect, read_ranges
+from emp_llm import CheckpointError, HubError, PruneOptions, inspect
+from emp_llm.sources import read_ranges
 
 
 def ranges(hub: HubServer) -> list[tuple[str, int, int]]:
@@ -123,7 +124,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(
     hub.on_range = cut
     monkeypatch.setattr(read_ranges, "_REQUESTS", 1)
     monkeypatch.setattr(
-        "emp_llm.remote_file.time.sleep", lambda _: hub.cut.update({SHARDS[1]: 10**9})
+        "emp_llm.sources.remote_file.time.sleep", lambda _: hub.cut.update({SHARDS[1]: 10**9})
     )
     assert without_time(inspect(model)) == without_time(inspect(local))
     asked = [(start, stop) for name, start, stop in ranges(hub) if name == SHARDS[1]]
@@ -137,7 +138,7 @@ def test_a_connection_that_stays_broken_is_one_error(
     hub.on_range = lambda name: (
         None if headers.acquire(blocking=False) else hub.cut.update({name: 0})
     )
-    monkeypatch.setattr("emp_llm.remote_file.time.sleep", lambda _: None)
+    monkeypatch.setattr("emp_llm.sources.remote_file.time.sleep", lambda _: None)
     with pytest.raises(HubError, match=r"the connection to .* failed") as caught:
         inspect(model)
     assert "\n" not in str(caught.value)

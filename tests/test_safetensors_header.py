@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emp_llm.errors import CheckpointError
-from emp_llm.safetensors_header import (
+from emp_llm.sources.safetensors_header import (
     ALIGNMENT,
     ITEM_BITS,
     TensorEntry,

@@ -15,8 +15,8 @@ import torch
 from checkpoints import bits
 
 from emp_llm import CheckpointError
-from emp_llm.torch_file import open_torch_file
-from emp_llm.torch_header import read_torch_header, read_torch_header_by
+from emp_llm.sources.torch_file import open_torch_file
+from emp_llm.sources.torch_header import read_torch_header, read_torch_header_by
 
 DTYPES = {
     "F64": torch.float64,
@@ -281,7 +281,7 @@ def test_a_pickle_of_too_many_operations_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path / "a.bin", {f"x{i}": BASE[:i] for i in range(60)})
-    monkeypatch.setattr("emp_llm.torch_pickle._MAX_OPERATIONS", 500)
+    monkeypatch.setattr("emp_llm.sources.torch_pickle._MAX_OPERATIONS", 500)
     assert "a pickle of more than 500 operations" in refusal(path)
 
 

@@ -8,8 +8,8 @@ from emp_llm.controls.allocation import Counts, apportion, spread
 from emp_llm.controls.compressible import power_sums, retained_bound
 from emp_llm.controls.costs import Control
 from emp_llm.controls.loading import Choice, Scope
-from emp_llm.files import OpenFiles
 from emp_llm.pipeline import Advance
+from emp_llm.sources.files import OpenFiles
 from emp_llm.target import Target
 
 __all__ = ["Choices"]

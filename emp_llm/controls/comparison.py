@@ -11,20 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from emp_llm.checkpoint import open_checkpoint
 from emp_llm.controls.choices import Choices
 from emp_llm.controls.costs import CONTROLS, Comparison, Control, Cost, Method
 from emp_llm.controls.loading import ChoiceConfig
 from emp_llm.controls.measuring import Bench
 from emp_llm.errors import OptionError
 from emp_llm.evaluated_model import Dtype, check_device, find_model
-from emp_llm.files import OpenFiles
 from emp_llm.inspecting import inspect
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.options import PruneOptions
 from emp_llm.perplexity import Protocol, check_protocol
 from emp_llm.pipeline import thread_count
 from emp_llm.progress import Progress, Silent
+from emp_llm.sources.checkpoint import open_checkpoint
+from emp_llm.sources.files import OpenFiles
 from emp_llm.target import Target
 from emp_llm.texts import Text
 

@@ -34,10 +34,10 @@ import numpy as np
 from emp_kernels.dispatch import Workspace
 
 from emp_llm.controls.allocation import Floats
-from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
 from emp_llm.pipeline import Advance, Piece, run_pieces
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.target import Target
 
 __all__ = ["P", "Q", "power_sums", "retained_bound"]

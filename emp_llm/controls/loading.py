@@ -22,7 +22,7 @@ from emp_llm.geometry import Block
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.integration.quantizers import PruningQuantizer
 from emp_llm.integration.sources import Source, TargetSource
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.target import Target
 
 __all__ = ["Choice", "ChoiceConfig", "Scope"]

@@ -14,7 +14,6 @@ from transformers.core_model_loading import WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
 from emp_llm.errors import CheckpointError, FormatError, OptionError
-from emp_llm.files import OpenFiles
 from emp_llm.integration.configs import EmpConfig, PackedConfig
 from emp_llm.integration.feeding import FedConverter, FedPlainWeights, Feed, Placement
 from emp_llm.integration.saving import (
@@ -29,9 +28,10 @@ from emp_llm.integration.sources import PrunedSource, Source, UnpackedSource
 from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.pipeline import thread_count
-from emp_llm.safetensors_header import TensorEntry
 from emp_llm.selection import select
-from emp_llm.shard import Shard, read_shard
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.shard import Shard, read_shard
 from emp_llm.structure import find_places, land
 from emp_llm.target import Target
 from emp_llm.targets import decide, decide_targets

@@ -13,7 +13,7 @@ from emp_kernels.rows import Patterns
 from emp_llm.geometry import Block, Geometry
 from emp_llm.packed_reader import PackedReader
 from emp_llm.selection import Selection
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.target import Target
 
 __all__ = [

@@ -18,13 +18,13 @@ from fuzzing.headers import check_message
 from packing import rows_of, tensor_of
 from rows import KINDS, GuardedWorkspace, guarded, make_rows
 
-from emp_llm.checkpoint import Shard
 from emp_llm.errors import EmpError
 from emp_llm.geometry import Geometry
 from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
 from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.safetensors_header import encode_header, read_header_by
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import Shard
+from emp_llm.sources.safetensors_header import encode_header, read_header_by
+from emp_llm.sources.source_file import SourceFile
 
 SLOW = 20_000
 """Weights from which on the specification's reader takes too long."""

@@ -12,22 +12,22 @@ from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from emp_llm.checkpoint import (
+from emp_llm.errors import CheckpointError, HubError
+from emp_llm.progress import SharedProgress
+from emp_llm.sources.checkpoint import (
     CONFIG_NAME,
     Shard,
     choose_weights,
     read_index,
     read_json_object,
 )
-from emp_llm.errors import CheckpointError, HubError
-from emp_llm.hub_errors import AGAIN, DownloadStoppedError, check_room, explained
-from emp_llm.original_llama import is_original, part_names
-from emp_llm.original_params import PARAMS_NAME
-from emp_llm.progress import SharedProgress
-from emp_llm.remote_file import RemoteFile
-from emp_llm.safetensors_header import Header
-from emp_llm.shard import read_any_header_by
-from emp_llm.small_files import is_small_file
+from emp_llm.sources.hub_errors import AGAIN, DownloadStoppedError, check_room, explained
+from emp_llm.sources.original_llama import is_original, part_names
+from emp_llm.sources.original_params import PARAMS_NAME
+from emp_llm.sources.remote_file import RemoteFile
+from emp_llm.sources.safetensors_header import Header
+from emp_llm.sources.shard import read_any_header_by
+from emp_llm.sources.small_files import is_small_file
 
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm

@@ -1,9 +1,9 @@
 """The tokenizer of a Llama in Meta's original format, converted by transformers.
 
-In a process of its own, ``python -m emp_llm.original_tokenizer``, for what transformers imports is
-not needed afterwards. tokenizer.model is a model of sentencepiece or, since Llama 3, a list of
-tiktoken: in each line a token in base64 and its rank. The 256 special tokens of Llama 3, which no
-file of Meta's names, are those of Meta's code.
+In a process of its own, ``python -m emp_llm.sources.original_tokenizer``, for what transformers
+imports is not needed afterwards. tokenizer.model is a model of sentencepiece or, since Llama 3, a
+list of tiktoken: in each line a token in base64 and its rank. The 256 special tokens of Llama 3,
+which no file of Meta's names, are those of Meta's code.
 """
 
 import importlib.util
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from emp_llm.errors import CheckpointError
-from emp_llm.hub_errors import first_line
-from emp_llm.regular_file import open_regular
+from emp_llm.sources.hub_errors import first_line
+from emp_llm.sources.regular_file import open_regular
 
 __all__ = ["TOKENIZER_NAME", "check_packages", "convert_tokenizer", "special_tokens"]
 
@@ -64,7 +64,7 @@ def convert_tokenizer(folder: Path, out: Path, *, context: int, scaled_rope: boo
     """
     question = json.dumps([str(folder), str(out), context, scaled_rope])
     answer = subprocess.run(  # noqa: S603 (this program, on paths that were given to it)
-        [sys.executable, "-P", "-m", "emp_llm.original_tokenizer", question],
+        [sys.executable, "-P", "-m", "emp_llm.sources.original_tokenizer", question],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -3,8 +3,8 @@
 import threading
 from pathlib import Path
 
-from emp_llm.shard import Shard
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.shard import Shard
+from emp_llm.sources.source_file import SourceFile
 
 __all__ = ["OpenFiles"]
 

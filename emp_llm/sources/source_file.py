@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from emp_llm.errors import CheckpointError, SourceReadError
-from emp_llm.regular_file import open_regular
+from emp_llm.sources.regular_file import open_regular
 
 __all__ = ["PlainFile", "SourceFile"]
 

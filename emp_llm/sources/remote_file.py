@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from emp_llm.errors import HubError
-from emp_llm.hub_errors import DownloadStoppedError, explained
+from emp_llm.sources.hub_errors import DownloadStoppedError, explained
 
 __all__ = ["RemoteFile"]
 

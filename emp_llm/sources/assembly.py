@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emp_llm.extents import Extent, Lying, dense_strides
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.extents import Extent, Lying, dense_strides
+from emp_llm.sources.source_file import SourceFile
 
 __all__ = ["AssembledFile"]
 

@@ -1,4 +1,4 @@
-"""Where the bytes of an assembled file come from; see `emp_llm.assembly`."""
+"""Where the bytes of an assembled file come from; see `emp_llm.sources.assembly`."""
 
 import math
 from collections.abc import Sequence

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from emp_llm.errors import CheckpointError
-from emp_llm.extents import Extent, Lying, dense_strides
-from emp_llm.original_params import PARAMS_NAME, OriginalParams
-from emp_llm.safetensors_header import ITEM_BITS, Header, TensorEntry
-from emp_llm.shard import Shard
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.extents import Extent, Lying, dense_strides
+from emp_llm.sources.original_params import PARAMS_NAME, OriginalParams
+from emp_llm.sources.safetensors_header import ITEM_BITS, Header, TensorEntry
+from emp_llm.sources.shard import Shard
+from emp_llm.sources.source_file import SourceFile
 
 __all__ = [
     "MAX_SHARD_BYTES",
@@ -56,7 +56,7 @@ class _OriginalShard(Shard):
 
     def open(self) -> SourceFile:
         """Open the parts, and with them the file that the header tells of."""
-        from emp_llm.assembly import AssembledFile
+        from emp_llm.sources.assembly import AssembledFile
 
         with ExitStack() as opened:
             parts = []

@@ -15,13 +15,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from emp_llm.errors import CheckpointError
-from emp_llm.json_text import MAX_JSON_BYTES, JsonError, parse_json
-from emp_llm.original_llama import is_original, part_names, read_original
-from emp_llm.original_params import PARAMS_NAME, OriginalParams
-from emp_llm.regular_file import open_regular
-from emp_llm.safetensors_header import Header, TensorEntry
-from emp_llm.shard import Shard, read_shard
-from emp_llm.small_files import CONFIG_NAME, PICKLES, check_link, other_files
+from emp_llm.sources.json_text import MAX_JSON_BYTES, JsonError, parse_json
+from emp_llm.sources.original_llama import is_original, part_names, read_original
+from emp_llm.sources.original_params import PARAMS_NAME, OriginalParams
+from emp_llm.sources.regular_file import open_regular
+from emp_llm.sources.safetensors_header import Header, TensorEntry
+from emp_llm.sources.shard import Shard, read_shard
+from emp_llm.sources.small_files import CONFIG_NAME, PICKLES, check_link, other_files
 
 __all__ = [
     "CONFIG_NAME",
@@ -101,9 +101,9 @@ def open_checkpoint(
     """Open the checkpoint in a folder, reading headers only.
 
     A folder without ``config.json`` may be in Meta's original format, with ``params.json``; see
-    `emp_llm.original_llama`. Otherwise the weights are those that transformers would load: the file
-    that the config names under ``transformers_weights``, else ``model.safetensors``, else the
-    shards that ``model.safetensors.index.json`` names, else ``pytorch_model.bin`` or the shards
+    `emp_llm.sources.original_llama`. Otherwise the weights are those that transformers would load:
+    the file that the config names under ``transformers_weights``, else ``model.safetensors``, else
+    the shards that ``model.safetensors.index.json`` names, else ``pytorch_model.bin`` or the shards
     that its index names; and, where there are none, the only ``*.safetensors`` of the folder. An
     index only says which files those are: of these, transformers loads every tensor, listed or not,
     so every tensor of them belongs to the checkpoint here as well. What transformers would paper
@@ -191,7 +191,7 @@ def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
 
     Args:
         path: A regular file, or a link to one of the same checkpoint.
-        strict: As for `emp_llm.json_text.parse_json`.
+        strict: As for `emp_llm.sources.json_text.parse_json`.
 
     Raises:
         CheckpointError: If it cannot be read, holds anything else, or is a link to elsewhere.

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from emp_llm.assembly import AssembledFile
-from emp_llm.extents import Extent, Lying
-from emp_llm.safetensors_header import ITEM_BITS
-from emp_llm.source_file import PlainFile, SourceFile
-from emp_llm.torch_header import locate_tensors
+from emp_llm.sources.assembly import AssembledFile
+from emp_llm.sources.extents import Extent, Lying
+from emp_llm.sources.safetensors_header import ITEM_BITS
+from emp_llm.sources.source_file import PlainFile, SourceFile
+from emp_llm.sources.torch_header import locate_tensors
 
 __all__ = ["open_torch_file"]
 
@@ -15,7 +15,7 @@ def open_torch_file(path: Path) -> SourceFile:
     """Open a file of torch.save for reading.
 
     Raises:
-        CheckpointError: If it is not whole; see `emp_llm.torch_header.locate_tensors`.
+        CheckpointError: If it is not whole; see `emp_llm.sources.torch_header.locate_tensors`.
     """
     extents: list[Extent] = []
     end = 0

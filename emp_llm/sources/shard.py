@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from emp_llm.safetensors_header import Header, Read, read_header, read_header_by
-from emp_llm.source_file import PlainFile, SourceFile
-from emp_llm.torch_header import read_torch_header, read_torch_header_by
+from emp_llm.sources.safetensors_header import Header, Read, read_header, read_header_by
+from emp_llm.sources.source_file import PlainFile, SourceFile
+from emp_llm.sources.torch_header import read_torch_header, read_torch_header_by
 
 __all__ = ["Shard", "TorchShard", "read_any_header_by", "read_shard"]
 
@@ -86,7 +86,7 @@ class TorchShard(Shard):
 
     def open(self) -> SourceFile:
         """Open it for reading, as the file that its header tells of."""
-        from emp_llm.torch_file import open_torch_file
+        from emp_llm.sources.torch_file import open_torch_file
 
         return open_torch_file(self.path)
 

@@ -8,8 +8,8 @@ Both kinds of file store tensors' bytes plainly, one run for each storage:
 
 A tensor may be a view of a storage with strides, and several may share one. So the header that is
 made here is that of a file in which every tensor lies by itself and dense, and which
-`emp_llm.torch_file` assembles as it is read; tensors that are the very same bytes are so there,
-too.
+`emp_llm.sources.torch_file` assembles as it is read; tensors that are the very same bytes are so
+there, too.
 """
 
 import io
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from emp_llm.errors import CheckpointError
-from emp_llm.regular_file import open_regular
-from emp_llm.safetensors_header import ITEM_BITS, Header, Read, TensorEntry
-from emp_llm.torch_pickle import (
+from emp_llm.sources.regular_file import open_regular
+from emp_llm.sources.safetensors_header import ITEM_BITS, Header, Read, TensorEntry
+from emp_llm.sources.torch_pickle import (
     MAX_PICKLE_BYTES,
     PickleError,
     Storage,
@@ -75,7 +75,8 @@ def read_torch_header_by(read: Read, name: str, file_size: int) -> Header:
         file_size: Bytes of the whole file.
 
     Returns:
-        The header of the file that `emp_llm.torch_file` gives, in the order of the state dict.
+        The header of the file that `emp_llm.sources.torch_file` gives, in the order of the state
+        dict.
         `file_size` is that of the file itself.
 
     Raises:

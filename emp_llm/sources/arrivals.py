@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from emp_llm.checkpoint import Shard
-from emp_llm.files import OpenFiles
-from emp_llm.hub_errors import DownloadStoppedError
-from emp_llm.repository import IN_WORK, Repository
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import Shard
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.hub_errors import DownloadStoppedError
+from emp_llm.sources.repository import IN_WORK, Repository
+from emp_llm.sources.source_file import SourceFile
 
 __all__ = ["Arrivals"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 from emp_llm.errors import CheckpointError
-from emp_llm.json_text import MAX_JSON_BYTES, JsonError, check_size, parse_json
-from emp_llm.regular_file import open_regular
 from emp_llm.shown import shortened
+from emp_llm.sources.json_text import MAX_JSON_BYTES, JsonError, check_size, parse_json
+from emp_llm.sources.regular_file import open_regular
 
 __all__ = [
     "ALIGNMENT",

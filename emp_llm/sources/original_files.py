@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Final
 
-from emp_llm.checkpoint import Checkpoint
 from emp_llm.companions import write_json
-from emp_llm.original_tokenizer import TOKENIZER_NAME, check_packages, convert_tokenizer
+from emp_llm.sources.checkpoint import Checkpoint
+from emp_llm.sources.original_tokenizer import TOKENIZER_NAME, check_packages, convert_tokenizer
 
 __all__ = ["write_original_files"]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, TypeGuard
 
-from emp_llm.safetensors_header import ITEM_BITS
 from emp_llm.shown import shortened
-from emp_llm.torch_names import (
+from emp_llm.sources.safetensors_header import ITEM_BITS
+from emp_llm.sources.torch_names import (
     ALLOWED,
     DTYPES,
     ORDERED_DICT,

@@ -13,17 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from emp_llm.arrivals import Arrivals
-from emp_llm.checkpoint import Checkpoint, Shard, open_checkpoint
 from emp_llm.errors import CheckpointError, OptionError
-from emp_llm.files import OpenFiles
-from emp_llm.hub_errors import explained, first_line
 from emp_llm.progress import SharedProgress
-from emp_llm.read_ranges import RangeFiles, has_ranges, spans
-from emp_llm.repository import Repository
-from emp_llm.safetensors_header import Header
-from emp_llm.target import Target
+from emp_llm.sources.arrivals import Arrivals
+from emp_llm.sources.checkpoint import Checkpoint, Shard, open_checkpoint
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.hub_errors import explained, first_line
+from emp_llm.sources.repository import Repository
+from emp_llm.sources.safetensors_header import Header
+
+if TYPE_CHECKING:
+    from emp_llm.target import Target
 
 __all__ = ["Source", "find_file", "find_source"]
 
@@ -50,16 +52,18 @@ class Source:
         """The checkpoint, those of its shards included that are still to be fetched.
 
         Raises:
-            CheckpointError: As `emp_llm.checkpoint.open_checkpoint` does.
+            CheckpointError: As `emp_llm.sources.checkpoint.open_checkpoint` does.
         """
         return open_checkpoint(self.folder, self.to_come)
 
-    def ranges(self, targets: Sequence[Target]) -> OpenFiles:
+    def ranges(self, targets: "Sequence[Target]") -> OpenFiles:
         """The files of these targets' shards, which will be read once and in this order.
 
         Of shards that are not there only the targets are fetched, and nothing of them is kept;
         those that `torch.save` wrote cannot be read so, and are fetched as by `files`.
         """
+        from emp_llm.sources.read_ranges import RangeFiles, has_ranges, spans
+
         awaited = [target for target in targets if target.shard.name in self.to_come]
         if not all(has_ranges(target.shard) for target in targets):
             return self.files({target.shard.name: target.shard for target in targets}.values())

@@ -17,12 +17,9 @@ from emp_kernels.dispatch import RowFigures, Workspace, prune_rows
 from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Bytes, Patterns
 
-from emp_llm.checkpoint import CONFIG_NAME, Checkpoint
 from emp_llm.companions import small_files
 from emp_llm.errors import FormatError
-from emp_llm.files import OpenFiles
 from emp_llm.geometry import Block
-from emp_llm.hub import Source
 from emp_llm.options import PruneOptions
 from emp_llm.pipeline import Piece
 from emp_llm.planned_run import PlannedRun
@@ -30,9 +27,12 @@ from emp_llm.progress import SharedProgress
 from emp_llm.prune_steps import TargetJob
 from emp_llm.report import mass_totals
 from emp_llm.row_reader import block_memory
-from emp_llm.safetensors_header import ITEM_BITS, TensorEntry
 from emp_llm.selection import Selection, passes
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import CONFIG_NAME, Checkpoint
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.hub import Source
+from emp_llm.sources.safetensors_header import ITEM_BITS, TensorEntry
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import TensorFigures
 from emp_llm.target import Target
 from emp_llm.tensor_checks import BytesCheck, CheckedBlock, RowsCheck, TensorCheck

@@ -10,12 +10,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from emp_llm.checkpoint import Shard
-from emp_llm.files import OpenFiles
-from emp_llm.hub_errors import DownloadStoppedError
 from emp_llm.layout_choice import sample_blocks
-from emp_llm.repository import Repository
-from emp_llm.source_file import SourceFile
+from emp_llm.sources.checkpoint import Shard
+from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.hub_errors import DownloadStoppedError
+from emp_llm.sources.repository import Repository
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.target import Target
 
 __all__ = ["RangeFiles", "Span", "has_ranges", "spans"]
