@@ -33,12 +33,12 @@ class Flusher:
     """A thread that waits for the disk, so that the threads that compute need not.
 
     Leaving its ``with`` block waits until everything handed to it is done and raises the first
-    OSError that came of it; after another error, what has not begun is dropped.
+    error that came of it; after another error, what has not begun is dropped.
     """
 
     def __init__(self) -> None:
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=_QUEUED)
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._dropping = False
         self._thread = threading.Thread(target=self._run, name="emp-flush", daemon=True)
         self._spare: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
@@ -65,7 +65,7 @@ class Flusher:
         self._jobs.put(job)
 
     def check(self) -> None:
-        """Raise the first OSError of a job, if there was one."""
+        """Raise the first error of a job, if there was one."""
         if self._failure is not None:
             raise self._failure
 
@@ -86,7 +86,7 @@ class Flusher:
                 continue
             try:
                 job()
-            except OSError as error:
+            except Exception as error:  # `check` raises it in the thread that hands out the jobs
                 self._failure = error
 
 

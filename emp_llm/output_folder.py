@@ -111,7 +111,8 @@ class OutputFolder:
     ) -> None:
         kept = 0
         if self._run is not None and error is not None and _may_pass(error):
-            with suppress(OSError):  # a disk that fails: what is left is cleared by the next run
+            # a disk that fails: what is left is cleared by the next run
+            with suppress(OSError, OutputError):
                 self._take_back()
                 self._remove_unfinished(keep=True)
             kept = len(self.journal.finished())
@@ -125,6 +126,11 @@ class OutputFolder:
             told.add_note(
                 f"{files} finished and kept in {self.path}: the same command goes on from there"
             )
+        if told is not None and (self.staging / _MOVING).is_file():
+            told.add_note(
+                f"{self.path} is not as it was before: the next command that writes there puts back "
+                "what was there"
+            )
         if told is not error and told is not None:
             raise told from error
 
@@ -132,6 +138,9 @@ class OutputFolder:
         """Move everything to its place; the checkpoint that is replaced goes first.
 
         If a move fails, or the machine does, all of them are taken back.
+
+        Raises:
+            OutputError: If, without `overwrite`, a file has come meanwhile where one is to go.
         """
         new = [
             path.relative_to(self.staging)
@@ -139,6 +148,8 @@ class OutputFolder:
             if path.is_file() and not self.journal.holds(path)
         ]
         new.sort(key=lambda file: (_LAST.index(str(file)) if str(file) in _LAST else -1, file))
+        if not self._overwrite:
+            self._check_free(new)
         for file in new:
             flush_path(self.staging / file)
         write_json_durably(self.staging / _MOVING, {"files": [str(file) for file in new]})
@@ -151,6 +162,14 @@ class OutputFolder:
         flush_path(self.path)
         (self.staging / _MOVING).unlink()
         self._made.clear()
+
+    def _check_free(self, new: Iterable[Path]) -> None:
+        for file in new:
+            if os.path.lexists(self.path / file):
+                raise OutputError(
+                    f"{self.path}: {file} was not there when this run began: move it away, and run "
+                    "the command again"
+                )
 
     def _set_aside(self, new: Iterable[Path]) -> None:
         """Put what belongs to the older checkpoint, or is in the way, where it will be deleted."""
@@ -253,18 +272,28 @@ class OutputFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(
-                f"{self.path}: another emp-llm is writing there; wait for it or give another folder"
-            ) from error
+            raise self._written_by_another() from error
+        # one that ended between the two has taken the folder away, and a third may have made it
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._lock), self.staging.stat()):
+                return
+        raise self._written_by_another()
+
+    def _written_by_another(self) -> OutputError:
+        self._made.clear()  # all of it is the other's by now
+        return OutputError(
+            f"{self.path}: another emp-llm is writing there; wait for it or give another folder"
+        )
 
     def _finished(self) -> int:
         """Files of weights that are finished, in the hidden folder or on the way up from it."""
         return len(self.journal.finished()) + (self.staging / _MOVING).is_file()
 
     def _remove_all(self) -> None:
-        with suppress(OSError):
+        """Take away all that is not in its place; where that fails, an older checkpoint stays."""
+        with suppress(OSError, OutputError):
             self._take_back()
-        shutil.rmtree(self.staging, ignore_errors=True)
+            shutil.rmtree(self.staging, ignore_errors=True)
         self._leave()
 
     def _leave(self) -> None:

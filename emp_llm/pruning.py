@@ -179,7 +179,7 @@ class _PruneRun(PlannedRun):
         copy_small_files(staging, self.checkpoint)
         outcomes: dict[str, Outcome] = {}
         for shard in self.checkpoint.shards:
-            outcomes |= folder.journal.outcomes(self._name(shard)) or {}
+            outcomes |= self._outcomes(folder.journal, self._name(shard))
         report = self.report(outcomes, origin)
         report["files"] = describe_files(staging)
         write_json(staging / REPORT_NAME, report)
@@ -187,6 +187,15 @@ class _PruneRun(PlannedRun):
         write_card(staging / CARD_NAME, self.source.folder / CARD_NAME, report)
         folder.publish()
         return report
+
+    def _outcomes(self, journal: Journal, name: str) -> dict[str, Outcome]:
+        outcomes = journal.outcomes(name)
+        if outcomes is None:  # such as of another machine's, on a file system that shows it late
+            raise OutputError(
+                f"{name}: was finished, and its journal cannot be read or tells otherwise: run the "
+                "command again"
+            )
+        return outcomes
 
     def _name(self, shard: Shard) -> str:
         return output_name(self.checkpoint, shard)

@@ -1,6 +1,7 @@
 """The folder that is written: whole, or as it was before, whatever fails."""
 
 import errno
+import fcntl
 import os
 import shutil
 import threading
@@ -21,8 +22,8 @@ from checkpoints import (
     write_checkpoint,
 )
 
-from emp_llm import OutputError, PruneOptions, prune
-from emp_llm.output_folder import OutputFolder
+from emp_llm import CheckpointError, OutputError, PruneOptions, journal, prune, unpack
+from emp_llm.output_folder import STAGING_NAME, OutputFolder
 
 FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
 
@@ -267,6 +268,87 @@ def test_a_failed_overwrite_leaves_the_older_checkpoint_as_it_was(
 ) -> None:
     limit_disk(monkeypatch, 100)
     refusal(source, older, OutputError, overwrite=True)
+
+
+def test_what_was_set_aside_is_kept_where_it_cannot_be_put_back_and_is_by_the_next_command(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune(source, tmp_path / "packed")
+    prune(source, tmp_path / "out")
+    before = files(tmp_path / "out")
+    replace, broken = os.replace, threading.Event()
+
+    def fail(moved: Path, to: Path) -> None:
+        if moved == tmp_path / "out" / STAGING_NAME / "config.json":
+            broken.set()  # the disk fails from here on
+        if broken.is_set():
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(to))
+        replace(moved, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OutputError, match="Input/output error") as caught:
+            unpack(tmp_path / "packed", tmp_path / "out", overwrite=True)
+    assert "puts back what was there" in caught.value.__notes__[0]
+    with pytest.raises(OutputError, match="is not empty"):
+        unpack(tmp_path / "packed", tmp_path / "out")
+    assert visible(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json"])
+def test_a_file_that_came_while_the_run_went_on_is_not_replaced(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    publish = OutputFolder.publish
+
+    def come(folder: OutputFolder) -> None:
+        (folder.path / name).write_text("mine")
+        publish(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputFolder, "publish", come)
+        with pytest.raises(OutputError, match=f"{name} was not there when this run began"):
+            prune(source, tmp_path / "out")
+    assert visible(tmp_path / "out") == {name: b"mine"}
+    (tmp_path / "out" / name).unlink()
+    prune(source, tmp_path / "out")
+    prune(source, tmp_path / "expected")
+    assert files(tmp_path / "out") == files(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_hidden_folder_that_went_while_it_was_locked_is_not_taken_for_ones_own(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_again: bool
+) -> None:
+    staging = tmp_path / "out" / STAGING_NAME
+    flock = fcntl.flock
+
+    def lock(descriptor: int, how: int) -> None:
+        flock(descriptor, how)
+        staging.rmdir()
+        if made_again:
+            staging.mkdir()
+            (staging / "of another").write_text("run")
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with pytest.raises(OutputError, match="another emp-llm is writing there"):
+        prune(source, tmp_path / "out")
+    assert staging.exists() == made_again
+    if made_again:
+        assert (staging / "of another").read_text() == "run"
+
+
+@pytest.mark.parametrize("error", [CheckpointError("cannot be read back"), ValueError("a bug")])
+def test_a_shard_that_cannot_be_recorded_ends_the_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(journal, "describe_file", fail)
+    with pytest.raises(type(error), match=str(error)):
+        prune(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_overwrite_that_cannot_put_a_file_in_its_place_leaves_the_older_checkpoint(
