@@ -73,6 +73,13 @@ class OutputError(EmpError):
 
 
 class RankError(EmpError):
-    """Another of the processes that work together failed, or cannot be reached."""
+    """Another of the processes that work together failed, or cannot be reached.
 
-    may_pass = True
+    Args:
+        message: The line.
+        may_pass: Whether the error of the other is one that may pass.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = True) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass

@@ -9,8 +9,8 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -128,11 +128,19 @@ class OutputFolder:
             )
         if told is not None and (self.staging / _MOVING).is_file():
             told.add_note(
-                f"{self.path} is not as it was before: the next command that writes there puts back "
-                "what was there"
+                f"{self.path} is not as it was before: the next command that writes there puts "
+                "back what was there"
             )
         if told is not error and told is not None:
             raise told from error
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """For those who write to the folder that another process made: explain their OSErrors."""
+        try:
+            yield
+        except OSError as error:
+            raise self._explain(error) from error
 
     def publish(self) -> None:
         """Move everything to its place; the checkpoint that is replaced goes first.
@@ -312,8 +320,8 @@ class OutputFolder:
             with suppress(OSError):
                 free = shutil.disk_usage(_existing(self.path)).free
                 return OutputError(
-                    f"{self.path}: the disk is full ({free:,} bytes free now that the unfinished "
-                    "files are gone); free some, or give a folder on another disk"
+                    f"{self.path}: the disk is full ({free:,} bytes are free now that the run has "
+                    "stopped); free some, or give a folder on another disk"
                 )
         return OutputError(f"{where}: cannot be written: {error.strerror}; give another folder")
 

@@ -8,7 +8,7 @@ are in memory at any time. Shards of the Hub are pruned as they arrive: `files` 
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -110,7 +110,7 @@ def prune(
             source=source.folder,
             run=describe_run(checkpoint, options, came_from),
         )
-        with folder if team.leads else nullcontext(), team.working():
+        with folder if team.leads else folder.explaining(), team.working():
             _see(folder, team)
             run = _PruneRun(
                 source, checkpoint, options, thread_count(threads, team.local_size), told, team

@@ -8,16 +8,19 @@ A rank that fails tells the others why, and they stop. One that ends without a w
 once by ranks on its machine, after a while by the others.
 """
 
+import itertools
 import json
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +40,7 @@ _MEETING_SECONDS = 600
 _BEAT = 0.25
 _PARTING = 10.0
 _FAILED = "failed"
+_JOINED = itertools.count()
 _GONE = "ended without a word, killed or with its machine: run the command again"
 _STORE_GONE = f"rank 0 of them, or what started them, {_GONE}"
 
@@ -140,29 +144,48 @@ def join_team(meeting: Meeting | None) -> Iterator[Team]:
     if meeting is None:
         yield Team()
         return
-    ranks = _Ranks(meeting, _open_store(meeting))
-    with ranks.working():
-        ranks.meet()
-        yield ranks
-        ranks.part()
-
-
-def _open_store(meeting: Meeting) -> "Store":
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what fails is told by us
     from torch.distributed.distributed_c10d import PrefixStore
+
+    # a launcher's store outlives this run: the next of the same processes must not read of it
+    ranks = _Ranks(meeting, PrefixStore(f"emp-llm/{next(_JOINED)}", _open_store(meeting)))
+    try:
+        with ranks.working():
+            ranks.meet()
+            yield ranks
+            ranks.part()
+    except BaseException:
+        ranks.part_after_failure()
+        raise
+
+
+@cache
+def _open_store(meeting: Meeting) -> "Store":
+    """The store of all runs of these processes.
+
+    Torch waits there for the others, deaf to signals, so it does so in a thread.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what fails is told by us
     from torch.distributed.rendezvous import rendezvous
 
     timeout = timedelta(seconds=_MEETING_SECONDS)
     at = meeting.url or "env://"
+    found: Future[Store] = Future()
+
+    def meet() -> None:
+        try:
+            found.set_result(next(rendezvous(at, meeting.rank, meeting.size, timeout=timeout))[0])
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=meet, name="emp-meeting", daemon=True).start()
     try:
-        store, _, _ = next(rendezvous(at, meeting.rank, meeting.size, timeout=timeout))
+        return found.result()
     except (RuntimeError, ValueError) as error:
         where = meeting.url or "MASTER_ADDR and MASTER_PORT"
         raise RankError(
             f"rank {meeting.rank} of {meeting.size} cannot meet the others at {where}: "
             f"{str(error).splitlines()[0]}; check that the first machine can be reached there"
         ) from error
-    return PrefixStore("emp-llm", store)
 
 
 class _Ranks(Team):
@@ -193,8 +216,16 @@ class _Ranks(Team):
         """The work is done; the first rank, which may hold the store, is the last to go."""
         self._set(f"left/{self.rank}", "")
         if self.leads:
-            self._wait_for("left", _PARTING)
+            self._wait_for("left", range(self.size))
         self._end()
+
+    def part_after_failure(self) -> None:
+        """Go when the first rank has cleared up: a launcher ends it when another has gone."""
+        with suppress(RuntimeError):
+            if self.leads:
+                self._store.set("left/0", "")
+            else:
+                self._wait_for("left", [0])
 
     def share(self, make: Callable[[], T]) -> T:
         self._calls += 1
@@ -223,6 +254,7 @@ class _Ranks(Team):
     def stopping(self, stop: Callable[[], None]) -> Iterator[None]:
         self._stops.append(stop)
         try:
+            self.check()  # of a failure that came before, nobody calls `stop`
             yield
         finally:
             self._stops.remove(stop)
@@ -245,12 +277,13 @@ class _Ranks(Team):
         """Tell the others, unless it is they who failed, and have them stop before this returns."""
         with suppress(RuntimeError):  # the store may be gone with the rank that holds it
             if own:
-                what = str(error) if isinstance(error, EmpError) else repr(error)
+                what = str(error) if isinstance(error, EmpError | OSError) else repr(error)
                 where = f"rank {self.rank} of {self.size} (on {socket.gethostname()})"
-                self._store.compare_set(_FAILED, "", f"{where} failed: {what}")
+                failure = f"{where} failed: {what}", getattr(error, "may_pass", True)
+                self._store.compare_set(_FAILED, "", json.dumps(failure))
             self._store.set(f"stopped/{self.rank}", "")
             if self.leads:
-                self._wait_for("stopped", _PARTING)
+                self._wait_for("stopped", range(self.size))
 
     def _end(self) -> None:
         self._ended.set()
@@ -287,14 +320,13 @@ class _Ranks(Team):
         assert self._failure is not None  # noqa: S101 (just set)
         return self._failure
 
-    def _wait_for(self, what: str, seconds: float) -> None:
-        """Wait until all the others have said so, or it has taken too long."""
-        give_up = time.monotonic() + seconds
-        keys = [f"{what}/{rank}" for rank in range(self.size)]
+    def _wait_for(self, what: str, ranks: Iterable[int]) -> None:
+        """Wait until these ranks have said so, or have ended, or it has taken too long."""
+        give_up = time.monotonic() + _PARTING
         with suppress(RuntimeError):
             while time.monotonic() < give_up:
-                living = [k for r, k in enumerate(keys) if r == self.rank or self._lives(r)]
-                if self._store.check(living):
+                living = [rank for rank in ranks if rank == self.rank or self._lives(rank)]
+                if all(self._store.check([f"{what}/{rank}"]) for rank in living):
                     return
                 time.sleep(0.02)
 
@@ -312,12 +344,12 @@ class _Ranks(Team):
             try:
                 self._beat(tick)
                 if self._store.check([_FAILED]):
-                    self._fail(self._store.get(_FAILED).decode())
+                    self._fail(*json.loads(self._store.get(_FAILED)))
                     return
                 for rank in range(self.size) if self.leads else (0,):
                     if rank != self.rank and not self._lives(rank):
                         told = f"rank {rank} of {self.size} {_GONE}"
-                        self._store.compare_set(_FAILED, "", told)
+                        self._store.compare_set(_FAILED, "", json.dumps([told, True]))
                         self._fail(told)
                         return
             except RuntimeError:  # of the store, which the launcher or the first rank holds
@@ -327,6 +359,8 @@ class _Ranks(Team):
 
     def _lives(self, rank: int) -> bool:
         """Whether another rank gives signs of life, or has said that it goes."""
+        if not self._store.check([f"alive/{rank}"]):  # it has not come yet
+            return False
         sign = self._store.get(f"alive/{rank}").decode()
         now = time.monotonic()
         last, since = self._signs.get(rank, ("", now))
@@ -340,9 +374,9 @@ class _Ranks(Team):
         gone = now - since > PATIENCE or (host == _machine() and not _runs(pid))
         return not gone or self._store.check([f"left/{rank}"])
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str, may_pass: bool = True) -> None:
         if self._failure is None:
-            self._failure = RankError(f"{what}; all ranks stopped")
+            self._failure = RankError(f"{what}; all ranks stopped", may_pass=may_pass)
         for stop in list(self._stops):
             stop()
 

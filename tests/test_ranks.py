@@ -1,7 +1,10 @@
 """Several processes prune one checkpoint together, and write what one alone would."""
 
+import errno
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -67,17 +70,20 @@ def together(four: Path, tmp_path: Path) -> Together:
         out: Path | None = None,
         killed: tuple[int, int] = (-1, 0),
         folders: tuple[Path, ...] = (),
+        works: Mapping[int, Callable[..., None]] | None = None,
+        port: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> list[Process]:
-        port = free_port()
+        port = port or free_port()
         return [
             start(
-                take_part,
+                (works or {}).get(rank, take_part),
                 four,
                 out or tmp_path / "out",
                 options,
                 tmp_path / "told" / str(rank),
                 str(folders[rank] if folders else tmp_path),
-                environment=rank_environment(rank, size, port),
+                environment=rank_environment(rank, size, port) | dict(environment or {}),
                 killed_at=killed[1] if rank == killed[0] else None,
             )
             for rank in range(size)
@@ -134,8 +140,75 @@ def test_a_rank_that_fails_makes_the_others_stop_with_its_reason(
     for line in told[1:]:
         assert line.startswith("RankError: rank ")
         assert f" failed: {reason}" in line
+    assert not (tmp_path / "out").exists()  # for the same command would fail again
+
+
+def fill_disk(*arguments: object) -> None:
+    """Take part as a rank whose disk is full."""
+
+    def full(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.pwrite = full
+    take_part(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_rank_whose_disk_is_full_tells_so_like_one_process_and_work_is_kept(
+    four: Path, tmp_path: Path, together: Together
+) -> None:
+    assert statuses(together(2, works={1: fill_disk})) == [1, 1]
+    told = [(tmp_path / "told" / str(rank)).read_text() for rank in range(2)]
+    assert told[0].startswith("RankError: rank 1 of 2 ")
+    assert " failed: [Errno 28] No space left on device" in told[0]
+    assert told[1].startswith(f"OutputError: {tmp_path / 'out'}: the disk is full (")
     assert visible(tmp_path / "out") == {}
     kept_unfinished(tmp_path / "out")  # asserts that nothing else is there
+    assert statuses(together(2)) == [0, 0]
+    prune(four, tmp_path / "alone")
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+
+
+def prune_twice(source: Path, out: Path, *_arguments: object) -> None:
+    """Prune as one rank, and then once more with other options."""
+    prune(source, out, distributed=True)
+    prune(source, out.with_name("second"), PruneOptions(beta=0.5), distributed=True)
+
+
+@pytest.mark.parametrize("launcher", [False, True])
+def test_the_same_ranks_prune_again_with_other_options(
+    four: Path, tmp_path: Path, together: Together, launcher: bool
+) -> None:
+    """With torchrun, which holds the store of both runs, and without, where rank 0 does."""
+    port, environment = free_port(), {}
+    if launcher:
+        store = torch.distributed.TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False
+        )
+        environment = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    works = dict.fromkeys(range(2), prune_twice)
+    assert statuses(together(2, works=works, port=port, environment=environment)) == [0, 0]
+    prune(four, tmp_path / "alone", PruneOptions(beta=0.5))
+    assert files(tmp_path / "second") == files(tmp_path / "alone")
+    if launcher:
+        del store
+
+
+def interrupt_soon(*arguments: object) -> None:
+    """Take part as a rank that is interrupted while it waits for others."""
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        take_part(*arguments)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        os._exit(130)
+
+
+def idle(*_arguments: object) -> None:
+    """A rank that never comes."""
+
+
+def test_a_rank_that_waits_for_others_can_be_interrupted(together: Together) -> None:
+    (first, second) = together(2, works={0: interrupt_soon, 1: idle})
+    assert statuses([first, second]) == [130, 0]
 
 
 def test_ranks_that_do_not_share_the_folder_are_told(tmp_path: Path, together: Together) -> None:
