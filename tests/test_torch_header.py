@@ -5,6 +5,8 @@ import io
 import os
 import pickle
 import struct
+import sys
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -255,6 +257,13 @@ BOMBS = {
     "a key that takes forever to hash": b"\x80\x02})" + b"2\x86" * 100 + b"Ns.",
     "a stack that is empty": b"\x80\x020.",
     "a call of nothing": b"\x80\x02))R.",
+    "a list of which every call makes a copy": (
+        b"\x80\x02ccollections\nOrderedDict\nq\x01](e"
+        + b"".join(b"K%cN\x86a" % i for i in range(250))
+        + b"q\x00"
+        + b"h\x01h\x00\x85R" * 20_000
+        + b"."
+    ),
 }
 
 
@@ -275,6 +284,30 @@ def test_a_pickle_made_to_hurt_is_refused_in_little_memory(
     finally:
         tracemalloc.stop()
     assert peak < 64 << 20
+
+
+def test_keys_that_all_have_one_hash_are_refused(tmp_path: Path) -> None:
+    content = {k * sys.hash_info.modulus: None for k in range(1, 100)}
+    assert "has a damaged pickle" in refusal(save(tmp_path / "a.bin", content))
+
+
+def test_a_line_without_an_end_is_refused_in_little_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"I" + b"1" * (8 << 20))
+    start = time.process_time()
+    assert "is no file of torch.save" in refusal(path)
+    assert time.process_time() - start < 3
+
+
+@FORMATS
+def test_a_tensor_that_is_the_negative_of_its_bytes_is_refused(
+    tmp_path: Path, zipped: bool
+) -> None:
+    lazy = torch.randn(3, dtype=torch.complex64).conj()
+    for tensor in (lazy, lazy.imag):
+        assert "resolve_neg()" in refusal(save(tmp_path / "a.bin", {"x": tensor}, zipped=zipped))
+    path = save(tmp_path / "a.bin", {"x": lazy.imag.resolve_neg()}, zipped=zipped)
+    check_as_torch_reads_it(path, mmap=zipped)
 
 
 def test_a_pickle_of_too_many_operations_is_refused(

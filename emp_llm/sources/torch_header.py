@@ -192,12 +192,14 @@ class _RangeFile:
         return data
 
     def readline(self) -> bytes:
-        start, line = self._at, b""
-        while b"\n" not in line and (more := self.read(_LINE)):
-            line += more
-        line = line[: line.index(b"\n") + 1] if b"\n" in line else line
+        start, line = self._at, bytearray()
+        while more := self.read(_LINE):
+            stop = more.find(b"\n") + 1
+            line += more[: stop or None]
+            if stop:
+                break
         self._at = start + len(line)
-        return line
+        return bytes(line)
 
 
 def _zip_contents(read: Read, file_size: int) -> _Contents:

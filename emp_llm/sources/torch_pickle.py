@@ -7,6 +7,7 @@ is imported or called. Whatever else it names is refused.
 
 import math
 import pickletools
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, TypeGuard
@@ -37,6 +38,7 @@ MAX_PICKLE_BYTES: Final = 16 << 20
 """The longest pickle that is read; one of 10,000 tensors is 3 MB long."""
 
 _MAX_OPERATIONS = 4_000_000
+_COPYING = 8  # what to copy an item counts as: it takes so much more memory
 _MAX_DIMENSIONS = 64
 _MAX_NAME = 1024
 _RESERVED_NAME = "__metadata__"
@@ -154,6 +156,7 @@ class _Reader:
     def __init__(self) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._work = 0
         self._simple: dict[str, Callable[[], Any]] = {
             "NONE": lambda: None,
             "NEWFALSE": lambda: False,
@@ -174,18 +177,22 @@ class _Reader:
 
     def read(self, file: BinaryIO) -> Any:  # noqa: ANN401
         try:
-            for count, (code, argument, _) in enumerate(pickletools.genops(file)):
-                if count > _MAX_OPERATIONS:
-                    raise PickleError(
-                        f"has a pickle of more than {_MAX_OPERATIONS:,} operations: "
-                        "save it in several shards"
-                    )
+            for code, argument, _ in pickletools.genops(file):
+                self._add_work(1)
                 if code.name == "STOP":
                     return self._pop()
                 self._follow(code.name, argument)
         except (ValueError, OverflowError) as error:
             raise PickleError(f"has a damaged pickle ({error}); download it again") from error
         raise PickleError("has a pickle without an end; download it again")
+
+    def _add_work(self, amount: int) -> None:
+        self._work += amount
+        if self._work > _MAX_OPERATIONS:
+            raise PickleError(
+                f"has a pickle of more than {_MAX_OPERATIONS:,} operations: "
+                "save it in several shards"
+            )
 
     def _follow(self, operation: str, argument: Any) -> None:  # noqa: ANN401, C901
         match operation:
@@ -254,15 +261,29 @@ class _Reader:
         called, arguments = self._pop_items(2)
         if not isinstance(called, _Global) or not isinstance(arguments, tuple):
             raise _damaged()
+        for argument in _all_arguments(arguments):
+            # a few bytes can ask again and again for a copy of a long list
+            if isinstance(argument, tuple | list):
+                self._add_work(_COPYING * len(argument))
         return _call(called.name, arguments)
+
+
+def _all_arguments(arguments: tuple[Any, ...]) -> Iterable[Any]:
+    """Arguments of a call, and those of the call that `REBUILD_TYPE` passes on."""
+    inner = arguments[2] if len(arguments) > 2 else None  # noqa: PLR2004
+    return (*arguments, *inner) if isinstance(inner, tuple) else arguments
 
 
 def _fill(fields: dict[Any, Any], items: Iterable[Any]) -> None:
     for item in items:
-        # other keys could take forever to hash
-        if not isinstance(item, tuple | list) or len(item) != 2 or type(item[0]) not in (str, int):
+        if not isinstance(item, tuple | list) or len(item) != 2 or not _is_key(item[0]):
             raise _damaged()
         fields[item[0]] = item[1]
+
+
+def _is_key(value: object) -> bool:
+    """Tell what is quickly hashed, and not to what a thousand other keys are."""
+    return type(value) is str or (type(value) is int and abs(value) < sys.hash_info.modulus)
 
 
 def _find(argument: str) -> _Global:
@@ -285,8 +306,10 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401
     if name == "torch.Size" and len(arguments) == 1:
         return arguments[0]
     if name in (f"{REBUILD}tensor", f"{REBUILD}tensor_v2") and len(arguments) >= 4:
+        _check_plain(arguments[6:7])
         return _tensor(*arguments[:4], dtype=None)
     if name == f"{REBUILD}tensor_v3" and len(arguments) >= 7:
+        _check_plain(arguments[7:8])
         return _tensor(*arguments[:4], dtype=arguments[6])
     if name == REBUILD_TYPE and len(arguments) == 4:
         rebuild, kind, inner, _ = arguments
@@ -314,6 +337,15 @@ def _storage(identity: object) -> Storage:
     if dtype is None and kind.name not in UNTYPED:
         raise PickleError(f"has a {kind.name}, which safetensors do not know: convert it first")
     return Storage(key, dtype, count * (ITEM_BITS[dtype] // 8 if dtype else 1))
+
+
+def _check_plain(metadata: Sequence[object]) -> None:
+    """Refuse a tensor that is not what its bytes say, but their negative or conjugate."""
+    if any(metadata):
+        raise PickleError(
+            "has a tensor of torch's lazy negatives or conjugates: save it after "
+            ".resolve_neg().resolve_conj()"
+        )
 
 
 def _tensor(
