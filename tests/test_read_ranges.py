@@ -58,6 +58,23 @@ def test_large_tensors_are_fetched_block_by_block(
     assert without_time(found) == without_time(inspect(folder))
 
 
+@pytest.mark.parametrize("block_bytes", [100, 200])
+def test_rows_so_long_that_samples_are_blocks_and_fill_the_room_are_fetched(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(read_ranges, "_SMALL_TENSOR", 1000)
+    monkeypatch.setattr(read_ranges, "_MEMORY_BYTES", 500)
+    monkeypatch.setattr("emp_llm.geometry.BLOCK_BYTES", block_bytes)
+    folder = write_checkpoint(tmp_path / "local", llama_config(50, 70), mlp(50, 70))
+    hub.commit("me/model", files(folder))
+    found: list[dict] = []
+    # in a thread of its own, which may wait forever
+    worker = threading.Thread(target=lambda: found.append(inspect("me/model")), daemon=True)
+    worker.start()
+    worker.join(30)
+    assert [without_time(report) for report in found] == [without_time(inspect(folder))]
+
+
 def test_rows_across_a_matrix_are_fetched_with_it(
     hub: HubServer, tiny_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +124,7 @@ def test_no_more_is_fetched_ahead_than_there_is_room_for(
         return span
 
     monkeypatch.setattr(read_ranges.RangeFiles, "_claim", watched)
-    inspect(model)
+    inspect(model, threads=1)
     assert max(held) == 1920  # a tensor is 480 bytes
 
 

@@ -1,7 +1,7 @@
 """Shards of the Hub of which only the targets are read, by ranges, and nothing is kept.
 
 What will be read is known beforehand, and in which order: several requests are under way at once,
-ahead of the work, and no more is in memory than was agreed on.
+ahead of the work, and no more is in memory than was agreed on, unless the work waits for it.
 """
 
 import threading
@@ -100,7 +100,9 @@ class RangeFiles(OpenFiles):
         self._repository = repository
         self._spans = list(wanted)
         self._changed = threading.Condition()
+        self._numbers = {span: number for number, span in enumerate(self._spans)}
         self._next = self._held = 0
+        self._awaited: list[int] = []  # the numbers of spans that somebody waits for
         self._failure: BaseException | None = None
         self._stopped = False
         self._files: dict[str, _RangeFile] = {}
@@ -153,7 +155,10 @@ class RangeFiles(OpenFiles):
             HubError: If something could not be fetched.
         """
         with self._changed:
+            self._awaited.append(self._numbers[span])
+            self._changed.notify_all()
             self._changed.wait_for(lambda: span.arrived or self._failure or self._stopped)
+            self._awaited.remove(self._numbers[span])
             if self._failure is not None:
                 raise self._failure
             if not span.arrived or span.data is None:
@@ -200,6 +205,9 @@ class RangeFiles(OpenFiles):
     def _has_room(self) -> bool:
         if self._next == len(self._spans) or not self._held:
             return True
+        # what all wait for may come before the samples that fill the room
+        if self._next <= min(self._awaited, default=-1):
+            return True
         return self._held + self._spans[self._next].nbytes <= _MEMORY_BYTES
 
 
@@ -209,13 +217,19 @@ class _RangeFile(SourceFile):
     def __init__(self, name: str, files: RangeFiles, parts: Sequence[Span]) -> None:
         self.name = name
         self._files = files
-        self._exact = {(span.start, span.stop): span for span in parts}
+        self._exact: dict[tuple[int, int], list[Span]] = {}
+        for span in parts:  # a row that is sampled may be all of a block as well
+            self._exact.setdefault((span.start, span.stop), []).append(span)
+        self._choosing = threading.Lock()
         self._parts = sorted(parts, key=lambda span: span.start)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from the span that it is, or lies in."""
         stop = offset + len(buffer)
-        span = self._exact.get((offset, stop))
+        with self._choosing:
+            exact = self._exact.get((offset, stop), [])
+            # of several, each is read once
+            span = exact.pop(0) if len(exact) > 1 else next(iter(exact), None)
         if span is None:
             at = bisect_right(self._parts, offset, key=lambda span: span.start) - 1
             span = next(s for s in reversed(self._parts[: at + 1]) if stop <= s.stop)

@@ -270,7 +270,7 @@ class _Reader:
 
 def _all_arguments(arguments: tuple[Any, ...]) -> Iterable[Any]:
     """Arguments of a call, and those of the call that `REBUILD_TYPE` passes on."""
-    inner = arguments[2] if len(arguments) > 2 else None  # noqa: PLR2004
+    inner = arguments[2] if len(arguments) > 2 else None
     return (*arguments, *inner) if isinstance(inner, tuple) else arguments
 
 
