@@ -39,6 +39,8 @@ PATIENCE = 60.0
 _MEETING_SECONDS = 600
 _BEAT = 0.25
 _PARTING = 10.0
+_PART = 4 << 20
+"""Characters of a value that go to the store at a time: it takes 8 MiB, reports are larger."""
 _FAILED = "failed"
 _JOINED = itertools.count()
 _GONE = "ended without a word, killed or with its machine: run the command again"
@@ -232,14 +234,14 @@ class _Ranks(Team):
         key = f"share/{self._calls}"
         if self.leads:
             value = make()
-            self._set(key, json.dumps(value))
+            self._set_json(key, value)
             return value
         return self._get(key)  # type: ignore[no-any-return]
 
     def gather(self, value: T, *, watch: bool = True) -> list[T]:
         self._calls += 1
         key = f"gather/{self._calls}"
-        self._set(f"{key}/{self.rank}", json.dumps(value))
+        self._set_json(f"{key}/{self.rank}", value)
         return [self._get(f"{key}/{rank}", watch=watch) for rank in range(self.size)]
 
     def check(self, done: int = 0) -> None:
@@ -296,6 +298,12 @@ class _Ranks(Team):
         except RuntimeError as error:
             raise self._lost() from error
 
+    def _set_json(self, key: str, value: object) -> None:
+        text = json.dumps(value)
+        for start in range(0, len(text), _PART):
+            self._set(f"{key}/from/{start}", text[start : start + _PART])
+        self._set(key, str(len(text)))  # last, for it tells that all parts are there
+
     def _get(self, key: str, *, watch: bool = True) -> Any:  # noqa: ANN401 (any JSON)
         pause = 0.001
         give_up = time.monotonic() + _MEETING_SECONDS
@@ -309,7 +317,9 @@ class _Ranks(Team):
                     )
                 time.sleep(pause)
                 pause = min(2 * pause, 0.1)
-            return json.loads(self._store.get(key))
+            starts = range(0, int(self._store.get(key)), _PART)
+            parts = [self._store.get(f"{key}/from/{start}") for start in starts]
+            return json.loads(b"".join(parts))
         except RuntimeError as error:
             raise self._lost() from error
 

@@ -24,7 +24,7 @@ from processes import Process, free_port, rank_environment, start
 
 from emp_llm import PruneOptions, prune
 from emp_llm.output_folder import STAGING_NAME
-from emp_llm.ranks import Meeting, meeting_of
+from emp_llm.ranks import Meeting, join_team, meeting_of
 
 SHARDS = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
 
@@ -166,6 +166,19 @@ def test_a_rank_whose_disk_is_full_tells_so_like_one_process_and_work_is_kept(
     assert statuses(together(2)) == [0, 0]
     prune(four, tmp_path / "alone")
     assert files(tmp_path / "out") == files(tmp_path / "alone")
+
+
+def tell_much() -> None:
+    """Take part as one of two ranks that tell each other more than the store takes at a time."""
+    with join_team(meeting_of(os.environ)) as team:
+        assert team.share(lambda: "ü" * 5_000_000) == "ü" * 5_000_000
+        assert team.gather([team.rank] * 3_000_000) == [[0] * 3_000_000, [1] * 3_000_000]
+
+
+def test_ranks_tell_each_other_of_as_many_tensors_as_there_are() -> None:
+    port = free_port()
+    environments = [rank_environment(rank, 2, port) for rank in range(2)]
+    assert statuses([start(tell_much, environment=e) for e in environments]) == [0, 0]
 
 
 def prune_twice(source: Path, out: Path, *_arguments: object) -> None:
