@@ -4,7 +4,6 @@ A report is read from folders that others wrote: names in it lead to no file els
 are such as can be reckoned with.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,8 @@ Test = Callable[[Any], bool]
 _MOST = 2**63 - 1
 _MOST_DIMENSIONS = 64
 _LONGEST_NAME = 255  # bytes, of a file on Linux
+_LONGEST_BLOCK = 1000  # characters; the number in it is read
+_MOST_FIGURE = 1e60  # more than all weights of float32 add up to
 
 
 def read_report_file(path: Path) -> dict[str, Any]:
@@ -51,8 +52,20 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MOST
 
 
+def _is_positive(value: object) -> bool:
+    return _is_count(value) and value != 0
+
+
 def _is_figure(value: object) -> bool:
-    return _is_count(value) or (type(value) is float and math.isfinite(value))
+    return _is_count(value) or (type(value) is float and abs(value) <= _MOST_FIGURE)
+
+
+def _is_block(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_BLOCK
+
+
+def _is_absent(value: object) -> bool:
+    return value is None
 
 
 def _or_none(test: Test) -> Test:
@@ -83,6 +96,8 @@ _SUMS: dict[str, Test] = {
 _HEAD: dict[str, Test] = {
     "emp_llm_version": _is_text,
     "format": lambda value: value in get_args(OutputFormat),
+    # only `inspect` finds these, which writes no file
+    **dict.fromkeys(("curve", "standing_out"), _is_absent),
 }
 _PARTS: dict[str, dict[str, Test]] = {
     "source": {"model": _is_text, "revision": _or_none(_is_text)},
@@ -93,7 +108,7 @@ _PARTS: dict[str, dict[str, Test]] = {
         "targets": _is_text,
         "ignore": _list_of(_is_text),
     },
-    "totals": {},
+    "totals": {"files": _is_absent},
     "tensors": {},
     "files": {},
 }
@@ -108,7 +123,7 @@ _TOTALS: dict[str, dict[str, Test]] = {
 _TENSOR: dict[str, Test] = {
     "pruned": _is_flag,
     **dict.fromkeys(("reason", "kind", "dtype", "hash"), _is_text),
-    "block": _or_none(_is_text),
+    "block": _or_none(_is_block),
     "shape": _is_shape,
     **dict.fromkeys(("weights", "kept", "bytes_before", "bytes_after"), _is_count),
 }
@@ -116,7 +131,7 @@ _N_EFF = ("n_eff_min", "n_eff_mean", "n_eff_max")
 _PRUNED: dict[str, Test] = {
     "shape": _is_matrix,
     "transposed": _is_flag,
-    "rows": _is_count,
+    **dict.fromkeys(("rows", "weights"), _is_positive),
     **dict.fromkeys((*_N_EFF, *_FRACTIONS, "sparsity", "mass", "retained_mass"), _is_figure),
     "retained_mass_bound": _or_none(_is_figure),
     "n_eff_fraction_histogram": _is_histogram,

@@ -173,6 +173,21 @@ DAMAGED: dict[str, tuple[Change, str]] = {
         lambda r: r["tensors"][TENSOR].update(block=7),
         f"tensors.{TENSOR}.block is 7",
     ),
+    "a block of endless number": (
+        lambda r: r["tensors"][TENSOR].update(block=f"layers.{'9' * 5000}"),
+        f"tensors.{TENSOR}.block is 'layers.999",
+    ),
+    "a curve": (lambda r: r.update(curve=5), "curve is 5"),
+    "rows that stand out": (lambda r: r.update(standing_out=[1]), "standing_out is [1]"),
+    "sizes of files": (lambda r: r["totals"].update(files=3), "totals.files is 3"),
+    "no weights": (
+        lambda r: r["tensors"][TENSOR].update(weights=0),
+        f"tensors.{TENSOR}.weights is 0",
+    ),
+    "a figure whose sums are infinite": (
+        lambda r: r["tensors"][TENSOR].update(mass=1e308),
+        f"tensors.{TENSOR}.mass is 1e+308",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hub_server import HubServer
 
 from emp_llm import CheckpointError, HubError, PruneOptions, inspect
 from emp_llm.sources import read_ranges
+from emp_llm.sources.remote_file import RemoteFile
 
 
 def ranges(hub: HubServer) -> list[tuple[str, int, int]]:
@@ -169,6 +171,60 @@ def test_a_hub_that_sends_whole_files_only_is_one_error_that_names_the_way_out(
     with pytest.raises(HubError, match=r"whole files only.*--download"):
         inspect(model)
     inspect(model, download=True)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """Answers each range of 100 bytes as its class says: (status, Content-Range, body)."""
+
+    answer: tuple[int, str | None, bytes]
+    count = 0
+
+    def do_GET(self) -> None:
+        if "Range" not in self.headers:
+            self.send_error(404)
+            return
+        type(self).count += 1
+        status, told, body = self.answer
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if told:
+            self.send_header("Content-Range", told)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format, *args) -> None:  # noqa: A002
+        """Stay silent."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "count"),
+    [
+        ((206, "bytes 20-49/100", b"x" * 30), "sends other bytes of a.bin", 1),
+        ((206, "bytes 0-29/100", b"x" * 30), "sends other bytes of a.bin", 1),
+        ((206, "bytes 10-39/101", b"x" * 30), "sends other bytes of a.bin", 1),
+        ((206, None, b"x" * 30), "sends other bytes of a.bin", 1),
+        ((200, None, b"please log in" * 3), "sends other bytes of a.bin", 1),
+        ((206, "bytes 10-39/100", b""), "its answer ended early", 5),
+    ],
+)
+def test_an_answer_that_is_not_the_bytes_asked_for_is_one_error(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    answer: tuple[int, str | None, bytes],
+    reason: str,
+    count: int,
+) -> None:
+    monkeypatch.setattr("emp_llm.sources.remote_file.time.sleep", lambda _: None)
+    handler = type("Handler", (_Answers,), {"answer": answer})
+    with HubServer() as hub, ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        hub.connect(monkeypatch, tmp_path)
+        file = RemoteFile("me/model", "0" * 40, False, "a.bin", 100)
+        with pytest.raises(HubError, match=reason):
+            file.read_into(10, memoryview(bytearray(30)), any_server=True)
+        server.shutdown()
+    assert handler.count == count
 
 
 def test_a_row_that_is_not_finite_ends_the_run(hub: HubServer, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Ranges of one file on the Hub: its header without the data behind it, or parts of the data."""
 
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ __all__ = ["RemoteFile"]
 _FIRST_LOOK = 128 << 10  # the headers of most shards are shorter
 _TRIES = 5
 _WHOLE = 200
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.IGNORECASE)
 
 
 class RemoteFile:
@@ -81,7 +83,8 @@ class RemoteFile:
             any_server: Whether to read up to there where whole files are sent only.
 
         Raises:
-            HubError: If the Hub or the way to it refuses, or sends whole files only.
+            HubError: If the Hub or the way to it refuses, or sends whole files only or other
+                bytes.
             DownloadStoppedError: If it was stopped.
         """
         from huggingface_hub import errors
@@ -91,20 +94,13 @@ class RemoteFile:
             while done < len(buffer):
                 place, before = self._place, done
                 try:
-                    with self._request(place, start + done, start + len(buffer)) as response:
-                        whole = response.status_code == _WHOLE
-                        skipped = start + done if whole else 0
-                        if skipped and not any_server:
-                            raise self._no_ranges()
-                        for chunk in response.iter_bytes():
+                    parts = self._parts(place, start + done, start + len(buffer), any_server)
+                    with closing(parts):
+                        for part in parts:
                             if stopped():
                                 raise DownloadStoppedError
-                            part = chunk[skipped:][: len(buffer) - done]
-                            skipped = max(0, skipped - len(chunk))
                             buffer[done : done + len(part)] = part
                             done += len(part)
-                            if done == len(buffer):
-                                break  # a server that knows no ranges would go on
                 except errors.HfHubHTTPError:
                     if place is None:
                         raise
@@ -114,6 +110,26 @@ class RemoteFile:
                     if failures == _TRIES:
                         raise
                     time.sleep(1)
+
+    def _parts(
+        self, place: str | None, start: int, stop: int, any_server: bool
+    ) -> Generator[bytes]:
+        """What one request brings of the bytes from `start` to `stop`."""
+        from huggingface_hub import errors
+
+        left = stop - start
+        with self._request(place, start, stop) as response:
+            skipped = self._bytes_before(response, start)
+            if skipped and not any_server:
+                raise self._no_ranges()
+            for chunk in response.iter_bytes():
+                part = chunk[skipped:][:left]
+                skipped = max(0, skipped - len(chunk))
+                left -= len(part)
+                yield part
+                if not left:
+                    return  # a server that knows no ranges would go on
+        raise errors.HTTPError("its answer ended early")  # type: ignore[attr-defined]
 
     @contextmanager
     def _request(self, place: str | None, start: int, stop: int) -> Iterator[Any]:
@@ -139,6 +155,27 @@ class RemoteFile:
             if self._place_holds and str(response.url) != home:
                 self._place = str(response.url)
             yield response
+
+    def _bytes_before(self, response: Any, start: int) -> int:  # noqa: ANN401 (of httpx or httpx2)
+        """How many bytes of an answer come before the one that was asked for.
+
+        Raises:
+            HubError: If it is a part that was not asked for, or of a file of another size.
+        """
+        if response.status_code == _WHOLE:
+            length = response.headers.get("Content-Length", str(self._size))
+            encoded = "Content-Encoding" in response.headers
+            if encoded or length == str(self._size):
+                return start
+        else:
+            told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if told and int(told[1]) == start and told[2] in ("*", str(self._size)):
+                return 0
+        raise HubError(
+            f"{self._repo_id}: {urlsplit(str(response.url)).netloc} sends other bytes of "
+            f"{self._name} than were asked for: download the model first (emp-llm inspect "
+            "--download)"
+        )
 
     def _no_ranges(self) -> HubError:
         from huggingface_hub import constants
