@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,9 @@ from checkpoints import (
     visible,
     write_checkpoint,
 )
+from emp_cli.app import app
 from processes import Process, free_port, rank_environment, start
+from typer.testing import CliRunner
 
 from emp_llm import PruneOptions, prune
 from emp_llm.output_folder import STAGING_NAME
@@ -179,6 +182,27 @@ def test_ranks_tell_each_other_of_as_many_tensors_as_there_are() -> None:
     port = free_port()
     environments = [rank_environment(rank, 2, port) for rank in range(2)]
     assert statuses([start(tell_much, environment=e) for e in environments]) == [0, 0]
+
+
+def push_without_token(source: Path, out: Path, _options: object, told: Path, _: str) -> None:
+    """Take part as a rank of the command line, which is to push and has no token."""
+    arguments = ["prune", str(source), "--out", str(out), "--push-to-hub", "someone/model"]
+    result = CliRunner().invoke(app, arguments)
+    told.write_text(result.stderr)
+    sys.exit(result.exit_code)
+
+
+def test_a_missing_token_is_told_to_all_ranks_before_they_work(
+    tmp_path: Path, together: Together
+) -> None:
+    environment = {"HF_HOME": str(tmp_path / "nothing"), "HF_TOKEN": ""}
+    works = dict.fromkeys(range(2), push_without_token)
+    assert statuses(together(2, works=works, environment=environment)) == [1, 1]
+    told = [(tmp_path / "told" / str(rank)).read_text() for rank in range(2)]
+    assert told[0].startswith("HubError: someone/model: there is no token")
+    assert told[1].startswith("RankError: rank 0 of 2 ")
+    assert " failed: someone/model: there is no token" in told[1]
+    assert not (tmp_path / "out").exists()
 
 
 def prune_twice(source: Path, out: Path, *_arguments: object) -> None:

@@ -1,5 +1,6 @@
 """``emp-llm prune``."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -75,11 +76,9 @@ def prune(
         output_format=output_format,
     )
     leads = leads_team()
-    if push_to_hub is not None and leads:
-        from emp_llm.destination import open_destination
-
+    if push_to_hub is not None:
         # long before there is anything to upload, so that no work ends at a missing token
-        push_to_hub = open_destination(push_to_hub, private=private or None).repo_id
+        push_to_hub = _open_repository(push_to_hub, private=private)
     import emp_llm
 
     with shown_progress(leads) as progress:
@@ -117,3 +116,12 @@ def prune(
     )
     if push_to_hub is not None:
         show_sent(send(out, push_to_hub, private=private))
+
+
+def _open_repository(repo: str, *, private: bool) -> str:
+    """Have the first process see to the repository, the others learn what it fails with."""
+    from emp_llm.destination import open_destination
+    from emp_llm.ranks import join_team, meeting_of
+
+    with join_team(meeting_of(os.environ)) as team:
+        return team.share(lambda: open_destination(repo, private=private or None).repo_id)
