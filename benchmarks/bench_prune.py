@@ -36,9 +36,9 @@ from emp_kernels.dispatch import Workspace
 from emp_kernels.reference import keep_mask
 from timed_process import Run, run
 
-from emp_llm.geometry import Block
 from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.sources.checkpoint import open_checkpoint
+from emp_llm.sources.files import OpenFiles
 from emp_llm.sources.safetensors_header import TensorEntry
 
 SAMPLED_ROWS, SAMPLED_BYTES = 3, 1 << 16
@@ -160,8 +160,12 @@ def check(source: Path, pruned: Path) -> dict[str, int]:
     rng = np.random.default_rng(2)
     rows = tensors = 0
     for old, new in zip(before.shards, after.shards, strict=True):
-        with old.path.open("rb") as old_file, new.path.open("rb") as new_file:
-            readers, plain = open_shard(new, new_file.fileno())
+        with (
+            old.path.open("rb") as old_file,
+            new.path.open("rb") as new_file,
+            OpenFiles() as files,
+        ):
+            readers, plain = open_shard(new, files.file(new))
             entries = {entry.name: entry for entry in old.header.tensors}
             if entries.keys() != readers.keys() | {entry.name for entry in plain}:
                 raise AssertionError(f"{new.name} holds other tensors than its source")
@@ -181,8 +185,8 @@ def check_row(reader: PackedReader, row: int, file: BinaryIO, start: int) -> Non
     source = os.pread(file.fileno(), geometry.row_bytes, start + row * geometry.row_bytes)
     weights = np.frombuffer(source, geometry.number_format.storage)
     keep = keep_mask(geometry.number_format.magnitudes(weights), beta=1.0)
-    block = Block(0, row, row + 1)
-    found = reader.read(block, workspace).rows[0]
+    block = next(b for b in geometry.blocks() if row < geometry.first_row(b) + b.stop - b.start)
+    found = reader.read(block, workspace).rows[row - geometry.first_row(block)]
     if not np.array_equal(found, np.where(keep, weights, 0)):
         raise AssertionError(f"{reader.name!r} row {row} is not what the rule makes of it")
 

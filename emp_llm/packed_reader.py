@@ -97,7 +97,7 @@ class PackedReader:
     def read(
         self, block: Block, workspace: Workspace, memory: Patterns | None = None
     ) -> StoredBlock:
-        """Read and unpack a block; see `RowReader`.
+        """Read and unpack a block, one of the geometry's; see `RowReader`.
 
         Raises:
             CheckpointError: If it cannot be read.
