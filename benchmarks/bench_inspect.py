@@ -29,6 +29,7 @@ from common import (
     print_table,
     say,
     spread,
+    spread_rows,
     write_json,
 )
 from timed_process import Run, run
@@ -149,18 +150,15 @@ def tell(results: dict[str, Any]) -> None:
         f"{nbytes / GB:.2f} GB of weights, {targets / GB:.2f} GB of them targets, dropped from the "
         f"page cache before each run; {results['betas']} values of β"
     )
-    table = [["", "median", "rounds"]]
-    for label, key, unit, digits in (
+    figures = (
         ("cat > /dev/null, s", "read_seconds", 1, 2),
         ("inspect, s", "inspect_seconds", 1, 2),
         ("inspect / cat", "ratio", 1, 2),
         ("peak memory, MB", "peak_bytes", MB, 0),
         ("user CPU, s", "user_seconds", 1, 1),
         ("system CPU, s", "system_seconds", 1, 1),
-    ):
-        figures = [results[key]["median"], *results[key]["all"]]
-        first, *others = (f"{figure / unit:.{digits}f}" for figure in figures)
-        table.append([label, first, " ".join(others)])
+    )
+    table = [["", "median", "rounds"], *spread_rows(results, figures)]
     table.append(["cat, GB/s", f"{nbytes / GB / results['read_seconds']['median']:.2f}", ""])
     print_table(table)
 

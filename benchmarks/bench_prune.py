@@ -30,6 +30,7 @@ from common import (
     print_table,
     say,
     spread,
+    spread_rows,
     write_json,
 )
 from emp_kernels.dispatch import Workspace
@@ -211,18 +212,15 @@ def tell(results: dict[str, Any], *, cold: bool) -> None:
     ram = machine()["ram_bytes"]
     cache = "dropped from the page cache" if cold else "read into the page cache before each run"
     print(f"{nbytes / GB:.2f} GB of weights, {cache}; {ram / GB:.1f} GB of RAM")
-    table = [["", "median", "rounds"]]
-    for label, key, unit, digits in (
+    figures = (
         ("cp and flush, s", "copy_seconds", 1, 2),
         ("prune, s", "prune_seconds", 1, 2),
         ("prune / cp", "ratio", 1, 2),
         ("peak memory, MB", "peak_bytes", MB, 0),
         ("user CPU, s", "user_seconds", 1, 1),
         ("system CPU, s", "system_seconds", 1, 1),
-    ):
-        figures = [results[key]["median"], *results[key]["all"]]
-        first, *others = (f"{figure / unit:.{digits}f}" for figure in figures)
-        table.append([label, first, " ".join(others)])
+    )
+    table = [["", "median", "rounds"], *spread_rows(results, figures)]
     for label, key in (("cp, GB/s", "copy_seconds"), ("prune, GB/s of source", "prune_seconds")):
         table.append([label, f"{nbytes / GB / results[key]['median']:.2f}", ""])
     for part, totals in results["totals"].items():

@@ -21,7 +21,7 @@ from emp_kernels.numbers import BF16, F16, F32, NumberFormat
 from emp_llm.sources.safetensors_header import encode_header
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "DTYPES",
@@ -35,6 +35,7 @@ __all__ = [
     "round_bf16",
     "say",
     "spread",
+    "spread_rows",
     "versions",
     "write_json",
 ]
@@ -281,6 +282,23 @@ def write_json(
 
 def _dump(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def spread_rows(
+    results: Mapping[str, Any], figures: Iterable[tuple[str, str, float, int]]
+) -> list[list[str]]:
+    """Rows of a table: median and rounds of some results.
+
+    Args:
+        results: Of each key what `spread` gave.
+        figures: Label, key, unit to divide by, and digits behind the point, a row each.
+    """
+    rows = []
+    for label, key, unit, digits in figures:
+        values = [results[key]["median"], *results[key]["all"]]
+        first, *others = (f"{value / unit:.{digits}f}" for value in values)
+        rows.append([label, first, " ".join(others)])
+    return rows
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -27,6 +27,7 @@ from emp_llm.companions import (
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError, FormatError, OptionError, OutputError
 from emp_llm.journal import Journal, describe_run
+from emp_llm.meeting import meeting_of
 from emp_llm.options import PruneOptions
 from emp_llm.output_folder import OutputFolder
 from emp_llm.packed import quantization_config
@@ -34,7 +35,7 @@ from emp_llm.pipeline import Piece, thread_count
 from emp_llm.planned_run import PlannedRun, origin
 from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.prune_steps import CopyJob, TargetJob, hash_name
-from emp_llm.ranks import Team, join_team, meeting_of
+from emp_llm.ranks import Team, join_team
 from emp_llm.report import Outcome, rule_fields
 from emp_llm.selection import Selection
 from emp_llm.shard_plan import ShardPlan, output_name

@@ -1,7 +1,6 @@
-"""Many processes that prune one checkpoint together: who they are, and what they tell each other.
+"""Many processes that prune one checkpoint together, and what they tell each other.
 
-Started by torchrun, ``accelerate launch`` or srun, each process learns its rank from its
-environment, and meets the others at torch's key-value store. Nothing but a few small values goes
+They meet at torch's key-value store, see `emp_llm.meeting`. Nothing but a few small values goes
 through it: the weights go by way of the file system that the processes share.
 
 A rank that fails tells the others why, and they stop. One that ends without a word is noticed: at
@@ -11,25 +10,24 @@ once by ranks on its machine, after a while by the others.
 import itertools
 import json
 import os
-import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from emp_llm.errors import EmpError, RankError
+from emp_llm.meeting import Meeting
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-__all__ = ["Meeting", "Team", "join_team", "meeting_of"]
+__all__ = ["Team", "join_team"]
 
 T = TypeVar("T")
 
@@ -45,52 +43,6 @@ _FAILED = "failed"
 _JOINED = itertools.count()
 _GONE = "ended without a word, killed or with its machine: run the command again"
 _STORE_GONE = f"rank 0 of them, or what started them, {_GONE}"
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where the processes of a run meet.
-
-    Attributes:
-        rank: This process's number, from 0.
-        size: How many there are.
-        local_size: How many of them are on this machine, as far as is known.
-        url: Where torch's store is; None where torch reads it from the environment.
-    """
-
-    rank: int
-    size: int
-    local_size: int
-    url: str | None
-
-
-def meeting_of(environment: Mapping[str, str]) -> Meeting | None:
-    """Read from the environment who else takes part; None for a process on its own.
-
-    ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` are what torchrun and
-    ``accelerate launch`` set. Under srun the job's step tells, and the first of its machines is
-    where the ranks meet, unless ``MASTER_ADDR`` and ``MASTER_PORT`` say where.
-    """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        size = int(environment["WORLD_SIZE"])
-        local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
-        return Meeting(int(environment["RANK"]), size, local, None) if size > 1 else None
-    # set by srun for the processes of a step, not for the script that sbatch runs
-    size = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-    if size == 1 or "SLURM_PROCID" not in environment:
-        return None
-    host = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"])
-    job = int(environment.get("SLURM_JOB_ID", "0"))
-    port = environment.get("MASTER_PORT") or 20000 + job % 10000
-    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
-    local = max(int(number) for number in re.findall(r"(?:^|,)(\d+)", tasks))
-    return Meeting(int(environment["SLURM_PROCID"]), size, local, f"tcp://{host}:{port}")
-
-
-def _first_host(nodes: str) -> str:
-    """The first of Slurm's list of hosts, such as ``node[07-09,12],other``."""
-    found = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
-    return "".join(part or "" for part in found.groups()) if found else nodes
 
 
 class Team:

@@ -26,8 +26,9 @@ from processes import Process, free_port, rank_environment, start
 from typer.testing import CliRunner
 
 from emp_llm import PruneOptions, prune
+from emp_llm.meeting import Meeting, meeting_of
 from emp_llm.output_folder import STAGING_NAME
-from emp_llm.ranks import Meeting, join_team, meeting_of
+from emp_llm.ranks import join_team
 
 SHARDS = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
 

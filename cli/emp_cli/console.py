@@ -97,7 +97,7 @@ def _own_peak() -> int:
 
 def leads_team() -> bool:
     """Whether this process is the first, or only one, of those that were started together."""
-    from emp_llm.ranks import meeting_of
+    from emp_llm.meeting import meeting_of
 
     meeting = meeting_of(os.environ)
     return meeting is None or meeting.rank == 0

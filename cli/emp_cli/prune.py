@@ -121,7 +121,8 @@ def prune(
 def _open_repository(repo: str, *, private: bool) -> str:
     """Have the first process see to the repository, the others learn what it fails with."""
     from emp_llm.destination import open_destination
-    from emp_llm.ranks import join_team, meeting_of
+    from emp_llm.meeting import meeting_of
+    from emp_llm.ranks import join_team
 
     with join_team(meeting_of(os.environ)) as team:
         return team.share(lambda: open_destination(repo, private=private or None).repo_id)
