@@ -5,12 +5,15 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from emp_llm.calibration.options import CalibrationOptions
 from emp_llm.errors import OptionError
 
-__all__ = ["Granularity", "OutputFormat", "PruneOptions"]
+__all__ = ["CountBy", "Granularity", "OutputFormat", "PruneOptions", "Repair"]
 
 Granularity = Literal["row", "layer", "model"]
 OutputFormat = Literal["packed", "dense"]
+CountBy = Literal["criterion", "magnitude"]
+Repair = Literal["none", "obs", "bias"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,7 @@ class PruneOptions:
 
     Args:
         beta: Multiplier of the effective number; finite and positive. 1.0 is the paper's rule.
+            Where `target_sparsity` or `max_loss_increase` is given it is found instead.
         granularity: What one group of scores is: ``row`` (all inputs of one output neuron),
             ``layer`` (one weight matrix) or ``model`` (all target matrices together).
         targets: ``mlp``, ``attention``, ``all-linear``, or a regular expression searched in
@@ -28,6 +32,16 @@ class PruneOptions:
             take without end on a name.
         output_format: ``packed`` (smaller, exact) or ``dense`` (an ordinary checkpoint with
             zeros in it).
+        criterion: What weights are ranked by: a name of `emp_llm.calibration.criteria`, or
+            ``module:Class`` of one's own.
+        count_by: Whose effective number says how many weights stay: the criterion's scores', or
+            the magnitudes'.
+        repair: What is changed to restore the outputs of pruned layers: ``none``, ``obs`` (the
+            kept weights) or ``bias`` (the biases).
+        target_sparsity: Share of the targets' weights to prune, from 0 to 1; the β is found.
+        max_loss_increase: By what share, in per cent, the loss on the calibration data may rise at
+            most; the β is found.
+        calibration: The data, for what needs any.
 
     Raises:
         OptionError: If a value is out of its range or a regular expression does not compile.
@@ -38,6 +52,12 @@ class PruneOptions:
     targets: str = "mlp"
     ignore: tuple[str, ...] = ()
     output_format: OutputFormat = "packed"
+    criterion: str = "magnitude"
+    count_by: CountBy = "criterion"
+    repair: Repair = "none"
+    target_sparsity: float | None = None
+    max_loss_increase: float | None = None
+    calibration: CalibrationOptions | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.beta) and self.beta > 0):
@@ -47,6 +67,8 @@ class PruneOptions:
             )
         _check_choice("granularity", self.granularity, get_args(Granularity))
         _check_choice("format", self.output_format, get_args(OutputFormat))
+        _check_choice("count-by", self.count_by, get_args(CountBy))
+        _check_choice("repair", self.repair, get_args(Repair))
         for option, pattern in (("targets", self.targets), *(("ignore", p) for p in self.ignore)):
             try:
                 re.compile(pattern)

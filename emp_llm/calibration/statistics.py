@@ -1,0 +1,43 @@
+"""What calibration finds out of one matrix.
+
+Shapes in names: T tokens, R rows (outputs) and C columns (inputs) of the matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Need", "Statistics"]
+
+Need = Literal["norms", "means", "hessian", "gradient"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Statistics:
+    """What is known of one matrix [R, C] besides its weights; only what was asked for is there.
+
+    Attributes:
+        tensor: Name of the checkpoint's tensor.
+        matrix: Number of the matrix in it, for stacks of experts.
+        first_row: Number of the matrix's first row among all rows of the tensor.
+        seed: Of whatever is random.
+        tokens: Inputs x_t that the matrix was multiplied by, T.
+        norms_C: float64 [C], ‖x_c‖₂ of each input over all tokens.
+        means_C: float64 [C], mean of each input.
+        hessian_CC: float32 [C, C], Σ_t x_t x_tᵀ.
+        gradient_RC: float32 [R, C], ∂L/∂w of the mean loss in nats per token.
+    """
+
+    tensor: str
+    matrix: int = 0
+    first_row: int = 0
+    seed: int = 0
+    tokens: int = 0
+    norms_C: torch.Tensor | None = None
+    means_C: torch.Tensor | None = None
+    hessian_CC: torch.Tensor | None = None
+    gradient_RC: torch.Tensor | None = None
