@@ -12,4 +12,6 @@
     repair       kept weights and biases that restore a layer's outputs
     decisions    the masks and changed weights on disk, which the straight line prunes by
     calibrating  all of it, in order
+
+The rule and the straight line stay what they are: only masks, and repaired weights, come from here.
 """
