@@ -19,15 +19,18 @@ import numpy.typing as npt
 from emp_kernels import plain_backend
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.layout import RowLayout
-from emp_kernels.numbers import NumberFormat
+from emp_kernels.numbers import F32, NumberFormat
 from emp_kernels.rows import (
     Bytes,
+    Given,
     PackedRows,
     Patterns,
     PerRow,
     PrunedRows,
     RowCounts,
     RowFigures,
+    Rule,
+    SelectedRows,
     SweptRows,
     Table,
     Threshold,
@@ -35,12 +38,15 @@ from emp_kernels.rows import (
 )
 
 __all__ = [
+    "Given",
     "Impl",
     "PackedRows",
     "PerRow",
     "PrunedRows",
     "RowCounts",
     "RowFigures",
+    "Rule",
+    "SelectedRows",
     "SweptRows",
     "Threshold",
     "Workspace",
@@ -50,6 +56,7 @@ __all__ = [
     "pack_rows",
     "prune_rows",
     "resolve",
+    "select_rows",
     "sweep_rows",
     "trailing_zeros",
     "unpack_rows",
@@ -76,7 +83,7 @@ def resolve(impl: Impl) -> Impl:
 def pack_rows(
     weights: Patterns,
     layout: RowLayout,
-    rule: PerRow | Threshold,
+    rule: Rule,
     *,
     emit: bool = True,
     impl: Impl = "auto",
@@ -94,7 +101,9 @@ def pack_rows(
 
     Raises:
         NonFiniteRowError: If a weight is NaN or infinite.
+        ValueError: If a given mask is not one of these weights.
     """
+    _check_mask(weights, rule)
     if impl == "reference":
         return plain_backend.pack(weights, layout, rule, emit=emit)
     from emp_kernels import numba_backend
@@ -107,7 +116,7 @@ def pack_rows(
 def prune_rows(
     weights: Patterns,
     number_format: NumberFormat,
-    rule: PerRow | Threshold,
+    rule: Rule,
     *,
     out: Patterns | None = None,
     impl: Impl = "auto",
@@ -126,6 +135,7 @@ def prune_rows(
     Raises:
         NonFiniteRowError: If a weight is NaN or infinite.
     """
+    _check_mask(weights, rule)
     out = np.empty_like(weights) if out is None else out
     layout = RowLayout(number_format=number_format, columns=weights.shape[1])
     if impl == "reference":
@@ -134,6 +144,59 @@ def prune_rows(
 
     simd = resolve(impl) == "simd"
     return numba_backend.Block(weights, layout, rule, simd, workspace or Workspace()).prune(out)
+
+
+def _check_mask(weights: Patterns, rule: Rule) -> None:
+    """See that a given mask is one of these weights: kernels read it without a look.
+
+    Raises:
+        ValueError: If its shape, dtype or order is another, or it names columns past the last.
+    """
+    if not isinstance(rule, Given):
+        return
+    rows, columns = weights.shape
+    mask, expected = rule.mask, (rows, -(-columns // 8))
+    if mask.shape != expected or mask.dtype != np.uint8 or not mask.flags.c_contiguous:
+        raise ValueError(f"the mask is {mask.dtype} {mask.shape}, it must be uint8 {expected}")
+    if columns % 8 and (mask[:, -1] >> columns % 8).any():
+        raise ValueError(f"the mask names columns past the last of {columns}")
+
+
+def select_rows(
+    scores: Patterns,
+    rule: PerRow | Threshold,
+    *,
+    kept: npt.NDArray[np.int64] | None = None,
+    impl: Impl = "auto",
+    workspace: Workspace | None = None,
+) -> SelectedRows:
+    """Decide which scores of a block of rows stay.
+
+    Args:
+        scores: uint32 [R, C], bit patterns of float32, C-contiguous; their signs are not looked at.
+        rule: What to keep.
+        kept: int64 [R], from 0 to C: with `PerRow`, how many of each row stay, whatever β is.
+        impl: Backend.
+        workspace: Buffers to use again.
+
+    Raises:
+        NonFiniteRowError: If a score is NaN or infinite.
+        ValueError: If `kept` is not as it must be.
+    """
+    rows, columns = scores.shape
+    if kept is not None and (
+        isinstance(rule, Threshold)
+        or kept.shape != (rows,)
+        or (kept < 0).any()
+        or (kept > columns).any()
+    ):
+        raise ValueError(f"kept goes with PerRow, and is int64 [{rows}] from 0 to {columns}")
+    if impl == "reference":
+        return plain_backend.select(scores, F32, rule, kept)
+    from emp_kernels import numba_backend
+
+    simd = resolve(impl) == "simd"
+    return numba_backend.select(scores, rule, kept, simd, workspace or Workspace())
 
 
 def unpack_rows(

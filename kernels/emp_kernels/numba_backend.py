@@ -7,26 +7,30 @@ import numpy as np
 import numpy.typing as npt
 
 from emp_kernels.counting import SLACK, exact_count, exact_sums
+from emp_kernels.cpu import masks
 from emp_kernels.cpu import pack as kernels
 from emp_kernels.cpu import sweep as sweeping
 from emp_kernels.cpu import unpack as unpacking
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
-from emp_kernels.numbers import NumberFormat
+from emp_kernels.numbers import F32, NumberFormat
 from emp_kernels.rows import (
     Bytes,
+    Given,
     PackedRows,
     Patterns,
     PerRow,
     PrunedRows,
     RowCounts,
+    Rule,
+    SelectedRows,
     SweptRows,
     Table,
     Threshold,
     Workspace,
 )
 
-__all__ = ["Block", "count", "sweep", "trailing_zeros", "unpack"]
+__all__ = ["Block", "count", "select", "sweep", "trailing_zeros", "unpack"]
 
 _FAULTS = {
     unpacking.BAD_MASK: "its mask names another number of weights than its table line",
@@ -42,7 +46,7 @@ class Block:
         self,
         weights: Patterns,
         layout: RowLayout,
-        rule: PerRow | Threshold,
+        rule: Rule,
         simd: bool,
         workspace: Workspace,
     ) -> None:
@@ -74,15 +78,15 @@ class Block:
 
     def _run(self, emit: int, out: Bytes, dense: Patterns) -> int:
         rule, number_format = self._rule, self._layout.number_format
-        beta = rule.beta if isinstance(rule, PerRow) else 0.0
-        threshold = (-1, 0) if isinstance(rule, PerRow) else (rule.key, rule.ties)
+        if isinstance(rule, Given):
+            return self._run_given(rule, emit, out, dense)
         start = (0, 0, -1)
         while True:
             status, row, used = kernels.pack_block(
                 self._weights,
                 _format_arguments(number_format),
                 _layout_arguments(self._layout),
-                (beta * SLACK, *threshold),
+                _rule_arguments(rule),
                 start,
                 self._simd,
                 emit,
@@ -96,7 +100,60 @@ class Block:
                 return int(used)
             if status == kernels.NOT_FINITE:
                 raise NonFiniteRowError(int(row))
-            start = (row, used, _exact_row_count(self._weights[row], number_format, beta))
+            start = (row, used, _exact_row_count(self._weights[row], number_format, _beta(rule)))
+
+    def _run_given(self, rule: Given, emit: int, out: Bytes, dense: Patterns) -> int:
+        status, row, used = masks.pack_given(
+            self._weights,
+            _format_arguments(self._layout.number_format),
+            _layout_arguments(self._layout),
+            rule.mask,
+            self._simd,
+            emit,
+            out,
+            dense,
+            self._table,
+            self._stats,
+            *_scratch(self._layout, self._workspace),
+        )
+        if status == kernels.NOT_FINITE:
+            raise NonFiniteRowError(int(row))
+        return int(used)
+
+
+def select(
+    scores: Patterns,
+    rule: PerRow | Threshold,
+    kept: npt.NDArray[np.int64] | None,
+    simd: bool,
+    workspace: Workspace,
+) -> SelectedRows:
+    """See `emp_kernels.dispatch.select_rows`."""
+    rows, columns = scores.shape
+    counts = np.full(rows, -1, np.int64) if kept is None else kept.astype(np.int64)
+    mask = np.empty((rows, -(-columns // 8)), np.uint8)
+    table, stats = np.empty((rows, 3), np.int64), np.empty((rows, 3))
+    scratch, _, _ = _scratch(RowLayout(number_format=F32, columns=columns), workspace)
+    start = 0
+    while True:
+        status, row = masks.select_block(
+            scores,
+            _format_arguments(F32),
+            _rule_arguments(rule),
+            start,
+            simd,
+            counts,
+            mask,
+            table,
+            stats,
+            scratch,
+        )
+        if status == kernels.DONE:
+            return SelectedRows(table, stats, mask)
+        if status == kernels.NOT_FINITE:
+            raise NonFiniteRowError(int(row))
+        start = int(row)
+        counts[start] = _exact_row_count(scores[start], F32, _beta(rule))
 
 
 def unpack(
@@ -177,6 +234,15 @@ def _scratch(layout: RowLayout, workspace: Workspace) -> tuple[Patterns, Pattern
     kept = workspace.take("kept", nbytes)[:nbytes].view(storage)
     delta = workspace.take("delta", nbytes)[:nbytes].view(storage)
     return kept, delta, workspace.take("codes", layout.columns)
+
+
+def _beta(rule: PerRow | Threshold) -> float:
+    return rule.beta if isinstance(rule, PerRow) else 0.0
+
+
+def _rule_arguments(rule: PerRow | Threshold) -> tuple[float, int, int]:
+    threshold = (-1, 0) if isinstance(rule, PerRow) else (rule.key, rule.ties)
+    return _beta(rule) * SLACK, *threshold
 
 
 def _format_arguments(number_format: NumberFormat) -> tuple[Any, ...]:

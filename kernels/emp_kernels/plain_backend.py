@@ -1,6 +1,6 @@
 """The backend of plain numpy and Python: `reference`, row by row over a block."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,41 +11,30 @@ from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import (
     Bytes,
+    Given,
     PackedRows,
     Patterns,
     PerRow,
     PrunedRows,
     RowCounts,
+    Rule,
+    SelectedRows,
     SweptRows,
     Table,
     Threshold,
 )
 
-__all__ = ["count", "pack", "prune", "sweep", "trailing_zeros", "unpack"]
+__all__ = ["count", "pack", "prune", "select", "sweep", "trailing_zeros", "unpack"]
 
 
-def pack(
-    weights: Patterns, layout: RowLayout, rule: PerRow | Threshold, *, emit: bool
-) -> PackedRows:
+def pack(weights: Patterns, layout: RowLayout, rule: Rule, *, emit: bool) -> PackedRows:
     """See `emp_kernels.dispatch.pack_rows`."""
-    number_format = layout.number_format
-    ties = rule.ties if isinstance(rule, Threshold) else 0
     records, table, stats = [], [], []
-    for r, row in enumerate(weights):
-        keys = (row & number_format.key_mask).astype(np.int64)
-        if keys.max() >= number_format.infinity:
-            raise NonFiniteRowError(r)
-        scores = number_format.magnitudes(row)
-        if isinstance(rule, PerRow):
-            keep = reference.keep_mask(scores, rule.beta)
-        else:
-            tied = keys == rule.key
-            keep = (keys > rule.key) | (tied & (np.cumsum(tied) <= ties))
-            ties -= int((keep & tied).sum())
+    for row, keep, sums in _decide(weights, layout.number_format, rule, None):
         *line, record = reference.pack_row(row, keep, layout)
         table.append(line)
         records.append(record)
-        stats.append((scores.sum(), (scores**2).sum(), scores[keep].sum()))
+        stats.append(sums)
     payload = np.frombuffer(b"".join(records) if emit else b"", np.uint8)
     return PackedRows(
         np.array(table, np.int64).reshape(-1, 3),
@@ -54,9 +43,51 @@ def pack(
     )
 
 
-def prune(
-    weights: Patterns, layout: RowLayout, rule: PerRow | Threshold, out: Patterns
-) -> PrunedRows:
+def _decide(
+    weights: Patterns,
+    number_format: NumberFormat,
+    rule: Rule,
+    kept: npt.NDArray[np.int64] | None,
+) -> Iterator[tuple[Patterns, npt.NDArray[np.bool_], tuple[float, float, float]]]:
+    """Each row, bool [C] which of it stays, and (Σs, Σs², Σ_kept s)."""
+    ties = rule.ties if isinstance(rule, Threshold) else 0
+    for r, row in enumerate(weights):
+        keys = (row & number_format.key_mask).astype(np.int64)
+        if keys.max() >= number_format.infinity:
+            raise NonFiniteRowError(r)
+        scores = number_format.magnitudes(row)
+        if isinstance(rule, Given):
+            keep = np.unpackbits(rule.mask[r], count=row.size, bitorder="little").astype(np.bool_)
+        elif isinstance(rule, Threshold):
+            tied = keys == rule.key
+            keep = (keys > rule.key) | (tied & (np.cumsum(tied) <= ties))
+            ties -= int((keep & tied).sum())
+        elif kept is None:
+            keep = reference.keep_mask(scores, rule.beta)
+        else:
+            keep = np.zeros(row.size, np.bool_)
+            keep[np.argsort(-scores, kind="stable")[: kept[r]]] = True
+        yield row, keep, (scores.sum(), (scores**2).sum(), scores[keep].sum())
+
+
+def select(
+    scores: Patterns,
+    number_format: NumberFormat,
+    rule: PerRow | Threshold,
+    kept: npt.NDArray[np.int64] | None,
+) -> SelectedRows:
+    """See `emp_kernels.dispatch.select_rows`."""
+    mask = np.zeros((len(scores), -(-scores.shape[1] // 8)), np.uint8)
+    table = np.zeros((len(scores), 3), np.int64)
+    stats = np.zeros((len(scores), 3))
+    for r, (_, keep, sums) in enumerate(_decide(scores, number_format, rule, kept)):
+        mask[r] = np.packbits(keep, bitorder="little")
+        table[r, 0] = keep.sum()
+        stats[r] = sums
+    return SelectedRows(table, stats, mask)
+
+
+def prune(weights: Patterns, layout: RowLayout, rule: Rule, out: Patterns) -> PrunedRows:
     """See `emp_kernels.dispatch.prune_rows`."""
     packed = pack(weights, layout, rule, emit=True)
     unpack(packed.payload, packed.table, layout, out)

@@ -7,12 +7,15 @@ import numpy.typing as npt
 
 __all__ = [
     "Bytes",
+    "Given",
     "PackedRows",
     "Patterns",
     "PerRow",
     "PrunedRows",
     "RowCounts",
     "RowFigures",
+    "Rule",
+    "SelectedRows",
     "SweptRows",
     "Table",
     "Threshold",
@@ -50,6 +53,21 @@ class Threshold:
     ties: int
 
 
+@dataclass(frozen=True, eq=False)
+class Given:
+    """It was decided elsewhere what stays.
+
+    Attributes:
+        mask: uint8 [R, ⌈C/8⌉], bit i of byte b for column 8b + i; bits past the last column are 0.
+    """
+
+    mask: Bytes
+
+
+Rule = PerRow | Threshold | Given
+"""What is kept of a block of rows."""
+
+
 @dataclass(frozen=True)
 class RowFigures:
     """What was decided for a block of rows.
@@ -85,6 +103,17 @@ class PrunedRows(RowFigures):
     """
 
     weights: Patterns
+
+
+@dataclass(frozen=True)
+class SelectedRows(RowFigures):
+    """Which scores of a block of rows stay.
+
+    Attributes:
+        mask: uint8 [R, ⌈C/8⌉], as `Given` takes it.
+    """
+
+    mask: Bytes
 
 
 @dataclass(frozen=True)

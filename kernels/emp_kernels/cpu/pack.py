@@ -19,7 +19,23 @@ from emp_kernels.cpu.select import (
     tie_columns,
 )
 
-__all__ = ["DONE", "DOUBTFUL", "NOT_FINITE", "SCRATCH_SLACK", "best_base", "binades", "pack_block"]
+__all__ = [
+    "DONE",
+    "DOUBTFUL",
+    "MAX_BINADES",
+    "NOTHING",
+    "NOT_FINITE",
+    "RECORDS",
+    "ROWS",
+    "SCRATCH_SLACK",
+    "best_base",
+    "binades",
+    "count_from_sums",
+    "kept_sum",
+    "pack_block",
+    "smallest_key",
+    "write_record",
+]
 
 _njit = numba.njit(nogil=True, cache=True)
 
@@ -221,6 +237,37 @@ def padded(out, end, align):
 
 
 @_njit
+def write_record(
+    kept_K, k, columns, smallest, key_mask, bits, layout, emit, out, at, counts, delta_K, code_K
+):
+    """Choose a row's window, and with RECORDS write what follows its mask at out[at:].
+
+    Returns:
+        (how many weights escape, base of the window, where the record ends).
+    """
+    dropped, stored, radix, digits, limit, align = layout
+    base = smallest >> dropped
+    escaped = distances(kept_K, k, key_mask, dropped, base, limit, delta_K)
+    if escaped * 64 > k:
+        binades(kept_K, k, key_mask, dropped, base, stored, counts)
+        base += best_base(counts, radix)[0] << stored
+        escaped = distances(kept_K, k, key_mask, dropped, base, limit, delta_K)
+    if emit != RECORDS:
+        return escaped, base, at
+    if k < columns:
+        at = padded(out, at + (columns + 7) // 8, align)
+    write_values(kept_K, delta_K, k, bits - 1, stored, out, at)
+    at = padded(out, at + (k * (stored + 1) + 7) // 8, align)
+    if digits:
+        write_codes(delta_K, k, stored, radix, digits, code_K, out, at)
+        at = padded(out, at + (k + digits - 1) // digits, align)
+    if escaped:
+        end = write_escapes(kept_K, delta_K, k, limit, out, at)
+        at = padded(out, end, align)
+    return escaped, base, at
+
+
+@_njit
 def pack_block(
     w_RC,
     number_format,
@@ -261,7 +308,6 @@ def pack_block(
         (status, row it refers to, bytes written). After DOUBTFUL, call again from that row.
     """
     key_mask, infinity, bits, shift, scale = number_format
-    dropped, stored, radix, digits, limit, align = layout
     beta_slack, fixed_threshold, ties_left = rule
     rows, columns = w_RC.shape
     mask_bytes = (columns + 7) // 8
@@ -318,25 +364,22 @@ def pack_block(
             table_R3[r, 2] = 0
             continue
         smallest = threshold if fixed_threshold < 0 else smallest_key(kept_K[:k], key_mask)
-        base = smallest >> dropped
-        escaped = distances(kept_K, k, key_mask, dropped, base, limit, delta_K)
-        if escaped * 64 > k:
-            binades(kept_K, k, key_mask, dropped, base, stored, counts)
-            base += best_base(counts, radix)[0] << stored
-            escaped = distances(kept_K, k, key_mask, dropped, base, limit, delta_K)
+        escaped, base, at = write_record(
+            kept_K,
+            k,
+            columns,
+            smallest,
+            key_mask,
+            bits,
+            layout,
+            emit,
+            out,
+            at,
+            counts,
+            delta_K,
+            code_K,
+        )
         table_R3[r, 0] = k
         table_R3[r, 1] = escaped
         table_R3[r, 2] = base
-        if emit == NOTHING:
-            continue
-        if k < columns:
-            at = padded(out, at + mask_bytes, align)
-        write_values(kept_K, delta_K, k, bits - 1, stored, out, at)
-        at = padded(out, at + (k * (stored + 1) + 7) // 8, align)
-        if digits:
-            write_codes(delta_K, k, stored, radix, digits, code_K, out, at)
-            at = padded(out, at + (k + digits - 1) // digits, align)
-        if escaped:
-            end = write_escapes(kept_K, delta_K, k, limit, out, at)
-            at = padded(out, end, align)
     return DONE, rows, at

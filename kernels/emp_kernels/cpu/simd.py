@@ -1,6 +1,6 @@
-"""Two vector steps that no loop compiles to: keep the lanes a mask names, and the way back.
+"""Vector steps that no loop compiles to: keep the lanes a mask names, and the way back.
 
-Both are written in LLVM's own portable vector operations. On a CPU with AVX-512 VBMI2 each is one
+All are written in LLVM's own portable vector operations. On a CPU with AVX-512 VBMI2 each is one
 instruction; elsewhere LLVM spells them out, correctly but slowly, and the scalar loops of
 `select` and `unpack` are used instead (see `emp_kernels.dispatch`).
 """
@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-__all__ = ["VECTOR_BYTES", "bits_to_f32", "compress_step", "expand_step"]
+__all__ = ["VECTOR_BYTES", "bits_to_f32", "compress_given_step", "compress_step", "expand_step"]
 
 VECTOR_BYTES = 64
 """Bytes that one step handles: 32 weights of 16 bits, 16 of 32."""
@@ -52,6 +52,15 @@ class _Lanes:
 
     def constant(self, values: list[int]) -> Any:
         return ir.Constant(self.vector, values)
+
+    def compress(self, builder: Any, vector: Any, keep: Any) -> Any:
+        """The lanes that are kept, first."""
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(self.vector, [self.vector, self.flags, self.vector]),
+            f"llvm.experimental.vector.compress.{self.suffix}",
+        )
+        return builder.call(function, [vector, keep, ir.Constant(self.vector, ir.Undefined)])
 
 
 def _pointer(
@@ -103,12 +112,7 @@ def compress_step(
         )
         needed = builder.add(lanes.splat(builder, threshold), builder.zext(late, lanes.vector))
         keep = builder.icmp_unsigned(">=", keys, needed)
-        compress = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(lanes.vector, [lanes.vector, lanes.flags, lanes.vector]),
-            f"llvm.experimental.vector.compress.{lanes.suffix}",
-        )
-        packed = builder.call(compress, [vector, keep, ir.Constant(lanes.vector, ir.Undefined)])
+        packed = lanes.compress(builder, vector, keep)
         builder.store(
             packed,
             _pointer(context, builder, kinds[4], target, at, lanes.vector),
@@ -117,6 +121,37 @@ def compress_step(
         mask_word = builder.bitcast(keep, lanes.mask)
         builder.store(
             mask_word, _pointer(context, builder, kinds[6], bits, bits_at, lanes.mask), align=1
+        )
+        return builder.zext(builder.ctpop(mask_word), _I64)
+
+    return signature, codegen
+
+
+@intrinsic
+def compress_given_step(
+    _context: Any, weights: Any, column: Any, mask: Any, mask_at: Any, kept: Any, at: Any
+) -> Any:
+    """Keep, of one vector of weights, those that a mask names.
+
+    ``compress_given_step(weights, column, mask, mask_at, kept, at) -> int64`` reads the vector at
+    weights[column:] and its mask bits at mask[mask_at:], writes the kept weights to kept[at:], a
+    whole vector of them, and returns how many were kept.
+    """
+    lanes = _Lanes(weights.dtype.bitwidth)
+    signature = types.int64(weights, types.int64, mask, types.int64, kept, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, column, bits, bits_at, target, at = arguments
+        kinds = signature.args
+        here = _pointer(context, builder, kinds[0], source, column, lanes.vector)
+        vector = builder.load(here, align=lanes.item_bytes)
+        mask_word = builder.load(
+            _pointer(context, builder, kinds[2], bits, bits_at, lanes.mask), align=1
+        )
+        builder.store(
+            lanes.compress(builder, vector, builder.bitcast(mask_word, lanes.flags)),
+            _pointer(context, builder, kinds[4], target, at, lanes.vector),
+            align=lanes.item_bytes,
         )
         return builder.zext(builder.ctpop(mask_word), _I64)
 
