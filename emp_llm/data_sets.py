@@ -32,8 +32,7 @@ def need(module: str) -> ModuleType:
         if error.name != module.partition(".")[0]:
             raise
         raise OptionError(
-            f"{error.name} is not installed, which this evaluation needs: "
-            "run pip install 'emp-llm[eval]'"
+            f"{error.name} is not installed, which this needs: run pip install 'emp-llm[eval]'"
         ) from error
 
 

@@ -22,13 +22,14 @@ from emp_llm.verification import check_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from emp_llm.integration.configs import EmpConfig
     from emp_llm.progress import Progress
 
-__all__ = ["Dtype", "Found", "check_device", "find_model", "load_model"]
+__all__ = ["Dtype", "Found", "check_device", "find_model", "load_model", "load_tokenizer"]
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -132,7 +133,7 @@ def load_model(
         CheckpointError: If transformers does not load it, or makes up some of its weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     loaders = {"AutoModelForImageTextToText": AutoModelForImageTextToText}
     loader: Any = loaders.get(auto_class(found.config), AutoModelForCausalLM)
@@ -143,17 +144,15 @@ def load_model(
     folder = found.source.folder
     # None in its place would take away what a packed checkpoint says of itself
     more = {} if pruning is None else {"quantization_config": pruning}
-    with _silent_transformers():
-        with _explained(found.name, "its tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        with _explained(found.name, "it"):
-            model, info = loader.from_pretrained(
-                folder,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                device_map=device_map,
-                output_loading_info=True,
-                **more,
-            )
+    tokenizer = load_tokenizer(found.name, folder)
+    with _silent_transformers(), _explained(found.name, "it"):
+        model, info = loader.from_pretrained(
+            folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            device_map=device_map,
+            output_loading_info=True,
+            **more,
+        )
     made_up = sorted(info["missing_keys"])
     if made_up:
         raise CheckpointError(
@@ -162,6 +161,23 @@ def load_model(
         )
     _check_tokenizer(found.name, model, tokenizer)
     return model, tokenizer
+
+
+def load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder.
+
+    Args:
+        name: What the user called the model.
+        folder: Where its tokenizer lies.
+
+    Raises:
+        CheckpointError: If there is none that transformers loads.
+    """
+    from transformers import AutoTokenizer
+
+    with _silent_transformers(), _explained(name, "its tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from emp_llm.errors import OptionError
 from emp_llm.progress import Silent
 from emp_llm.texts import Text
+from emp_llm.tokens import check_length, positions_of, tokenized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +97,7 @@ def perplexity(
             scored, or the tokenizer gives tokens that the model does not have.
     """
     check_protocol(protocol)
-    _check_context(model, context)
+    check_length("context", context, positions_of(model.config))
     progress = progress or Silent()
     if isinstance(text, str):
         text = Text("text", text)
@@ -131,38 +132,19 @@ def check_protocol(protocol: str) -> None:
         )
 
 
-def _check_context(model: PreTrainedModel, context: int) -> None:
-    if context < 2:
-        raise OptionError(
-            f"context is {context}; a block that short predicts nothing: give 2 or more"
-        )
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and context > positions:
-        raise OptionError(
-            f"context is {context}; this model has {positions} positions: give {positions} or less"
-        )
-
-
 def _tokenize(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text
 ) -> tuple[list[int], list[int]]:
     """The text's tokens, and for each the index behind the last character that it stands for."""
-    # verbose=False: the whole text is longer than the model's positions, and is meant to be
     fast = tokenizer.is_fast
-    encoded = tokenizer(text.text, verbose=False, return_offsets_mapping=fast)
+    weight: torch.Tensor = model.get_input_embeddings().get_parameter("weight")
+    encoded = tokenized(tokenizer, text, weight.shape[0], offsets=fast)
     ids: list[int] = encoded["input_ids"]
     if fast:
         # special tokens stand for no characters
         ends = list(accumulate((end for _, end in encoded["offset_mapping"]), max))
     else:
         ends = [len(text.text) * (i + 1) // len(ids) for i in range(len(ids))]
-    weight: torch.Tensor = model.get_input_embeddings().get_parameter("weight")
-    embeddings = weight.shape[0]
-    if ids and max(ids) >= embeddings:
-        raise OptionError(
-            f"the tokenizer gives token {max(ids)} for {text.name}, the model has {embeddings} "
-            "embeddings: it is the tokenizer of another model, give the model's own"
-        )
     return ids, ends
 
 

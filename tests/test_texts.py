@@ -75,6 +75,46 @@ def test_c4_is_1100_documents_of_the_first_validation_shard(loaded: Loaded) -> N
 
 
 @pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        (
+            "wikitext2",
+            {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": "train"},
+        ),
+        (
+            "ptb",
+            {
+                "path": "ptb-text-only/ptb_text_only",
+                "revision": "refs/convert/parquet",
+                "data_files": {"train": "penn_treebank/train/0000.parquet"},
+                "split": "train",
+            },
+        ),
+        (
+            "c4",
+            {
+                "path": "allenai/c4",
+                "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"},
+                "split": "train[:4000]",
+            },
+        ),
+        ("me/data", {"path": "me/data", "name": None, "split": "train"}),
+        ("me/data:part:test", {"path": "me/data", "name": "part", "split": "test"}),
+    ],
+)
+def test_the_part_to_calibrate_on_is_that_for_training_unless_another_is_named(
+    loaded: Loaded, name: str, asked: dict[str, Any]
+) -> None:
+    loaded.columns = {"text": ["One.", "Two."]}
+
+    text = read_text(name, protocol="gptq", part="train")
+
+    join = " " if name in ("ptb", "c4") else "\n\n"
+    assert text == Text(name, f"One.{join}Two.")
+    assert loaded.asked == asked
+
+
+@pytest.mark.parametrize(
     ("name", "config", "split"),
     [
         ("me/data", None, "test"),
@@ -167,6 +207,8 @@ def test_without_a_network_it_says_to_give_a_file(
 
     assert message.startswith(f"{name} cannot be fetched (")
     assert "--perplexity FILE" in message
+    with pytest.raises(HubError, match="--calibration FILE"):
+        read_text(name, protocol="paper", part="train")
 
 
 def test_a_split_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +231,6 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     last = done.stderr.splitlines()[-1]
     assert last == (
-        "emp_llm.errors.OptionError: datasets is not installed, which this evaluation needs: "
+        "emp_llm.errors.OptionError: datasets is not installed, which this needs: "
         "run pip install 'emp-llm[eval]'"
     )

@@ -7,6 +7,7 @@
     activations  what waits between blocks, in memory or on disk
     collecting   statistics of what each matrix is multiplied by
     gradients    the loss and its gradients, one block at a time
+    hessian      what the inputs of a matrix have in common, damped and factored
     criteria     weights and statistics → scores
     deciding     scores → masks, by the rule
     repair       kept weights and biases that restore a layer's outputs

@@ -1,0 +1,175 @@
+"""Repaired weights against the exact least squares of each row, and biases."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emp_llm import keep_mask
+from emp_llm.calibration import repair
+from emp_llm.calibration.repair import bias_change, repair_obs
+
+R, C, T = 8, 150, 400  # more than one block of columns, and a part of one
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    return torch.randn(R, C, generator=torch.Generator().manual_seed(1)) * 0.02
+
+
+@pytest.fixture
+def inputs() -> torch.Tensor:
+    """Inputs that depend on each other: a third of the directions hold most of them."""
+    generator = torch.Generator().manual_seed(2)
+    shared = torch.randn(T, C // 3, generator=generator) @ torch.randn(
+        C // 3, C, generator=generator
+    )
+    return shared + 2 * torch.randn(T, C, generator=generator)
+
+
+def squares(inputs: torch.Tensor) -> torch.Tensor:
+    return (inputs.double().T @ inputs.double()).float()
+
+
+def as_float64(tensor: torch.Tensor) -> Any:
+    return tensor.double().numpy()
+
+
+def damping(inputs: torch.Tensor) -> float:
+    """1 % of the mean of the diagonal."""
+    return float(0.01 * (as_float64(inputs) ** 2).sum(0).mean())
+
+
+def error(weight: torch.Tensor, changed: Any, inputs: torch.Tensor) -> Any:
+    """Of each row, the squared error of its outputs and the damped squared change."""
+    change = as_float64(weight) - np.asarray(changed, np.float64)
+    outputs = change @ as_float64(inputs).T
+    return (outputs**2).sum(1) + damping(inputs) * (change**2).sum(1)
+
+
+def exact(weight: torch.Tensor, keep: torch.Tensor, inputs: torch.Tensor) -> Any:
+    """Row by row with numpy.linalg.lstsq: the damping is one more equation for each weight."""
+    equations = np.vstack([as_float64(inputs), damping(inputs) ** 0.5 * np.eye(C)])
+    best = np.zeros((R, C))
+    for row in range(R):
+        kept = keep[row].numpy()
+        wanted = equations @ as_float64(weight[row])
+        best[row, kept] = np.linalg.lstsq(equations[:, kept], wanted, rcond=None)[0]
+    return best
+
+
+@pytest.mark.parametrize("beta", [0.4, 1.0])
+def test_repaired_rows_are_all_but_the_least_squares_of_each(
+    weight: torch.Tensor, inputs: torch.Tensor, beta: float
+) -> None:
+    keep = keep_mask(weight.abs(), beta=beta)
+
+    repaired = repair_obs(weight, keep, squares(inputs))
+
+    assert (repaired.dtype, repaired.shape) == (torch.float32, (R, C))
+    assert not repaired[~keep].any()
+    best = error(weight, exact(weight, keep, inputs), inputs)
+    found = error(weight, repaired, inputs)
+    assert (found < 1.01 * best).all()
+    assert (best < 0.7 * error(weight, weight * keep, inputs)).all()
+
+
+def test_no_row_is_worse_than_without_repair(weight: torch.Tensor, inputs: torch.Tensor) -> None:
+    keep = keep_mask(torch.rand(R, C, generator=torch.Generator().manual_seed(4)), beta=0.5)
+    few = inputs[: C // 2]  # H has no inverse
+
+    repaired = repair_obs(weight, keep, squares(few))
+
+    assert (error(weight, repaired, few) <= error(weight, weight * keep, few)).all()
+    assert torch.isfinite(repaired).all()
+
+
+def test_the_update_alone_is_what_sparsegpt_does_column_by_column(
+    monkeypatch: pytest.MonkeyPatch, weight: torch.Tensor, inputs: torch.Tensor
+) -> None:
+    keep = keep_mask(weight.abs(), beta=0.75)
+    monkeypatch.setattr(repair, "_STEPS", 0)
+
+    repaired = repair_obs(weight, keep, squares(inputs))
+
+    # with the inverse of what is left of H after every column, as in section 3.3 of the paper
+    hessian = as_float64(inputs).T @ as_float64(inputs) + damping(inputs) * np.eye(C)
+    expected = as_float64(weight).copy()
+    for column in range(C):
+        inverse = np.linalg.inv(hessian[column:, column:])
+        lost = np.where(keep[:, column], 0, expected[:, column])
+        expected[:, column:] -= np.outer(lost, inverse[0] / inverse[0, 0])
+    np.testing.assert_allclose(repaired, expected * keep.numpy(), rtol=0, atol=2e-5)
+
+
+def test_inputs_that_do_not_depend_on_each_other_leave_kept_weights_as_they_are(
+    weight: torch.Tensor,
+) -> None:
+    keep = keep_mask(weight.abs())
+    hessian = torch.diag(torch.linspace(0.5, 9, C))
+
+    repaired = repair_obs(weight, keep, hessian)
+
+    torch.testing.assert_close(repaired, weight * keep, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_rows_that_are_kept_whole_and_rows_that_are_not_kept_stay_so(
+    weight: torch.Tensor, inputs: torch.Tensor, tokens: int
+) -> None:
+    keep = keep_mask(weight.abs())
+    keep[3], keep[7] = True, False
+
+    for hessian in (squares(inputs), squares(inputs[:tokens])):
+        repaired = repair_obs(weight, keep, hessian)
+        assert torch.equal(repaired[3], weight[3])
+        assert not repaired[7].any()
+
+
+def test_weights_of_inputs_that_are_always_zero_stay_as_they_are(
+    weight: torch.Tensor, inputs: torch.Tensor
+) -> None:
+    inputs[:, 70] = 0
+    keep = keep_mask(weight.abs())
+
+    repaired = repair_obs(weight, keep, squares(inputs))
+
+    torch.testing.assert_close(repaired[:, 70], weight[:, 70] * keep[:, 70])
+
+
+def test_an_input_that_is_another_one_is_made_up_for_by_it() -> None:
+    x = torch.randn(500, 1, generator=torch.Generator().manual_seed(5))
+    inputs = torch.cat([x, 2 * x], 1)
+    keep = torch.tensor([[True, False], [False, True]])
+
+    repaired = repair_obs(torch.tensor([[3.0, 1.0], [3.0, 1.0]]), keep, squares(inputs))
+
+    # 3x + 1·2x = 5x, of either alone; the damping takes a little of what is added
+    torch.testing.assert_close(repaired, torch.tensor([[5.0, 0], [0, 2.5]]), rtol=0.03, atol=0)
+
+
+def test_repairing_changes_neither_arguments_nor_bits(
+    weight: torch.Tensor, inputs: torch.Tensor
+) -> None:
+    keep, hessian = keep_mask(weight.abs()), squares(inputs)
+    before = weight.clone(), keep.clone(), hessian.clone()
+
+    first, second = (repair_obs(weight, keep, hessian) for _ in range(2))
+
+    assert torch.equal(first, second)
+    for argument, copy in zip((weight, keep, hessian), before, strict=True):
+        assert torch.equal(argument, copy)
+
+
+def test_the_bias_makes_up_for_the_means_of_the_outputs(
+    weight: torch.Tensor, inputs: torch.Tensor
+) -> None:
+    shifted = as_float64(inputs) + np.linspace(-1, 1, C)
+    pruned = weight * keep_mask(weight.abs())
+
+    change = bias_change(weight, pruned, torch.from_numpy(shifted.mean(0)))
+
+    assert (change.dtype, change.shape) == (torch.float64, (R,))
+    means = [(shifted @ as_float64(which).T).mean(0) for which in (weight, pruned)]
+    np.testing.assert_allclose(means[1] + change.numpy(), means[0], rtol=1e-12, atol=1e-14)
