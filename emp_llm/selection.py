@@ -39,7 +39,7 @@ from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import Group
 from emp_llm.target import Target
 
-__all__ = ["Selection", "SharedGroup", "passes", "select"]
+__all__ = ["GroupSearch", "Selection", "SharedGroup", "count_together", "passes", "select"]
 
 Counts = npt.NDArray[np.int64]
 Matrix = tuple[str, int]
@@ -91,6 +91,7 @@ def select(
     threads: int,
     progress: Advance | None = None,
     shared: SharedGroup | None = None,
+    kept: int | None = None,
 ) -> Selection:
     """Decide what to keep, reading the targets as often as the granularity asks for.
 
@@ -102,6 +103,7 @@ def select(
         progress: Told of the bytes that were read.
         shared: With granularity `model`, all targets, where other ranks read the rest of them;
             each rank then knows what stays of every one.
+        kept: With granularity `model`, how many weights stay, if that is not the rule's to say.
 
     Raises:
         CheckpointError: If a target cannot be read or holds NaN or infinity.
@@ -118,7 +120,7 @@ def select(
     ordered = sorted(targets, key=lambda target: target.name)
     team = shared.team if together else None
     survey = _Survey(ordered, group_of, files, threads, progress, team)
-    searches = survey.histograms(options.beta)
+    searches = survey.histograms(options.beta, kept)
     survey.low_parts(searches)
     equals = survey.equals(searches)
     return Selection(
@@ -133,21 +135,47 @@ def select(
     )
 
 
-class _Search:
+def count_together(
+    targets: Collection[Target],
+    beta: float,
+    files: OpenFiles,
+    *,
+    threads: int,
+    progress: Advance | None = None,
+) -> int:
+    """How many weights of some targets stay, of all of them together, by the rule.
+
+    Raises:
+        CheckpointError: If a target cannot be read or holds NaN or infinity.
+    """
+    one = "", 0
+    group_of = {(t.name, m): one for t in targets for m in range(t.geometry.matrices)}
+    survey = _Survey(list(targets), group_of, files, threads, progress, Team())
+    return survey.histograms(beta)[one].kept if group_of else 0
+
+
+class GroupSearch:
     """The threshold of one group, narrowed down pass by pass.
+
+    Args:
+        histogram: All of its magnitudes.
+        beta: The rule's multiplier.
+        kept: How many of them stay, if that is not the rule's to say.
 
     Attributes:
         group: The group's figures.
+        kept: How many of it stay.
         bin: The bin that its threshold lies in.
         found: Float32 key of the k-th largest magnitude, how many ties it keeps, and of how many;
             None while float32 weights of the bin are still to be added.
     """
 
-    def __init__(self, histogram: MagnitudeHistogram, beta: float) -> None:
+    def __init__(self, histogram: MagnitudeHistogram, beta: float, kept: int | None = None) -> None:
         size = histogram.size
         s1, s2 = histogram.sums()
-        kept = exact_count(s1, s2, size, beta)
+        kept = exact_count(s1, s2, size, beta) if kept is None else kept
         self.group = Group(float(s1 * s1 / s2) if s2 else 0.0, size, float(s1))
+        self.kept = kept
         self.bin = F32.infinity >> 16
         self.found: tuple[int, int, int] | None = None
         if not kept:
@@ -198,16 +226,16 @@ class _Survey:
         self._progress = progress
         self._team = team
 
-    def histograms(self, beta: float) -> dict[Matrix, _Search]:
+    def histograms(self, beta: float, kept: int | None = None) -> dict[Matrix, GroupSearch]:
         """The first pass: counts and bins of all groups."""
         open_groups: dict[Matrix, MagnitudeHistogram] = {}
-        searches: dict[Matrix, _Search] = {}
+        searches: dict[Matrix, GroupSearch] = {}
 
         def gather(target: Target, block: Block, counted: BlockHistogram) -> None:
             group = self._group_of[target.name, block.matrix]
             open_groups.setdefault(group, MagnitudeHistogram()).add(counted)
             if self._team is None and block.stop == target.geometry.matrix_rows:
-                searches[group] = _Search(open_groups.pop(group), beta)
+                searches[group] = GroupSearch(open_groups.pop(group), beta, kept)
 
         self._run(
             self._targets, lambda t, _, w: BlockHistogram(w, t.geometry.number_format), gather
@@ -217,14 +245,14 @@ class _Survey:
             together = MagnitudeHistogram()
             for part in self._team.gather(open_groups.get(group, together).to_dict()):
                 together.merge(part)
-            searches[group] = _Search(together, beta)
+            searches[group] = GroupSearch(together, beta, kept)
         return searches
 
-    def low_parts(self, searches: Mapping[Matrix, _Search]) -> None:
+    def low_parts(self, searches: Mapping[Matrix, GroupSearch]) -> None:
         """For float32 weights: the lower bits of those in each group's bin."""
         sums: dict[Matrix, Counts] = {}
 
-        def search(target: Target, block: Block) -> _Search:
+        def search(target: Target, block: Block) -> GroupSearch:
             return searches[self._group_of[target.name, block.matrix]]
 
         def gather(target: Target, block: Block, counts: Counts | None) -> None:
@@ -251,7 +279,7 @@ class _Survey:
                 sought.add(counts)
             sought.conclude()
 
-    def equals(self, searches: Mapping[Matrix, _Search]) -> dict[str, list[int | None]]:
+    def equals(self, searches: Mapping[Matrix, GroupSearch]) -> dict[str, list[int | None]]:
         """The last pass: how many weights of each block equal the threshold.
 
         None for blocks of which all of these stay, or none.
@@ -279,7 +307,7 @@ class _Survey:
 
     def thresholds(
         self,
-        searches: Mapping[Matrix, _Search],
+        searches: Mapping[Matrix, GroupSearch],
         targets: Iterable[Target],
         equals: Mapping[str, Sequence[int | None]],
     ) -> dict[str, list[Threshold]]:
@@ -301,7 +329,7 @@ class _Survey:
         return thresholds
 
     def _found(
-        self, searches: Mapping[Matrix, _Search], target: Target, block: Block
+        self, searches: Mapping[Matrix, GroupSearch], target: Target, block: Block
     ) -> tuple[int, int, int]:
         found = searches[self._group_of[target.name, block.matrix]].found
         assert found is not None  # noqa: S101 (the passes before have found it)
