@@ -41,21 +41,28 @@ def damping(inputs: torch.Tensor) -> float:
     return float(0.01 * (as_float64(inputs) ** 2).sum(0).mean())
 
 
-def error(weight: torch.Tensor, changed: Any, inputs: torch.Tensor) -> Any:
+def equations(inputs: torch.Tensor, of: torch.Tensor) -> Any:
+    """Those of least squares; the damping is one more for each weight."""
+    return np.vstack([as_float64(inputs), damping(of) ** 0.5 * np.eye(C)])
+
+
+def error(weight: torch.Tensor, changed: Any, inputs: torch.Tensor, dense: torch.Tensor) -> Any:
     """Of each row, the squared error of its outputs and the damped squared change."""
-    change = as_float64(weight) - np.asarray(changed, np.float64)
-    outputs = change @ as_float64(inputs).T
-    return (outputs**2).sum(1) + damping(inputs) * (change**2).sum(1)
+    wanted = equations(dense, inputs) @ as_float64(weight).T
+    got = equations(inputs, inputs) @ np.asarray(changed, np.float64).T
+    return ((wanted - got) ** 2).sum(0)
 
 
-def exact(weight: torch.Tensor, keep: torch.Tensor, inputs: torch.Tensor) -> Any:
-    """Row by row with numpy.linalg.lstsq: the damping is one more equation for each weight."""
-    equations = np.vstack([as_float64(inputs), damping(inputs) ** 0.5 * np.eye(C)])
+def exact(
+    weight: torch.Tensor, keep: torch.Tensor, inputs: torch.Tensor, dense: torch.Tensor
+) -> Any:
+    """Row by row with numpy.linalg.lstsq."""
     best = np.zeros((R, C))
     for row in range(R):
         kept = keep[row].numpy()
-        wanted = equations @ as_float64(weight[row])
-        best[row, kept] = np.linalg.lstsq(equations[:, kept], wanted, rcond=None)[0]
+        wanted = equations(dense, inputs) @ as_float64(weight[row])
+        matrix = equations(inputs, inputs)
+        best[row, kept] = np.linalg.lstsq(matrix[:, kept], wanted, rcond=None)[0]
     return best
 
 
@@ -69,10 +76,38 @@ def test_repaired_rows_are_all_but_the_least_squares_of_each(
 
     assert (repaired.dtype, repaired.shape) == (torch.float32, (R, C))
     assert not repaired[~keep].any()
-    best = error(weight, exact(weight, keep, inputs), inputs)
-    found = error(weight, repaired, inputs)
+    best = error(weight, exact(weight, keep, inputs, inputs), inputs, inputs)
+    found = error(weight, repaired, inputs, inputs)
     assert (found < 1.01 * best).all()
-    assert (best < 0.7 * error(weight, weight * keep, inputs)).all()
+    assert (best < 0.7 * error(weight, weight * keep, inputs, inputs)).all()
+
+
+def test_it_aims_at_the_outputs_that_the_dense_inputs_gave(
+    weight: torch.Tensor, inputs: torch.Tensor
+) -> None:
+    noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(3))
+    dense = 1.1 * inputs + noise
+    keep = keep_mask(weight.abs(), beta=0.75)
+    keep[2] = True
+    cross = (as_float64(dense).T @ as_float64(inputs)).astype(np.float32)
+
+    repaired = repair_obs(weight, keep, squares(inputs), torch.from_numpy(cross))
+
+    assert not repaired[~keep].any()
+    best = error(weight, exact(weight, keep, inputs, dense), inputs, dense)
+    assert (error(weight, repaired, inputs, dense) < 1.01 * best).all()
+    alone = error(weight, repair_obs(weight, keep, squares(inputs)), inputs, dense)
+    assert (best < 0.9 * alone).all()
+
+
+def test_dense_inputs_that_are_the_inputs_change_nothing(
+    weight: torch.Tensor, inputs: torch.Tensor
+) -> None:
+    keep, hessian = keep_mask(weight.abs()), squares(inputs)
+
+    assert torch.equal(
+        repair_obs(weight, keep, hessian, hessian), repair_obs(weight, keep, hessian)
+    )
 
 
 def test_no_row_is_worse_than_without_repair(weight: torch.Tensor, inputs: torch.Tensor) -> None:
@@ -81,7 +116,8 @@ def test_no_row_is_worse_than_without_repair(weight: torch.Tensor, inputs: torch
 
     repaired = repair_obs(weight, keep, squares(few))
 
-    assert (error(weight, repaired, few) <= error(weight, weight * keep, few)).all()
+    unrepaired = error(weight, weight * keep, few, few)
+    assert (error(weight, repaired, few, few) <= unrepaired).all()
     assert torch.isfinite(repaired).all()
 
 
