@@ -53,7 +53,8 @@ def inspect(
         curve: Whether to find it for many β at once; with granularity `row` only.
         download: Whether shards of the Hub that are not in its cache are downloaded to there. By
             default only the targets are read of them, and nothing is kept; with granularity
-            `layer` and `model`, which read more than once, they are always downloaded.
+            `layer` and `model` and with a target sparsity, which read more than once, they are
+            always downloaded.
         threads: As for `prune`.
         progress: As for `prune`.
 
@@ -73,7 +74,7 @@ def inspect(
     options = options or PruneOptions()
     told = SharedProgress(progress or Silent())
     by_row = options.granularity == "row"
-    whole = download or not by_row
+    whole = download or not by_row or options.target_sparsity is not None
     source = find_source(model, revision=revision, token=token, whole=whole, progress=told)
     run = _InspectRun(source, source.open_checkpoint(), options, thread_count(threads), told)
     return run.measure(origin(model, source), curve=curve and by_row, whole=whole)

@@ -135,7 +135,11 @@ def describe_run(
     is_commit = source["revision"] is not None
     return {
         "release": {"emp-llm": __version__, "format": FORMAT_VERSION},
-        "options": {**rule_fields(options), "format": options.output_format},
+        "options": {
+            **rule_fields(options),
+            "target sparsity": options.target_sparsity,
+            "format": options.output_format,
+        },
         "source": dict(source),
         "files": {str(file): _content(checkpoint.folder / file) for file in small},
         "shards": {

@@ -65,6 +65,16 @@ class PruneOptions:
                 f"beta is {self.beta}; it multiplies the number of weights to keep: "
                 "give a finite number above 0, such as 1.0"
             )
+        sparsity = self.target_sparsity
+        if sparsity is not None and not 0 < sparsity < 1:
+            raise OptionError(
+                f"target_sparsity is {sparsity}; it is the share of weights to prune: give a "
+                "number between 0 and 1, such as 0.5"
+            )
+        if sparsity is not None and self.max_loss_increase is not None:
+            raise OptionError(
+                "target_sparsity and max_loss_increase are two ways to find one β: give one of them"
+            )
         _check_choice("granularity", self.granularity, get_args(Granularity))
         _check_choice("format", self.output_format, get_args(OutputFormat))
         _check_choice("count-by", self.count_by, get_args(CountBy))

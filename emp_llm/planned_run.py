@@ -3,15 +3,18 @@
 source → open → decide targets → select → shards: pieces of work → report
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from emp_kernels.dispatch import load_backend
 
+from emp_llm.block_pass import BlockPass
+from emp_llm.group_numbers import GroupNumbers
 from emp_llm.options import PruneOptions
 from emp_llm.packed import check_names
 from emp_llm.pipeline import Piece, run_pieces
@@ -23,6 +26,7 @@ from emp_llm.sources.checkpoint import Checkpoint, Shard
 from emp_llm.sources.files import OpenFiles
 from emp_llm.sources.hub import Source
 from emp_llm.target import Target
+from emp_llm.target_sparsity import beta_for_sparsity, measure_groups
 from emp_llm.targets import Decision
 from emp_llm.targets_apart import TargetsQuestion
 
@@ -95,8 +99,9 @@ class PlannedRun:
         shards: Sequence[Shard],
         files: OpenFiles,
         work: Callable[[Shard, Selection], Iterator[Piece]],
+        scratch: Path | None = None,
     ) -> None:
-        """Select what stays in these shards, and do the work on them.
+        """Find β where it is not given, select what stays in these shards, and do the work on them.
 
         Args:
             stage: What the work is called.
@@ -104,8 +109,12 @@ class PlannedRun:
             shards: What this rank works on.
             files: Their files, and of all that `surveyed` tells.
             work: Makes the pieces of a shard.
+            scratch: A folder for what does not fit into memory; None for the usual one.
         """
         with self.team.stopping(files.abandon):
+            if self.options.target_sparsity is not None:
+                beta = self._find_beta(self.options.target_sparsity, files, scratch)
+                self.options = replace(self.options, beta=beta)
             if self.options.granularity == "layer":  # decided shard by shard, as they arrive
                 to_select = passes(self.options) * self.bytes_to_prune(self.checkpoint.shards)
                 self.progress.begin(stage, to_select + nbytes)
@@ -143,8 +152,8 @@ class PlannedRun:
         return selection
 
     def surveyed(self) -> list[Shard]:
-        """The shards that this rank reads to select what stays, before any is worked on."""
-        if self.options.granularity != "model":
+        """The shards that this rank reads to decide what stays, before any is worked on."""
+        if self.options.granularity != "model" and self.options.target_sparsity is None:
             return []
         return self.share_of(self.checkpoint.shards, lambda shard: self.bytes_to_prune([shard]))
 
@@ -211,11 +220,27 @@ class PlannedRun:
 
     def _select_together(self, files: OpenFiles) -> Selection:
         """Select what stays in all shards, each rank reading its part of them."""
-        own = [target for shard in self.surveyed() for target in self.targets[shard.name]]
-        everything = [target for part in self.targets.values() for target in part]
+        own = self._surveyed_targets()
+        everything = self._all_targets()
         if to_select := passes(self.options) * self.bytes_to_prune(self.checkpoint.shards):
             self.progress.begin("selecting", to_select)
         return self.select(own, files, SharedGroup(everything, self.team))
+
+    def _find_beta(self, sparsity: float, files: OpenFiles, scratch: Path | None) -> float:
+        """Find the β that prunes a share of all weights, each rank reading its part of them."""
+        self.progress.begin("finding β", self.bytes_to_prune(self.checkpoint.shards))
+        block_pass = BlockPass(files, self.threads, self._advance)
+        own, team = self._surveyed_targets(), self.team
+        with GroupNumbers(scratch) as groups:
+            measure_groups(groups, own, self.options.granularity, block_pass, team)
+            weights = sum(math.prod(target.entry.shape) for target in self._all_targets())
+            return beta_for_sparsity(groups, weights, sparsity, threads=self.threads, team=team)
+
+    def _surveyed_targets(self) -> list[Target]:
+        return [target for shard in self.surveyed() for target in self.targets[shard.name]]
+
+    def _all_targets(self) -> list[Target]:
+        return [target for part in self.targets.values() for target in part]
 
 
 def _stored_twice(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> list[str]:

@@ -91,16 +91,13 @@ def prune(
         CheckpointError: If the source is no checkpoint that can be pruned; HubError if it cannot
             be fetched.
         OptionError: If `discard_source` is asked for with a local folder, or with granularity
-            `model`, which reads all shards before it prunes the first.
+            `model` or a target sparsity, which read all shards before the first is pruned; or if
+            no β gives the target sparsity.
         OutputError: If `out` cannot be written, or holds an unfinished run that differs.
         RankError: If another of the processes failed.
     """
     options = options or PruneOptions()
-    if discard_source and options.granularity == "model":
-        raise OptionError(
-            "discard_source: granularity 'model' ranks all weights together and needs all shards "
-            "before the first is pruned: leave it out, or choose granularity 'row' or 'layer'"
-        )
+    _check_discarding(discard_source, options)
     told = SharedProgress(progress or Silent())
     with join_team(meeting_of(os.environ) if distributed else None) as team:
         source, checkpoint = _open(team, model, revision, token, discard_source, told)
@@ -118,6 +115,22 @@ def prune(
             )
             run.write(folder.staging, folder.journal)
             return team.share(lambda: run.publish(folder, came_from))
+
+
+def _check_discarding(discard_source: bool, options: PruneOptions) -> None:
+    """Refuse to delete shards that are read again."""
+    together, sought = options.granularity == "model", options.target_sparsity is not None
+    if not discard_source or not (together or sought):
+        return
+    what, instead = (
+        ("granularity 'model' ranks all weights together", "choose granularity 'row' or 'layer'")
+        if together
+        else ("target_sparsity finds β from all weights", "give the β that inspect finds")
+    )
+    raise OptionError(
+        f"discard_source: {what} and needs all shards before the first is pruned: leave it out, or "
+        f"{instead}"
+    )
 
 
 def _open(
@@ -167,7 +180,7 @@ class _PruneRun(PlannedRun):
             flusher = stack.enter_context(Flusher())
             write = partial(self._writing, files, folder, journal, flusher, writers)
             nbytes = sum(entry.nbytes for shard in left for entry in shard.header.tensors)
-            self.run("pruning", nbytes, shards, files, write)
+            self.run("pruning", nbytes, shards, files, write, scratch=folder)
         self.team.gather(None)
 
     def publish(self, folder: OutputFolder, origin: dict[str, Any]) -> dict[str, Any]:

@@ -107,12 +107,14 @@ def build_report(
     targets, model = count_totals(fields)
     figures = [tensor.outcome.figures for tensor in ordered]
     targets |= mass_totals([known for known in figures if known])
+    sought = options.target_sparsity
     return {
         "emp_llm_version": __version__,
         "format": options.output_format,
         "format_version": FORMAT_VERSION,
         "source": dict(source),
         "rule": rule_fields(options),
+        **({} if sought is None else {"target_sparsity": sought}),
         "totals": {"targets": targets, "model": model},
         "tensors": fields,
     }

@@ -8,16 +8,13 @@ Where not all weights that equal the threshold stay, another pass counts them bl
 the first ones stay: within a tensor in row-major order, among tensors in the order of their names.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from emp_kernels.counting import exact_count
-from emp_kernels.dispatch import PerRow, Threshold, Workspace
-from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.dispatch import PerRow, Threshold
 from emp_kernels.histogram import (
     LOW_PARTS,
     BlockHistogram,
@@ -30,12 +27,12 @@ from emp_kernels.histogram import (
 from emp_kernels.numbers import F32
 from emp_kernels.rows import Patterns
 
+from emp_llm.block_pass import BlockPass
 from emp_llm.geometry import Block
 from emp_llm.options import PruneOptions
-from emp_llm.pipeline import Advance, Piece, run_pieces
+from emp_llm.pipeline import Advance
 from emp_llm.ranks import Team
 from emp_llm.sources.files import OpenFiles
-from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import Group
 from emp_llm.target import Target
 
@@ -119,7 +116,7 @@ def select(
     group_of = {matrix: matrices[0] if together else matrix for matrix in matrices}
     ordered = sorted(targets, key=lambda target: target.name)
     team = shared.team if together else None
-    survey = _Survey(ordered, group_of, files, threads, progress, team)
+    survey = _Survey(ordered, group_of, BlockPass(files, threads, progress), team)
     searches = survey.histograms(options.beta, kept)
     survey.low_parts(searches)
     equals = survey.equals(searches)
@@ -150,7 +147,7 @@ def count_together(
     """
     one = "", 0
     group_of = {(t.name, m): one for t in targets for m in range(t.geometry.matrices)}
-    survey = _Survey(list(targets), group_of, files, threads, progress, Team())
+    survey = _Survey(list(targets), group_of, BlockPass(files, threads, progress), Team())
     return survey.histograms(beta)[one].kept if group_of else 0
 
 
@@ -214,16 +211,12 @@ class _Survey:
         self,
         targets: Sequence[Target],
         group_of: Mapping[Matrix, Matrix],
-        files: OpenFiles,
-        threads: int,
-        progress: Advance | None,
+        block_pass: BlockPass,
         team: Team | None,
     ) -> None:
         self._targets = targets
         self._group_of = group_of
-        self._files = files
-        self._threads = threads
-        self._progress = progress
+        self._pass = block_pass
         self._team = team
 
     def histograms(self, beta: float, kept: int | None = None) -> dict[Matrix, GroupSearch]:
@@ -237,7 +230,7 @@ class _Survey:
             if self._team is None and block.stop == target.geometry.matrix_rows:
                 searches[group] = GroupSearch(open_groups.pop(group), beta, kept)
 
-        self._run(
+        self._pass.run(
             self._targets, lambda t, _, w: BlockHistogram(w, t.geometry.number_format), gather
         )
         if self._team is not None:
@@ -263,7 +256,7 @@ class _Survey:
                 searches[group].add(sums.pop(group))
                 searches[group].conclude()
 
-        self._run(
+        self._pass.run(
             [t for t in self._targets if t.geometry.number_format is F32],
             lambda t, b, w: count_low_parts(w, search(t, b).bin),
             gather,
@@ -299,7 +292,7 @@ class _Survey:
         def gather(target: Target, _block: Block, equal: int | None) -> None:
             counted[target.name].append(equal)
 
-        self._run(self._targets, count, gather, unless=needless)
+        self._pass.run(self._targets, count, gather, unless=needless)
         if self._team is not None:
             for part in self._team.gather(counted):
                 counted |= part
@@ -334,35 +327,3 @@ class _Survey:
         found = searches[self._group_of[target.name, block.matrix]].found
         assert found is not None  # noqa: S101 (the passes before have found it)
         return found
-
-    def _run(
-        self,
-        targets: Iterable[Target],
-        examine: Callable[[Target, Block, Any], Any],
-        gather: Callable[[Target, Block, Any], None],
-        unless: Callable[[Target, Block], bool] = lambda _t, _b: False,
-    ) -> None:
-        def look(target: Target, block: Block, file: SourceFile, workspace: Workspace) -> Any:  # noqa: ANN401
-            weights = target.read(file, block, workspace)
-            try:
-                return examine(target, block, weights)
-            except NonFiniteRowError as error:
-                raise target.not_finite(block, error) from error
-
-        def pieces() -> Iterator[Piece]:
-            for target in targets:
-                file = self._files.file(target.shard)
-                for block in target.geometry.blocks():
-                    settle = partial(gather, target, block)
-                    if unless(target, block):
-                        yield Piece.note(partial(settle, None))
-                    else:
-                        nbytes = target.geometry.block_bytes(block)
-                        yield Piece(nbytes, partial(look, target, block, file), settle)
-
-        run_pieces(
-            pieces(),
-            threads=self._threads,
-            progress=self._progress,
-            abandon=self._files.abandon,
-        )

@@ -10,7 +10,20 @@ could change its floor; the rest, about one group in a million, is decided in ex
 from collections.abc import Iterable
 from fractions import Fraction
 
-__all__ = ["SLACK", "exact_count", "exact_sums", "trusted_count"]
+import numpy as np
+
+from emp_kernels.numbers import NumberFormat
+from emp_kernels.rows import Patterns
+
+__all__ = [
+    "SLACK",
+    "doubt",
+    "exact_count",
+    "exact_sums",
+    "exact_sums_of",
+    "first_beta",
+    "trusted_count",
+]
 
 SLACK = 1.0 + 1e-9
 """Absorbs float64 rounding, so that a group of equal scores keeps all of them."""
@@ -33,11 +46,16 @@ def trusted_count(s1: float, s2: float, n: int, beta: float) -> int | None:
     estimate = beta * SLACK * (s1 * s1 / s2)
     if estimate >= 2.0 * n:
         return n
-    doubt = estimate * ((3 * n + 16) * 2.0**-53)
-    low, high = int(min(estimate - doubt, n)), int(min(estimate + doubt, n))
+    error = estimate * doubt(n)
+    low, high = int(min(estimate - error, n)), int(min(estimate + error, n))
     if low != high:
         return None
     return min(n, max(1, low))
+
+
+def doubt(n: int) -> float:
+    """How far β · N_eff from float64 sums of n scores can be from the exact one, relatively."""
+    return (3 * n + 16) * 2.0**-53
 
 
 def exact_count(s1: Fraction | int, s2: Fraction | int, n: int, beta: float) -> int:
@@ -61,3 +79,18 @@ def exact_sums(parts: Iterable[tuple[int, int, int]]) -> tuple[Fraction, Fractio
     s2 = sum(b << 2 * (e - lowest) for e, _, b in terms)
     unit = Fraction(2) ** lowest
     return s1 * unit, s2 * unit * unit
+
+
+def exact_sums_of(weights: Patterns, number_format: NumberFormat) -> tuple[Fraction, Fraction]:
+    """Exact Σ|w| and Σw² of weights given as bit patterns, of any shape."""
+    keys, counts = np.unique(weights & number_format.key_mask, return_counts=True)
+    terms = []
+    for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
+        m, e = number_format.significand(key)
+        terms.append((e, count * m, count * m * m))
+    return exact_sums(terms)
+
+
+def first_beta(k: int, s1: Fraction, s2: Fraction) -> Fraction:
+    """The least β at which a group of these exact sums keeps k scores; for k of 2 to its size."""
+    return k * s2 / (Fraction(SLACK) * s1 * s1)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emp_kernels.counting import SLACK, exact_count, exact_sums
+from emp_kernels.counting import SLACK, exact_count, exact_sums_of
 from emp_kernels.cpu import masks
 from emp_kernels.cpu import pack as kernels
 from emp_kernels.cpu import sweep as sweeping
@@ -267,9 +267,4 @@ def _layout_arguments(layout: RowLayout) -> tuple[int, ...]:
 
 
 def _exact_row_count(weights: Patterns, number_format: NumberFormat, beta: float) -> int:
-    keys, counts = np.unique(weights & number_format.key_mask, return_counts=True)
-    terms = []
-    for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
-        m, e = number_format.significand(key)
-        terms.append((e, count * m, count * m * m))
-    return exact_count(*exact_sums(terms), weights.size, beta)
+    return exact_count(*exact_sums_of(weights, number_format), weights.size, beta)
