@@ -81,7 +81,8 @@ class GroupNumbers:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._file = SpooledTemporaryFile(max_size=_IN_MEMORY, dir=folder and os.fspath(folder))
+        place = None if folder is None else os.fspath(folder)
+        self._file = SpooledTemporaryFile(max_size=_IN_MEMORY, dir=place)  # noqa: SIM115
         self._parts: list[_Part] = []
         self._exact: dict[int, Sums] = {}
         self._count = 0

@@ -136,8 +136,8 @@ def describe_run(
     return {
         "release": {"emp-llm": __version__, "format": FORMAT_VERSION},
         "options": {
-            **rule_fields(options),
             "target sparsity": options.target_sparsity,
+            **rule_fields(options),
             "format": options.output_format,
         },
         "source": dict(source),
@@ -174,9 +174,9 @@ def difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
     """Say how a run differs from an earlier one, by the first thing that does; None if nothing."""
     for part in ("release", "options", "source"):
         was = then.get(part, {})
-        for name, value in now[part].items():
-            if was.get(name) != value:
-                return f"{name} was {was.get(name)!r}, is {value!r}"
+        for name in {**now[part], **was}:
+            if was.get(name) != now[part].get(name):
+                return f"{name} was {was.get(name)!r}, is {now[part].get(name)!r}"
     for part in ("files", "shards"):
         was = then.get(part, {})
         for name in sorted({*now[part], *was}):

@@ -113,6 +113,16 @@ def test_any_number_of_ranks_writes_the_same_bytes(
     assert files(tmp_path / "out") == files(tmp_path / "alone")
 
 
+@pytest.mark.parametrize(("granularity", "size"), [("row", 3), ("layer", 2), ("model", 2)])
+def test_any_number_of_ranks_finds_the_same_beta(
+    four: Path, tmp_path: Path, together: Together, granularity: str, size: int
+) -> None:
+    options = PruneOptions(granularity=granularity, target_sparsity=0.42)
+    prune(four, tmp_path / "alone", options)
+    assert statuses(together(size, options)) == [0] * size
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+
+
 @pytest.mark.parametrize("step", [0, 2, 5])
 @pytest.mark.parametrize(("dead", "size"), [(0, 2), (1, 3)])
 def test_a_rank_that_is_killed_makes_the_others_stop_and_fewer_go_on(

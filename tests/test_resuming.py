@@ -164,6 +164,7 @@ def refused(three: Path, out: Path, **options: object) -> str:
         ({"targets": "all-linear"}, "targets was 'mlp', is 'all-linear'"),
         ({"ignore": ("up",)}, r"ignore was [], is ['up']"),
         ({"output_format": "dense"}, "format was 'packed', is 'dense'"),
+        ({"target_sparsity": 0.5}, "target sparsity was None, is 0.5"),
     ],
 )
 def test_other_options_are_refused_and_the_work_is_kept(
