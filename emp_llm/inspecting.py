@@ -77,6 +77,7 @@ def inspect(
     whole = download or not by_row or options.target_sparsity is not None
     source = find_source(model, revision=revision, token=token, whole=whole, progress=told)
     run = _InspectRun(source, source.open_checkpoint(), options, thread_count(threads), told)
+    run.find_beta()
     return run.measure(origin(model, source), curve=curve and by_row, whole=whole)
 
 

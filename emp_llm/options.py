@@ -8,7 +8,14 @@ from typing import Literal, get_args
 from emp_llm.calibration.options import CalibrationOptions
 from emp_llm.errors import OptionError
 
-__all__ = ["CountBy", "Granularity", "OutputFormat", "PruneOptions", "Repair"]
+__all__ = [
+    "CountBy",
+    "Granularity",
+    "OutputFormat",
+    "PruneOptions",
+    "Repair",
+    "counts_magnitudes",
+]
 
 Granularity = Literal["row", "layer", "model"]
 OutputFormat = Literal["packed", "dense"]
@@ -86,6 +93,11 @@ class PruneOptions:
                 raise OptionError(
                     f"{option} {pattern!r} is not a regular expression: {error}"
                 ) from error
+
+
+def counts_magnitudes(options: PruneOptions) -> bool:
+    """Whether the weights alone say how many of them stay."""
+    return "magnitude" in (options.criterion, options.count_by)
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from emp_kernels.dispatch import load_backend
 
 from emp_llm.block_pass import BlockPass
 from emp_llm.group_numbers import GroupNumbers
-from emp_llm.options import PruneOptions
+from emp_llm.options import PruneOptions, counts_magnitudes
 from emp_llm.packed import check_names
 from emp_llm.pipeline import Piece, run_pieces
 from emp_llm.progress import SharedProgress
@@ -92,6 +92,31 @@ class PlannedRun:
         """Bytes of the targets in these shards."""
         return sum(target.entry.nbytes for shard in shards for target in self.targets[shard.name])
 
+    def find_beta(self, scratch: Path | None = None) -> None:
+        """Take the β that the options ask to be found, where the weights alone tell it.
+
+        Args:
+            scratch: A folder for what does not fit into memory; None for the usual one.
+
+        Raises:
+            OptionError: If no β prunes as much as was asked for, or as little.
+        """
+        options, team = self.options, self.team
+        if options.target_sparsity is None or not counts_magnitudes(options):
+            return
+        shards = self._part_of_targets()
+        weights = sum(math.prod(t.entry.shape) for t in self._targets_of(self.checkpoint.shards))
+        with self.source.files(shards) as files, GroupNumbers(scratch) as groups:
+            self.progress.begin("finding β", self.bytes_to_prune(self.checkpoint.shards))
+            block_pass = BlockPass(files, self.threads, self._advance)
+            with team.stopping(files.abandon):
+                targets = self._targets_of(shards)
+                measure_groups(groups, targets, options.granularity, block_pass, team)
+                beta = beta_for_sparsity(
+                    groups, weights, options.target_sparsity, threads=self.threads, team=team
+                )
+        self.options = replace(options, beta=beta)
+
     def run(
         self,
         stage: str,
@@ -99,9 +124,8 @@ class PlannedRun:
         shards: Sequence[Shard],
         files: OpenFiles,
         work: Callable[[Shard, Selection], Iterator[Piece]],
-        scratch: Path | None = None,
     ) -> None:
-        """Find β where it is not given, select what stays in these shards, and do the work on them.
+        """Select what stays in these shards, and do the work on them.
 
         Args:
             stage: What the work is called.
@@ -109,12 +133,8 @@ class PlannedRun:
             shards: What this rank works on.
             files: Their files, and of all that `surveyed` tells.
             work: Makes the pieces of a shard.
-            scratch: A folder for what does not fit into memory; None for the usual one.
         """
         with self.team.stopping(files.abandon):
-            if self.options.target_sparsity is not None:
-                beta = self._find_beta(self.options.target_sparsity, files, scratch)
-                self.options = replace(self.options, beta=beta)
             if self.options.granularity == "layer":  # decided shard by shard, as they arrive
                 to_select = passes(self.options) * self.bytes_to_prune(self.checkpoint.shards)
                 self.progress.begin(stage, to_select + nbytes)
@@ -152,10 +172,8 @@ class PlannedRun:
         return selection
 
     def surveyed(self) -> list[Shard]:
-        """The shards that this rank reads to decide what stays, before any is worked on."""
-        if self.options.granularity != "model" and self.options.target_sparsity is None:
-            return []
-        return self.share_of(self.checkpoint.shards, lambda shard: self.bytes_to_prune([shard]))
+        """The shards that this rank reads to select what stays, before any is worked on."""
+        return self._part_of_targets() if self.options.granularity == "model" else []
 
     def share_of(self, shards: Iterable[Shard], nbytes: Callable[[Shard], int]) -> list[Shard]:
         """This rank's part of some shards, in their order.
@@ -220,27 +238,18 @@ class PlannedRun:
 
     def _select_together(self, files: OpenFiles) -> Selection:
         """Select what stays in all shards, each rank reading its part of them."""
-        own = self._surveyed_targets()
-        everything = self._all_targets()
+        own = self._targets_of(self.surveyed())
+        everything = self._targets_of(self.checkpoint.shards)
         if to_select := passes(self.options) * self.bytes_to_prune(self.checkpoint.shards):
             self.progress.begin("selecting", to_select)
         return self.select(own, files, SharedGroup(everything, self.team))
 
-    def _find_beta(self, sparsity: float, files: OpenFiles, scratch: Path | None) -> float:
-        """Find the β that prunes a share of all weights, each rank reading its part of them."""
-        self.progress.begin("finding β", self.bytes_to_prune(self.checkpoint.shards))
-        block_pass = BlockPass(files, self.threads, self._advance)
-        own, team = self._surveyed_targets(), self.team
-        with GroupNumbers(scratch) as groups:
-            measure_groups(groups, own, self.options.granularity, block_pass, team)
-            weights = sum(math.prod(target.entry.shape) for target in self._all_targets())
-            return beta_for_sparsity(groups, weights, sparsity, threads=self.threads, team=team)
+    def _part_of_targets(self) -> list[Shard]:
+        """This rank's part of the shards, where all targets are read before any is pruned."""
+        return self.share_of(self.checkpoint.shards, lambda shard: self.bytes_to_prune([shard]))
 
-    def _surveyed_targets(self) -> list[Target]:
-        return [target for shard in self.surveyed() for target in self.targets[shard.name]]
-
-    def _all_targets(self) -> list[Target]:
-        return [target for part in self.targets.values() for target in part]
+    def _targets_of(self, shards: Iterable[Shard]) -> list[Target]:
+        return [target for shard in shards for target in self.targets[shard.name]]
 
 
 def _stored_twice(checkpoint: Checkpoint, decisions: Mapping[str, Decision]) -> list[str]:

@@ -113,6 +113,7 @@ def prune(
             run = _PruneRun(
                 source, checkpoint, options, thread_count(threads, team.local_size), told, team
             )
+            run.find_beta(folder.staging)
             run.write(folder.staging, folder.journal)
             return team.share(lambda: run.publish(folder, came_from))
 
@@ -180,7 +181,7 @@ class _PruneRun(PlannedRun):
             flusher = stack.enter_context(Flusher())
             write = partial(self._writing, files, folder, journal, flusher, writers)
             nbytes = sum(entry.nbytes for shard in left for entry in shard.header.tensors)
-            self.run("pruning", nbytes, shards, files, write, scratch=folder)
+            self.run("pruning", nbytes, shards, files, write)
         self.team.gather(None)
 
     def publish(self, folder: OutputFolder, origin: dict[str, Any]) -> dict[str, Any]:
