@@ -90,7 +90,7 @@ class CurveJob(TargetJob):
         self._layouts: list[RowLayout] = []
         self._deciding = threading.Lock()
 
-    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> CurveRows:  # noqa: ARG002
+    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> CurveRows:  # noqa: ARG002
         """Counts of a block at every β, and what they come to."""
         layouts = self._decide_layouts()
         counts = count_rows(weights, self.target.geometry.number_format, self.betas)

@@ -262,12 +262,11 @@ class _ComparedTarget(TargetJob):
         super().__init__(target, file, selection)
         self._check = check
         self._source = source
-        self._blocks = list(target.geometry.blocks())
 
-    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> _ComparedRows:
+    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> _ComparedRows:
         """Figures of a block, and whether its weights are the same in both."""
-        geometry, block = self.target.geometry, self._blocks[number]
-        rule = self._selection.rule(self.target.name, number)
+        geometry = self.target.geometry
+        rule = self._selection.rule(self.target, block)
         memory = block_memory(geometry, block, workspace, "stored")
         checked = self._check.read(block, workspace, memory)
         pruned = prune_rows(weights, geometry.number_format, rule, out=weights, workspace=workspace)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from emp_kernels.dispatch import RowFigures
 
 from emp_llm.beta_curve import CurveJob, build_curve
+from emp_llm.calibration.options import needs_decisions
+from emp_llm.errors import OptionError
 from emp_llm.geometry import Block
 from emp_llm.options import OutputFormat, PruneOptions
 from emp_llm.pipeline import Piece, Write, thread_count
@@ -72,6 +74,11 @@ def inspect(
           or it was not asked for.
     """
     options = options or PruneOptions()
+    if needs_decisions(options):
+        raise OptionError(
+            f"criterion {options.criterion!r} with repair {options.repair!r}: what scores from "
+            "data and repair come to is known by pruning only; inspect by magnitude"
+        )
     told = SharedProgress(progress or Silent())
     by_row = options.granularity == "row"
     whole = download or not by_row or options.target_sparsity is not None

@@ -2,6 +2,7 @@
 
     .run.json               what the run is: options, source and release
     .finished/SHARD.json    what is to be reported of a shard that is on disk, one file a shard
+    .decisions/             what scores from data decided, see `emp_llm.calibration.decisions`
 
 Each file appears in one step, after the shard that it tells of, so processes on many machines can
 write to one journal, and one that is killed leaves nothing wrong in it.
@@ -17,6 +18,7 @@ from typing import Any
 import xxhash
 
 from emp_llm import __version__
+from emp_llm.calibration.decisions import count_decided
 from emp_llm.durable import write_json_durably
 from emp_llm.errors import CheckpointError
 from emp_llm.options import PruneOptions
@@ -30,6 +32,7 @@ __all__ = ["Journal", "describe_run", "difference"]
 
 _RUN = ".run.json"
 _FINISHED = ".finished"
+_DECISIONS = ".decisions"
 
 
 class Journal:
@@ -41,6 +44,15 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    @property
+    def decisions(self) -> Path:
+        """The folder of what was decided by data."""
+        return self._folder / _DECISIONS
+
+    def decided(self) -> int:
+        """How many blocks of the model were decided on by data."""
+        return count_decided(self.decisions)
 
     def run(self) -> dict[str, Any] | None:
         """What the run in the folder is, or None where no journal was begun."""
@@ -90,7 +102,7 @@ class Journal:
 
     def holds(self, path: Path) -> bool:
         """Whether a file or folder in the folder is part of the journal itself."""
-        return path.relative_to(self._folder).parts[0] in (_RUN, _FINISHED)
+        return path.relative_to(self._folder).parts[0] in (_RUN, _FINISHED, _DECISIONS)
 
     def keeps(self, path: Path) -> bool:
         """Whether a file or folder in the folder is part of the journal, or finished."""
@@ -137,7 +149,7 @@ def describe_run(
         "release": {"emp-llm": __version__, "format": FORMAT_VERSION},
         "options": {
             "target sparsity": options.target_sparsity,
-            **rule_fields(options),
+            **rule_fields(options, _calibration(options)),
             "format": options.output_format,
         },
         "source": dict(source),
@@ -147,6 +159,16 @@ def describe_run(
             for shard in checkpoint.shards
         },
     }
+
+
+def _calibration(options: PruneOptions) -> dict[str, Any]:
+    """What of a calibration the bytes depend on, and no report tells."""
+    calibration = options.calibration
+    if calibration is None:
+        return {}
+    path = Path(calibration.text)
+    text = {"content": describe_file(path)} if path.is_file() else {}
+    return text | {"device": calibration.device}
 
 
 def _content(path: Path) -> str:

@@ -11,7 +11,9 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 from emp_kernels.dispatch import (
+    Given,
     PerRow,
+    Rule,
     Threshold,
     count_rows,
     pack_rows,
@@ -56,7 +58,7 @@ def sample_blocks(geometry: Geometry) -> list[Block]:
     return [Block(m, r, r + 1) for m, r in numbers]
 
 
-def choose_layout(sample: Patterns, geometry: Geometry, rule: PerRow | Threshold) -> RowLayout:
+def choose_layout(sample: Patterns, geometry: Geometry, rule: Rule) -> RowLayout:
     """Choose the layout for a tensor.
 
     Args:
@@ -66,6 +68,9 @@ def choose_layout(sample: Patterns, geometry: Geometry, rule: PerRow | Threshold
     """
     number_format = geometry.number_format
     try:
+        if isinstance(rule, Given):
+            choices = _choices(_plainest(geometry), _given_zero_bits(sample, number_format, rule))
+            return min(choices, key=lambda layout: packed_bytes(sample, layout, rule))
         if isinstance(rule, PerRow):
             kept = count_rows(sample, number_format, [rule.beta]).kept
         else:
@@ -125,7 +130,7 @@ def _reaching(
     return kept.reshape(-1, 1)
 
 
-def packed_bytes(sample: Patterns, layout: RowLayout, rule: PerRow | Threshold) -> int:
+def packed_bytes(sample: Patterns, layout: RowLayout, rule: Rule) -> int:
     """Bytes that the records of these rows take in a layout.
 
     Raises:
@@ -133,6 +138,15 @@ def packed_bytes(sample: Patterns, layout: RowLayout, rule: PerRow | Threshold) 
     """
     table = pack_rows(sample, layout, rule, emit=False).table
     return int(layout.sections(table[:, 0], table[:, 1]).sum())
+
+
+def _given_zero_bits(sample: Patterns, number_format: NumberFormat, rule: Given) -> int:
+    """`_mostly_zero_bits` of the weights that a mask names."""
+    keep = np.unpackbits(rule.mask, axis=1, count=sample.shape[1], bitorder="little")
+    keys = (sample & number_format.storage.type(number_format.key_mask))[keep.astype(np.bool_)]
+    keys = keys[keys > 0].astype(np.int64)
+    ends = np.log2(keys & -keys).astype(np.int64)
+    return _mostly_zero_bits(np.bincount(ends, minlength=32), number_format)
 
 
 def _mostly_zero_bits(zeros: npt.NDArray[np.int64], number_format: NumberFormat) -> int:

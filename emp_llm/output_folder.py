@@ -109,23 +109,20 @@ class OutputFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        kept = 0
+        kept = ""
         if self._run is not None and error is not None and _may_pass(error):
             # a disk that fails: what is left is cleared by the next run
             with suppress(OSError, OutputError):
                 self._take_back()
                 self._remove_unfinished(keep=True)
-            kept = len(self.journal.finished())
+            kept = self._kept()
         if kept:
             self._leave()
         else:
             self._remove_all()
         told = self._explain(error) if isinstance(error, OSError) else error
         if told is not None and kept:
-            files = "1 file is" if kept == 1 else f"{kept} files are"
-            told.add_note(
-                f"{files} finished and kept in {self.path}: the same command goes on from there"
-            )
+            told.add_note(f"{kept} kept in {self.path}: the same command goes on from there")
         if told is not None and (self.staging / _MOVING).is_file():
             told.add_note(
                 f"{self.path} is not as it was before: the next command that writes there puts "
@@ -293,9 +290,19 @@ class OutputFolder:
             f"{self.path}: another emp-llm is writing there; wait for it or give another folder"
         )
 
-    def _finished(self) -> int:
-        """Files of weights that are finished, in the hidden folder or on the way up from it."""
-        return len(self.journal.finished()) + (self.staging / _MOVING).is_file()
+    def _finished(self) -> bool:
+        """Whether anything is finished, in the hidden folder or on the way up from it."""
+        return bool(self._kept()) or (self.staging / _MOVING).is_file()
+
+    def _kept(self) -> str:
+        """What is finished in the hidden folder, in words."""
+        files, blocks = len(self.journal.finished()), self.journal.decided()
+        if files:
+            return "1 file is finished and" if files == 1 else f"{files} files are finished and"
+        if blocks:
+            number = "1 block" if blocks == 1 else f"{blocks} blocks"
+            return f"what was decided on {number} of the model is"
+        return ""
 
     def _remove_all(self) -> None:
         """Take away all that is not in its place; where that fails, an older checkpoint stays."""

@@ -14,13 +14,14 @@ from typing import Any
 from emp_kernels.dispatch import load_backend
 
 from emp_llm.block_pass import BlockPass
+from emp_llm.calibration.options import needs_decisions
 from emp_llm.group_numbers import GroupNumbers
 from emp_llm.options import PruneOptions, counts_magnitudes
 from emp_llm.packed import check_names
 from emp_llm.pipeline import Piece, run_pieces
 from emp_llm.progress import SharedProgress
 from emp_llm.ranks import Team
-from emp_llm.report import Outcome, TensorReport, build_report
+from emp_llm.report import Calibrated, Outcome, TensorReport, build_report
 from emp_llm.selection import Selection, SharedGroup, passes, select
 from emp_llm.sources.checkpoint import Checkpoint, Shard
 from emp_llm.sources.files import OpenFiles
@@ -124,6 +125,7 @@ class PlannedRun:
         shards: Sequence[Shard],
         files: OpenFiles,
         work: Callable[[Shard, Selection], Iterator[Piece]],
+        given: Selection | None = None,
     ) -> None:
         """Select what stays in these shards, and do the work on them.
 
@@ -133,16 +135,19 @@ class PlannedRun:
             shards: What this rank works on.
             files: Their files, and of all that `surveyed` tells.
             work: Makes the pieces of a shard.
+            given: What stays, where that was decided before.
         """
         with self.team.stopping(files.abandon):
-            if self.options.granularity == "layer":  # decided shard by shard, as they arrive
+            if (
+                given is None and self.options.granularity == "layer"
+            ):  # decided shard by shard, as they arrive
                 to_select = passes(self.options) * self.bytes_to_prune(self.checkpoint.shards)
                 self.progress.begin(stage, to_select + nbytes)
                 for shard in shards:
                     selection = self.select(self.targets[shard.name], files)
                     self.run_pieces(work(shard, selection), files)
                 return
-            selection = self._select_together(files)
+            selection = given or self._select_together(files)
             self.progress.begin(stage, nbytes)
             self.run_pieces(chain.from_iterable(work(shard, selection) for shard in shards), files)
 
@@ -173,7 +178,8 @@ class PlannedRun:
 
     def surveyed(self) -> list[Shard]:
         """The shards that this rank reads to select what stays, before any is worked on."""
-        return self._part_of_targets() if self.options.granularity == "model" else []
+        together = self.options.granularity == "model" and not needs_decisions(self.options)
+        return self._part_of_targets() if together else []
 
     def share_of(self, shards: Iterable[Shard], nbytes: Callable[[Shard], int]) -> list[Shard]:
         """This rank's part of some shards, in their order.
@@ -188,12 +194,18 @@ class PlannedRun:
             shares[rank].add(shard.name)
         return [shard for shard in shards if shard.name in shares[self.team.rank]]
 
-    def report(self, outcomes: Mapping[str, Outcome], origin: dict[str, Any]) -> dict[str, Any]:
+    def report(
+        self,
+        outcomes: Mapping[str, Outcome],
+        origin: dict[str, Any],
+        calibrated: Calibrated | None = None,
+    ) -> dict[str, Any]:
         """The report.
 
         Args:
             outcomes: Of every tensor that was worked on.
             origin: Name and revision of the model.
+            calibrated: What there is to be told of scores from data.
         """
         return build_report(
             (
@@ -202,6 +214,7 @@ class PlannedRun:
             ),
             self.options,
             origin,
+            calibrated or Calibrated(),
         )
 
     def tensor_report(self, name: str, outcome: Outcome) -> TensorReport:

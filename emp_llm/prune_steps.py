@@ -150,23 +150,24 @@ class TargetJob(ABC):
         self.checksum = new_hash()
         self._selection = selection
         self._tally = GroupTally(
-            target.geometry.columns, selection.beta, selection.groups.get(target.name)
+            target.geometry.columns, selection.is_bounded, selection.groups_of(target)
         )
 
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""
-        for number, block in enumerate(self.target.geometry.blocks()):
+        for block in self.target.geometry.blocks():
             nbytes = self.target.geometry.block_bytes(block)
-            compute = partial(self._compute_block, number, block)
+            compute = partial(self._compute_block, block)
             yield Piece(nbytes, compute, partial(self._settle_block, block))
         yield Piece.note(self._finish)
 
-    def _compute_block(self, number: int, block: Block, workspace: Workspace) -> RowFigures:
-        weights = self.target.read(self.file, block, workspace)
+    def _compute_block(self, block: Block, workspace: Workspace) -> RowFigures:
+        weights = self._selection.read(self.target, self.file, block, workspace)
         try:
-            return self.compute(number, weights, workspace)
+            rows = self.compute(block, weights, workspace)
         except NonFiniteRowError as error:
             raise self.target.not_finite(block, error) from error
+        return self._selection.told(self.target, block, rows)
 
     def _settle_block(self, block: Block, rows: RowFigures) -> Write | None:
         self._tally.add(rows)
@@ -178,7 +179,7 @@ class TargetJob(ABC):
         return write
 
     @abstractmethod
-    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> RowFigures:
+    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> RowFigures:
         """Decide on a block; on any thread."""
 
     @abstractmethod
@@ -199,11 +200,10 @@ class MeasureJob(TargetJob):
         super().__init__(target, file, selection)
         self._nbytes = 0
 
-    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PackedRows:
+    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> PackedRows:
         """Table and stats of a block, and its records if the job emits them."""
-        rule = self._selection.rule(self.target.name, number)
-        # by the first block's rule, whichever block comes first
-        layout = self.target.layout(self.file, self._selection.rule(self.target.name, 0))
+        rule = self._selection.rule(self.target, block)
+        layout = self._selection.layout(self.target, self.file)
         return pack_rows(weights, layout, rule, emit=self.emits, workspace=workspace)
 
     def settle(self, block: Block, rows: RowFigures) -> Write | None:  # noqa: ARG002
@@ -301,9 +301,9 @@ class DenseJob(TargetJob):
         self._rows = DenseRows(self.entry, target.geometry, writer)
         self.checksum = self._rows.checksum
 
-    def compute(self, number: int, weights: Patterns, workspace: Workspace) -> PrunedRows:
+    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> PrunedRows:
         """A block with zeros in it, in place, and its table and stats."""
-        rule = self._selection.rule(self.target.name, number)
+        rule = self._selection.rule(self.target, block)
         number_format = self.target.geometry.number_format
         return prune_rows(weights, number_format, rule, out=weights, workspace=workspace)
 

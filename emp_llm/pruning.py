@@ -2,18 +2,25 @@
 
     source → open → decide targets → select → shards: pack and copy → config, index, card, report
 
+Where scores come from data, `emp_llm.calibration` has decided before any shard is written.
+
 Every shard of the source becomes one shard of the same name; no more than a few blocks of rows
 are in memory at any time. Shards of the Hub are pruned as they arrive: `files` waits for them.
 """
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from emp_llm.calibration.decisions import DecisionStore
+from emp_llm.calibration.given import GivenSelection
+from emp_llm.calibration.options import needs_decisions
 from emp_llm.card import write_card
 from emp_llm.companions import (
     CARD_NAME,
@@ -36,7 +43,7 @@ from emp_llm.planned_run import PlannedRun, origin
 from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.prune_steps import CopyJob, TargetJob, hash_name
 from emp_llm.ranks import Team, join_team
-from emp_llm.report import Outcome, rule_fields
+from emp_llm.report import Calibrated, Outcome, rule_fields
 from emp_llm.selection import Selection
 from emp_llm.shard_plan import ShardPlan, output_name
 from emp_llm.shard_writer import ShardWriter
@@ -91,8 +98,8 @@ def prune(
         CheckpointError: If the source is no checkpoint that can be pruned; HubError if it cannot
             be fetched.
         OptionError: If `discard_source` is asked for with a local folder, or with granularity
-            `model` or a target sparsity, which read all shards before the first is pruned; or if
-            no β gives the target sparsity.
+            `model`, a target sparsity or scores from data, for which all shards are read before
+            the first is pruned; or if no β gives the target sparsity.
         OutputError: If `out` cannot be written, or holds an unfinished run that differs.
         RankError: If another of the processes failed.
     """
@@ -120,6 +127,11 @@ def prune(
 
 def _check_discarding(discard_source: bool, options: PruneOptions) -> None:
     """Refuse to delete shards that are read again."""
+    if discard_source and needs_decisions(options):
+        raise OptionError(
+            "discard_source: scores from data and repair read the source twice, before the first "
+            "shard is pruned and after: leave it out"
+        )
     together, sought = options.granularity == "model", options.target_sparsity is not None
     if not discard_source or not (together or sought):
         return
@@ -175,27 +187,47 @@ class _PruneRun(PlannedRun):
         shards = self.share_of(left, lambda shard: shard.header.file_size)
         surveyed = self.surveyed()
         with ExitStack() as stack:
+            given = self._decided(journal.decisions, stack)
             needed = [s for s in self.checkpoint.shards if s in shards or s in surveyed]
             files = stack.enter_context(self.source.files(needed))
             writers = stack.enter_context(ExitStack())
             flusher = stack.enter_context(Flusher())
             write = partial(self._writing, files, folder, journal, flusher, writers)
             nbytes = sum(entry.nbytes for shard in left for entry in shard.header.tensors)
-            self.run("pruning", nbytes, shards, files, write)
+            self.run("pruning", nbytes, shards, files, write, given)
         self.team.gather(None)
+
+    def _decided(self, folder: Path, stack: ExitStack) -> Selection | None:
+        """Have the first rank decide by data what stays, if that is asked for."""
+        if not needs_decisions(self.options):
+            return None
+
+        def calibrate() -> float:
+            calibrating = importlib.import_module("emp_llm.calibration.calibrating")
+            with DecisionStore(folder) as store:
+                calibrating.calibrate(self, store)
+            return self.options.beta  # which may have been found by the scores
+
+        self.options = replace(self.options, beta=self.team.share(calibrate))
+        return GivenSelection(self.options, stack.enter_context(DecisionStore(folder)))
 
     def publish(self, folder: OutputFolder, origin: dict[str, Any]) -> dict[str, Any]:
         """Write what goes beside the shards, and put all of it in its place; returns the report."""
         staging = folder.staging
         write_index(staging, self.checkpoint)
+        calibrated = Calibrated()
+        if needs_decisions(self.options):
+            with DecisionStore(folder.journal.decisions) as store:
+                calibrated = Calibrated.of(store)
         packed = self.options.output_format == "packed"
-        method = quantization_config(rule_fields(self.options)) if packed else None
+        rule = rule_fields(self.options, calibrated.data)
+        method = quantization_config(rule) if packed else None
         write_config(staging, self.checkpoint, method)
         copy_small_files(staging, self.checkpoint)
         outcomes: dict[str, Outcome] = {}
         for shard in self.checkpoint.shards:
             outcomes |= self._outcomes(folder.journal, self._name(shard))
-        report = self.report(outcomes, origin)
+        report = self.report(outcomes, origin, calibrated)
         report["files"] = describe_files(staging)
         write_json(staging / REPORT_NAME, report)
         write_figure(staging, report)

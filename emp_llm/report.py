@@ -6,11 +6,14 @@ options give the same bytes.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from emp_llm import __version__
+from emp_llm.calibration.decisions import DecisionStore
+from emp_llm.calibration.options import needs_decisions
 from emp_llm.errors import FormatError
 from emp_llm.options import PruneOptions
 from emp_llm.packed import FORMAT_VERSION
@@ -19,6 +22,7 @@ from emp_llm.tally import TensorFigures, digits, ratio
 from emp_llm.targets import Decision
 
 __all__ = [
+    "Calibrated",
     "Outcome",
     "TensorReport",
     "build_report",
@@ -46,6 +50,32 @@ class Outcome:
 
     figures: TensorFigures | None = None
     checksum: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """What there is to be told of a run whose masks or weights come from data.
+
+    Attributes:
+        data: What was found out of the data beyond what was asked for, such as their ``hash``.
+        notes: Other facts, by the names that the report uses.
+        repaired: Tensors that have new weights, targets and biases.
+    """
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    repaired: Collection[str] = ()
+
+    @classmethod
+    def of(cls, store: DecisionStore) -> "Calibrated":
+        """What decisions tell."""
+        notes = store.notes
+        repaired = {name for name in store.names if store.is_repaired(name)}
+        return cls(
+            data=notes.pop("calibration", {}),
+            notes=notes,
+            repaired=repaired.union(store.replaced_names),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +111,49 @@ class TensorReport:
         return fields | ({"hash": checksum} if checksum else {})
 
 
-def rule_fields(options: PruneOptions) -> dict[str, Any]:
-    """The options that decide which weights stay, by the names that configs and reports use."""
-    return {
+def rule_fields(options: PruneOptions, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options that decide which weights stay, by the names that configs and reports use.
+
+    What is asked of scores from data is there only where it is not the default.
+
+    Args:
+        options: The options.
+        data: What a calibration found out of its data, beyond what was asked for.
+    """
+    fields: dict[str, Any] = {
         "beta": options.beta,
         "granularity": options.granularity,
-        "criterion": "magnitude",
+        "criterion": options.criterion,
         "targets": options.targets,
         "ignore": list(options.ignore),
     }
+    if options.criterion != "magnitude" and options.count_by != "criterion":
+        fields["count_by"] = options.count_by
+    if options.repair != "none":
+        fields["repair"] = options.repair
+    calibration = options.calibration
+    if calibration is not None and needs_decisions(options):
+        fields["calibration"] = {
+            "text": _text_name(calibration.text),
+            "samples": calibration.samples,
+            "length": calibration.length,
+            "seed": calibration.seed,
+            "sequential": calibration.sequential,
+            **(data or {}),
+        }
+    return fields
+
+
+def _text_name(text: str) -> str:
+    """What a text is called: of a file no more than its name, to give nothing away."""
+    return Path(text).name if Path(text).is_file() else text
 
 
 def build_report(
-    tensors: Iterable[TensorReport], options: PruneOptions, source: Mapping[str, Any]
+    tensors: Iterable[TensorReport],
+    options: PruneOptions,
+    source: Mapping[str, Any],
+    calibrated: Calibrated,
 ) -> dict[str, Any]:
     """The whole report, as `emp_report.json` holds it.
 
@@ -101,9 +161,12 @@ def build_report(
         tensors: Every tensor of the checkpoint.
         options: What was asked for.
         source: Name and revision of the model that was pruned.
+        calibrated: What there is to be told of scores from data.
     """
     ordered = sorted(tensors, key=lambda tensor: tensor.entry.name)
     fields = {tensor.entry.name: tensor.to_dict() for tensor in ordered}
+    for name in calibrated.repaired:
+        fields[name]["repaired"] = True
     targets, model = count_totals(fields)
     figures = [tensor.outcome.figures for tensor in ordered]
     targets |= mass_totals([known for known in figures if known])
@@ -113,8 +176,9 @@ def build_report(
         "format": options.output_format,
         "format_version": FORMAT_VERSION,
         "source": dict(source),
-        "rule": rule_fields(options),
+        "rule": rule_fields(options, calibrated.data),
         **({} if sought is None else {"target_sparsity": sought}),
+        **({"calibration": dict(calibrated.notes)} if calibrated.notes else {}),
         "totals": {"targets": targets, "model": model},
         "tensors": fields,
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from emp_kernels.counting import exact_count
-from emp_kernels.dispatch import PerRow, Threshold
+from emp_kernels.dispatch import PerRow, RowFigures, Rule, Threshold, Workspace
 from emp_kernels.histogram import (
     LOW_PARTS,
     BlockHistogram,
@@ -24,15 +24,19 @@ from emp_kernels.histogram import (
     native_threshold,
     sparse,
 )
+from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import F32
 from emp_kernels.rows import Patterns
 
 from emp_llm.block_pass import BlockPass
 from emp_llm.geometry import Block
+from emp_llm.layout_choice import choose_layout, sample_rows
 from emp_llm.options import PruneOptions
 from emp_llm.pipeline import Advance
 from emp_llm.ranks import Team
 from emp_llm.sources.files import OpenFiles
+from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import Group
 from emp_llm.target import Target
 
@@ -57,9 +61,54 @@ class Selection:
     groups: Mapping[str, Sequence[Group]]
     thresholds: Mapping[str, Sequence[Threshold]]
 
-    def rule(self, name: str, number: int) -> PerRow | Threshold:
-        """What to keep of a tensor's block with this number."""
-        return self.thresholds[name][number] if self.thresholds else PerRow(self.beta)
+    @property
+    def is_bounded(self) -> bool:
+        """Whether `emp_llm.tally.mass_bound` holds for what is kept."""
+        return self.beta == 1.0
+
+    def groups_of(self, target: Target) -> Sequence[Group] | None:
+        """The groups that a target's matrices belong to, in order; None where each row is one."""
+        return self.groups.get(target.name)
+
+    def rule(self, target: Target, block: Block) -> Rule:
+        """What to keep of one of a target's blocks."""
+        if not self.thresholds:
+            return PerRow(self.beta)
+        return self.thresholds[target.name][target.geometry.block_number(block)]
+
+    def read(
+        self, target: Target, file: SourceFile, block: Block, workspace: Workspace
+    ) -> Patterns:
+        """Read the weights of a target's rows that are kept or go; as `Target.read`."""
+        return target.read(file, block, workspace)
+
+    def told(self, target: Target, block: Block, rows: RowFigures) -> RowFigures:  # noqa: ARG002
+        """What is to be told of a block that was pruned."""
+        return rows
+
+    def layout(self, target: Target, file: SourceFile) -> RowLayout:
+        """The layout that a target is packed in, chosen once.
+
+        Raises:
+            CheckpointError: If the file cannot be read.
+        """
+
+        def choose() -> RowLayout:
+            workspace = Workspace()
+            sample = sample_rows(
+                target.geometry, lambda block: self.read(target, file, block, workspace)
+            )
+            return choose_layout(sample, target.geometry, self._sample_rule(target))
+
+        return target.layout(choose)
+
+    def copied_from(self, entry: TensorEntry, file: SourceFile) -> SourceFile:  # noqa: ARG002
+        """The file that a tensor which is no target is copied from, at the place of its entry."""
+        return file
+
+    def _sample_rule(self, target: Target) -> Rule:
+        """What to keep of the rows that `sample_rows` takes: by the rule for the first block."""
+        return self.rule(target, next(target.geometry.blocks()))
 
 
 def passes(options: PruneOptions) -> int:

@@ -101,4 +101,4 @@ class ShardPlan:
             if entry.name in self.targets:
                 yield prune_to(self.targets[entry.name], file, selection, writer)
             else:
-                yield CopyJob(entry, file, writer)
+                yield CopyJob(entry, selection.copied_from(entry, file), writer)

@@ -93,7 +93,8 @@ class TensorFigures:
         histogram: Its groups counted by N_eff / N, in HISTOGRAM_BINS bins from 0 to 1.
         mass: Σ|w| of all its weights.
         kept_mass: Σ|w| of the kept ones.
-        bound_mass: What `mass_bound` promises of it at least; None for other β than 1.
+        bound_mass: What `mass_bound` promises of it at least; None where it does not hold, such as
+            for other β than 1.
         bytes_before: Bytes of its data in the source.
         bytes_after: Bytes of its data, all planes together, in the result.
     """
@@ -162,14 +163,14 @@ class GroupTally:
 
     Args:
         columns: Weights in a row.
-        beta: The rule's multiplier; the bound is known for 1 only.
+        bounded: Whether `mass_bound` holds for them.
         shared: The groups of the tensor's matrices, where they are larger than a row; None where
             each row is one.
     """
 
-    def __init__(self, columns: int, beta: float, shared: Sequence[Group] | None) -> None:
+    def __init__(self, columns: int, bounded: bool, shared: Sequence[Group] | None) -> None:
         self._columns = columns
-        self._bounded = beta == 1.0
+        self._bounded = bounded
         self._shared = shared
         self._rows = self._kept = 0
         self._mass = self._kept_mass = self._bound_mass = 0.0

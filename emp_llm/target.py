@@ -1,9 +1,10 @@
 """A tensor that is pruned: where it lies, how its rows run, and the layout they are packed in."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from emp_kernels.dispatch import PerRow, Threshold, Workspace
+from emp_kernels.dispatch import Workspace
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import FORMATS
@@ -11,7 +12,6 @@ from emp_kernels.rows import Patterns
 
 from emp_llm.errors import CheckpointError
 from emp_llm.geometry import Block, Geometry
-from emp_llm.layout_choice import choose_layout, sample_rows
 from emp_llm.row_reader import PlainReader
 from emp_llm.sources.checkpoint import Shard
 from emp_llm.sources.safetensors_header import TensorEntry
@@ -81,13 +81,11 @@ class Target:
             f"magnitude to rank: repair the checkpoint or leave the tensor out with --ignore"
         )
 
-    def layout(self, file: SourceFile, rule: PerRow | Threshold) -> RowLayout:
-        """The layout for the whole tensor, decided once, by the rule for its first block."""
+    def layout(self, choose: Callable[[], RowLayout]) -> RowLayout:
+        """The layout for the whole tensor, chosen once."""
         with self._deciding:
             if "chosen" not in self._layouts:
-                workspace = Workspace()
-                sample = sample_rows(self.geometry, lambda block: self.read(file, block, workspace))
-                self._layouts["chosen"] = choose_layout(sample, self.geometry, rule)
+                self._layouts["chosen"] = choose()
             return self._layouts["chosen"]
 
     @property

@@ -3,11 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from emp_kernels.dispatch import Given, PerRow
+from emp_kernels.numbers import F32
 from safetensors.torch import load_file, save_file
 
 from emp_llm import PruneOptions, inspect, prune, unpack
+from emp_llm.geometry import Geometry
+from emp_llm.layout_choice import choose_layout
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 COLUMNS = 4096
@@ -101,3 +106,15 @@ def test_all_rows_decide_alike_on_any_number_of_threads(model: Path, tmp_path: P
         prune(source, tmp_path / str(threads), threads=threads)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("1", "3")]
     assert files[0] == files[1]
+
+
+def test_the_layout_of_given_masks_is_chosen_for_the_weights_that_stay() -> None:
+    # every other weight is a small one that a bfloat16 holds; the largest need all of float32
+    bits = np.random.default_rng(0).integers(0x3F800000, 0x3FFFFFFF, (9, 64), np.uint32)
+    bits[:, ::2] = (bits[:, ::2] >> 16 << 16) - 0x08000000
+    small = np.zeros((9, 64), bool)
+    small[:, ::2] = True
+    geometry = Geometry(number_format=F32, shape=(9, 64))
+    by_mask = Given(np.packbits(small, axis=1, bitorder="little"))
+    assert choose_layout(bits, geometry, by_mask).dropped_bits == 16
+    assert choose_layout(bits, geometry, PerRow(0.5)).dropped_bits == 0

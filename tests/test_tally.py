@@ -72,7 +72,7 @@ def test_the_kept_weights_hold_at_least_their_bound(scores):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tally_of_real_rows_retains_at_least_its_bound(kind):
     layout = RowLayout(number_format=BF16, columns=200)
-    tally = GroupTally(200, 1.0, None)
+    tally = GroupTally(200, True, None)
     for seed in range(3):
         weights = make_rows(kind, BF16, (4, 200), seed=seed)
         tally.add(pack_rows(weights, layout, PerRow(1.0), emit=False))
@@ -98,7 +98,7 @@ SECOND = block((0, 0, 0, 0))
 
 
 def tallied(beta, shared=None):
-    tally = GroupTally(4, beta, shared)
+    tally = GroupTally(4, beta == 1.0, shared)
     tally.add(FIRST)
     tally.add(SECOND)
     return tally.figures((3, 4), 24, 15)
@@ -159,7 +159,7 @@ def test_a_group_that_reaches_past_the_tensor_gives_it_no_bound():
 
 
 def test_a_tensor_of_zeros_retains_all_of_its_nothing():
-    tally = GroupTally(4, 1.0, None)
+    tally = GroupTally(4, True, None)
     tally.add(SECOND)
     figures = tally.figures((1, 4), 8, 4).to_dict()
     assert (figures["retained_mass"], figures["retained_mass_bound"]) == (1.0, 1.0)

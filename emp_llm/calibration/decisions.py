@@ -26,7 +26,7 @@ from emp_llm.sources.checkpoint import read_json_object
 from emp_llm.sources.source_file import PlainFile
 from emp_llm.tally import Group
 
-__all__ = ["BlockWriter", "DecisionStore"]
+__all__ = ["BlockWriter", "DecisionStore", "count_decided"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -162,6 +162,11 @@ class BlockWriter:
         self._checksum.update(flat.data)
         self._file.write(flat.data)
         return at
+
+
+def count_decided(folder: Path) -> int:
+    """How many blocks a folder of decisions has, whole or damaged."""
+    return sum(path.name != _NOTES for path in folder.glob(f"*{_INDEX}"))
 
 
 class DecisionStore:

@@ -1,10 +1,21 @@
 """What a user can ask of a calibration, checked once, where it is made."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from emp_llm.errors import OptionError
 
-__all__ = ["CalibrationOptions"]
+if TYPE_CHECKING:
+    from emp_llm.options import PruneOptions
+
+__all__ = ["CalibrationOptions", "needs_decisions"]
+
+
+def needs_decisions(options: PruneOptions) -> bool:
+    """Whether masks or weights come from more than the magnitudes, and are decided on ahead."""
+    return options.criterion != "magnitude" or options.repair != "none"
 
 
 @dataclass(frozen=True, kw_only=True)

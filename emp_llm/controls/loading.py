@@ -100,7 +100,6 @@ class _ChosenSource(TargetSource):
     def _prune(
         self,
         rows: Patterns,
-        number: int,  # noqa: ARG002
         block: Block,
         workspace: Workspace,  # noqa: ARG002
     ) -> None:

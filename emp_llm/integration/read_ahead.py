@@ -47,13 +47,10 @@ class Reading:
     def begin(self, pool: ThreadPoolExecutor) -> None:
         """Give the blocks to the pool."""
         weights = self._weights = DenseWeights.empty(self._source.geometry)
-        self._parts = [
-            pool.submit(self._fill, weights, number, block)
-            for number, block in enumerate(self._source.blocks())
-        ]
+        self._parts = [pool.submit(self._fill, weights, block) for block in self._source.blocks()]
 
-    def _fill(self, weights: DenseWeights, number: int, block: Block) -> None:
-        self._source.fill(weights, number, block, _workspace())
+    def _fill(self, weights: DenseWeights, block: Block) -> None:
+        self._source.fill(weights, block, _workspace())
 
     def result(self) -> torch.Tensor:
         """The tensor, once all blocks are there."""

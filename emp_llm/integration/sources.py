@@ -91,12 +91,11 @@ class Source(ABC):
         return list(self.geometry.blocks())
 
     @abstractmethod
-    def fill(self, weights: DenseWeights, number: int, block: Block, workspace: Workspace) -> None:
+    def fill(self, weights: DenseWeights, block: Block, workspace: Workspace) -> None:
         """Read one block; on any thread.
 
         Args:
             weights: The tensor that is filled.
-            number: The block's number.
             block: Which rows.
             workspace: Buffers of this thread.
         """
@@ -115,7 +114,7 @@ class TargetSource(Source):
         self._target = target
         self._file = file
 
-    def fill(self, weights: DenseWeights, number: int, block: Block, workspace: Workspace) -> None:
+    def fill(self, weights: DenseWeights, block: Block, workspace: Workspace) -> None:
         """Read and prune one block.
 
         Raises:
@@ -123,12 +122,12 @@ class TargetSource(Source):
         """
         memory = weights.in_place(block)
         rows = self._target.read(self._file, block, workspace, memory)
-        self._prune(rows, number, block, workspace)
+        self._prune(rows, block, workspace)
         if memory is None:
             weights.place(block, rows)
 
     @abstractmethod
-    def _prune(self, rows: Patterns, number: int, block: Block, workspace: Workspace) -> None:
+    def _prune(self, rows: Patterns, block: Block, workspace: Workspace) -> None:
         """Put +0.0 in the place of the weights of a block's rows that do not stay."""
 
 
@@ -145,8 +144,8 @@ class PrunedSource(TargetSource):
         super().__init__(target, file)
         self._selection = selection
 
-    def _prune(self, rows: Patterns, number: int, block: Block, workspace: Workspace) -> None:
-        rule = self._selection.rule(self._target.name, number)
+    def _prune(self, rows: Patterns, block: Block, workspace: Workspace) -> None:
+        rule = self._selection.rule(self._target, block)
         try:
             prune_rows(rows, self.geometry.number_format, rule, out=rows, workspace=workspace)
         except NonFiniteRowError as error:
@@ -164,13 +163,7 @@ class UnpackedSource(Source):
         self.geometry = reader.geometry
         self._reader = reader
 
-    def fill(
-        self,
-        weights: DenseWeights,
-        number: int,  # noqa: ARG002
-        block: Block,
-        workspace: Workspace,
-    ) -> None:
+    def fill(self, weights: DenseWeights, block: Block, workspace: Workspace) -> None:
         """Read and unpack one block.
 
         Raises:
