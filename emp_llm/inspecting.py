@@ -79,6 +79,8 @@ def inspect(
             f"criterion {options.criterion!r} with repair {options.repair!r}: what scores from "
             "data and repair come to is known by pruning only; inspect by magnitude"
         )
+    if options.max_loss_increase is not None:
+        raise OptionError("max_loss_increase: inspect runs no model; let prune search for β")
     told = SharedProgress(progress or Silent())
     by_row = options.granularity == "row"
     whole = download or not by_row or options.target_sparsity is not None

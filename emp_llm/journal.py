@@ -149,6 +149,7 @@ def describe_run(
         "release": {"emp-llm": __version__, "format": FORMAT_VERSION},
         "options": {
             "target sparsity": options.target_sparsity,
+            "max loss increase": options.max_loss_increase,
             **rule_fields(options, _calibration(options)),
             "format": options.output_format,
         },
@@ -164,7 +165,7 @@ def describe_run(
 def _calibration(options: PruneOptions) -> dict[str, Any]:
     """What of a calibration the bytes depend on, and no report tells."""
     calibration = options.calibration
-    if calibration is None:
+    if calibration is None or calibration.text is None:
         return {}
     path = Path(calibration.text)
     text = {"content": describe_file(path)} if path.is_file() else {}

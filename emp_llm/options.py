@@ -78,7 +78,13 @@ class PruneOptions:
                 f"target_sparsity is {sparsity}; it is the share of weights to prune: give a "
                 "number between 0 and 1, such as 0.5"
             )
-        if sparsity is not None and self.max_loss_increase is not None:
+        increase = self.max_loss_increase
+        if increase is not None and not (math.isfinite(increase) and increase > 0):
+            raise OptionError(
+                f"max_loss_increase is {increase}; it is by how many per cent the loss may rise: "
+                "give a finite number above 0, such as 1"
+            )
+        if sparsity is not None and increase is not None:
             raise OptionError(
                 "target_sparsity and max_loss_increase are two ways to find one β: give one of them"
             )

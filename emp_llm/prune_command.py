@@ -5,7 +5,7 @@ from typing import Any
 
 from emp_llm.options import PruneOptions
 
-__all__ = ["prune_words"]
+__all__ = ["exact_beta", "prune_words"]
 
 
 def prune_words(
@@ -23,7 +23,7 @@ def prune_words(
     words = ["emp-llm", "prune", model or report["source"]["model"], "--out", out]
     for option, value, usual in (
         ("--revision", report["source"]["revision"], None),
-        ("--beta", _exact(rule["beta"]) if beta else None, _exact(default.beta)),
+        ("--beta", exact_beta(rule["beta"]) if beta else None, exact_beta(default.beta)),
         ("--granularity", rule["granularity"], default.granularity),
         ("--targets", rule["targets"], default.targets),
         *(("--ignore", pattern, None) for pattern in rule["ignore"]),
@@ -34,6 +34,6 @@ def prune_words(
     return words
 
 
-def _exact(beta: float) -> str:
+def exact_beta(beta: float) -> str:
     """The shortest text that is this very number."""
     return repr(float(beta)).removesuffix(".0")

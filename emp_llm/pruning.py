@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from emp_llm.calibration.combinations import check_options
 from emp_llm.calibration.decisions import DecisionStore
 from emp_llm.calibration.given import GivenSelection
 from emp_llm.calibration.options import needs_decisions
@@ -99,11 +100,13 @@ def prune(
             be fetched.
         OptionError: If `discard_source` is asked for with a local folder, or with granularity
             `model`, a target sparsity or scores from data, for which all shards are read before
-            the first is pruned; or if no β gives the target sparsity.
+            the first is pruned; if no β gives the target sparsity; or as
+            `emp_llm.calibration.combinations` does.
         OutputError: If `out` cannot be written, or holds an unfinished run that differs.
         RankError: If another of the processes failed.
     """
     options = options or PruneOptions()
+    check_options(options)
     _check_discarding(discard_source, options)
     told = SharedProgress(progress or Silent())
     with join_team(meeting_of(os.environ) if distributed else None) as team:
@@ -127,10 +130,10 @@ def prune(
 
 def _check_discarding(discard_source: bool, options: PruneOptions) -> None:
     """Refuse to delete shards that are read again."""
-    if discard_source and needs_decisions(options):
+    if discard_source and (needs_decisions(options) or options.max_loss_increase is not None):
         raise OptionError(
-            "discard_source: scores from data and repair read the source twice, before the first "
-            "shard is pruned and after: leave it out"
+            "discard_source: scores from data and repair, and a search for β, read the source "
+            "twice, before the first shard is pruned and after: leave it out"
         )
     together, sought = options.granularity == "model", options.target_sparsity is not None
     if not discard_source or not (together or sought):

@@ -13,7 +13,7 @@ from typing import Any
 
 from emp_llm import __version__
 from emp_llm.calibration.decisions import DecisionStore
-from emp_llm.calibration.options import needs_decisions
+from emp_llm.calibration.options import CalibrationOptions, needs_decisions
 from emp_llm.errors import FormatError
 from emp_llm.options import PruneOptions
 from emp_llm.packed import FORMAT_VERSION
@@ -133,20 +133,22 @@ def rule_fields(options: PruneOptions, data: Mapping[str, Any] | None = None) ->
         fields["repair"] = options.repair
     calibration = options.calibration
     if calibration is not None and needs_decisions(options):
-        fields["calibration"] = {
-            "text": _text_name(calibration.text),
-            "samples": calibration.samples,
-            "length": calibration.length,
-            "seed": calibration.seed,
-            "sequential": calibration.sequential,
-            **(data or {}),
-        }
+        fields["calibration"] = _calibration_fields(calibration) | dict(data or {})
     return fields
 
 
-def _text_name(text: str) -> str:
-    """What a text is called: of a file no more than its name, to give nothing away."""
-    return Path(text).name if Path(text).is_file() else text
+def _calibration_fields(calibration: CalibrationOptions) -> dict[str, Any]:
+    """What was asked of a calibration; of a file no more than its name, to give nothing away."""
+    text = calibration.text
+    if text is None:  # it was the seed only that was needed
+        return {"seed": calibration.seed}
+    return {
+        "text": Path(text).name if Path(text).is_file() else text,
+        "samples": calibration.samples,
+        "length": calibration.length,
+        "seed": calibration.seed,
+        "sequential": calibration.sequential,
+    }
 
 
 def build_report(

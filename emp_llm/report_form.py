@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from emp_llm.errors import FormatError
-from emp_llm.options import Granularity, OutputFormat
+from emp_llm.options import Granularity, OutputFormat, Repair
 from emp_llm.shown import shortened
 from emp_llm.sources.checkpoint import read_json_object
 from emp_llm.tally import HISTOGRAM_BINS
@@ -88,6 +88,21 @@ def _is_histogram(value: object) -> bool:
     return _list_of(_is_count)(value) and len(value) == HISTOGRAM_BINS  # type: ignore[arg-type]
 
 
+def _is_object_of(tests: Mapping[str, Test]) -> Test:
+    return lambda value: isinstance(value, dict) and all(t(value.get(n)) for n, t in tests.items())
+
+
+_TRIED: dict[str, Test] = {
+    "beta": _or_none(_is_figure),
+    "loss": _is_figure,
+    "perplexity": _is_figure,
+}
+_DATA: dict[str, Test] = {
+    "text": _or_none(_is_text),
+    "seed": _is_count,
+    **dict.fromkeys(("samples", "length"), _or_none(_is_count)),
+    "sequential": _or_none(_is_flag),
+}
 _FRACTIONS = ("n_eff_fraction_min", "n_eff_fraction_mean", "n_eff_fraction_max")
 _SUMS: dict[str, Test] = {
     **dict.fromkeys(("tensors", "weights", "kept", "bytes_before", "bytes_after"), _is_count),
@@ -98,6 +113,9 @@ _HEAD: dict[str, Test] = {
     "format": lambda value: value in get_args(OutputFormat),
     # only `inspect` finds these, which writes no file
     **dict.fromkeys(("curve", "standing_out"), _is_absent),
+    "target_sparsity": _or_none(_is_figure),
+    "search": _or_none(_list_of(_is_object_of(_TRIED))),
+    "calibration": _or_none(_is_object_of({"without_tokens": _or_none(_list_of(_is_text))})),
 }
 _PARTS: dict[str, dict[str, Test]] = {
     "source": {"model": _is_text, "revision": _or_none(_is_text)},
@@ -107,6 +125,8 @@ _PARTS: dict[str, dict[str, Test]] = {
         "criterion": _is_text,
         "targets": _is_text,
         "ignore": _list_of(_is_text),
+        "repair": lambda value: value is None or value in get_args(Repair),
+        "calibration": _or_none(_is_object_of(_DATA)),
     },
     "totals": {"files": _is_absent},
     "tensors": {},

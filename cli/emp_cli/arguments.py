@@ -7,36 +7,160 @@ import typer
 
 __all__ = [
     "Beta",
+    "BetaOrAuto",
+    "Calibration",
+    "CalibrationDevice",
     "Context",
+    "CountByOption",
+    "Criterion",
     "Device",
     "Dtype",
     "GranularityOption",
     "Html",
     "Ignore",
     "Json",
+    "Length",
+    "MaxLossIncrease",
     "Model",
+    "NoSequential",
     "Out",
     "Overwrite",
     "Png",
     "Private",
     "Protocol",
+    "RepairOption",
     "Revision",
+    "Samples",
+    "Seed",
+    "TargetSparsity",
     "Targets",
     "Threads",
 ]
 
-from emp_llm.options import Granularity
+from emp_llm.options import CountBy, Granularity, Repair
+
+# parts of the help
+_HOW_MANY = "How many weights stay"
+_DATA = "Scores from data"
 
 Model = Annotated[str, typer.Argument(help="A folder, or a model of the Hugging Face Hub.")]
 Out = Annotated[Path, typer.Option(help="The folder to write.", show_default=False)]
 Beta = Annotated[
-    float, typer.Option(help="Keep β times the effective number of weights; 1 is the paper's rule.")
+    float | None,
+    typer.Option(
+        help="Keep β times the effective number of weights; 1 is the paper's rule.",
+        show_default="1.0",
+        rich_help_panel=_HOW_MANY,
+    ),
+]
+BetaOrAuto = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FLOAT|auto",
+        help="Keep β times the effective number of weights; 1 is the paper's rule. auto searches "
+        "for the least β that --max-loss-increase allows.",
+        show_default="1.0",
+        rich_help_panel=_HOW_MANY,
+    ),
+]
+MaxLossIncrease = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P",
+        help="With --beta auto: by how many per cent the loss on the calibration text may rise.",
+        show_default=False,
+        rich_help_panel=_HOW_MANY,
+    ),
+]
+TargetSparsity = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Find the β that prunes this share of all targets' weights, such as 0.5.",
+        show_default=False,
+        rich_help_panel=_HOW_MANY,
+    ),
 ]
 GranularityOption = Annotated[
     Granularity,
     typer.Option(
         "--granularity",
         help="What is ranked together: all inputs of a neuron, a matrix, or all targets.",
+        rich_help_panel=_HOW_MANY,
+    ),
+]
+CountByOption = Annotated[
+    CountBy,
+    typer.Option(
+        "--count-by",
+        help="Whose effective number counts: that of the criterion's scores, or of magnitudes.",
+        rich_help_panel=_HOW_MANY,
+    ),
+]
+Criterion = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What ranks the weights: magnitude, wanda, ria, taylor, obs or random, or a class of "
+        "your own as module:Class.",
+        rich_help_panel=_DATA,
+    ),
+]
+RepairOption = Annotated[
+    Repair,
+    typer.Option(
+        "--repair",
+        help="Restore what pruned layers give: obs changes the weights that stay, bias the biases.",
+        rich_help_panel=_DATA,
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="The data: wikitext2, ptb, c4, a file, or DATASET[:CONFIG[:SPLIT]] of the Hub.",
+        show_default=False,
+        rich_help_panel=_DATA,
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many samples of it.", show_default="128", rich_help_panel=_DATA),
+]
+Length = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Tokens in a sample.",
+        show_default="2048, or all that the model can see",
+        rich_help_panel=_DATA,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Of the places that samples are taken from, and of the criterion random.",
+        show_default="0",
+        rich_help_panel=_DATA,
+    ),
+]
+NoSequential = Annotated[
+    bool,
+    typer.Option(
+        "--no-sequential",
+        help="Feed each block with what the dense blocks before it give, not the pruned ones.",
+        rich_help_panel=_DATA,
+    ),
+]
+CalibrationDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda[:N]",
+        help="Where blocks are computed; auto takes the first GPU there is.",
+        show_default="auto",
+        rich_help_panel=_DATA,
     ),
 ]
 Targets = Annotated[

@@ -14,10 +14,12 @@ from emp_cli.arguments import (
     Png,
     Revision,
     Targets,
+    TargetSparsity,
     Threads,
 )
 from emp_cli.console import Clock, command, print_json, shown_progress
 from emp_cli.pictures import check_pictures, write_pictures
+from emp_cli.rule import beta_options
 from emp_llm.options import PruneOptions
 
 __all__ = ["inspect"]
@@ -26,7 +28,8 @@ __all__ = ["inspect"]
 @command
 def inspect(
     model: Model,
-    beta: Beta = 1.0,
+    beta: Beta = None,
+    target_sparsity: TargetSparsity = None,
     granularity: GranularityOption = "row",
     targets: Targets = "mlp",
     ignore: Ignore = None,
@@ -47,7 +50,10 @@ def inspect(
     """Tell what prune would do, and why it leaves the rest; writes no model."""
     clock = Clock()
     options = PruneOptions(
-        beta=beta, granularity=granularity, targets=targets, ignore=tuple(ignore or ())
+        granularity=granularity,
+        targets=targets,
+        ignore=tuple(ignore or ()),
+        **beta_options(beta, target_sparsity, None),
     )
     check_pictures(html, png)
     import emp_llm

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from emp_cli.tables import count, size
+from emp_cli.tables import count, found_lines, rule_in_short, search_table, size
 from emp_llm.shown import printable
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def show_report(report: Fields) -> None:
     signs = _FULL if console.encoding.lower().startswith("utf") else _ASCII
     view = _View(console, signs, report)
     view.kinds()
+    view.found()
     view.block_map()
     view.curve()
     view.standing_out()
@@ -92,9 +93,9 @@ class _View:
         """Each kind of layer, and all of them."""
         from emp_llm.report import kinds
 
-        rule, targets = self._report["rule"], self._report["totals"]["targets"]
-        title = f"{self._report['source']['model']}  β = {rule['beta']:g}, {rule['granularity']}"
-        self._say(f"{title} groups, {count(targets['weights'])} weights in targets", bold=True)
+        targets = self._report["totals"]["targets"]
+        title = f"{self._report['source']['model']}  {rule_in_short(self._report)}"
+        self._say(f"{title}, {count(targets['weights'])} weights in targets", bold=True)
         self._console.print()
         bounded = targets["retained_mass_bound"] is not None
         header = ["layer", "N_eff/N", "from – to", "sparsity", "mass"]
@@ -109,6 +110,14 @@ class _View:
             self._add(table, row)
         self._console.print(table)
         self._console.print()
+
+    def found(self) -> None:
+        """How β was found, and what data went into it."""
+        search_table(self._report)
+        if lines := found_lines(self._report):
+            for line in lines:
+                self._say(line)
+            self._console.print()
 
     def block_map(self) -> None:
         """The sparsity of each block and kind of layer, a mark for each."""

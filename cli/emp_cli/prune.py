@@ -6,20 +6,32 @@ from typing import Annotated
 import typer
 
 from emp_cli.arguments import (
-    Beta,
+    BetaOrAuto,
+    Calibration,
+    CalibrationDevice,
+    CountByOption,
+    Criterion,
     GranularityOption,
     Ignore,
     Json,
+    Length,
+    MaxLossIncrease,
     Model,
+    NoSequential,
     Out,
     Overwrite,
     Private,
+    RepairOption,
     Revision,
+    Samples,
+    Seed,
     Targets,
+    TargetSparsity,
     Threads,
 )
 from emp_cli.console import Clock, command, leads_team, print_json, shown_progress
 from emp_cli.push import send, show_sent
+from emp_cli.rule import beta_options, calibration_options
 from emp_llm.options import OutputFormat, PruneOptions
 
 __all__ = ["prune"]
@@ -29,8 +41,19 @@ __all__ = ["prune"]
 def prune(
     model: Model,
     out: Out,
-    beta: Beta = 1.0,
+    beta: BetaOrAuto = None,
+    target_sparsity: TargetSparsity = None,
+    max_loss_increase: MaxLossIncrease = None,
     granularity: GranularityOption = "row",
+    count_by: CountByOption = "criterion",
+    criterion: Criterion = "magnitude",
+    repair: RepairOption = "none",
+    calibration: Calibration = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Seed = None,
+    no_sequential: NoSequential = False,
+    device: CalibrationDevice = None,
     targets: Targets = "mlp",
     ignore: Ignore = None,
     output_format: Annotated[
@@ -69,11 +92,23 @@ def prune(
         raise typer.BadParameter("is the model that is pruned", param_hint="--push-to-hub")
     clock = Clock()
     options = PruneOptions(
-        beta=beta,
         granularity=granularity,
         targets=targets,
         ignore=tuple(ignore or ()),
         output_format=output_format,
+        criterion=criterion,
+        count_by=count_by,
+        repair=repair,
+        calibration=calibration_options(
+            criterion,
+            calibration,
+            seed,
+            sequential=not no_sequential,
+            samples=samples,
+            length=length,
+            device=device,
+        ),
+        **beta_options(beta, target_sparsity, max_loss_increase),
     )
     leads = leads_team()
     if push_to_hub is not None:
@@ -105,9 +140,12 @@ def prune(
             content["pushed"] = send(out, push_to_hub, private=private)
         print_json(content)
         return
-    from emp_cli.tables import pruned_kinds, size, totals_line
+    from emp_cli.tables import found_lines, pruned_kinds, search_table, size, totals_line
 
     pruned_kinds(report)
+    search_table(report)
+    for line in found_lines(report):
+        typer.echo(line)
     rate = report["totals"]["model"]["bytes_before"] / clock.seconds
     typer.echo(totals_line(report))
     typer.echo(

@@ -3,12 +3,28 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from emp_llm.prune_command import exact_beta
 from emp_llm.shown import printable
 
-__all__ = ["count", "pruned_kinds", "show", "size", "some", "totals_line"]
+__all__ = [
+    "count",
+    "found_lines",
+    "pruned_kinds",
+    "rule_in_short",
+    "search_table",
+    "show",
+    "size",
+    "some",
+    "totals_line",
+]
 
 _NAMED = 5
 """Names of one sort that are told before the rest is counted."""
+
+_REPAIRED = {
+    "obs": "the weights that stay",
+    "bias": "biases of pruned layers",
+}
 
 Row = Sequence[str]
 
@@ -67,8 +83,49 @@ def pruned_kinds(report: Mapping[str, Any]) -> None:
 
 
 def _title(report: Mapping[str, Any]) -> str:
+    return f"{report['source']['model']}  {rule_in_short(report)}"
+
+
+def rule_in_short(report: Mapping[str, Any]) -> str:
+    """What decided on the weights, as titles have it."""
     rule = report["rule"]
-    return f"{report['source']['model']}  β = {rule['beta']:g}, {rule['granularity']} groups"
+    words = f"β = {rule['beta']:g}, {rule['granularity']} groups"
+    return words if rule["criterion"] == "magnitude" else f"{words}, {rule['criterion']}"
+
+
+def search_table(report: Mapping[str, Any]) -> None:
+    """Print what was tried to find β by the loss, if it was."""
+    if tried := report.get("search"):
+        header = ("β", "loss", "perplexity")
+        show("tried on the calibration text", header, [_tried(one) for one in tried], left=0)
+
+
+def _tried(one: Mapping[str, Any]) -> Row:
+    beta = "dense" if one["beta"] is None else f"{one['beta']:g}"
+    return beta, f"{one['loss']:.4f}", f"{one['perplexity']:,.2f}"
+
+
+def found_lines(report: Mapping[str, Any]) -> list[str]:
+    """How β was found, and what data went into it, a line each; none where neither was asked."""
+    targets, rule = report["totals"]["targets"], report["rule"]
+    lines = []
+    if report.get("target_sparsity") is not None or report.get("search"):
+        lines.append(
+            f"found: --beta {exact_beta(rule['beta'])}, by which {targets['kept']:,} of "
+            f"{targets['weights']:,} weights stay"
+        )
+    data = rule.get("calibration") or {}
+    if data.get("text") is not None:
+        fed = ", sequential" if data["sequential"] else ""
+        lines.append(
+            f"calibrated on {data['text']}: {data['samples']} × {data['length']} tokens, seed "
+            f"{data['seed']}{fed}"
+        )
+    if rule.get("repair"):
+        lines.append(f"repaired: {_REPAIRED[rule['repair']]} have changed")
+    if unreached := report.get("calibration", {}).get("without_tokens"):
+        lines.append(f"ranked by magnitude, for no token reached them: {len(unreached)} matrices")
+    return [printable(line) for line in lines]
 
 
 def _figures(part: Mapping[str, Any]) -> Row:

@@ -23,7 +23,8 @@ class CalibrationOptions:
     """The data that scores are taken from, and how the model meets it.
 
     Args:
-        text: ``wikitext2``, ``ptb``, ``c4``, a file, or a data set of the Hub.
+        text: ``wikitext2``, ``ptb``, ``c4``, a file, or a data set of the Hub; None where only the
+            seed is needed.
         samples: How many samples of it, 1 or more.
         length: Tokens in a sample, 2 or more; by default 2,048, or the model's positions if those
             are fewer.
@@ -38,7 +39,7 @@ class CalibrationOptions:
         OptionError: If a value is out of its range.
     """
 
-    text: str
+    text: str | None = None
     samples: int = 128
     length: int | None = None
     seed: int = 0
