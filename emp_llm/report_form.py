@@ -64,6 +64,10 @@ def _is_block(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST_BLOCK
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
+
+
 def _is_absent(value: object) -> bool:
     return value is None
 
@@ -115,7 +119,7 @@ _HEAD: dict[str, Test] = {
     **dict.fromkeys(("curve", "standing_out"), _is_absent),
     "target_sparsity": _or_none(_is_figure),
     "search": _or_none(_list_of(_is_object_of(_TRIED))),
-    "calibration": _or_none(_is_object_of({"without_tokens": _or_none(_list_of(_is_text))})),
+    "calibration": _or_none(_is_object_of({"without_tokens": _or_none(_is_list)})),
 }
 _PARTS: dict[str, dict[str, Test]] = {
     "source": {"model": _is_text, "revision": _or_none(_is_text)},
