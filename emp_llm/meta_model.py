@@ -30,7 +30,11 @@ _SILENT = 50  # logging's CRITICAL; transformers logs nothing there
 
 
 def build_meta_model(
-    folder: Path, tensors: int = 0, config: Mapping[str, Any] | None = None
+    folder: Path,
+    tensors: int = 0,
+    config: Mapping[str, Any] | None = None,
+    *,
+    runs: bool = False,
 ) -> "PreTrainedModel":
     """Build the model that a checkpoint's config describes, on the meta device.
 
@@ -42,6 +46,7 @@ def build_meta_model(
         tensors: How many tensors the checkpoint has; a config that tells of a model of very many
             more parts is refused before all of them are made.
         config: The content of ``config.json``, where it is in no folder.
+        runs: Whether the model is to run, with torch's own attention if it can.
 
     Returns:
         The model; all its parameters and buffers are on the meta device.
@@ -57,7 +62,7 @@ def build_meta_model(
     try:
         made = _config(raw, path, in_file=config is None)
         with _bounded(path, tensors):
-            return _build(_model_class(made, raw, path), made, path)
+            return _build(_model_class(made, raw, path), made, path, runs=runs)
     except ImportError as error:
         raise CheckpointError(
             f"{path}: this model needs a package that is not installed: {_first_line(error)}"
@@ -200,12 +205,13 @@ def _model_class(
 
 
 def _build(
-    model_class: "type[PreTrainedModel]", config: "PretrainedConfig", path: Path
+    model_class: "type[PreTrainedModel]", config: "PretrainedConfig", path: Path, *, runs: bool
 ) -> "PreTrainedModel":
     import torch
 
     # Both only say how the model runs, but a config can name a kernel to be fetched from the Hub.
-    config._attn_implementation = "eager"
+    fast = runs and getattr(model_class, "_supports_sdpa", False)
+    config._attn_implementation = "sdpa" if fast else "eager"
     config._experts_implementation = "eager"
     try:
         # As from_pretrained does it: transformers sees this device and initialises nothing.

@@ -39,17 +39,19 @@ class SharedProgress:
         self._progress = progress
         self._lock = threading.Lock()
         self._to_fetch = 0
+        self._counts_bytes = True
 
     def expect(self, nbytes: int) -> None:
         """So many bytes are to be fetched during the stages that will begin."""
         self._to_fetch += nbytes
 
-    def begin(self, stage: str, total: int) -> None:
-        """A stage of the work begins, of so many bytes; what is still to be fetched is added."""
+    def begin(self, stage: str, total: int, unit: str = "B") -> None:
+        """A stage of the work begins; what is still to be fetched is added to one of bytes."""
         with self._lock:
-            if self._to_fetch:
+            self._counts_bytes = unit == "B"
+            if self._to_fetch and self._counts_bytes:
                 stage, total = f"fetching and {stage}", total + self._to_fetch
-            self._progress.begin(stage, total)
+            self._progress.begin(stage, total, unit)
 
     def advance(self, nbytes: int) -> None:
         """So many bytes of the stage are done."""
@@ -60,4 +62,5 @@ class SharedProgress:
         """So many of the expected bytes are there; fewer than none where some were lost."""
         with self._lock:
             self._to_fetch -= nbytes
-            self._progress.advance(nbytes)
+            if self._counts_bytes:
+                self._progress.advance(nbytes)

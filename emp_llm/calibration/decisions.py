@@ -252,6 +252,10 @@ class DecisionStore:
         """The targets that were decided on, sorted."""
         return sorted(name for index in self._indices.values() for name in index.tensors)
 
+    def knows(self, name: str) -> bool:
+        """Whether a target was decided on."""
+        return name in self._block_of
+
     def rows(self, name: str) -> int:
         """Rows of a target that were decided on."""
         last = self._tensor(name).parts[-1]

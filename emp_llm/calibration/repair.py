@@ -75,18 +75,14 @@ def _update(weight_RC: torch.Tensor, keep_RC: torch.Tensor, upper_CC: torch.Tens
     updated_RC = weight_RC.clone(memory_format=torch.contiguous_format)
     columns = weight_RC.shape[1]
     for start in range(0, columns, _BLOCK):
-        block, behind = slice(start, start + _BLOCK), slice(start + _BLOCK, columns)
-        # a column is in one piece of memory
-        updated_BR = updated_RC[:, block].T.contiguous()
-        pruned_BR = (~keep_RC[:, block]).T.contiguous()
-        errors_BR = torch.empty_like(updated_BR)
-        upper_BB = upper_CC[block, block]
-        for column, error_R in enumerate(errors_BR):
-            torch.mul(updated_BR[column], pruned_BR[column], out=error_R)
-            error_R /= upper_BB[column, column]
-            updated_BR[column:].addr_(upper_BB[column, column:], error_R, alpha=-1)
-        updated_RC[:, block] = updated_BR.T
-        updated_RC[:, behind].addmm_(errors_BR.T, upper_CC[block, behind], alpha=-1)
+        end = min(start + _BLOCK, columns)
+        errors_RB = updated_RC.new_zeros(len(updated_RC), end - start)
+        for column in range(start, end):
+            pruned_R = ~keep_RC[:, column] * updated_RC[:, column]
+            error_R = errors_RB[:, column - start]
+            error_R.copy_(pruned_R / upper_CC[column, column])
+            updated_RC[:, column:end].addr_(error_R, upper_CC[column, column:end], alpha=-1)
+        updated_RC[:, end:].addmm_(errors_RB, upper_CC[start:end, end:], alpha=-1)
     return updated_RC.mul_(keep_RC)
 
 

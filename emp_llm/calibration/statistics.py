@@ -29,6 +29,7 @@ class Statistics:
         norms_C: float64 [C], ‖x_c‖₂ of each input over all tokens.
         means_C: float64 [C], mean of each input.
         hessian_CC: float32 [C, C], Σ_t x_t x_tᵀ.
+        cross_CC: float32 [C, C], Σ_t d_t x_tᵀ, where d_t are the inputs that the dense model has.
         gradient_RC: float32 [R, C], ∂L/∂w of the mean loss in nats per token.
     """
 
@@ -40,4 +41,5 @@ class Statistics:
     norms_C: torch.Tensor | None = None
     means_C: torch.Tensor | None = None
     hessian_CC: torch.Tensor | None = None
+    cross_CC: torch.Tensor | None = None
     gradient_RC: torch.Tensor | None = None

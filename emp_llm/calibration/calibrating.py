@@ -1,0 +1,266 @@
+"""All decisions from data, in order: samples → blocks → statistics → scores → masks → repair.
+
+Most criteria are one walk through the model. A block is visited when all samples wait at it: its
+inputs are gathered, its weights scored, pruned and repaired, and the samples go on with what it
+gives then. Where gradients are needed, or all scores before the first weight goes, a walk through
+the dense model comes first, and a second one only to repair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from emp_llm.calibration.collecting import Gathering, PartedError, Products
+from emp_llm.calibration.criteria import find_criterion
+from emp_llm.calibration.deciding import decide_together
+from emp_llm.calibration.decisions import DecisionStore
+from emp_llm.calibration.gradients import Backward
+from emp_llm.calibration.judging import Judge
+from emp_llm.calibration.session import Session
+from emp_llm.calibration.settling import Decisions, Scores
+from emp_llm.calibration.statistics import Need, Statistics
+from emp_llm.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+
+    from emp_llm.calibration.settling import Sink
+    from emp_llm.calibration.walk import Call, Walk
+    from emp_llm.options import PruneOptions
+    from emp_llm.planned_run import PlannedRun
+    from emp_llm.sources.files import OpenFiles
+    from emp_llm.target import Target
+
+__all__ = ["calibrate"]
+
+_REPAIR_NEEDS: dict[str, frozenset[Need]] = {
+    "none": frozenset(),
+    "obs": frozenset({"hessian"}),
+    "bias": frozenset({"means"}),
+}
+
+
+def calibrate(run: PlannedRun, store: DecisionStore) -> None:
+    """Decide on all targets of a run that the store does not know yet.
+
+    Args:
+        run: What is to be pruned, and how.
+        store: Where decisions go.
+
+    Raises:
+        CheckpointError: If the source cannot be read or run, or has no tokenizer, or an activation,
+            weight or score is not finite.
+        OptionError: If the calibration's text is too short, or there is nothing to repair.
+        OSError: If decisions or activations cannot be written.
+    """
+    with run.source.files(run.checkpoint.shards) as files:
+        _Calibration(run, store, files).decide()
+
+
+class _Calibration:
+    """The decisions of one run, being made."""
+
+    def __init__(self, run: PlannedRun, store: DecisionStore, files: OpenFiles) -> None:
+        self._run = run
+        self._store = store
+        self._files = files
+        self._options = run.options
+        self._criterion = find_criterion(run.options.criterion)
+        self._repair_needs = _REPAIR_NEEDS[run.options.repair]
+        self._session = self._open_session()
+        self._units = self._session.targets if self._session else _by_block(run)
+        self._targets = [target for targets in self._units.values() for target in targets]
+        if run.options.repair == "bias" and not any(map(self._bias, self._targets)):
+            raise OptionError(
+                "repair 'bias' changes the biases of pruned layers, and these have none: choose "
+                "--repair obs"
+            )
+
+    def decide(self) -> None:
+        """Decide on everything that is left."""
+        options, needs = self._options, self._criterion.needs
+        together = options.granularity == "model"
+        if not together and "gradient" not in needs:
+            self._settle_on(self._decisions(self._store, options), needs | self._repair_needs)
+            return
+        repairs = options.repair != "none"
+        first = DecisionStore(self._store.folder / "first") if repairs else self._store
+        only_masks = replace(options, repair="none")
+        if together:
+            self._decide_together(first, only_masks)
+        else:
+            self._settle_on(self._decisions(first, only_masks), needs)
+        if repairs:
+            self._settle_on(self._decisions(self._store, options, first), self._repair_needs)
+
+    def _decide_together(self, store: DecisionStore, options: PruneOptions) -> None:
+        """Let all scores wait on disk, then rank them."""
+        if all(map(store.has, self._units)):
+            return
+        judge = Judge(options, self._files, self._device)
+        scores = Scores(store.folder, judge, self._units, options.criterion)
+        self._settle_on(scores, self._criterion.needs)
+        threads = self._run.threads
+        decide_together(scores.paths, self._targets, options, self._files, store, threads=threads)
+        scores.remove()
+
+    def _decisions(
+        self, store: DecisionStore, options: PruneOptions, given: DecisionStore | None = None
+    ) -> Decisions:
+        judge = Judge(options, self._files, self._device, given)
+        return Decisions(store, judge, self._units, self._bias_to_repair)
+
+    def _settle_on(self, sink: Sink, needs: frozenset[Need]) -> None:
+        """Have a sink settle on every part of the model, with what it needs to know."""
+        if all(map(sink.has, self._units)):
+            return
+        if "gradient" in needs:
+            self._go_back(sink)
+        elif needs:
+            self._go_forward(sink, needs)
+        # what no sample comes to, or any data is needed for
+        for unit in self._units:
+            if not sink.has(unit):
+                sink.settle(unit, self._blank)
+
+    def _go_forward(self, sink: Sink, needs: frozenset[Need]) -> None:
+        """Settle on parts as samples come to them."""
+        session = self._data
+        session.change = sink.changed if session.options.sequential else _unchanged
+        left = {unit for unit in self._units if not sink.has(unit)}
+        session.begin("calibrating", 2)
+        with session.walk() as walk:
+            for unit, calls in walk.stops():
+                if unit in left:
+                    left.remove(unit)
+                    session.model.load(unit)
+                    found = self._gather(walk, unit, calls, needs)
+                    session.model.release(unit)
+                    sink.settle(unit, found)
+                if not left:
+                    return
+                session.model.load(unit)
+                for call in calls:
+                    with walk.present(call):
+                        walk.pass_on(call, session.pass_block(walk, unit, call))
+                session.model.release(unit)
+
+    def _gather(
+        self, walk: Walk, unit: str, calls: Sequence[Call], needs: frozenset[Need]
+    ) -> Callable[[Target, int], Statistics]:
+        """Find what the targets of a part, which is loaded, are multiplied by."""
+        session = self._data
+        feeds = session.model.feeds(unit, [target.name for target in self._units[unit]])
+        parameters = session.parameters(unit)
+        for shared in (True, False):
+            gathering = Gathering(set(feeds.values()), needs, shared=shared)
+            try:
+                for call in calls:
+                    with walk.present(call), Products(parameters, gathering.observe):
+                        session.pass_block(walk, unit, call)
+                    gathering.forget_last()
+                break
+            except PartedError:
+                continue
+
+        def found(target: Target, matrix: int) -> Statistics:
+            blank = self._blank(target, matrix)
+            return gathering.statistics(feeds[target.name, matrix], blank)
+
+        return found
+
+    def _go_back(self, sink: Sink) -> None:
+        """Settle on parts as the gradients of the loss come back to them."""
+        session = self._data
+        session.change = _unchanged
+        session.begin("calibrating", 2)
+        with session.walk(gradients=True) as walk:
+            backward = Backward(session.model, walk.activations)
+            for unit, calls in walk.stops():
+                session.model.load(unit)
+                backward.record(walk, unit, calls, session.pass_block)
+                session.model.release(unit)
+            for unit, sums in backward.gradients(
+                self._fed_by_targets, walk.own_forward, session.passed
+            ):
+                found = session.model.to_checkpoint(sums)
+                session.model.release(unit)
+                if unit in self._units and not sink.has(unit):
+                    sink.settle(unit, self._with_gradients(found))
+
+    def _with_gradients(
+        self, gradients: Mapping[str, torch.Tensor]
+    ) -> Callable[[Target, int], Statistics]:
+        def found(target: Target, matrix: int) -> Statistics:
+            geometry = target.geometry
+            stored = gradients[target.name].reshape(geometry.matrices, *geometry.shape[-2:])[matrix]
+            gradient_RC = stored.T if geometry.transposed else stored
+            tokens = self._data.samples.ids_NL.numel() if gradient_RC.any() else 0
+            return replace(
+                self._blank(target, matrix), tokens=tokens, gradient_RC=gradient_RC.contiguous()
+            )
+
+        return found
+
+    def _fed_by_targets(self, unit: str) -> set[str]:
+        """The parameters of a part, which is loaded, that its targets become."""
+        targets = [target.name for target in self._units.get(unit, ())]
+        return {name for name, _ in self._data.model.feeds(unit, targets).values()}
+
+    def _bias(self, target: Target) -> str | None:
+        """The biases of a target's layer, if it is one matrix with biases of its own."""
+        return self._data.model.bias_of(target.name) if target.geometry.matrices == 1 else None
+
+    def _bias_to_repair(self, target: Target) -> tuple[str, torch.Tensor] | None:
+        name = self._bias(target) if self._options.repair == "bias" else None
+        return None if name is None else (name, self._data.model.read(name))
+
+    @property
+    def _data(self) -> Session:
+        assert self._session is not None  # noqa: S101 (opened where data is needed)
+        return self._session
+
+    @property
+    def _device(self) -> torch.device:
+        return self._session.device if self._session else torch.device("cpu")
+
+    def _open_session(self) -> Session | None:
+        needed = self._criterion.needs | self._repair_needs
+        if not needed:
+            return None
+        calibration = self._options.calibration
+        if calibration is None or calibration.text is None:
+            raise OptionError(
+                f"criterion {self._criterion.name!r} with repair {self._options.repair!r} needs "
+                "data: give --calibration"
+            )
+        session = Session(self._run, calibration, self._files, self._store.folder)
+        self._store.note("calibration", session.samples.description())
+        return session
+
+    def _blank(self, target: Target, matrix: int) -> Statistics:
+        """All that is known of a matrix without data."""
+        calibration = self._options.calibration
+        return Statistics(
+            tensor=target.name,
+            matrix=matrix,
+            first_row=matrix * target.geometry.matrix_rows,
+            seed=calibration.seed if calibration else 0,
+        )
+
+
+def _unchanged(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _by_block(run: PlannedRun) -> dict[str, list[Target]]:
+    """The targets of each block, by the checkpoint's names; outside blocks, one by one."""
+    units: dict[str, list[Target]] = {}
+    for part in run.targets.values():
+        for target in part:
+            unit = run.decisions[target.name].block or target.name
+            units.setdefault(unit, []).append(target)
+    return units

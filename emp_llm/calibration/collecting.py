@@ -1,0 +1,203 @@
+"""Statistics of what each target is multiplied by, taken off the products themselves.
+
+Every layer comes down to a few kinds of products of matrices, whoever writes it: ``nn.Linear``,
+``Conv1D``, experts one by one or stacked. So no module need be known: a product is a target's if
+one of its factors lies in the target's memory.
+
+Shapes in names: T tokens, C inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from emp_llm.calibration.statistics import Need, Statistics
+    from emp_llm.calibration.weights import Fed
+
+__all__ = ["Gathering", "PartedError", "Products"]
+
+_TOKENS = 256
+"""Tokens that are made float64 at a time."""
+
+_aten = torch.ops.aten
+_PRODUCTS = {
+    _aten.mm.default: 0,
+    _aten.bmm.default: 0,
+    _aten.mv.default: 0,
+    _aten.addmm.default: 1,
+    _aten.baddbmm.default: 1,
+    _aten.addmv.default: 1,
+}
+"""Of each kind of product, which argument is the first factor; the second follows it."""
+
+
+class Products(TorchDispatchMode):
+    """Within its ``with`` block, tells of every product with a parameter.
+
+    Args:
+        parameters: Parameters by name, [R, C] or stacks of such matrices; loaded.
+        observe: Told the parameter and the number of the matrix in it, and what it is multiplied
+            by, [T, C], before the product is taken.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        observe: Callable[[Fed, torch.Tensor], None],
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._observe = observe
+        self._places = {
+            parameter.untyped_storage().data_ptr(): (name, parameter)
+            for name, parameter in parameters.items()
+        }
+
+    def __torch_dispatch__(
+        self,
+        function: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Look at a product before it is taken."""
+        first = _PRODUCTS.get(function)
+        if first is not None:
+            left, right = args[first : first + 2]
+            # x Wᵀ, as nearly everywhere, or W x
+            for factor, inputs in ((right, left), (left, right.mT if right.ndim > 1 else right)):
+                found = self._places.get(factor.untyped_storage().data_ptr())
+                if found is not None:
+                    self._note(*found, factor, inputs)
+        return function(*args, **kwargs or {})
+
+    def _note(
+        self, name: str, parameter: torch.Tensor, factor: torch.Tensor, inputs: torch.Tensor
+    ) -> None:
+        step = parameter.stride(0) if parameter.ndim == 3 else max(1, parameter.numel())
+        first = (factor.storage_offset() - parameter.storage_offset()) // step
+        stack = inputs if factor.ndim == 3 else inputs.unsqueeze(0)
+        for matrix, x in enumerate(stack, start=first):
+            self._observe((name, matrix), x.reshape(-1, x.shape[-1]))
+
+
+@dataclass
+class _Inputs:
+    """What one matrix was multiplied by, so far.
+
+    Attributes:
+        tokens: How many inputs.
+        squares_C: float64 [C], Σx².
+        sums_C: float64 [C], Σx.
+        hessian_CC: float32 [C, C], Σ x xᵀ.
+    """
+
+    tokens: int = 0
+    squares_C: torch.Tensor | None = None
+    sums_C: torch.Tensor | None = None
+    hessian_CC: torch.Tensor | None = None
+
+    def add(self, x_TC: torch.Tensor, needs: Collection[Need]) -> None:
+        """Take in some inputs, [T, C] of any floating-point dtype."""
+        self.tokens += len(x_TC)
+        columns = x_TC.shape[1]
+        if "norms" in needs or "means" in needs:
+            if self.squares_C is None or self.sums_C is None:
+                self.squares_C, self.sums_C = x_TC.new_zeros((2, columns), dtype=torch.float64)
+            for start in range(0, len(x_TC), _TOKENS):
+                exact_TC = x_TC[start : start + _TOKENS].double()
+                self.sums_C += exact_TC.sum(dim=0)
+                self.squares_C += exact_TC.square_().sum(dim=0)
+        if "hessian" in needs:
+            if self.hessian_CC is None:
+                self.hessian_CC = x_TC.new_zeros((columns, columns), dtype=torch.float32)
+            single_TC = x_TC.float()
+            self.hessian_CC.addmm_(single_TC.T, single_TC)
+
+
+class PartedError(Exception):
+    """Two matrices that had the same inputs have different ones now: gather again, unshared."""
+
+
+class Gathering:
+    """Gathers what each matrix is multiplied by, over all samples.
+
+    Matrices that are multiplied by the very same inputs one after the other, as gate and up are,
+    share what is gathered.
+
+    Args:
+        feeds: The matrices; others are passed over.
+        needs: What is to be known of them.
+        shared: Whether matrices may share.
+    """
+
+    def __init__(self, feeds: Collection[Fed], needs: Collection[Need], *, shared: bool) -> None:
+        self._feeds = frozenset(feeds)
+        self._needs = needs
+        self._shared = shared
+        self._inputs: dict[Fed, _Inputs] = {}
+        self._leaders: dict[Fed, Fed] = {}
+        self._last: tuple[Fed, torch.Tensor, bool] | None = None
+
+    def observe(self, fed: Fed, x_TC: torch.Tensor) -> None:
+        """A matrix is multiplied by x_TC; see `Products`.
+
+        Raises:
+            PartedError: If what is gathered cannot be shared any longer.
+        """
+        if fed not in self._feeds:
+            return
+        same = self._shared and self._last is not None and _is_same(self._last[1], x_TC)
+        if same and self._last is not None:
+            leader, _, fresh = self._last
+        else:
+            leader, fresh = fed, fed not in self._leaders
+            # held until the next one, so that its memory is not another's meanwhile
+            self._last = leader, x_TC, fresh
+        known = self._leaders.get(fed)
+        if known is None and not fresh:
+            leader = fed  # the other one has seen more already
+        elif known is not None and known != leader:
+            if leader != fed and known == fed:
+                leader = fed
+            else:
+                raise PartedError
+        self._leaders[fed] = leader
+        if leader == fed:
+            self._inputs.setdefault(fed, _Inputs()).add(x_TC, self._needs)
+
+    def forget_last(self) -> None:
+        """A sample is through: what it was given is held no longer."""
+        self._last = None
+
+    def statistics(self, fed: Fed, known: Statistics) -> Statistics:
+        """What was found of a matrix, on the device where it was gathered.
+
+        Args:
+            fed: The matrix.
+            known: What is known of it already.
+        """
+        found = self._inputs.get(self._leaders.get(fed, fed), _Inputs())
+        squares_C, sums_C, needs = found.squares_C, found.sums_C, self._needs
+        return replace(
+            known,
+            tokens=found.tokens,
+            norms_C=squares_C.sqrt() if squares_C is not None and "norms" in needs else None,
+            means_C=sums_C / found.tokens if sums_C is not None and "means" in needs else None,
+            hessian_CC=found.hessian_CC,
+        )
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one._version == other._version
+    )

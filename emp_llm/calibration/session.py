@@ -1,0 +1,174 @@
+"""A model, the samples that it is calibrated on, and their walks through it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from emp_llm.calibration.activations import Activations, tensors_of
+from emp_llm.calibration.samples import read_samples
+from emp_llm.calibration.walk import Walk
+from emp_llm.calibration.weights import StreamedModel
+from emp_llm.errors import CheckpointError
+from emp_llm.evaluated_model import load_tokenizer
+from emp_llm.texts import read_text
+from emp_llm.tokens import positions_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from emp_llm.calibration.options import CalibrationOptions
+    from emp_llm.calibration.walk import Call
+    from emp_llm.planned_run import PlannedRun
+    from emp_llm.sources.files import OpenFiles
+    from emp_llm.target import Target
+
+__all__ = ["Session"]
+
+
+class Session:
+    """A calibration of one model: its parts and samples.
+
+    Args:
+        run: What is to be pruned.
+        options: The calibration that was asked for.
+        files: The checkpoint's files.
+        folder: Where activations wait that find no room in memory.
+
+    Attributes:
+        options: The calibration that was asked for.
+        model: The model, in parts.
+        samples: What it is calibrated on.
+        change: Given each tensor that is loaded, by its name; returns what is loaded in its place.
+
+    Raises:
+        CheckpointError: If the model cannot be built, or has no tokenizer.
+        OptionError: If the text is too short, or samples are longer than the model allows.
+    """
+
+    def __init__(
+        self, run: PlannedRun, options: CalibrationOptions, files: OpenFiles, folder: Path
+    ) -> None:
+        self.device = _device(options.device)
+        self.change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _name, tensor: tensor
+        self.options = options
+        self._folder = folder
+        self._progress = run.progress
+        self._targets = {target.name: target for part in run.targets.values() for target in part}
+        assert options.text is not None  # noqa: S101 (the caller has looked)
+        text = read_text(options.text, protocol="paper", part="train")
+        tokenizer = load_tokenizer(str(run.checkpoint.folder), run.checkpoint.folder)
+        self.model = StreamedModel(
+            run.checkpoint,
+            files,
+            self.device,
+            self._targets,
+            lambda name, tensor: self.change(name, tensor),
+        )
+        model = self.model.model
+        embeddings = model.get_input_embeddings()
+        self.samples = read_samples(
+            text,
+            tokenizer,
+            options,
+            positions=positions_of(model.config),
+            embeddings=embeddings.get_parameter("weight").shape[0],
+        )
+
+    @property
+    def targets(self) -> dict[str, list[Target]]:
+        """The targets of each part of the model that has any."""
+        found = {
+            unit: [self._targets[name] for name in names if name in self._targets]
+            for unit, names in self.model.units.items()
+        }
+        return {unit: targets for unit, targets in found.items() if targets}
+
+    def begin(self, stage: str, passes: int) -> None:
+        """Tell that all samples are going to pass each part so many times."""
+        self._progress.begin(
+            stage, passes * len(self.model.units) * len(self.samples.ids_NL), "passes of a block"
+        )
+
+    @contextmanager
+    def walk(self, *, loss: bool = False, gradients: bool = False) -> Iterator[Walk]:
+        """All samples on their way through the model.
+
+        Args:
+            loss: Whether each sample's result is its share of the mean loss in nats per token, as a
+                float; otherwise it is nothing.
+            gradients: Whether the loss is to be told its gradients.
+        """
+        count = len(self.samples.ids_NL)
+        activations = Activations(self.options.activation_memory, self._folder)
+        blocks = {unit: self.model.module(unit) for unit in self.model.units}
+        forward = self._loss if loss or gradients else self._run
+        self.model.load_embeddings()
+        try:
+            with Walk(
+                blocks,
+                lambda sample: forward(sample, gradients),
+                count,
+                activations,
+                gradients=gradients,
+            ) as walk:
+                yield walk
+        finally:
+            activations.close()
+            self.model.release_all()
+
+    def pass_block(self, walk: Walk, unit: str, call: Call) -> Any:  # noqa: ANN401
+        """What a block, which is loaded, gives for a sample whose activations are present.
+
+        Raises:
+            CheckpointError: If some of it is NaN or infinite.
+        """
+        with torch.no_grad():
+            outcome = walk.own_forward(unit)(*call.args, **call.kwargs)
+        for tensor in tensors_of(outcome):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise CheckpointError(
+                    f"{unit}: gives NaN or infinity for sample {call.sample} of "
+                    f"{self.samples.text} in {str(tensor.dtype).removeprefix('torch.')}: give a "
+                    "checkpoint whose dtype the model was trained in, or another text"
+                )
+        self.passed()
+        return outcome
+
+    def passed(self) -> None:
+        """Tell that a sample has passed a block."""
+        self._progress.advance(1)
+
+    def parameters(self, unit: str) -> Mapping[str, torch.Tensor]:
+        """The parameters of a part, by name."""
+        return dict(self.model.module(unit).named_parameters(prefix=unit))
+
+    def _inputs(self, sample: int) -> dict[str, torch.Tensor]:
+        ids_1L = self.samples.ids_NL[sample : sample + 1].to(self.device)
+        encodes = getattr(self.model.model.config, "is_encoder_decoder", False)
+        return {"input_ids": ids_1L, "labels": ids_1L} if encodes else {"input_ids": ids_1L}
+
+    def _run(self, sample: int, _gradients: bool) -> None:
+        self.model.model(**self._inputs(sample), use_cache=False)
+
+    def _loss(self, sample: int, gradients: bool) -> float:
+        inputs = self._inputs(sample)
+        ids_L = inputs["input_ids"][0]
+        logits_LV = self.model.model(**inputs, use_cache=False).logits[0]
+        # a decoder that is fed what it is to predict has been given one token less
+        first = 0 if "labels" in inputs else 1
+        loss = cross_entropy(logits_LV[: len(ids_L) - first].float(), ids_L[first:])
+        share = loss / len(self.samples.ids_NL)
+        if gradients:
+            share.backward()  # type: ignore[no-untyped-call]
+        return float(share)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)

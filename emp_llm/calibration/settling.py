@@ -1,0 +1,130 @@
+"""Where what is known of a part of the model leads: to decisions, or to scores that wait."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from emp_llm.calibration.deciding import save_scores
+from emp_llm.calibration.judging import pruned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from emp_llm.calibration.decisions import DecisionStore
+    from emp_llm.calibration.judging import Judge
+    from emp_llm.calibration.statistics import Statistics
+    from emp_llm.target import Target
+
+__all__ = ["Decisions", "Scores", "Sink"]
+
+
+class Sink(Protocol):
+    """Settles on the targets of one part of the model at a time."""
+
+    def has(self, unit: str) -> bool:
+        """Whether a part is settled already."""
+
+    def settle(self, unit: str, known: Callable[[Target, int], Statistics]) -> None:
+        """Settle on a part.
+
+        Args:
+            unit: The part.
+            known: What is known of each matrix of its targets.
+        """
+
+    def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the checkpoint as it is by now; the given one may be changed."""
+
+
+class Decisions:
+    """Decides on targets, and writes it down.
+
+    Args:
+        store: Where to.
+        judge: Decides.
+        units: The targets of each part of the model.
+        biases: Gives name and values of the biases of a target's layer, if they are to be repaired.
+    """
+
+    def __init__(
+        self,
+        store: DecisionStore,
+        judge: Judge,
+        units: Mapping[str, Sequence[Target]],
+        biases: Callable[[Target], tuple[str, torch.Tensor] | None],
+    ) -> None:
+        self._store = store
+        self._judge = judge
+        self._units = units
+        self._biases = biases
+        self._targets = {target.name: target for part in units.values() for target in part}
+
+    def has(self, unit: str) -> bool:
+        """Whether a part's decisions are written down, whole."""
+        return self._store.has(unit)
+
+    def settle(self, unit: str, known: Callable[[Target, int], Statistics]) -> None:
+        """Decide on a part's targets. OSErrors pass."""
+        unreached: list[str] = []
+        with self._store.writer(unit) as block:
+            for target in self._units[unit]:
+                found = partial(known, target)
+                unreached += self._judge.judge(target, found, block, self._biases(target))
+            if unreached:
+                block.note("without_tokens", unreached)
+
+    def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor as the decisions leave it."""
+        if self._store.knows(name):
+            return pruned(self._store, self._targets[name], tensor)
+        data = self._store.replaced(name)
+        if data is not None:
+            tensor.view(-1).view(torch.uint8).copy_(torch.frombuffer(data, dtype=torch.uint8))
+        return tensor
+
+
+class Scores:
+    """Lets scores wait on disk until all of them are there.
+
+    Args:
+        folder: Where.
+        judge: Scores.
+        units: The targets of each part of the model.
+        criterion: What makes the scores, for errors.
+
+    Attributes:
+        paths: The files, by the part that they are of.
+    """
+
+    def __init__(
+        self, folder: Path, judge: Judge, units: Mapping[str, Sequence[Target]], criterion: str
+    ) -> None:
+        self.paths: dict[str, Path] = {}
+        self._folder = folder
+        self._judge = judge
+        self._units = units
+        self._criterion = criterion
+
+    def has(self, unit: str) -> bool:
+        """Whether a part's scores are there."""
+        return unit in self.paths
+
+    def settle(self, unit: str, known: Callable[[Target, int], Statistics]) -> None:
+        """Score a part's targets. OSErrors pass."""
+        path = self._folder / f"scores-{len(self.paths)}.safetensors"
+        values = {t.name: self._judge.stack(t, partial(known, t)) for t in self._units[unit]}
+        save_scores(path, values, self._criterion)
+        self.paths[unit] = path
+
+    def changed(self, _name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor; nothing is pruned before all scores are there."""
+        return tensor
+
+    def remove(self) -> None:
+        """Take the files away."""
+        for path in self.paths.values():
+            path.unlink()
