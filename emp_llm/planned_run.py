@@ -15,7 +15,6 @@ from emp_kernels.dispatch import load_backend
 
 from emp_llm.block_pass import BlockPass
 from emp_llm.calibration.options import needs_decisions
-from emp_llm.group_numbers import GroupNumbers
 from emp_llm.options import PruneOptions, counts_magnitudes
 from emp_llm.packed import check_names
 from emp_llm.pipeline import Piece, run_pieces
@@ -27,7 +26,7 @@ from emp_llm.sources.checkpoint import Checkpoint, Shard
 from emp_llm.sources.files import OpenFiles
 from emp_llm.sources.hub import Source
 from emp_llm.target import Target
-from emp_llm.target_sparsity import beta_for_sparsity, measure_groups
+from emp_llm.target_sparsity import find_beta
 from emp_llm.targets import Decision
 from emp_llm.targets_apart import TargetsQuestion
 
@@ -107,15 +106,13 @@ class PlannedRun:
             return
         shards = self._part_of_targets()
         weights = sum(math.prod(t.entry.shape) for t in self._targets_of(self.checkpoint.shards))
-        with self.source.files(shards) as files, GroupNumbers(scratch) as groups:
+        with self.source.files(shards) as files, team.stopping(files.abandon):
             self.progress.begin("finding β", self.bytes_to_prune(self.checkpoint.shards))
             block_pass = BlockPass(files, self.threads, self._advance)
-            with team.stopping(files.abandon):
-                targets = self._targets_of(shards)
-                measure_groups(groups, targets, options.granularity, block_pass, team)
-                beta = beta_for_sparsity(
-                    groups, weights, options.target_sparsity, threads=self.threads, team=team
-                )
+            targets = self._targets_of(shards)
+            beta = find_beta(
+                targets, options, block_pass, weights=weights, team=team, scratch=scratch
+            )
         self.options = replace(options, beta=beta)
 
     def run(

@@ -14,6 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from emp_kernels.dispatch import RowCounts, Workspace, count_rows
@@ -24,14 +25,50 @@ from emp_llm.block_pass import BlockPass
 from emp_llm.errors import OptionError
 from emp_llm.geometry import Block
 from emp_llm.group_numbers import GroupNumbers
-from emp_llm.options import Granularity
+from emp_llm.options import Granularity, PruneOptions
 from emp_llm.ranks import Team
 from emp_llm.target import Target
 
-__all__ = ["beta_for_sparsity", "measure_groups", "shortest_decimal"]
+__all__ = ["beta_for_sparsity", "find_beta", "measure_groups", "shortest_decimal"]
 
 _FEW = 64
 """Steps that are worked out exactly; each may read a row again."""
+
+
+def find_beta(
+    targets: Collection[Target],
+    options: PruneOptions,
+    block_pass: BlockPass,
+    *,
+    weights: int | None = None,
+    team: Team | None = None,
+    scratch: Path | None = None,
+) -> float:
+    """The β at which `options.target_sparsity` of all weights is pruned, in one pass over targets.
+
+    Args:
+        targets: The targets that this rank reads; or scores, as float32 targets of files of scores.
+        options: The target sparsity, and what a group is.
+        block_pass: How they are read.
+        weights: How many weights all targets have, on all ranks together; if it is only this one,
+            it need not be told.
+        team: The ranks; all of them get the same β.
+        scratch: A folder for what does not fit into memory; None for the usual one.
+
+    Raises:
+        CheckpointError: If a target cannot be read or holds NaN or infinity.
+        OptionError: If no β prunes as much, or as little.
+    """
+    assert options.target_sparsity is not None  # noqa: S101 (it is what is asked for)
+    team = team or Team()
+    if weights is None:
+        weights = sum(math.prod(target.entry.shape) for target in targets)
+    with GroupNumbers(scratch) as groups:
+        measure_groups(groups, targets, options.granularity, block_pass, team)
+        threads = block_pass.threads
+        return beta_for_sparsity(
+            groups, weights, options.target_sparsity, threads=threads, team=team
+        )
 
 
 def measure_groups(

@@ -188,6 +188,28 @@ def test_scores_that_waited_are_decided_as_the_rule_says(
     assert [[group.size for group in groups[name]] for name in (STACK, PLAIN)] == sizes
 
 
+@pytest.mark.parametrize("granularity", ["row", "layer", "model"])
+def test_scores_that_wait_are_cut_to_the_share_that_was_asked_for(
+    waiting: tuple[list[Target], dict[str, Path]], tmp_path: Path, granularity: str
+) -> None:
+    targets, paths = waiting
+    options = PruneOptions(granularity=granularity, criterion="wanda", target_sparsity=0.35)
+    with OpenFiles() as files, DecisionStore(tmp_path / "decisions") as store:
+        beta = decide_together(paths, targets, options, files, store, threads=1)
+        masks = [
+            unpacked(store.read_mask(name, 0, store.rows(name)), 33) for name in (STACK, PLAIN)
+        ]
+    keep = np.concatenate(masks)
+    assert keep.sum() == round(0.65 * keep.size)
+    again = PruneOptions(granularity=granularity, criterion="wanda", beta=beta)
+    with OpenFiles() as files, DecisionStore(tmp_path / "again") as store:
+        assert decide_together(paths, targets, again, files, store, threads=1) == beta
+        masks = [
+            unpacked(store.read_mask(name, 0, store.rows(name)), 33) for name in (STACK, PLAIN)
+        ]
+    np.testing.assert_array_equal(np.concatenate(masks), keep)
+
+
 def test_scores_that_cannot_be_ranked_are_not_let_wait(tmp_path: Path) -> None:
     scores = {"w": np.array([[[1.0, 2.0]], [[3.0, -4.0]]], np.float32)}
     with pytest.raises(CheckpointError, match="'w' row 1 column 1"):

@@ -7,7 +7,7 @@ Legend: R rows and C columns of a matrix; E matrices of a stack.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,12 @@ from emp_kernels.histogram import BlockHistogram, MagnitudeHistogram, count_low_
 from emp_kernels.numbers import F32, NumberFormat
 from emp_kernels.rows import Bytes, Patterns
 
+from emp_llm.block_pass import BlockPass
 from emp_llm.calibration.decisions import BlockWriter, DecisionStore
 from emp_llm.durable import flush_path
 from emp_llm.errors import CheckpointError
 from emp_llm.geometry import Block
-from emp_llm.options import PruneOptions
+from emp_llm.options import PruneOptions, counts_magnitudes
 from emp_llm.pipeline import Advance
 from emp_llm.selection import GroupSearch, Selection, count_together, select
 from emp_llm.sources.files import OpenFiles
@@ -30,6 +31,7 @@ from emp_llm.sources.shard import read_shard
 from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import Group
 from emp_llm.target import Target
+from emp_llm.target_sparsity import find_beta
 
 __all__ = ["Decided", "check_scores", "decide", "decide_together", "save_scores"]
 
@@ -185,10 +187,11 @@ def decide_together(
     *,
     threads: int,
     progress: Advance | None = None,
-) -> None:
+) -> float:
     """Decide on all targets whose scores wait on disk, with any granularity.
 
-    What the store holds of a block already stays.
+    What the store holds of a block already stays. Where a target sparsity is asked for and the
+    scores say how many weights stay, β is found by them.
 
     Args:
         scores: The files of `save_scores`, by the block that they are of.
@@ -198,6 +201,9 @@ def decide_together(
         store: Where to.
         threads: Threads that read and count.
         progress: Told of the bytes that were read to count and rank.
+
+    Returns:
+        The β that was decided by.
 
     Raises:
         CheckpointError: If something cannot be read, or holds NaN or infinity.
@@ -216,6 +222,10 @@ def decide_together(
         counted = [weights[target.name] for target in everything]
         kept = count_together(counted, options.beta, files, threads=threads, progress=progress)
     with OpenFiles() as score_files:
+        if options.target_sparsity is not None and not counts_magnitudes(options):
+            block_pass = BlockPass(score_files, threads, progress)
+            beta = find_beta(everything, options, block_pass, scratch=store.folder)
+            options = replace(options, beta=beta)
         selection = None
         if together:
             selection = select(
@@ -231,6 +241,7 @@ def decide_together(
                         _decide_apart(target, weights[target.name], options, file, files, block)
                     else:
                         _decide_by(selection, target, file, block)
+    return options.beta
 
 
 def _decide_by(selection: Selection, target: Target, file: SourceFile, writer: BlockWriter) -> None:
