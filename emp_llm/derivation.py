@@ -8,25 +8,22 @@ Nothing is written. The work on a tensor that was pruned is that of pruning it.
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from emp_kernels.dispatch import RowFigures, Workspace, prune_rows
+from emp_kernels.dispatch import Workspace
 from emp_kernels.numbers import FORMATS
-from emp_kernels.rows import Bytes, Patterns
+from emp_kernels.rows import Bytes
 
 from emp_llm.companions import small_files
+from emp_llm.compared_targets import OTHER, ComparedTarget, GivenTarget, RepairedTarget
 from emp_llm.errors import FormatError
-from emp_llm.geometry import Block
-from emp_llm.options import PruneOptions
+from emp_llm.options import PruneOptions, Repair
 from emp_llm.pipeline import Piece
 from emp_llm.planned_run import PlannedRun
 from emp_llm.progress import SharedProgress
-from emp_llm.prune_steps import TargetJob
 from emp_llm.report import mass_totals
-from emp_llm.row_reader import block_memory
 from emp_llm.selection import Selection, passes
 from emp_llm.sources.checkpoint import CONFIG_NAME, Checkpoint
 from emp_llm.sources.files import OpenFiles
@@ -35,14 +32,13 @@ from emp_llm.sources.safetensors_header import ITEM_BITS, TensorEntry
 from emp_llm.sources.source_file import SourceFile
 from emp_llm.tally import TensorFigures
 from emp_llm.target import Target
-from emp_llm.tensor_checks import BytesCheck, CheckedBlock, RowsCheck, TensorCheck
+from emp_llm.tensor_checks import BytesCheck, RowsCheck, TensorCheck
 from emp_llm.weight_values import first_difference, in_words
 from emp_llm.written_files import describe_file
 from emp_llm.written_report import compare_totals
 
 __all__ = ["Original"]
 
-_OTHER = "that is not what prune makes of it; prune it again, or give the right source"
 _BYTE = 8
 """Bits."""
 
@@ -81,11 +77,18 @@ class Original:
         self._selection: Selection | None = None
 
     def select(self, files: OpenFiles) -> None:
-        """Decide what stays, where that takes reading the targets ahead."""
+        """Decide what stays, where the weights tell it; that may take reading them ahead."""
+        if not self.masks_derived:
+            return
         nbytes = passes(self._run.options) * self._run.bytes_to_prune(self.checkpoint.shards)
         if nbytes:
             self._run.progress.begin("selecting", nbytes)
         self._selection = self._run.select(list(self._targets.values()), files)
+
+    @property
+    def masks_derived(self) -> bool:
+        """Whether masks are decided once more: those that come from data cannot be."""
+        return self._run.options.criterion == "magnitude"
 
     def compare(self, check: TensorCheck, files: OpenFiles) -> Iterator[Piece]:
         """The work that checks a tensor of the folder and compares it with the source's.
@@ -94,12 +97,12 @@ class Original:
             FormatError: If it is another kind of tensor here than there.
         """
         if check.name not in self._run.decisions:
-            raise check.fault(f"is not in {self.name}", _OTHER)
+            raise check.fault(f"is not in {self.name}", OTHER)
         decision = self._run.decisions[check.name]
         if decision.prune != isinstance(check, RowsCheck):
             here, there = ("is not", "is") if decision.prune else ("is", "is not")
             raise check.fault(
-                f"{here} pruned, by the rule it {there} ({decision.reason}) in {self.name}", _OTHER
+                f"{here} pruned, by the rule it {there} ({decision.reason}) in {self.name}", OTHER
             )
         shard, entry = self.checkpoint.tensors[check.name]
         file = files.file(shard)
@@ -131,8 +134,9 @@ class Original:
             )
         if report is None:
             return
-        figures = [self._figures[name] for name in sorted(self._figures)]
-        compare_totals(report, "targets", mass_totals(figures))
+        if self.masks_derived:
+            figures = [self._figures[name] for name in sorted(self._figures)]
+            compare_totals(report, "targets", mass_totals(figures))
         self._check_config(written)
         self._check_small_files(written, report["files"])
 
@@ -163,7 +167,10 @@ class Original:
     ) -> Iterator[Piece]:
         here, there = ((e.dtype, list(e.shape)) for e in (check.entry, entry))
         if here != there:
-            raise check.fault(f"is {_kind(*here)}, in {self.name} it is {_kind(*there)}", _OTHER)
+            raise check.fault(f"is {_kind(*here)}, in {self.name} it is {_kind(*there)}", OTHER)
+        if check.name.endswith("bias") and self._is_repaired(check, "bias"):
+            yield from check.pieces()
+            return
         compare = partial(_compare_stretch, check, entry, file, self.name)
 
         def settle(compared: tuple[Bytes, FormatError | None]) -> None:
@@ -182,13 +189,30 @@ class Original:
             for geometry in (check.geometry, target.geometry)
         )
         if here != there:
-            raise check.fault(f"is {_kind(*here)}, in {self.name} it is {_kind(*there)}", _OTHER)
-        assert self._selection is not None  # noqa: S101 (made before anything is compared)
-        job = _ComparedTarget(target, file, self._selection, check, self.name)
+            raise check.fault(f"is {_kind(*here)}, in {self.name} it is {_kind(*there)}", OTHER)
+        repaired = self._is_repaired(check, "obs")
+        if self._selection is None:
+            given = GivenTarget(
+                target, file, self._run.options, check, repaired=repaired, source=self.name
+            )
+            yield from given.pieces()
+            return
+        kind = RepairedTarget if repaired else ComparedTarget
+        job = kind(target, file, self._selection, check, self.name)
         yield from job.pieces()
         yield Piece.note(partial(self._note_figures, check, job))
 
-    def _note_figures(self, check: RowsCheck, job: "_ComparedTarget") -> None:
+    def _is_repaired(self, check: TensorCheck, by: Repair) -> bool:
+        """Whether a tensor has other weights than the source, by the report or for all we know."""
+        repairs = self._run.options.repair == by
+        if check.fields is None:
+            return repairs
+        told = check.fields.get("repaired") is True
+        if told and not repairs:
+            raise check.fault("is repaired by the report, and not by the rule", OTHER)
+        return told
+
+    def _note_figures(self, check: RowsCheck, job: ComparedTarget) -> None:
         self._figures[check.name] = job.figures
         check.expect(**job.figures.to_dict())
 
@@ -213,7 +237,7 @@ def _compare_stretch(
     first = at[1] - at[1] % item
     is_, must_be = (_item(data[first : first + item], entry.dtype) for data in (found, expected))
     place = _place((start + first) // item, entry)
-    return found, check.fault(f"{place} is {is_}; in {source} it is {must_be}", _OTHER)
+    return found, check.fault(f"{place} is {is_}; in {source} it is {must_be}", OTHER)
 
 
 def _place(number: int, entry: TensorEntry) -> str:
@@ -230,76 +254,3 @@ def _item(data: Bytes, dtype: str) -> str:
 
 def _kind(dtype: str, shape: list[int], transposed: bool = False) -> str:
     return f"{dtype} {shape}{' transposed' if transposed else ''}"
-
-
-@dataclass(frozen=True)
-class _ComparedRows(RowFigures):
-    """A block of rows, what is stored of it, and how it differs from what pruning leaves."""
-
-    checked: CheckedBlock
-    fault: FormatError | None
-
-
-class _ComparedTarget(TargetJob):
-    """Prunes a target, and compares it with the rows of a written folder.
-
-    Args:
-        target: The tensor in the source.
-        file: Its file.
-        selection: What to keep.
-        check: The tensor in the folder.
-        source: What the source is called, for errors.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        file: SourceFile,
-        selection: Selection,
-        check: RowsCheck,
-        source: str,
-    ) -> None:
-        super().__init__(target, file, selection)
-        self._check = check
-        self._source = source
-
-    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> _ComparedRows:
-        """Figures of a block, and whether its weights are the same in both."""
-        geometry = self.target.geometry
-        rule = self._selection.rule(self.target, block)
-        memory = block_memory(geometry, block, workspace, "stored")
-        checked = self._check.read(block, workspace, memory)
-        pruned = prune_rows(weights, geometry.number_format, rule, out=weights, workspace=workspace)
-        at = first_difference(checked.rows, pruned.weights)
-        fault = None
-        if at is not None:
-            fault = self._differs(block, *at, int(checked.rows[at]), int(pruned.weights[at]))
-        return _ComparedRows(pruned.table, pruned.stats, checked, fault)
-
-    def _differs(
-        self, block: Block, row: int, column: int, found: int, expected: int
-    ) -> FormatError:
-        geometry = self.target.geometry
-        is_, must_be = (in_words(bits, geometry.number_format) for bits in (found, expected))
-        because = ""
-        if not expected:
-            because = ", for the rule prunes it"
-        elif not found:
-            because = ", for the rule keeps it"
-        return self._check.fault(
-            f"row {geometry.first_row(block) + row:,} column {column:,} is {is_}; by "
-            f"{self._source} it must be {must_be}{because}",
-            _OTHER,
-        )
-
-    def settle(self, block: Block, rows: RowFigures) -> None:  # noqa: ARG002
-        """Take note of what is stored; of several faults the first is told."""
-        assert isinstance(rows, _ComparedRows)  # noqa: S101 (what compute returns)
-        if rows.fault is not None:
-            raise rows.fault
-        self._check.take(rows.checked)
-
-    def settle_end(self) -> tuple[int, None]:
-        """Bytes of the tensor in the folder."""
-        self._check.conclude()
-        return self._check.nbytes, None

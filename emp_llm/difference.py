@@ -13,10 +13,9 @@ from emp_kernels.dispatch import load_backend
 
 from emp_llm.errors import CheckpointError
 from emp_llm.loading import is_packed
-from emp_llm.options import PruneOptions
 from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, SharedProgress, Silent
-from emp_llm.report import rule_fields
+from emp_llm.report import told_rule
 from emp_llm.sources.checkpoint import Checkpoint
 from emp_llm.sources.hub import Source, find_source
 from emp_llm.stored_tensors import StoredTensor, stored_tensors
@@ -144,7 +143,7 @@ class _Side:
             told = self.report["rule"]
         elif self.packed:
             told = self.checkpoint.config["quantization_config"]
-        return {name: told.get(name) for name in rule_fields(PruneOptions())} if told else None
+        return told_rule(told) if told else None
 
     @property
     def config(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ What stays in memory is where each block starts: a few bytes for some megabytes 
 """
 
 import numpy as np
+import numpy.typing as npt
 from emp_kernels.dispatch import Workspace, check_table, unpack_rows
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.rows import Bytes, Patterns, Table
@@ -93,6 +94,11 @@ class PackedReader:
         """Bytes of a block's records."""
         number = self.geometry.block_number(block)
         return self._starts[number + 1] - self._starts[number]
+
+    def kept_rows(self, block: Block) -> npt.NDArray[np.int64]:
+        """How many weights each row of a block keeps, int64 [R]."""
+        first = self.geometry.first_row(block)
+        return self._table(first, first + block.stop - block.start)[:, 0]
 
     def read(
         self, block: Block, workspace: Workspace, memory: Patterns | None = None

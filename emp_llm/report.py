@@ -32,6 +32,7 @@ __all__ = [
     "kinds",
     "mass_totals",
     "rule_fields",
+    "told_rule",
 ]
 
 _BLOCK = re.compile(r"(.*)\.(\d+)")
@@ -148,6 +149,14 @@ def _calibration_fields(calibration: CalibrationOptions) -> dict[str, Any]:
         "length": calibration.length,
         "seed": calibration.seed,
         "sequential": calibration.sequential,
+    }
+
+
+def told_rule(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report's rule, or a config, tells by the names of `rule_fields`."""
+    optional = ("count_by", "repair", "calibration")
+    return {name: told.get(name) for name in rule_fields(PruneOptions())} | {
+        name: told[name] for name in optional if name in told
     }
 
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from emp_kernels.dispatch import Workspace
 from emp_kernels.rows import Bytes, Patterns
 
@@ -46,6 +47,9 @@ class RowReader(Protocol):
 
     def block_bytes(self, block: Block) -> int:
         """Bytes that are stored of a block."""
+
+    def kept_rows(self, block: Block) -> npt.NDArray[np.int64] | None:
+        """How many weights each row of a block keeps, int64 [R]; None where that is not stored."""
 
     def read(
         self, block: Block, workspace: Workspace, memory: Patterns | None = None
@@ -102,6 +106,9 @@ class PlainReader:
     def block_bytes(self, block: Block) -> int:
         """Bytes of a block's weights."""
         return self.geometry.block_bytes(block)
+
+    def kept_rows(self, block: Block) -> None:
+        """Nothing tells a zero that is kept from one that is not."""
 
     def read(
         self, block: Block, workspace: Workspace, memory: Patterns | None = None

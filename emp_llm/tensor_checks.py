@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from emp_kernels.dispatch import Workspace
 from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Bytes, Patterns
@@ -201,6 +202,10 @@ class RowsCheck(TensorCheck):
         """Read a block; on any thread. `RowReader.read` tells of the arguments."""
         stored, rows = self._reader.read(block, workspace, memory)
         return CheckedBlock(stored, rows, int(np.count_nonzero(rows)))
+
+    def kept_rows(self, block: Block) -> npt.NDArray[np.int64] | None:
+        """How many weights each row of a block keeps, int64 [R]; None where nothing tells it."""
+        return self._reader.kept_rows(block)
 
     def take(self, block: CheckedBlock) -> None:
         """Take note of a block; in order."""

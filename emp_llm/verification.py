@@ -63,6 +63,10 @@ def verify(
     what pruning the source leaves: kept weights and all other tensors as they are there, +0.0 in
     the place of the pruned ones; and configuration and small files must be the source's.
 
+    Where scores came from data no mask can be decided again. Then every weight must be the source's
+    or +0.0, and with granularity `row` rows must keep as many as their magnitudes say if these were
+    counted. Weights and biases that the report tells to be repaired may be any.
+
     Args:
         folder: The folder.
         against: The source, a folder or a model of the Hugging Face Hub.
@@ -74,6 +78,7 @@ def verify(
     Returns:
         What was checked: ``tensors``, ``pruned_tensors``, ``rows``, ``kept`` and ``bytes``;
         ``hashes``, whether there were checksums to compare with; ``against``, the source or None;
+        ``masks_derived``, whether every mask was decided once more, None without a source;
         ``other_files``, paths of files that nothing tells of; and ``unfinished_run``, whether a
         run that did not end has left files in the folder.
 
@@ -203,6 +208,7 @@ class _Written:
             "bytes": self._checkpoint.nbytes,
             "hashes": self._report is not None,
             "against": None if original is None else original.name,
+            "masks_derived": None if original is None else original.masks_derived,
             "other_files": list(self._others),
             "unfinished_run": self._unfinished,
         }

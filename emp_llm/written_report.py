@@ -7,7 +7,7 @@ from typing import Any
 from emp_llm.companions import REPORT_NAME
 from emp_llm.errors import FormatError, OptionError
 from emp_llm.options import PruneOptions
-from emp_llm.report import count_totals, rule_fields
+from emp_llm.report import count_totals, told_rule
 from emp_llm.report_form import read_report_file
 
 __all__ = ["check_totals", "compare_totals", "read_report", "rule_options"]
@@ -50,7 +50,7 @@ def compare_totals(report: Mapping[str, Any], part: str, counted: Mapping[str, A
 
 
 def rule_options(where: object, rule: Mapping[str, Any]) -> PruneOptions:
-    """The options that stand for the rule that a folder was pruned by.
+    """The options that stand for the rule that a folder was pruned by, but for its calibration.
 
     Args:
         where: What tells of the rule, for errors.
@@ -59,24 +59,16 @@ def rule_options(where: object, rule: Mapping[str, Any]) -> PruneOptions:
     Raises:
         FormatError: If it is no rule, or one that this release does not know.
     """
-    told: dict[str, Any] = {name: rule.get(name) for name in rule_fields(PruneOptions())}
+    told = told_rule(rule)
+    told.pop("calibration", None)
     ignore: list[Any] = told["ignore"] if isinstance(told["ignore"], list) else [None]
-    texts = [told["granularity"], told["targets"], *ignore]
-    if (
-        told["criterion"] != "magnitude"
-        or type(told["beta"]) not in (int, float)
-        or not all(isinstance(text, str) for text in texts)
-    ):
+    texts = [value for name, value in told.items() if name not in ("beta", "ignore")] + ignore
+    if type(told["beta"]) not in (int, float) or not all(isinstance(text, str) for text in texts):
         raise FormatError(
             f"{where}: tells of the rule {told}, which this emp-llm cannot derive from the source; "
             "use the release that wrote it"
         )
     try:
-        return PruneOptions(
-            beta=told["beta"],
-            granularity=told["granularity"],
-            targets=told["targets"],
-            ignore=tuple(ignore),
-        )
+        return PruneOptions(**{**told, "ignore": tuple(ignore)})
     except OptionError as error:
         raise FormatError(f"{where}: tells of an impossible rule: {error}") from error

@@ -326,7 +326,7 @@ def test_a_tensor_that_should_have_been_left_alone_is_found(written: Path, sourc
 
 
 @pytest.mark.parametrize(
-    "rule", [{"criterion": "wanda"}, {"beta": "1"}, {"beta": -1.0}, {"ignore": ["("]}]
+    "rule", [{"repair": "x"}, {"count_by": 1}, {"beta": "1"}, {"beta": -1.0}, {"ignore": ["("]}]
 )
 def test_a_rule_that_cannot_be_derived_is_refused(
     written: Path, source: Path, rule: dict[str, object]

@@ -55,7 +55,13 @@ def _lines(folder: Path, found: dict[str, Any]) -> list[str]:
     tensors = f"{found['tensors']} tensors of {size(found['bytes'])}"
     rows = f"{count(found['rows'])} rows of {found['pruned_tensors']} pruned ones"
     kept = f"keep {count(found['kept'])} weights"
-    if found["against"]:
+    if found["masks_derived"] is False:
+        first = (
+            f"{folder}: whole, as far as {found['against']} tells. {tensors} are the same bit for "
+            f"bit, or zero where pruned, but for what the report tells to be repaired; {rows} "
+            f"{kept}. Which ones came from data, and was not decided again"
+        )
+    elif found["against"]:
         first = (
             f"{folder}: whole, and just what pruning leaves of {found['against']}. {tensors} are "
             f"the same bit for bit; {rows} {kept}, those that the rule keeps"
