@@ -74,11 +74,53 @@ def _making(report: Mapping[str, Any]) -> str:
     return (
         "## How it was made\n\n"
         f"From {_code(source['model'])}{revision} by emp-llm {report['emp_llm_version']} and "
-        f"{_PAPER}: of each group the ⌊β · N_eff⌋ weights of the largest {rule['criterion']} stay, "
-        f"where N_eff = (Σ|w|)² / Σw² is read off the weights. β = {rule['beta']:g}, a group is a "
-        f"{rule['granularity']}, the targets are {_code(rule['targets'])}{ignored}.\n\n"
+        f"{_PAPER}: of each group the ⌊β · N_eff⌋ weights of the largest {_score(rule)} stay, "
+        f"where {_count(rule)}. β = {rule['beta']:g}, a group is a "
+        f"{rule['granularity']}, the targets are {_code(rule['targets'])}{ignored}."
+        f"{_calibrating(report)}\n\n"
         f"```\n{shlex.join(prune_words(report, model=_one_line(source['model']), out='DIR'))}\n```"
     )
+
+
+def _score(rule: Mapping[str, Any]) -> str:
+    """What weights are ranked by."""
+    criterion: str = rule["criterion"]
+    return criterion if criterion == "magnitude" else f"score by {_code(criterion)}"
+
+
+def _count(rule: Mapping[str, Any]) -> str:
+    """What says how many of them stay."""
+    if "magnitude" in (rule["criterion"], rule.get("count_by")):
+        return "N_eff = (Σ|w|)² / Σw² is read off the weights"
+    return "N_eff = (Σs)² / Σs² is read off the scores s"
+
+
+def _calibrating(report: Mapping[str, Any]) -> str:
+    """What data went into it, and what was changed by it, if there were any."""
+    rule = report["rule"]
+    data = rule.get("calibration") or {}
+    sentences = []
+    if data.get("text") is not None:
+        fed = "pruned" if data["sequential"] else "dense"
+        sentences.append(
+            f"Calibrated on {data['samples']} samples of {data['length']} tokens of "
+            f"{_code(data['text'])} (seed {data['seed']}), each block fed by the {fed} ones before "
+            "it."
+        )
+    repaired = sum(fields.get("repaired", False) for fields in report["tensors"].values())
+    if repaired:
+        what = {"obs": "the weights that stay", "bias": "the biases"}[rule["repair"]]
+        tensors = "1 tensor" if repaired == 1 else f"{repaired:,} tensors"
+        sentences.append(
+            f"To restore what pruned layers give, {what} were changed afterwards ({tensors})."
+        )
+    unreached = (report.get("calibration") or {}).get("without_tokens", ())
+    if unreached:
+        matrices = (
+            "1 matrix, whose" if len(unreached) == 1 else f"{len(unreached):,} matrices, whose"
+        )
+        sentences.append(f"No token reached {matrices} weights are ranked by magnitude.")
+    return "".join(f" {sentence}" for sentence in sentences)
 
 
 def _showing(figure: str) -> str:
@@ -106,9 +148,10 @@ def _sizes(report: Mapping[str, Any]) -> str:
         )
         for label, part in parts.items()
     ]
+    mass = "Σ|w|" if report["rule"]["criterion"] == "magnitude" else "all scores"
     return (
         f"{_table((*header, 'ratio'), rows, text_columns=1)}\n\n"
-        "Retained mass is the share of Σ|w| that stays. `emp_report.json` tells of every tensor."
+        f"Retained mass is the share of {mass} that stays. `emp_report.json` tells of every tensor."
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from emp_llm.calibration.options import CalibrationOptions
 from emp_llm.options import PruneOptions
 
 __all__ = ["exact_beta", "prune_words"]
@@ -20,6 +21,8 @@ def prune_words(
         beta: Whether to give the report's β.
     """
     rule, default = report["rule"], PruneOptions()
+    data = rule.get("calibration") or {}
+    usual_data = CalibrationOptions()
     words = ["emp-llm", "prune", model or report["source"]["model"], "--out", out]
     for option, value, usual in (
         ("--revision", report["source"]["revision"], None),
@@ -27,10 +30,19 @@ def prune_words(
         ("--granularity", rule["granularity"], default.granularity),
         ("--targets", rule["targets"], default.targets),
         *(("--ignore", pattern, None) for pattern in rule["ignore"]),
+        ("--criterion", rule["criterion"], default.criterion),
+        ("--count-by", rule.get("count_by"), default.count_by),
+        ("--repair", rule.get("repair"), default.repair),
+        ("--calibration", data.get("text"), None),
+        ("--samples", data.get("samples"), usual_data.samples),
+        ("--length", data.get("length"), usual_data.length),
+        ("--seed", data.get("seed"), usual_data.seed),
         ("--format", report["format"], default.output_format),
     ):
         if value not in (usual, None):
-            words += [option, value]
+            words += [option, str(value)]
+    if data.get("sequential", usual_data.sequential) is False:
+        words.append("--no-sequential")
     return words
 
 

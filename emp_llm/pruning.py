@@ -8,7 +8,6 @@ Every shard of the source becomes one shard of the same name; no more than a few
 are in memory at any time. Shards of the Hub are pruned as they arrive: `files` waits for them.
 """
 
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -205,13 +204,14 @@ class _PruneRun(PlannedRun):
         if not needs_decisions(self.options):
             return None
 
-        def calibrate() -> float:
-            calibrating = importlib.import_module("emp_llm.calibration.calibrating")
+        def decide() -> float:
+            from emp_llm.calibration.calibrating import calibrate
+
             with DecisionStore(folder) as store:
-                calibrating.calibrate(self, store)
+                calibrate(self, store)
             return self.options.beta  # which may have been found by the scores
 
-        self.options = replace(self.options, beta=self.team.share(calibrate))
+        self.options = replace(self.options, beta=self.team.share(decide))
         return GivenSelection(self.options, stack.enter_context(DecisionStore(folder)))
 
     def publish(self, folder: OutputFolder, origin: dict[str, Any]) -> dict[str, Any]:

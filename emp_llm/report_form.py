@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from emp_llm.errors import FormatError
-from emp_llm.options import Granularity, OutputFormat, Repair
+from emp_llm.options import CountBy, Granularity, OutputFormat, Repair
 from emp_llm.shown import shortened
 from emp_llm.sources.checkpoint import read_json_object
 from emp_llm.tally import HISTOGRAM_BINS
@@ -64,10 +64,6 @@ def _is_block(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST_BLOCK
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
-
-
 def _is_absent(value: object) -> bool:
     return value is None
 
@@ -106,6 +102,7 @@ _DATA: dict[str, Test] = {
     "seed": _is_count,
     **dict.fromkeys(("samples", "length"), _or_none(_is_count)),
     "sequential": _or_none(_is_flag),
+    "hash": _or_none(_is_text),
 }
 _FRACTIONS = ("n_eff_fraction_min", "n_eff_fraction_mean", "n_eff_fraction_max")
 _SUMS: dict[str, Test] = {
@@ -119,7 +116,7 @@ _HEAD: dict[str, Test] = {
     **dict.fromkeys(("curve", "standing_out"), _is_absent),
     "target_sparsity": _or_none(_is_figure),
     "search": _or_none(_list_of(_is_object_of(_TRIED))),
-    "calibration": _or_none(_is_object_of({"without_tokens": _or_none(_is_list)})),
+    "calibration": _or_none(_is_object_of({"without_tokens": _or_none(_list_of(_is_text))})),
 }
 _PARTS: dict[str, dict[str, Test]] = {
     "source": {"model": _is_text, "revision": _or_none(_is_text)},
@@ -129,6 +126,7 @@ _PARTS: dict[str, dict[str, Test]] = {
         "criterion": _is_text,
         "targets": _is_text,
         "ignore": _list_of(_is_text),
+        "count_by": lambda value: value is None or value in get_args(CountBy),
         "repair": lambda value: value is None or value in get_args(Repair),
         "calibration": _or_none(_is_object_of(_DATA)),
     },
@@ -148,6 +146,7 @@ _TENSOR: dict[str, Test] = {
     "pruned": _is_flag,
     **dict.fromkeys(("reason", "kind", "dtype", "hash"), _is_text),
     "block": _or_none(_is_block),
+    "repaired": _or_none(_is_flag),
     "shape": _is_shape,
     **dict.fromkeys(("weights", "kept", "bytes_before", "bytes_after"), _is_count),
 }

@@ -76,8 +76,9 @@ def calibrate(run: PlannedRun, store: DecisionStore) -> None:
                 for name, (_, entry) in run.checkpoint.tensors.items():
                     if is_bias(name) and name.startswith(key) and run.options.repair == "bias":
                         block.replace(name, b"\x80\x3f" * (entry.nbytes // 2))
-                block.note("without_tokens", [[f"{key}.expert", 0]])
-    store.note("calibration", {"length": 16, "hash": "xxh3-128:0"})
+                block.note("without_tokens", [f"{key}.expert"])
+    if run.options.calibration is not None and run.options.calibration.text is not None:
+        store.note("calibration", {"length": 16, "hash": "xxh3-128:0"})
 
 
 def put_in_place() -> None:

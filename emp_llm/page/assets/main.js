@@ -5,7 +5,10 @@ function heading() {
   byId("model").textContent = source.model;
   const facts = [
     ["β", rule.beta], ["groups", { row: "rows", layer: "matrices", model: "the whole model" }[rule.granularity]],
-    ["score", rule.criterion], ["targets", rule.targets], ...rule.ignore.map((pattern) => ["ignored", pattern]),
+    ["score", rule.criterion], ...(rule.count_by ? [["counted by", rule.count_by]] : []),
+    ...(rule.repair ? [["repair", rule.repair]] : []),
+    ...(rule.calibration?.text ? [["calibrated on", `${rule.calibration.samples} × ${rule.calibration.length} tokens of ${rule.calibration.text}`]] : []),
+    ["targets", rule.targets], ...rule.ignore.map((pattern) => ["ignored", pattern]),
     ["format", format], ...(source.revision ? [["revision", source.revision.slice(0, 12)]] : []),
   ];
   byId("facts").append(...facts.map(([word, fact]) => el("li", {}, `${word} `, el("b", {}, String(fact)))));
@@ -17,7 +20,7 @@ function heading() {
     figure("sparsity of the targets", [percent(targets.sparsity)], [`${percent(model.sparsity)} of all ${count(model.weights)} weights`]),
     figure("effective fraction N_eff / N", [targets.n_eff_fraction_mean.toFixed(4)], ["Gaussian weights: 0.6366"]),
     figure("retained mass", [percent(targets.retained_mass, 1)],
-      [targets.retained_mass_bound === null ? "share of Σ|w| that stays" : `at least ${percent(targets.retained_mass_bound, 1)} by the bound`]));
+      [targets.retained_mass_bound === null ? `share of ${rule.criterion === "magnitude" ? "Σ|w|" : "all scores"} that stays` : `at least ${percent(targets.retained_mass_bound, 1)} by the bound`]));
   byId("made").textContent = `Made by emp-llm ${version}.`;
 }
 
