@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
+from emp_llm.block_pass import BlockPass
 from emp_llm.calibration.collecting import Gathering, PartedError, Products
 from emp_llm.calibration.criteria import find_criterion
 from emp_llm.calibration.deciding import decide_together
@@ -21,20 +24,22 @@ from emp_llm.calibration.session import Session
 from emp_llm.calibration.settling import Decisions, Scores
 from emp_llm.calibration.statistics import Need, Statistics
 from emp_llm.errors import OptionError
+from emp_llm.group_numbers import GroupNumbers
+from emp_llm.options import counts_magnitudes
+from emp_llm.ranks import Team
+from emp_llm.sources.files import OpenFiles
+from emp_llm.target_sparsity import beta_for_sparsity, measure_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import torch
 
     from emp_llm.calibration.settling import Sink
     from emp_llm.calibration.walk import Call, Walk
     from emp_llm.options import PruneOptions
     from emp_llm.planned_run import PlannedRun
-    from emp_llm.sources.files import OpenFiles
     from emp_llm.target import Target
 
-__all__ = ["calibrate"]
+__all__ = ["Calibration", "calibrate", "needs_of"]
 
 _REPAIR_NEEDS: dict[str, frozenset[Need]] = {
     "none": frozenset(),
@@ -47,73 +52,123 @@ def calibrate(run: PlannedRun, store: DecisionStore) -> None:
     """Decide on all targets of a run that the store does not know yet.
 
     Args:
-        run: What is to be pruned, and how.
+        run: What is to be pruned, and how. It is given the β that was found, where the scores say
+            which one has the sparsity that is asked for.
         store: Where decisions go.
 
     Raises:
         CheckpointError: If the source cannot be read or run, or has no tokenizer, or an activation,
             weight or score is not finite.
-        OptionError: If the calibration's text is too short, or there is nothing to repair.
+        OptionError: If the calibration's text is too short, or there is nothing to repair, or no β
+            has that sparsity.
         OSError: If decisions or activations cannot be written.
     """
     with run.source.files(run.checkpoint.shards) as files:
-        _Calibration(run, store, files).decide()
+        session = None
+        if needs_of(run.options):
+            session = Session(run, files, store.folder)
+            store.note("calibration", session.samples.description())
+        beta = Calibration(run, run.options, files, session).decide(store)
+        run.options = replace(run.options, beta=beta)
 
 
-class _Calibration:
-    """The decisions of one run, being made."""
+def needs_of(options: PruneOptions) -> frozenset[Need]:
+    """The statistics that criterion and repair need."""
+    return find_criterion(options.criterion).needs | _REPAIR_NEEDS[options.repair]
 
-    def __init__(self, run: PlannedRun, store: DecisionStore, files: OpenFiles) -> None:
+
+class Calibration:
+    """The decisions by one rule.
+
+    Args:
+        run: Knows the targets.
+        options: The rule.
+        files: The checkpoint's files.
+        session: The model and its samples, where data is needed.
+    """
+
+    def __init__(
+        self, run: PlannedRun, options: PruneOptions, files: OpenFiles, session: Session | None
+    ) -> None:
         self._run = run
-        self._store = store
         self._files = files
-        self._options = run.options
-        self._criterion = find_criterion(run.options.criterion)
-        self._repair_needs = _REPAIR_NEEDS[run.options.repair]
-        self._session = self._open_session()
-        self._units = self._session.targets if self._session else _by_block(run)
+        self._options = options
+        self._session = session
+        self._needs = find_criterion(options.criterion).needs
+        self._repair_needs = _REPAIR_NEEDS[options.repair]
+        self._units = session.targets if session else _by_block(run)
         self._targets = [target for targets in self._units.values() for target in targets]
-        if run.options.repair == "bias" and not any(map(self._bias, self._targets)):
+        if options.repair == "bias" and not any(map(self._bias, self._targets)):
             raise OptionError(
                 "repair 'bias' changes the biases of pruned layers, and these have none: choose "
                 "--repair obs"
             )
 
-    def decide(self) -> None:
-        """Decide on everything that is left."""
-        options, needs = self._options, self._criterion.needs
-        together = options.granularity == "model"
-        if not together and "gradient" not in needs:
-            self._settle_on(self._decisions(self._store, options), needs | self._repair_needs)
-            return
-        repairs = options.repair != "none"
-        first = DecisionStore(self._store.folder / "first") if repairs else self._store
-        only_masks = replace(options, repair="none")
-        if together:
-            self._decide_together(first, only_masks)
-        else:
-            self._settle_on(self._decisions(first, only_masks), needs)
-        if repairs:
-            self._settle_on(self._decisions(self._store, options, first), self._repair_needs)
+    def decide(self, store: DecisionStore) -> float:
+        """Decide on everything that a store does not know yet; returns β."""
+        options = self._options
+        seeks = options.target_sparsity is not None and not counts_magnitudes(options)
+        together = seeks or options.granularity == "model"
+        if not together and "gradient" not in self._needs:
+            self._settle(self._decisions(store, options), self._needs | self._repair_needs)
+            return options.beta
+        if options.repair == "none":
+            return self._decide_ahead(store, options, together=together)
+        with DecisionStore(store.folder / "masks") as masks:
+            only_masks = replace(options, repair="none")
+            beta = self._decide_ahead(masks, only_masks, together=together)
+            self._settle(self._decisions(store, options, masks), self._repair_needs)
+            for name, value in masks.notes.items():
+                store.note(name, value)
+        return beta
 
-    def _decide_together(self, store: DecisionStore, options: PruneOptions) -> None:
-        """Let all scores wait on disk, then rank them."""
+    def _decide_ahead(
+        self, store: DecisionStore, options: PruneOptions, *, together: bool
+    ) -> float:
+        """Decide on all masks on the dense model; returns β."""
+        if not together:
+            self._settle(self._decisions(store, options), self._needs)
+            return options.beta
+        beta = float(store.notes.get("beta", options.beta))
         if all(map(store.has, self._units)):
-            return
-        judge = Judge(options, self._files, self._device)
-        scores = Scores(store.folder, judge, self._units, options.criterion)
-        self._settle_on(scores, self._criterion.needs)
-        threads = self._run.threads
-        decide_together(scores.paths, self._targets, options, self._files, store, threads=threads)
+            return beta
+        scores = Scores(store.folder, self._judge(options), self._units, options.criterion)
+        self._settle(scores, self._needs)
+        if options.target_sparsity is not None and not counts_magnitudes(options):
+            beta = self._solve(scores, options, options.target_sparsity)
+            store.note("beta", beta)
+        decide_together(
+            scores.paths,
+            self._targets,
+            replace(options, beta=beta),
+            self._files,
+            store,
+            threads=self._run.threads,
+        )
         scores.remove()
+        return beta
+
+    def _solve(self, scores: Scores, options: PruneOptions, sparsity: float) -> float:
+        """The β at which all scores together have a sparsity."""
+        waiting = scores.targets()
+        weights = sum(target.geometry.rows * target.geometry.columns for target in waiting)
+        threads, team = self._run.threads, Team()
+        with OpenFiles() as files, GroupNumbers(scores.folder) as groups:
+            block_pass = BlockPass(files, threads)
+            measure_groups(groups, waiting, options.granularity, block_pass, team)
+            return beta_for_sparsity(groups, weights, sparsity, threads=threads, team=team)
+
+    def _judge(self, options: PruneOptions, given: DecisionStore | None = None) -> Judge:
+        device = self._session.device if self._session else torch.device("cpu")
+        return Judge(options, self._files, device, given)
 
     def _decisions(
         self, store: DecisionStore, options: PruneOptions, given: DecisionStore | None = None
     ) -> Decisions:
-        judge = Judge(options, self._files, self._device, given)
+        judge = self._judge(options, given)
         return Decisions(store, judge, self._units, self._bias_to_repair)
 
-    def _settle_on(self, sink: Sink, needs: frozenset[Need]) -> None:
+    def _settle(self, sink: Sink, needs: frozenset[Need]) -> None:
         """Have a sink settle on every part of the model, with what it needs to know."""
         if all(map(sink.has, self._units)):
             return
@@ -222,24 +277,6 @@ class _Calibration:
     def _data(self) -> Session:
         assert self._session is not None  # noqa: S101 (opened where data is needed)
         return self._session
-
-    @property
-    def _device(self) -> torch.device:
-        return self._session.device if self._session else torch.device("cpu")
-
-    def _open_session(self) -> Session | None:
-        needed = self._criterion.needs | self._repair_needs
-        if not needed:
-            return None
-        calibration = self._options.calibration
-        if calibration is None or calibration.text is None:
-            raise OptionError(
-                f"criterion {self._criterion.name!r} with repair {self._options.repair!r} needs "
-                "data: give --calibration"
-            )
-        session = Session(self._run, calibration, self._files, self._store.folder)
-        self._store.note("calibration", session.samples.description())
-        return session
 
     def _blank(self, target: Target, matrix: int) -> Statistics:
         """All that is known of a matrix without data."""

@@ -12,7 +12,7 @@ from emp_llm.calibration.activations import Activations, tensors_of
 from emp_llm.calibration.samples import read_samples
 from emp_llm.calibration.walk import Walk
 from emp_llm.calibration.weights import StreamedModel
-from emp_llm.errors import CheckpointError
+from emp_llm.errors import CheckpointError, OptionError
 from emp_llm.evaluated_model import load_tokenizer
 from emp_llm.texts import read_text
 from emp_llm.tokens import positions_of
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from emp_llm.calibration.options import CalibrationOptions
     from emp_llm.calibration.walk import Call
     from emp_llm.planned_run import PlannedRun
     from emp_llm.sources.files import OpenFiles
@@ -34,8 +33,7 @@ class Session:
     """A calibration of one model: its parts and samples.
 
     Args:
-        run: What is to be pruned.
-        options: The calibration that was asked for.
+        run: What is to be pruned, and the calibration that was asked for.
         files: The checkpoint's files.
         folder: Where activations wait that find no room in memory.
 
@@ -50,16 +48,16 @@ class Session:
         OptionError: If the text is too short, or samples are longer than the model allows.
     """
 
-    def __init__(
-        self, run: PlannedRun, options: CalibrationOptions, files: OpenFiles, folder: Path
-    ) -> None:
+    def __init__(self, run: PlannedRun, files: OpenFiles, folder: Path) -> None:
+        options = run.options.calibration
+        if options is None or options.text is None:
+            raise OptionError("criterion and repair need data: give a text to calibrate on")
         self.device = _device(options.device)
         self.change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _name, tensor: tensor
         self.options = options
         self._folder = folder
         self._progress = run.progress
         self._targets = {target.name: target for part in run.targets.values() for target in part}
-        assert options.text is not None  # noqa: S101 (the caller has looked)
         text = read_text(options.text, protocol="paper", part="train")
         tokenizer = load_tokenizer(str(run.checkpoint.folder), run.checkpoint.folder)
         self.model = StreamedModel(

@@ -9,6 +9,8 @@ import torch
 
 from emp_llm.calibration.deciding import save_scores
 from emp_llm.calibration.judging import pruned
+from emp_llm.sources.shard import read_shard
+from emp_llm.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from emp_llm.calibration.decisions import DecisionStore
     from emp_llm.calibration.judging import Judge
     from emp_llm.calibration.statistics import Statistics
-    from emp_llm.target import Target
 
 __all__ = ["Decisions", "Scores", "Sink"]
 
@@ -91,7 +92,7 @@ class Scores:
     """Lets scores wait on disk until all of them are there.
 
     Args:
-        folder: Where.
+        folder: Where; an attribute as well.
         judge: Scores.
         units: The targets of each part of the model.
         criterion: What makes the scores, for errors.
@@ -104,7 +105,7 @@ class Scores:
         self, folder: Path, judge: Judge, units: Mapping[str, Sequence[Target]], criterion: str
     ) -> None:
         self.paths: dict[str, Path] = {}
-        self._folder = folder
+        self.folder = folder
         self._judge = judge
         self._units = units
         self._criterion = criterion
@@ -115,7 +116,7 @@ class Scores:
 
     def settle(self, unit: str, known: Callable[[Target, int], Statistics]) -> None:
         """Score a part's targets. OSErrors pass."""
-        path = self._folder / f"scores-{len(self.paths)}.safetensors"
+        path = self.folder / f"scores-{len(self.paths)}.safetensors"
         values = {t.name: self._judge.stack(t, partial(known, t)) for t in self._units[unit]}
         save_scores(path, values, self._criterion)
         self.paths[unit] = path
@@ -123,6 +124,15 @@ class Scores:
     def changed(self, _name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor; nothing is pruned before all scores are there."""
         return tensor
+
+    def targets(self) -> list[Target]:
+        """The scores that wait, as if they were targets themselves, in float32."""
+        shards = [read_shard(path) for path in self.paths.values()]
+        return [
+            Target.of(shard, entry, transposed=False)
+            for shard in shards
+            for entry in shard.header.tensors
+        ]
 
     def remove(self) -> None:
         """Take the files away."""
