@@ -76,7 +76,8 @@ def verify(
         progress: Told how the work goes on.
 
     Returns:
-        What was checked: ``tensors``, ``pruned_tensors``, ``rows``, ``kept`` and ``bytes``;
+        What was checked: ``tensors``, ``pruned_tensors``, ``repaired_tensors`` (as the report
+        tells), ``rows``, ``kept`` and ``bytes``;
         ``hashes``, whether there were checksums to compare with; ``against``, the source or None;
         ``masks_derived``, whether every mask was decided once more, None without a source;
         ``other_files``, paths of files that nothing tells of; and ``unfinished_run``, whether a
@@ -203,6 +204,7 @@ class _Written:
         return {
             "tensors": len(found.names),
             "pruned_tensors": found.pruned,
+            "repaired_tensors": found.repaired,
             "rows": found.rows,
             "kept": found.kept,
             "bytes": self._checkpoint.nbytes,
@@ -257,6 +259,7 @@ class _Found:
 
     names: set[str] = field(default_factory=set)
     pruned: int = 0
+    repaired: int = 0
     rows: int = 0
     kept: int = 0
 
@@ -264,5 +267,6 @@ class _Found:
         """Count a tensor."""
         self.names.add(check.name)
         self.pruned += isinstance(check, RowsCheck)
+        self.repaired += bool(check.fields and check.fields.get("repaired"))
         self.rows += check.rows
         self.kept += check.kept

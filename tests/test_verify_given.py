@@ -149,8 +149,10 @@ class TestMasksFromData:
             app, ["verify", str(tmp_path / "out"), "--against", str(source)]
         )
         assert result.exit_code == 0
-        assert "came from data, and was not decided again" in result.stdout
-        assert "those that the rule keeps" not in result.stdout
+        told = " ".join(result.stdout.split())
+        assert f"whole, and nothing but what pruning leaves of {source}. 4 tensors of" in told
+        assert "by masks that came from data and were not decided again" in told
+        assert "repaired" not in told
 
     def test_diff_and_unpack_take_it_as_any_other(self, source, tmp_path) -> None:
         prune(source, tmp_path / "out", options_of(count_by="magnitude"))
@@ -221,6 +223,7 @@ class TestRepairedMagnitudes:
         report = prune(source, tmp_path / "out", asked)
         found = verify(tmp_path / "out", against=source)
         assert found["masks_derived"] is True
+        assert found["repaired_tensors"] == 3
         plain = prune(source, tmp_path / "plain", PruneOptions(granularity=granularity))
         for name in tensors:
             told, usual = report["tensors"][name], plain["tensors"][name]
@@ -246,3 +249,12 @@ class TestRepairedMagnitudes:
         told = refusal(out, source)
         assert f"{UP!r} row 3 column {places[0]} is" in told
         assert "for the rule prunes it" in told
+
+    def test_the_printed_line_says_how_many_tensors_are_repaired(self, source, tmp_path) -> None:
+        prune(source, tmp_path / "out", options_of(criterion="magnitude", repair="obs"))
+        result = CliRunner().invoke(
+            app, ["verify", str(tmp_path / "out"), "--against", str(source)]
+        )
+        told = " ".join(result.stdout.split())
+        assert "3 of them repaired, the others are the same bit for bit" in told
+        assert told.endswith("those that the rule keeps")

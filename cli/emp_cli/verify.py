@@ -55,16 +55,16 @@ def _lines(folder: Path, found: dict[str, Any]) -> list[str]:
     tensors = f"{found['tensors']} tensors of {size(found['bytes'])}"
     rows = f"{count(found['rows'])} rows of {found['pruned_tensors']} pruned ones"
     kept = f"keep {count(found['kept'])} weights"
-    if found["masks_derived"] is False:
+    if found["against"]:
+        derived, repaired = found["masks_derived"], found["repaired_tensors"]
+        just = "just what" if derived and not repaired else "nothing but what"
+        others = f", {repaired} of them repaired, the others" if repaired else ""
+        masks = "those that the rule keeps"
+        if not derived:
+            masks = "by masks that came from data and were not decided again"
         first = (
-            f"{folder}: whole, as far as {found['against']} tells. {tensors} are the same bit for "
-            f"bit, or zero where pruned, but for what the report tells to be repaired; {rows} "
-            f"{kept}. Which ones came from data, and was not decided again"
-        )
-    elif found["against"]:
-        first = (
-            f"{folder}: whole, and just what pruning leaves of {found['against']}. {tensors} are "
-            f"the same bit for bit; {rows} {kept}, those that the rule keeps"
+            f"{folder}: whole, and {just} pruning leaves of {found['against']}. {tensors}{others} "
+            f"are the same bit for bit; {rows} {kept}, {masks}"
         )
     elif found["hashes"]:
         first = f"{folder}: whole. {tensors} have the hashes of the report; {rows} {kept}"
