@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from emp_llm.block_pass import BlockPass
-from emp_llm.calibration.collecting import Gathering, PartedError, Products
 from emp_llm.calibration.criteria import find_criterion
 from emp_llm.calibration.deciding import decide_together
 from emp_llm.calibration.decisions import DecisionStore
+from emp_llm.calibration.forward import Forward, unchanged
 from emp_llm.calibration.gradients import Backward
 from emp_llm.calibration.judging import Judge
 from emp_llm.calibration.session import Session
@@ -31,10 +31,9 @@ from emp_llm.sources.files import OpenFiles
 from emp_llm.target_sparsity import beta_for_sparsity, measure_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from emp_llm.calibration.settling import Sink
-    from emp_llm.calibration.walk import Call, Walk
     from emp_llm.options import PruneOptions
     from emp_llm.planned_run import PlannedRun
     from emp_llm.target import Target
@@ -132,7 +131,7 @@ class Calibration:
         beta = float(store.notes.get("beta", options.beta))
         if all(map(store.has, self._units)):
             return beta
-        scores = Scores(store.folder, self._judge(options), self._units, options.criterion)
+        scores = Scores(store.folder, self._judge(options), options.criterion)
         self._settle(scores, self._needs)
         if options.target_sparsity is not None and not counts_magnitudes(options):
             beta = self._solve(scores, options, options.target_sparsity)
@@ -179,63 +178,22 @@ class Calibration:
         # what no sample comes to, or any data is needed for
         for unit in self._units:
             if not sink.has(unit):
-                sink.settle(unit, self._blank)
+                sink.settle(unit, self._units[unit], self._blank)
 
     def _go_forward(self, sink: Sink, needs: frozenset[Need]) -> None:
         """Settle on parts as samples come to them."""
-        session = self._data
-        session.change = sink.changed if session.options.sequential else _unchanged
-        left = {unit for unit in self._units if not sink.has(unit)}
-        session.begin("calibrating", 2)
-        with session.walk() as walk:
-            for unit, calls in walk.stops():
-                if unit in left:
-                    left.remove(unit)
-                    session.model.load(unit)
-                    found = self._gather(walk, unit, calls, needs)
-                    session.model.release(unit)
-                    sink.settle(unit, found)
-                if not left:
-                    return
-                session.model.load(unit)
-                for call in calls:
-                    with walk.present(call):
-                        walk.pass_on(call, session.pass_block(walk, unit, call))
-                session.model.release(unit)
-
-    def _gather(
-        self, walk: Walk, unit: str, calls: Sequence[Call], needs: frozenset[Need]
-    ) -> Callable[[Target, int], Statistics]:
-        """Find what the targets of a part, which is loaded, are multiplied by."""
-        session = self._data
-        feeds = session.model.feeds(unit, [target.name for target in self._units[unit]])
-        parameters = session.parameters(unit)
-        for shared in (True, False):
-            gathering = Gathering(set(feeds.values()), needs, shared=shared)
-            try:
-                for call in calls:
-                    with walk.present(call), Products(parameters, gathering.observe):
-                        session.pass_block(walk, unit, call)
-                    gathering.forget_last()
-                break
-            except PartedError:
-                continue
-
-        def found(target: Target, matrix: int) -> Statistics:
-            blank = self._blank(target, matrix)
-            return gathering.statistics(feeds[target.name, matrix], blank)
-
-        return found
+        repairs = isinstance(sink, Decisions) and "hessian" in self._repair_needs & needs
+        paired = repairs and self._data.options.sequential
+        Forward(self._data, self._units, sink, needs, self._blank, paired=paired).run()
 
     def _go_back(self, sink: Sink) -> None:
         """Settle on parts as the gradients of the loss come back to them."""
         session = self._data
-        session.change = _unchanged
         session.begin("calibrating", 2)
         with session.walk(gradients=True) as walk:
             backward = Backward(session.model, walk.activations)
-            for unit, calls in walk.stops():
-                session.model.load(unit)
+            for unit, calls in session.stops(walk):
+                session.load(unit, unchanged)
                 backward.record(walk, unit, calls, session.pass_block)
                 session.model.release(unit)
             for unit, sums in backward.gradients(
@@ -244,7 +202,7 @@ class Calibration:
                 found = session.model.to_checkpoint(sums)
                 session.model.release(unit)
                 if unit in self._units and not sink.has(unit):
-                    sink.settle(unit, self._with_gradients(found))
+                    sink.settle(unit, self._units[unit], self._with_gradients(found))
 
     def _with_gradients(
         self, gradients: Mapping[str, torch.Tensor]
@@ -287,10 +245,6 @@ class Calibration:
             first_row=matrix * target.geometry.matrix_rows,
             seed=calibration.seed if calibration else 0,
         )
-
-
-def _unchanged(_name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _by_block(run: PlannedRun) -> dict[str, list[Target]]:

@@ -96,15 +96,21 @@ class _Inputs:
         squares_C: float64 [C], Σx².
         sums_C: float64 [C], Σx.
         hessian_CC: float32 [C, C], Σ x xᵀ.
+        cross_CC: float32 [C, C], Σ d xᵀ, d being what the dense model has in x's place; None where
+            that is not known of every x.
     """
 
     tokens: int = 0
     squares_C: torch.Tensor | None = None
     sums_C: torch.Tensor | None = None
     hessian_CC: torch.Tensor | None = None
+    cross_CC: torch.Tensor | None = None
 
-    def add(self, x_TC: torch.Tensor, needs: Collection[Need]) -> None:
-        """Take in some inputs, [T, C] of any floating-point dtype."""
+    def add(
+        self, x_TC: torch.Tensor, needs: Collection[Need], dense_TC: torch.Tensor | None
+    ) -> None:
+        """Take in some inputs, [T, C] of any floating-point dtype, and what stood for them."""
+        first = not self.tokens
         self.tokens += len(x_TC)
         columns = x_TC.shape[1]
         if "norms" in needs or "means" in needs:
@@ -119,6 +125,12 @@ class _Inputs:
                 self.hessian_CC = x_TC.new_zeros((columns, columns), dtype=torch.float32)
             single_TC = x_TC.float()
             self.hessian_CC.addmm_(single_TC.T, single_TC)
+            if dense_TC is None:
+                self.cross_CC = None
+            elif first:
+                self.cross_CC = dense_TC.float().T @ single_TC
+            elif self.cross_CC is not None:
+                self.cross_CC.addmm_(dense_TC.float().T, single_TC)
 
 
 class PartedError(Exception):
@@ -134,16 +146,26 @@ class Gathering:
     Args:
         feeds: The matrices; others are passed over.
         needs: What is to be known of them.
+        tokens: Tokens of a sample.
         shared: Whether matrices may share.
     """
 
-    def __init__(self, feeds: Collection[Fed], needs: Collection[Need], *, shared: bool) -> None:
+    def __init__(
+        self, feeds: Collection[Fed], needs: Collection[Need], tokens: int, *, shared: bool
+    ) -> None:
         self._feeds = frozenset(feeds)
         self._needs = needs
+        self._tokens = tokens
         self._shared = shared
         self._inputs: dict[Fed, _Inputs] = {}
         self._leaders: dict[Fed, Fed] = {}
         self._last: tuple[Fed, torch.Tensor, bool] | None = None
+        self._expected: dict[Fed, list[torch.Tensor]] = {}
+
+    def expect(self, fed: Fed, dense_TC: torch.Tensor) -> None:
+        """In the dense model the matrix is multiplied by this, when its turn comes."""
+        if fed in self._feeds:
+            self._expected.setdefault(fed, []).append(dense_TC)
 
     def observe(self, fed: Fed, x_TC: torch.Tensor) -> None:
         """A matrix is multiplied by x_TC; see `Products`.
@@ -170,11 +192,31 @@ class Gathering:
                 raise PartedError
         self._leaders[fed] = leader
         if leader == fed:
-            self._inputs.setdefault(fed, _Inputs()).add(x_TC, self._needs)
+            dense_TC = self._counterpart(fed, x_TC)
+            self._inputs.setdefault(fed, _Inputs()).add(x_TC, self._needs, dense_TC)
+
+    def _counterpart(self, fed: Fed, x_TC: torch.Tensor) -> torch.Tensor | None:
+        """What the dense model has in the place of inputs, if it is known to be of the same tokens.
+
+        Of experts, which see some tokens only, it is not.
+        """
+        expected = self._expected.get(fed)
+        dense_TC = expected.pop(0) if expected else None
+        same = dense_TC is not None and dense_TC.shape == x_TC.shape
+        return dense_TC if same and len(x_TC) == self._tokens else None
 
     def forget_last(self) -> None:
         """A sample is through: what it was given is held no longer."""
         self._last = None
+        self._expected.clear()
+
+    def leaders(self) -> list[Fed]:
+        """The matrices that others share with, and those that share with none, as they came."""
+        return list(self._inputs)
+
+    def leader(self, fed: Fed) -> Fed:
+        """The matrix that a matrix shares with; itself, if it has not come yet."""
+        return self._leaders.get(fed, fed)
 
     def statistics(self, fed: Fed, known: Statistics) -> Statistics:
         """What was found of a matrix, on the device where it was gathered.
@@ -183,7 +225,7 @@ class Gathering:
             fed: The matrix.
             known: What is known of it already.
         """
-        found = self._inputs.get(self._leaders.get(fed, fed), _Inputs())
+        found = self._inputs.get(self.leader(fed), _Inputs())
         squares_C, sums_C, needs = found.squares_C, found.sums_C, self._needs
         return replace(
             known,
@@ -191,6 +233,7 @@ class Gathering:
             norms_C=squares_C.sqrt() if squares_C is not None and "norms" in needs else None,
             means_C=sums_C / found.tokens if sums_C is not None and "means" in needs else None,
             hessian_CC=found.hessian_CC,
+            cross_CC=found.cross_CC,
         )
 
 

@@ -127,7 +127,7 @@ class Backward:
         Args:
             parameters: Gives the names of a block's parameters that gradients are wanted of.
             forward: Gives a block's own forward.
-            passed: Told of each sample that has passed a block.
+            passed: Told each time that all samples have passed a block.
 
         Yields:
             Each block, which is loaded, with float32 gradients by the names of its parameters.
@@ -147,7 +147,7 @@ class Backward:
                 hook(_adding_to(total))
             while passages:
                 self._back(passages.pop(), forward(unit))
-                passed()
+            passed()
             if unit not in visits[: len(self._passages)]:  # else it comes again, further ahead
                 yield unit, sums.pop(unit)
             self._model.release(unit)

@@ -18,7 +18,7 @@ from emp_llm.texts import read_text
 from emp_llm.tokens import positions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from emp_llm.calibration.walk import Call
@@ -41,7 +41,6 @@ class Session:
         options: The calibration that was asked for.
         model: The model, in parts.
         samples: What it is calibrated on.
-        change: Given each tensor that is loaded, by its name; returns what is loaded in its place.
 
     Raises:
         CheckpointError: If the model cannot be built, or has no tokenizer.
@@ -53,7 +52,7 @@ class Session:
         if options is None or options.text is None:
             raise OptionError("criterion and repair need data: give a text to calibrate on")
         self.device = _device(options.device)
-        self.change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _name, tensor: tensor
+        self._change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _name, tensor: tensor
         self.options = options
         self._folder = folder
         self._progress = run.progress
@@ -65,7 +64,7 @@ class Session:
             files,
             self.device,
             self._targets,
-            lambda name, tensor: self.change(name, tensor),
+            lambda name, tensor: self._change(name, tensor),
         )
         model = self.model.model
         embeddings = model.get_input_embeddings()
@@ -86,17 +85,35 @@ class Session:
         }
         return {unit: targets for unit, targets in found.items() if targets}
 
-    def begin(self, stage: str, passes: int) -> None:
-        """Tell that all samples are going to pass each part so many times."""
-        self._progress.begin(
-            stage, passes * len(self.model.units) * len(self.samples.ids_NL), "passes of a block"
-        )
+    def begin(self, stage: str, rounds: int = 1) -> None:
+        """Tell that all samples are going to come to each part so many times."""
+        self._progress.begin(stage, rounds * len(self.model.units), "blocks")
+
+    def load(self, unit: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+        """Load a part of the model.
+
+        Args:
+            unit: The part.
+            change: Given each tensor that is loaded, by its name; returns what is loaded instead.
+        """
+        self._change = change
+        self.model.load(unit)
+
+    def stops(self, walk: Walk) -> Iterator[tuple[str, list[Call]]]:
+        """The parts that samples come to; see `Walk.stops`."""
+        for unit, calls in walk.stops():
+            self.model.release_others()
+            yield unit, calls
+            self.passed()
 
     @contextmanager
-    def walk(self, *, loss: bool = False, gradients: bool = False) -> Iterator[Walk]:
+    def walk(
+        self, *, lanes: int = 1, loss: bool = False, gradients: bool = False
+    ) -> Iterator[Walk]:
         """All samples on their way through the model.
 
         Args:
+            lanes: How many times each sample goes: all of them first, then all once more.
             loss: Whether each sample's result is its share of the mean loss in nats per token, as a
                 float; otherwise it is nothing.
             gradients: Whether the loss is to be told its gradients.
@@ -109,8 +126,8 @@ class Session:
         try:
             with Walk(
                 blocks,
-                lambda sample: forward(sample, gradients),
-                count,
+                lambda number: forward(number % count, gradients),
+                lanes * count,
                 activations,
                 gradients=gradients,
             ) as walk:
@@ -127,23 +144,19 @@ class Session:
         """
         with torch.no_grad():
             outcome = walk.own_forward(unit)(*call.args, **call.kwargs)
+        number = call.sample % len(self.samples.ids_NL)
         for tensor in tensors_of(outcome):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise CheckpointError(
-                    f"{unit}: gives NaN or infinity for sample {call.sample} of "
+                    f"{unit}: gives NaN or infinity for sample {number} of "
                     f"{self.samples.text} in {str(tensor.dtype).removeprefix('torch.')}: give a "
                     "checkpoint whose dtype the model was trained in, or another text"
                 )
-        self.passed()
         return outcome
 
     def passed(self) -> None:
-        """Tell that a sample has passed a block."""
+        """Tell that all samples are through with a part."""
         self._progress.advance(1)
-
-    def parameters(self, unit: str) -> Mapping[str, torch.Tensor]:
-        """The parameters of a part, by name."""
-        return dict(self.model.module(unit).named_parameters(prefix=unit))
 
     def _inputs(self, sample: int) -> dict[str, torch.Tensor]:
         ids_1L = self.samples.ids_NL[sample : sample + 1].to(self.device)

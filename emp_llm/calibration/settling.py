@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from emp_llm.calibration.decisions import DecisionStore
     from emp_llm.calibration.judging import Judge
-    from emp_llm.calibration.statistics import Statistics
+    from emp_llm.calibration.statistics import Known
 
 __all__ = ["Decisions", "Scores", "Sink"]
 
@@ -26,15 +26,19 @@ __all__ = ["Decisions", "Scores", "Sink"]
 class Sink(Protocol):
     """Settles on the targets of one part of the model at a time."""
 
-    def has(self, unit: str) -> bool:
-        """Whether a part is settled already."""
+    def has(self, unit: str, stage: int | None = None) -> bool:
+        """Whether a part is settled already, or one stage of it."""
 
-    def settle(self, unit: str, known: Callable[[Target, int], Statistics]) -> None:
-        """Settle on a part.
+    def settle(
+        self, unit: str, targets: Sequence[Target], known: Known, stage: int | None = None
+    ) -> None:
+        """Settle on a part, or on one stage of it.
 
         Args:
             unit: The part.
-            known: What is known of each matrix of its targets.
+            targets: All of its targets, or those of the stage.
+            known: What is known of each matrix of theirs.
+            stage: Which one it is, from 0.
         """
 
     def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -64,15 +68,24 @@ class Decisions:
         self._biases = biases
         self._targets = {target.name: target for part in units.values() for target in part}
 
-    def has(self, unit: str) -> bool:
-        """Whether a part's decisions are written down, whole."""
+    def has(self, unit: str, stage: int | None = None) -> bool:
+        """Whether a part's decisions, or those of one stage of it, are written down, whole."""
+        if stage is not None:
+            return self._store.has(_key(unit, stage))
+        stages = 0
+        while self._store.has(_key(unit, stages)):
+            stages += 1
+        if stages:
+            return all(self._store.knows(target.name) for target in self._units[unit])
         return self._store.has(unit)
 
-    def settle(self, unit: str, known: Callable[[Target, int], Statistics]) -> None:
-        """Decide on a part's targets. OSErrors pass."""
+    def settle(
+        self, unit: str, targets: Sequence[Target], known: Known, stage: int | None = None
+    ) -> None:
+        """Decide on targets. OSErrors pass."""
         unreached: list[str] = []
-        with self._store.writer(unit) as block:
-            for target in self._units[unit]:
+        with self._store.writer(unit if stage is None else _key(unit, stage)) as block:
+            for target in targets:
                 found = partial(known, target)
                 unreached += self._judge.judge(target, found, block, self._biases(target))
             if unreached:
@@ -94,30 +107,30 @@ class Scores:
     Args:
         folder: Where; an attribute as well.
         judge: Scores.
-        units: The targets of each part of the model.
         criterion: What makes the scores, for errors.
 
     Attributes:
         paths: The files, by the part that they are of.
     """
 
-    def __init__(
-        self, folder: Path, judge: Judge, units: Mapping[str, Sequence[Target]], criterion: str
-    ) -> None:
+    def __init__(self, folder: Path, judge: Judge, criterion: str) -> None:
         self.paths: dict[str, Path] = {}
         self.folder = folder
         self._judge = judge
-        self._units = units
         self._criterion = criterion
 
-    def has(self, unit: str) -> bool:
+    def has(self, unit: str, _stage: int | None = None) -> bool:
         """Whether a part's scores are there."""
         return unit in self.paths
 
-    def settle(self, unit: str, known: Callable[[Target, int], Statistics]) -> None:
-        """Score a part's targets. OSErrors pass."""
+    def settle(
+        self, unit: str, targets: Sequence[Target], known: Known, _stage: int | None = None
+    ) -> None:
+        """Score a part's targets, always all of them at once. OSErrors pass."""
         path = self.folder / f"scores-{len(self.paths)}.safetensors"
-        values = {t.name: self._judge.stack(t, partial(known, t)) for t in self._units[unit]}
+        values = {
+            target.name: self._judge.stack(target, partial(known, target)) for target in targets
+        }
         save_scores(path, values, self._criterion)
         self.paths[unit] = path
 
@@ -138,3 +151,7 @@ class Scores:
         """Take the files away."""
         for path in self.paths.values():
             path.unlink()
+
+
+def _key(unit: str, stage: int) -> str:
+    return f"{unit}, stage {stage}"

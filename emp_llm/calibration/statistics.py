@@ -9,9 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
-__all__ = ["Need", "Statistics"]
+    from emp_llm.target import Target
+
+    Known = Callable[[Target, int], "Statistics"]
+    """What is known of each matrix of a target."""
+
+__all__ = ["Known", "Need", "Statistics"]
 
 Need = Literal["norms", "means", "hessian", "gradient"]
 

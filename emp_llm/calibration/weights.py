@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from emp_llm.sources.files import OpenFiles
     from emp_llm.sources.safetensors_header import TensorEntry
 
-__all__ = ["Fed", "StreamedModel"]
+__all__ = ["Fed", "StreamedModel", "Weights"]
 
 _DTYPES = {
     "F64": torch.float64,
@@ -46,6 +46,9 @@ _NOWHERE = "emp-llm: nothing"
 
 Fed = tuple[str, int]
 """A parameter of the model, and which matrix of it."""
+
+Weights = dict[str, nn.Parameter]
+"""Parameters of the model, by name."""
 
 
 class StreamedModel:
@@ -107,6 +110,15 @@ class StreamedModel:
         for name, parameter in self.module(unit).named_parameters(prefix=unit):
             if parameter.is_meta:
                 self._tie(name)
+
+    def parameters(self, unit: str) -> Weights:
+        """The weights of a unit that is loaded."""
+        return dict(self.module(unit).named_parameters(prefix=unit))
+
+    def place(self, weights: Weights) -> None:
+        """Put weights in their place that were there before."""
+        for name, parameter in weights.items():
+            self._set(name, parameter)
 
     def release(self, unit: str) -> None:
         """Take the weights of a unit away."""
