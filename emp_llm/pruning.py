@@ -24,12 +24,11 @@ from emp_llm.calibration.options import needs_decisions
 from emp_llm.card import write_card
 from emp_llm.companions import (
     CARD_NAME,
-    REPORT_NAME,
     copy_small_files,
     write_config,
     write_figure,
     write_index,
-    write_json,
+    write_report,
 )
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError, FormatError, OptionError, OutputError
@@ -232,7 +231,7 @@ class _PruneRun(PlannedRun):
             outcomes |= self._outcomes(folder.journal, self._name(shard))
         report = self.report(outcomes, origin, calibrated)
         report["files"] = describe_files(staging)
-        write_json(staging / REPORT_NAME, report)
+        write_report(staging, report)
         write_figure(staging, report)
         write_card(staging / CARD_NAME, self.source.folder / CARD_NAME, report)
         folder.publish()

@@ -18,7 +18,7 @@ from emp_llm.errors import FormatError
 from emp_llm.options import PruneOptions
 from emp_llm.packed import FORMAT_VERSION
 from emp_llm.sources.safetensors_header import TensorEntry
-from emp_llm.tally import TensorFigures, digits, ratio
+from emp_llm.tally import HISTOGRAM_BINS, TensorFigures, digits, ratio
 from emp_llm.targets import Decision
 
 __all__ = [
@@ -311,7 +311,11 @@ def _group_totals(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     mass = sum(fields["mass"] for fields in tensors)
     fractions = sum(fields["n_eff_fraction_mean"] * fields["weights"] for fields in tensors)
     bounds = [fields["retained_mass_bound"] for fields in tensors]
-    histograms = [fields["n_eff_fraction_histogram"] for fields in tensors]
+    histogram = [0] * HISTOGRAM_BINS
+    for fields in tensors:
+        counts = fields["n_eff_fraction_histogram"]
+        for i, count in enumerate(counts, fields["n_eff_fraction_histogram_start"]):
+            histogram[i] += count
 
     def retained(shares: Sequence[float]) -> float:
         kept = sum(share * fields["mass"] for share, fields in zip(shares, tensors, strict=True))
@@ -322,7 +326,7 @@ def _group_totals(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "n_eff_fraction_min": min(fields["n_eff_fraction_min"] for fields in tensors),
         "n_eff_fraction_mean": ratio(fractions, sums["weights"]),
         "n_eff_fraction_max": max(fields["n_eff_fraction_max"] for fields in tensors),
-        "n_eff_fraction_histogram": [sum(counts) for counts in zip(*histograms, strict=True)],
+        "n_eff_fraction_histogram": histogram,
         "retained_mass": retained([fields["retained_mass"] for fields in tensors]),
         "retained_mass_bound": None if None in bounds else retained(bounds),
     }

@@ -13,11 +13,14 @@ from emp_llm.errors import FormatError
 from emp_llm.options import CountBy, Granularity, OutputFormat, Repair
 from emp_llm.shown import shortened
 from emp_llm.sources.checkpoint import read_json_object
-from emp_llm.tally import HISTOGRAM_BINS
+from emp_llm.tally import HISTOGRAM_BINS, trimmed
 
 __all__ = ["read_report_file"]
 
 Test = Callable[[Any], bool]
+
+_HISTOGRAM = "n_eff_fraction_histogram"
+_START = f"{_HISTOGRAM}_start"
 
 _MOST = 2**63 - 1
 _MOST_DIMENSIONS = 64
@@ -37,6 +40,9 @@ def read_report_file(path: Path) -> dict[str, Any]:
     fault = next(_faults(report), None)
     if fault is not None:
         raise FormatError(f"{path}: is not a report that emp-llm wrote: {fault}; prune again")
+    for fields in report["tensors"].values():
+        if fields["pruned"] and _START not in fields:  # as earlier releases wrote it
+            fields |= trimmed(fields[_HISTOGRAM])
     return report
 
 
@@ -85,7 +91,17 @@ def _is_matrix(value: object) -> bool:
 
 
 def _is_histogram(value: object) -> bool:
-    return _list_of(_is_count)(value) and len(value) == HISTOGRAM_BINS  # type: ignore[arg-type]
+    return _list_of(_is_count)(value) and len(value) <= HISTOGRAM_BINS  # type: ignore[arg-type]
+
+
+def _fits(fields: Mapping[str, Any]) -> bool:
+    """Whether a histogram, which has all bins where no start is told, ends where bins do."""
+    bins = len(fields[_HISTOGRAM])
+    return bins == HISTOGRAM_BINS if _START not in fields else _is_within(fields[_START], bins)
+
+
+def _is_within(start: object, bins: int) -> bool:
+    return _is_count(start) and start + bins <= HISTOGRAM_BINS  # type: ignore[operator]
 
 
 def _is_object_of(tests: Mapping[str, Test]) -> Test:
@@ -157,7 +173,7 @@ _PRUNED: dict[str, Test] = {
     **dict.fromkeys(("rows", "weights"), _is_positive),
     **dict.fromkeys((*_N_EFF, *_FRACTIONS, "sparsity", "mass", "retained_mass"), _is_figure),
     "retained_mass_bound": _or_none(_is_figure),
-    "n_eff_fraction_histogram": _is_histogram,
+    _HISTOGRAM: _is_histogram,
 }
 
 
@@ -172,6 +188,8 @@ def _faults(report: Mapping[str, Any]) -> Iterator[str]:
         yield from _wrong(f"tensors.{name}", fields, _TENSOR)
         if fields["pruned"]:
             yield from _wrong(f"tensors.{name}", fields, _PRUNED)
+            if not _fits(fields):
+                yield f"tensors.{name}.{_HISTOGRAM} is {shortened(fields[_HISTOGRAM])}"
     for name, fields in report["files"].items():
         if not _is_beside(name):
             yield f"{shortened(name)} is no file beside it"

@@ -18,6 +18,7 @@ __all__ = [
     "TensorFigures",
     "effective_numbers",
     "mass_bound",
+    "trimmed",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -130,7 +131,7 @@ class TensorFigures:
             "n_eff_fraction_min": digits(self.fraction_min),
             "n_eff_fraction_mean": digits(self.fraction_mean),
             "n_eff_fraction_max": digits(self.fraction_max),
-            "n_eff_fraction_histogram": list(self.histogram),
+            **trimmed(self.histogram),
             "mass": digits(self.mass),
             "retained_mass": ratio(self.kept_mass, self.mass, empty=1.0),
             "retained_mass_bound": (
@@ -139,6 +140,22 @@ class TensorFigures:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
         }
+
+
+def trimmed(histogram: Sequence[int]) -> dict[str, Any]:
+    """A histogram as reports have it: without the empty bins at its ends, and where it starts.
+
+    A report of 100,000 tensors is then one that can be read again.
+
+    >>> trimmed([0, 0, 4, 0, 5, *[0] * 45])
+    {'n_eff_fraction_histogram_start': 2, 'n_eff_fraction_histogram': [4, 0, 5]}
+    """
+    counted = [i for i, count in enumerate(histogram) if count]
+    start, stop = (counted[0], counted[-1] + 1) if counted else (0, 0)
+    return {
+        "n_eff_fraction_histogram_start": start,
+        "n_eff_fraction_histogram": list(histogram[start:stop]),
+    }
 
 
 def digits(value: float) -> float:

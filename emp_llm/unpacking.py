@@ -18,7 +18,7 @@ from emp_llm.companions import (
     write_config,
     write_figure,
     write_index,
-    write_json,
+    write_report,
 )
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError, FormatError
@@ -89,7 +89,7 @@ def unpack(
             report = dense_report(packed_report, hashes)
             report["files"] = describe_files(folder.staging)
             write_figure(folder.staging, report)
-            write_json(folder.staging / REPORT_NAME, report)
+            write_report(folder.staging, report)
         write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
         folder.publish()
     return {

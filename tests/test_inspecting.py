@@ -226,5 +226,6 @@ def test_a_share_that_rounding_leaves_a_hair_short_counts_in_its_bin(tmp_path: P
     weights[2] = 0.7
     fields = inspect(one_tensor(tmp_path / "source", weights), curve=False)["tensors"][UP]
     histogram = fields["n_eff_fraction_histogram"]
-    assert [i for i, count in enumerate(histogram) if count] == [15, 35, 49]
+    assert fields["n_eff_fraction_histogram_start"] == 15
+    assert [15 + i for i, count in enumerate(histogram) if count] == [15, 35, 49]
     assert math.isclose(fields["n_eff_fraction_min"], 0.3)

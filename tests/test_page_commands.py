@@ -158,9 +158,26 @@ DAMAGED: dict[str, tuple[Change, str]] = {
         lambda r: r["tensors"][TENSOR].update(retained_mass="1"),
         f"tensors.{TENSOR}.retained_mass is '1'",
     ),
-    "few bins": (
-        lambda r: r["tensors"][TENSOR].update(n_eff_fraction_histogram=[1]),
-        f"tensors.{TENSOR}.n_eff_fraction_histogram is [1]",
+    "no list of bins": (
+        lambda r: r["tensors"][TENSOR].update(n_eff_fraction_histogram=1),
+        f"tensors.{TENSOR}.n_eff_fraction_histogram is 1",
+    ),
+    "bins past the last": (
+        lambda r: r["tensors"][TENSOR].update(
+            n_eff_fraction_histogram=[1, 1], n_eff_fraction_histogram_start=49
+        ),
+        f"tensors.{TENSOR}.n_eff_fraction_histogram is [1, 1]",
+    ),
+    "bins without a start": (
+        lambda r: (
+            r["tensors"][TENSOR].update(n_eff_fraction_histogram=[1, 1]),
+            r["tensors"][TENSOR].pop("n_eff_fraction_histogram_start"),
+        ),
+        f"tensors.{TENSOR}.n_eff_fraction_histogram is [1, 1]",
+    ),
+    "bins before the first": (
+        lambda r: r["tensors"][TENSOR].update(n_eff_fraction_histogram_start=-1),
+        f"tensors.{TENSOR}.n_eff_fraction_histogram is ",
     ),
     "no hash": (lambda r: r["tensors"][TENSOR].pop("hash"), f"tensors.{TENSOR}.hash is None"),
     "a vector": (

@@ -133,6 +133,7 @@ def test_the_figures_as_json_have_six_digits():
         "n_eff_fraction_mean": 0.522727,
         "n_eff_fraction_max": 1.0,
         # 0, 25/11/4 = 0.568 and 1
+        "n_eff_fraction_histogram_start": 0,
         "n_eff_fraction_histogram": [1, *[0] * 27, 1, *[0] * 20, 1],
         "mass": 9.0,
         "retained_mass": 0.888889,
