@@ -9,7 +9,7 @@ are in memory at any time. Shards of the Hub are pruned as they arrive: `files` 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -122,6 +122,7 @@ def prune(
                 source, checkpoint, options, thread_count(threads, team.local_size), told, team
             )
             run.find_beta(folder.staging)
+            run.search_beta(folder.journal)
             run.write(folder.staging, folder.journal)
             return team.share(lambda: run.publish(folder, came_from))
 
@@ -179,6 +180,8 @@ def _see(folder: OutputFolder, team: Team) -> None:
 class _PruneRun(PlannedRun):
     """One checkpoint being pruned."""
 
+    _tried: Sequence[Mapping[str, Any]] = ()
+
     def write(self, folder: Path, journal: Journal) -> None:
         """Write this rank's part of the shards that are not finished yet, and wait for the rest."""
         if self.team.leads:
@@ -197,6 +200,20 @@ class _PruneRun(PlannedRun):
             nbytes = sum(entry.nbytes for shard in left for entry in shard.header.tensors)
             self.run("pruning", nbytes, shards, files, write, given)
         self.team.gather(None)
+
+    def search_beta(self, journal: Journal) -> None:
+        """Have the first rank search for the β that a loss allows, if that is asked for."""
+        if self.options.max_loss_increase is None:
+            return
+
+        def search() -> tuple[float, list[dict[str, Any]]]:
+            from emp_llm.calibration.beta_search import search_beta
+
+            with DecisionStore(journal.decisions) as store:
+                return search_beta(self, store)
+
+        beta, self._tried = self.team.share(search)
+        self.options = replace(self.options, beta=beta)
 
     def _decided(self, folder: Path, stack: ExitStack) -> Selection | None:
         """Have the first rank decide by data what stays, if that is asked for."""
@@ -230,6 +247,8 @@ class _PruneRun(PlannedRun):
         for shard in self.checkpoint.shards:
             outcomes |= self._outcomes(folder.journal, self._name(shard))
         report = self.report(outcomes, origin, calibrated)
+        if self._tried:
+            report["search"] = list(self._tried)
         report["files"] = describe_files(staging)
         write_report(staging, report)
         write_figure(staging, report)

@@ -70,7 +70,7 @@ class Calibrated:
     @classmethod
     def of(cls, store: DecisionStore) -> "Calibrated":
         """What decisions tell."""
-        notes = store.notes
+        notes = {name: v for name, v in store.notes.items() if name not in ("beta", "search")}
         repaired = {name for name in store.names if store.is_repaired(name)}
         return cls(
             data=notes.pop("calibration", {}),

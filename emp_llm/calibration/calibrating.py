@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from emp_llm.block_pass import BlockPass
 from emp_llm.calibration.criteria import find_criterion
 from emp_llm.calibration.deciding import decide_together
 from emp_llm.calibration.decisions import DecisionStore
@@ -24,11 +23,7 @@ from emp_llm.calibration.session import Session
 from emp_llm.calibration.settling import Decisions, Scores
 from emp_llm.calibration.statistics import Need, Statistics
 from emp_llm.errors import OptionError
-from emp_llm.group_numbers import GroupNumbers
 from emp_llm.options import counts_magnitudes
-from emp_llm.ranks import Team
-from emp_llm.sources.files import OpenFiles
-from emp_llm.target_sparsity import beta_for_sparsity, measure_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,9 +31,10 @@ if TYPE_CHECKING:
     from emp_llm.calibration.settling import Sink
     from emp_llm.options import PruneOptions
     from emp_llm.planned_run import PlannedRun
+    from emp_llm.sources.files import OpenFiles
     from emp_llm.target import Target
 
-__all__ = ["Calibration", "calibrate", "needs_of"]
+__all__ = ["Calibration", "calibrate"]
 
 _REPAIR_NEEDS: dict[str, frozenset[Need]] = {
     "none": frozenset(),
@@ -62,18 +58,14 @@ def calibrate(run: PlannedRun, store: DecisionStore) -> None:
             has that sparsity.
         OSError: If decisions or activations cannot be written.
     """
+    needs = find_criterion(run.options.criterion).needs | _REPAIR_NEEDS[run.options.repair]
     with run.source.files(run.checkpoint.shards) as files:
         session = None
-        if needs_of(run.options):
+        if needs:
             session = Session(run, files, store.folder)
             store.note("calibration", session.samples.description())
         beta = Calibration(run, run.options, files, session).decide(store)
         run.options = replace(run.options, beta=beta)
-
-
-def needs_of(options: PruneOptions) -> frozenset[Need]:
-    """The statistics that criterion and repair need."""
-    return find_criterion(options.criterion).needs | _REPAIR_NEEDS[options.repair]
 
 
 class Calibration:
@@ -103,6 +95,10 @@ class Calibration:
                 "--repair obs"
             )
 
+    def changed(self, store: DecisionStore) -> Callable[[str, torch.Tensor], torch.Tensor]:
+        """What loads the model as the decisions in a store leave it; for `Session.load`."""
+        return self._decisions(store, self._options).changed
+
     def decide(self, store: DecisionStore) -> float:
         """Decide on everything that a store does not know yet; returns β."""
         options = self._options
@@ -128,34 +124,21 @@ class Calibration:
         if not together:
             self._settle(self._decisions(store, options), self._needs)
             return options.beta
-        beta = float(store.notes.get("beta", options.beta))
-        if all(map(store.has, self._units)):
-            return beta
-        scores = Scores(store.folder, self._judge(options), options.criterion)
-        self._settle(scores, self._needs)
-        if options.target_sparsity is not None and not counts_magnitudes(options):
-            beta = self._solve(scores, options, options.target_sparsity)
+        beta = store.notes.get("beta")
+        if beta is None or not all(map(store.has, self._units)):
+            scores = Scores(store.folder, self._judge(options), options.criterion)
+            self._settle(scores, self._needs)
+            beta = decide_together(
+                scores.paths,
+                self._targets,
+                options,
+                self._files,
+                store,
+                threads=self._run.threads,
+            )
             store.note("beta", beta)
-        decide_together(
-            scores.paths,
-            self._targets,
-            replace(options, beta=beta),
-            self._files,
-            store,
-            threads=self._run.threads,
-        )
-        scores.remove()
-        return beta
-
-    def _solve(self, scores: Scores, options: PruneOptions, sparsity: float) -> float:
-        """The β at which all scores together have a sparsity."""
-        waiting = scores.targets()
-        weights = sum(target.geometry.rows * target.geometry.columns for target in waiting)
-        threads, team = self._run.threads, Team()
-        with OpenFiles() as files, GroupNumbers(scores.folder) as groups:
-            block_pass = BlockPass(files, threads)
-            measure_groups(groups, waiting, options.granularity, block_pass, team)
-            return beta_for_sparsity(groups, weights, sparsity, threads=threads, team=team)
+            scores.remove()
+        return float(beta)
 
     def _judge(self, options: PruneOptions, given: DecisionStore | None = None) -> Judge:
         device = self._session.device if self._session else torch.device("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,21 @@ class Session:
     def passed(self) -> None:
         """Tell that all samples are through with a part."""
         self._progress.advance(1)
+
+    def loss(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> float:
+        """The mean loss of all samples in nats per token.
+
+        Args:
+            change: As for `load`.
+        """
+        with self.walk(loss=True) as walk:
+            for unit, calls in self.stops(walk):
+                self.load(unit, change)
+                for call in calls:
+                    with walk.present(call):
+                        walk.pass_on(call, self.pass_block(walk, unit, call))
+                self.model.release(unit)
+            return math.fsum(walk.results())
 
     def _inputs(self, sample: int) -> dict[str, torch.Tensor]:
         ids_1L = self.samples.ids_NL[sample : sample + 1].to(self.device)

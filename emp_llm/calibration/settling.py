@@ -9,8 +9,6 @@ import torch
 
 from emp_llm.calibration.deciding import save_scores
 from emp_llm.calibration.judging import pruned
-from emp_llm.sources.shard import read_shard
-from emp_llm.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
     from emp_llm.calibration.decisions import DecisionStore
     from emp_llm.calibration.judging import Judge
     from emp_llm.calibration.statistics import Known
+    from emp_llm.target import Target
 
 __all__ = ["Decisions", "Scores", "Sink"]
 
@@ -105,7 +104,7 @@ class Scores:
     """Lets scores wait on disk until all of them are there.
 
     Args:
-        folder: Where; an attribute as well.
+        folder: Where.
         judge: Scores.
         criterion: What makes the scores, for errors.
 
@@ -115,7 +114,7 @@ class Scores:
 
     def __init__(self, folder: Path, judge: Judge, criterion: str) -> None:
         self.paths: dict[str, Path] = {}
-        self.folder = folder
+        self._folder = folder
         self._judge = judge
         self._criterion = criterion
 
@@ -127,7 +126,7 @@ class Scores:
         self, unit: str, targets: Sequence[Target], known: Known, _stage: int | None = None
     ) -> None:
         """Score a part's targets, always all of them at once. OSErrors pass."""
-        path = self.folder / f"scores-{len(self.paths)}.safetensors"
+        path = self._folder / f"scores-{len(self.paths)}.safetensors"
         values = {
             target.name: self._judge.stack(target, partial(known, target)) for target in targets
         }
@@ -137,15 +136,6 @@ class Scores:
     def changed(self, _name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor; nothing is pruned before all scores are there."""
         return tensor
-
-    def targets(self) -> list[Target]:
-        """The scores that wait, as if they were targets themselves, in float32."""
-        shards = [read_shard(path) for path in self.paths.values()]
-        return [
-            Target.of(shard, entry, transposed=False)
-            for shard in shards
-            for entry in shard.header.tensors
-        ]
 
     def remove(self) -> None:
         """Take the files away."""
