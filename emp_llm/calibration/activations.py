@@ -50,6 +50,7 @@ class Activations:
     def __init__(self, memory: int, folder: Path) -> None:
         self.spilled = 0
         self._kept = frozenset[int]()
+        self._shared: dict[int, torch.UntypedStorage] = {}
         self._memory = memory
         self._folder = folder
         self._waiting: dict[object, _Waiting] = {}
@@ -68,16 +69,18 @@ class Activations:
             OutputError: If the disk refuses them.
         """
         waiting = self._waiting[key] = _Waiting()
-        seen = {0, *self._kept}
+        seen = set(self._shared)
         for tensor in tensors:
-            if tensor.device.type == "meta":
-                continue
             storage = tensor.untyped_storage()
-            nbytes, place = storage.nbytes(), storage.data_ptr()
-            if place in seen or not nbytes or not storage.resizable():
+            if tensor.is_meta or not tensor.numel() or storage._cdata in seen:
                 continue
-            seen.add(place)
-            if self._memory >= nbytes:
+            seen.add(storage._cdata)
+            nbytes = storage.nbytes()
+            if not nbytes:
+                self._share(storage)
+            elif storage.data_ptr() in self._kept or not storage.resizable():
+                continue
+            elif self._memory >= nbytes:
                 self._memory -= nbytes
                 waiting.nbytes += nbytes
                 waiting.in_memory.append((storage, self._keep(storage)))
@@ -93,18 +96,33 @@ class Activations:
         waiting = self._waiting.pop(key)
         self._memory += waiting.nbytes
         for storage, kept in waiting.in_memory:
-            if kept is not None:
-                storage.resize_(kept.numel())
-                _bytes_of(storage).copy_(kept)
+            self._fill(storage, kept)
         for storage, offset, nbytes in waiting.on_disk:
-            storage.resize_(nbytes)
-            self._restore(storage, offset)
-            self._free.setdefault(nbytes, []).append(offset)
+            self._restore(storage, offset, nbytes)
 
     def close(self) -> None:
         """Give the disk back; what waits there is lost."""
         if self._file is not None:
             self._file.close()
+
+    def _share(self, storage: torch.UntypedStorage) -> None:
+        """Fill what several keys have, and one has emptied; it never waits again."""
+        address = storage._cdata
+        for waiting in self._waiting.values():
+            for place, (one, kept) in enumerate(waiting.in_memory):
+                if one._cdata == address and kept is not None:
+                    self._fill(*waiting.in_memory.pop(place))
+                    break
+            for place, (one, _, _) in enumerate(waiting.on_disk):
+                if one._cdata == address:
+                    self._restore(*waiting.on_disk.pop(place))
+                    break
+        self._shared[address] = storage
+
+    def _fill(self, storage: torch.UntypedStorage, kept: torch.Tensor | None) -> None:
+        if kept is not None:
+            storage.resize_(kept.numel())
+            _bytes_of(storage).copy_(kept)
 
     def _keep(self, storage: torch.UntypedStorage) -> torch.Tensor | None:
         """The bytes of what lies on another device, which is emptied; None for the CPU's."""
@@ -136,8 +154,8 @@ class Activations:
         storage.resize_(0)
         return offset
 
-    def _restore(self, storage: torch.UntypedStorage, offset: int) -> None:
-        content = torch.empty(storage.nbytes(), dtype=torch.uint8)
+    def _restore(self, storage: torch.UntypedStorage, offset: int, nbytes: int) -> None:
+        content = torch.empty(nbytes, dtype=torch.uint8)
         view = content.numpy().data
         self._file.seek(offset)
         while view:
@@ -147,7 +165,9 @@ class Activations:
                     f"{self._folder}: activations that waited there are gone: run the command again"
                 )
             view = view[count:]
+        storage.resize_(nbytes)
         _bytes_of(storage).copy_(content)
+        self._free.setdefault(nbytes, []).append(offset)
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:

@@ -127,6 +127,7 @@ class Session:
         try:
             with Walk(
                 blocks,
+                self.model.outside,
                 lambda number: forward(number % count, gradients),
                 lanes * count,
                 activations,
@@ -175,7 +176,8 @@ class Session:
             return math.fsum(walk.results())
 
     def _inputs(self, sample: int) -> dict[str, torch.Tensor]:
-        ids_1L = self.samples.ids_NL[sample : sample + 1].to(self.device)
+        # of its own: what waits is emptied, and all samples would be
+        ids_1L = self.samples.ids_NL[sample : sample + 1].to(self.device, copy=True)
         encodes = getattr(self.model.model.config, "is_encoder_decoder", False)
         return {"input_ids": ids_1L, "labels": ids_1L} if encodes else {"input_ids": ids_1L}
 

@@ -19,7 +19,7 @@ from emp_llm.calibration.activations import Activations, tensors_of
 from emp_llm.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -61,6 +61,7 @@ class _Runner:
         self._go = threading.Semaphore(0)
         self._came = threading.Semaphore(0)
         self._stopping = False
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name=f"sample-{sample}", daemon=True)
 
     def proceed(self, outcome: Any = None) -> None:  # noqa: ANN401 (what a block gives)
@@ -80,15 +81,20 @@ class _Runner:
             raise self.failure
 
     def stop(self) -> None:
-        """End it, wherever it waits."""
-        if self._thread.ident is not None and not self.done:
-            self._stopping = True
-            self._go.release()
+        """Have it end where it waits, or, if it runs, at the next block."""
+        self._stopping = True
+        self._go.release()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        if self._thread.ident is not None:
             self._thread.join()
         self._outcome = self.call = None
 
     def arrive(self, block: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Wait at a block; returns what it gives. Called by its own thread."""
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
         self.block, self.call = block, Call(self.sample, args, kwargs)
         del args, kwargs
         self._came.release()
@@ -99,6 +105,9 @@ class _Runner:
         return outcome
 
     def _run(self) -> None:
+        _here.runner = self
+        # on several cores, each thread that waits would keep as many others of OpenMP's waiting
+        torch.set_num_threads(1)
         try:
             with torch.set_grad_enabled(self._gradients):
                 self.result = self._work()
@@ -106,8 +115,13 @@ class _Runner:
             pass
         except BaseException as failure:  # proceed raises it again
             self.failure = failure
+        torch.set_num_threads(self._threads)
         self.done = True
         self._came.release()
+
+
+_here = threading.local()
+"""Of each sample's thread, its runner."""
 
 
 class Walk:
@@ -118,6 +132,7 @@ class Walk:
 
     Args:
         blocks: The modules to stop at, by their names.
+        outside: The modules that run between them, whose buffers and caches all samples share.
         forward: Runs the model on the sample with this number.
         samples: How many there are.
         activations: Where they wait.
@@ -130,6 +145,7 @@ class Walk:
     def __init__(
         self,
         blocks: dict[str, nn.Module],
+        outside: Sequence[nn.Module],
         forward: Callable[[int], Any],
         samples: int,
         activations: Activations,
@@ -137,12 +153,12 @@ class Walk:
         gradients: bool = False,
     ) -> None:
         self._blocks = blocks
+        self._outside = outside
         self.activations = activations
         self._runners = [
             _Runner(sample, functools.partial(forward, sample), gradients=gradients)
             for sample in range(samples)
         ]
-        self._running: _Runner | None = None
         self._forwards = {name: block.forward for name, block in blocks.items()}
 
     def __enter__(self) -> Walk:
@@ -151,10 +167,14 @@ class Walk:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for runner in self._runners:
-            runner.stop()
-        for block in self._blocks.values():
-            del block.forward
+        try:
+            for runner in self._runners:
+                runner.stop()
+            for runner in self._runners:
+                runner.join()
+        finally:
+            for block in self._blocks.values():
+                del block.forward
 
     def results(self) -> list[Any]:
         """What the model gave for each sample, once there are no more stops."""
@@ -169,7 +189,7 @@ class Walk:
             CheckpointError: If samples of one model part ways.
         """
         for runner in self._runners:
-            self._proceed(runner, None)
+            runner.proceed()
             self._put_away(runner)
         while waiting := [runner for runner in self._runners if not runner.done]:
             names = {runner.block for runner in waiting}
@@ -183,7 +203,7 @@ class Walk:
     def pass_on(self, call: Call, outcome: Any) -> None:  # noqa: ANN401 (what a block gives)
         """Let a sample go on with what its block gave."""
         call.args, call.kwargs = (), {}
-        self._proceed(self._runners[call.sample], outcome)
+        self._runners[call.sample].proceed(outcome)
 
     @contextmanager
     def present(self, call: Call) -> Iterator[None]:
@@ -198,13 +218,6 @@ class Walk:
         """The forward of a block itself."""
         return self._forwards[name]
 
-    def _proceed(self, runner: _Runner, outcome: Any) -> None:  # noqa: ANN401
-        self._running = runner
-        try:
-            runner.proceed(outcome)
-        finally:
-            self._running = None
-
     def _put_away(self, runner: _Runner) -> None:
         if runner.call is not None:
             tensors = tensors_of(runner.call.args, runner.call.kwargs)
@@ -213,12 +226,25 @@ class Walk:
                     f"{runner.block}: the model puts data where weights lie that are not in memory "
                     "at that time: it cannot be calibrated; use the criterion magnitude"
                 )
+            self.activations.leave(_held(self._outside))
             self.activations.put_away(runner, tensors)
 
     def _stop_at(self, name: str) -> Callable[..., Any]:
         @functools.wraps(self._forwards[name])
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            assert self._running is not None  # noqa: S101 (nobody else runs the model)
-            return self._running.arrive(name, args, kwargs)
+            runner: _Runner = _here.runner  # nobody else runs the model
+            return runner.arrive(name, args, kwargs)
 
         return forward
+
+
+def _held(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """What modules keep: parameters, buffers, and whatever they have put by."""
+    kept = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor)
+        or (isinstance(value, list | tuple | dict) and len(value) > 0)
+    ]
+    return [tensor for tensor in tensors_of(kept) if not tensor.is_meta]

@@ -100,6 +100,16 @@ class StreamedModel:
         """The module of a unit."""
         return self.model.get_submodule(unit)
 
+    @property
+    def outside(self) -> list[nn.Module]:
+        """The modules that are in no unit."""
+        inside = tuple(f"{unit}." for unit in self.units)
+        return [
+            module
+            for name, module in self.model.named_modules()
+            if name not in self.units and not name.startswith(inside)
+        ]
+
     def load(self, unit: str) -> None:
         """Put the weights of a unit in their place.
 
