@@ -53,7 +53,7 @@ def streamed(folder: Path, targets: str = "all-linear") -> Iterator[StreamedMode
         yield StreamedModel(checkpoint, files, torch.device("cpu"), pruned)
 
 
-def pass_on(model: StreamedModel, walk: Walk, unit: str, calls: list[Call]) -> None:
+def pass_on(_model: StreamedModel, walk: Walk, unit: str, calls: list[Call]) -> None:
     """Let all samples pass a block."""
     for call in calls:
         with walk.present(call):

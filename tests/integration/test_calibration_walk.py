@@ -8,11 +8,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from streaming import SAMPLES, inputs_of, load_whole, streamed, tokens, walk_through
-from torch.nn.functional import cross_entropy
-from transformers.core_model_loading import revert_weight_conversion
 
-from emp_llm.calibration.activations import Activations
-from emp_llm.calibration.gradients import Backward
 from emp_llm.calibration.walk import Call, Walk
 from emp_llm.calibration.weights import StreamedModel
 
