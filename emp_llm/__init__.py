@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
+    from emp_llm.calibration.criteria import Criterion, register_criterion
+    from emp_llm.calibration.options import CalibrationOptions
     from emp_llm.controls.comparison import compare
     from emp_llm.difference import diff
     from emp_llm.errors import (
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from emp_llm.verification import verify
 
 __all__ = [
+    "CalibrationOptions",
     "CheckpointError",
+    "Criterion",
     "EmpConfig",
     "EmpError",
     "EvalOptions",
@@ -55,6 +59,7 @@ __all__ = [
     "merge_adapter",
     "prune",
     "push",
+    "register_criterion",
     "unpack",
     "verify",
 ]
@@ -62,6 +67,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CalibrationOptions": "calibration.options",
+    "Criterion": "calibration.criteria",
     "EmpConfig": "integration.configs",
     "EvalOptions": "evaluating",
     "KeepSparsity": "integration.training",
@@ -77,6 +84,7 @@ _HOMES = {
     "merge_adapter": "integration.adapters",
     "prune": "pruning",
     "push": "pushing",
+    "register_criterion": "calibration.criteria",
     "unpack": "unpacking",
     "verify": "verification",
 }
