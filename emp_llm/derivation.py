@@ -56,6 +56,8 @@ class Original:
     Attributes:
         name: What the user calls it.
         checkpoint: The source's.
+        repaired: Tensors compared so far that have other weights than the source, as the report
+            tells, or may have, where there is none.
 
     Raises:
         CheckpointError: If the source is none that can be pruned by this rule.
@@ -70,6 +72,7 @@ class Original:
         progress: SharedProgress,
     ) -> None:
         self.name = os.fspath(model)
+        self.repaired: set[str] = set()
         self.checkpoint = source.open_checkpoint()
         self._run = PlannedRun(source, self.checkpoint, options, threads, progress)
         self._targets = {t.name: t for part in self._run.targets.values() for t in part}
@@ -204,13 +207,14 @@ class Original:
 
     def _is_repaired(self, check: TensorCheck, by: Repair) -> bool:
         """Whether a tensor has other weights than the source, by the report or for all we know."""
-        repairs = self._run.options.repair == by
-        if check.fields is None:
-            return repairs
-        told = check.fields.get("repaired") is True
-        if told and not repairs:
-            raise check.fault("is repaired by the report, and not by the rule", OTHER)
-        return told
+        repaired = repairs = self._run.options.repair == by
+        if check.fields is not None:
+            repaired = check.fields.get("repaired") is True
+            if repaired and not repairs:
+                raise check.fault("is repaired by the report, and not by the rule", OTHER)
+        if repaired:
+            self.repaired.add(check.name)
+        return repaired
 
     def _note_figures(self, check: RowsCheck, job: ComparedTarget) -> None:
         self._figures[check.name] = job.figures

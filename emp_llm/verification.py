@@ -76,8 +76,8 @@ def verify(
         progress: Told how the work goes on.
 
     Returns:
-        What was checked: ``tensors``, ``pruned_tensors``, ``repaired_tensors`` (as the report
-        tells), ``rows``, ``kept`` and ``bytes``;
+        What was checked: ``tensors``, ``pruned_tensors``, ``repaired_tensors``, as report or
+        config tell, ``rows``, ``kept`` and ``bytes``;
         ``hashes``, whether there were checksums to compare with; ``against``, the source or None;
         ``masks_derived``, whether every mask was decided once more, None without a source;
         ``other_files``, paths of files that nothing tells of; and ``unfinished_run``, whether a
@@ -204,7 +204,7 @@ class _Written:
         return {
             "tensors": len(found.names),
             "pruned_tensors": found.pruned,
-            "repaired_tensors": found.repaired,
+            "repaired_tensors": found.repaired if original is None else len(original.repaired),
             "rows": found.rows,
             "kept": found.kept,
             "bytes": self._checkpoint.nbytes,

@@ -77,10 +77,16 @@ def source(tmp_path: Path) -> Path:
 class TestMasksFromData:
     """Masks by scores that the source does not tell."""
 
-    @pytest.mark.parametrize("repair", ["none", "obs", "bias"])
-    @pytest.mark.parametrize("count_by", ["criterion", "magnitude"])
     @pytest.mark.parametrize("output_format", FORMATS)
-    @pytest.mark.parametrize("architecture", ["gpt2", "gpt-oss"])
+    @pytest.mark.parametrize(
+        ("architecture", "count_by", "repair"),
+        [
+            ("gpt2", "magnitude", "bias"),
+            ("gpt2", "criterion", "obs"),
+            ("gpt-oss", "magnitude", "none"),
+            ("gpt-oss", "magnitude", "obs"),
+        ],
+    )
     def test_what_prune_writes_is_accepted(
         self, tiny_model, tmp_path, architecture, output_format, count_by, repair
     ) -> None:
@@ -202,11 +208,18 @@ def repaired(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestRepairedMagnitudes:
     """Masks by magnitude can be decided again though the kept weights have changed."""
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-    @pytest.mark.parametrize("granularity", ["row", "layer"])
-    @pytest.mark.parametrize("output_format", FORMATS)
+    @pytest.mark.parametrize(
+        ("granularity", "dtype", "output_format"),
+        [
+            ("row", torch.bfloat16, "packed"),
+            ("row", torch.float16, "dense"),
+            ("layer", torch.float16, "packed"),
+            ("layer", torch.float32, "dense"),
+        ],
+        ids=str,
+    )
     def test_what_prune_writes_is_accepted(
-        self, tmp_path, output_format, granularity, dtype
+        self, tmp_path, granularity, dtype, output_format
     ) -> None:
         tensors = {
             DOWN: few_values(H, F, seed=1, dtype=dtype),
@@ -258,3 +271,11 @@ class TestRepairedMagnitudes:
         told = " ".join(result.stdout.split())
         assert "3 of them repaired, the others are the same bit for bit" in told
         assert told.endswith("those that the rule keeps")
+
+    def test_of_a_folder_without_a_report_all_targets_may_be_repaired(
+        self, source, tmp_path
+    ) -> None:
+        prune(source, tmp_path / "out", options_of(criterion="magnitude", repair="obs"))
+        (tmp_path / "out" / "emp_report.json").unlink()
+        found = verify(tmp_path / "out", against=source)
+        assert (found["masks_derived"], found["repaired_tensors"]) == (True, 3)
