@@ -138,6 +138,13 @@ def rule_fields(options: PruneOptions, data: Mapping[str, Any] | None = None) ->
     return fields
 
 
+def _search_data(options: PruneOptions) -> dict[str, Any] | None:
+    """What β was searched on, if it was."""
+    if options.calibration is None or options.max_loss_increase is None:
+        return None
+    return _calibration_fields(options.calibration)
+
+
 def _calibration_fields(calibration: CalibrationOptions) -> dict[str, Any]:
     """What was asked of a calibration; of a file no more than its name, to give nothing away."""
     text = calibration.text
@@ -181,14 +188,18 @@ def build_report(
     targets, model = count_totals(fields)
     figures = [tensor.outcome.figures for tensor in ordered]
     targets |= mass_totals([known for known in figures if known])
-    sought = options.target_sparsity
+    sought = {
+        "target_sparsity": options.target_sparsity,
+        "max_loss_increase": options.max_loss_increase,
+        "search_data": _search_data(options),
+    }
     return {
         "emp_llm_version": __version__,
         "format": options.output_format,
         "format_version": FORMAT_VERSION,
         "source": dict(source),
         "rule": rule_fields(options, calibrated.data),
-        **({} if sought is None else {"target_sparsity": sought}),
+        **{name: value for name, value in sought.items() if value is not None},
         **({"calibration": dict(calibrated.notes)} if calibrated.notes else {}),
         "totals": {"targets": targets, "model": model},
         "tensors": fields,

@@ -130,7 +130,8 @@ _HEAD: dict[str, Test] = {
     "format": lambda value: value in get_args(OutputFormat),
     # only `inspect` finds these, which writes no file
     **dict.fromkeys(("curve", "standing_out"), _is_absent),
-    "target_sparsity": _or_none(_is_figure),
+    **dict.fromkeys(("target_sparsity", "max_loss_increase"), _or_none(_is_figure)),
+    "search_data": _or_none(_is_object_of(_DATA)),
     "search": _or_none(_list_of(_is_object_of(_TRIED))),
     "calibration": _or_none(_is_object_of({"without_tokens": _or_none(_list_of(_is_text))})),
 }

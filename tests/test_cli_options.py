@@ -189,6 +189,8 @@ def test_a_report_tells_what_was_tried_and_which_data_were_taken(
             {"beta": None, "loss": 3.25, "perplexity": 25.79},
             {"beta": 0.875, "loss": 3.5, "perplexity": 1233.5},
         ],
+        "search_data": {"text": "train.txt"},
+        "max_loss_increase": 8.0,
         "calibration": {"without_tokens": ["a", "b"]},
         "totals": {"targets": {"kept": 1234, "weights": 5678}},
     }
@@ -201,7 +203,8 @@ def test_a_report_tells_what_was_tried_and_which_data_were_taken(
     search_table(report)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["dense", "3.2500", "25.79"] in lines
-    assert ["0.875", "3.5000", "1,233.50"] in lines
+    assert ["0.875", "3.5000", "+7.69%", "1,233.50"] in lines
+    assert ["tried", "on", "train.txt,", "to", "stay", "within", "+8%"] in lines
 
 
 def test_inspect_searches_for_no_loss(source: Path) -> None:

@@ -95,14 +95,21 @@ def rule_in_short(report: Mapping[str, Any]) -> str:
 
 def search_table(report: Mapping[str, Any]) -> None:
     """Print what was tried to find β by the loss, if it was."""
-    if tried := report.get("search"):
-        header = ("β", "loss", "perplexity")
-        show("tried on the calibration text", header, [_tried(one) for one in tried], left=0)
+    tried = report.get("search")
+    if not tried:
+        return
+    dense = next((one["loss"] for one in tried if one["beta"] is None), None)
+    text = (report.get("search_data") or {}).get("text") or "the calibration text"
+    allowed = report.get("max_loss_increase")
+    most = "" if allowed is None else f", to stay within {allowed:+g}%"
+    header = ("β", "loss", "above dense", "perplexity")
+    show(f"tried on {text}{most}", header, [_tried(one, dense) for one in tried], left=0)
 
 
-def _tried(one: Mapping[str, Any]) -> Row:
+def _tried(one: Mapping[str, Any], dense: float | None) -> Row:
     beta = "dense" if one["beta"] is None else f"{one['beta']:g}"
-    return beta, f"{one['loss']:.4f}", f"{one['perplexity']:,.2f}"
+    above = "" if one["beta"] is None or not dense else f"{one['loss'] / dense - 1:+.2%}"
+    return beta, f"{one['loss']:.4f}", above, f"{one['perplexity']:,.2f}"
 
 
 def found_lines(report: Mapping[str, Any]) -> list[str]:
