@@ -175,20 +175,21 @@ def load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    with _silent_transformers(), _explained(name, "its tokenizer"):
+    remedy = "; put the model's own (tokenizer.json, tokenizer_config.json) in its folder"
+    with _silent_transformers(), _explained(name, "its tokenizer", remedy):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer
 
 
 @contextmanager
-def _explained(name: str, what: str) -> Iterator[None]:
+def _explained(name: str, what: str, remedy: str = "") -> Iterator[None]:
     try:
         yield
     except EmpError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
         raise CheckpointError(
-            f"{name}: transformers does not load {what}: {first_line(error)}"
+            f"{name}: transformers does not load {what}: {first_line(error).rstrip(' :.')}{remedy}"
         ) from error
 
 

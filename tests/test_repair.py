@@ -10,7 +10,7 @@ from emp_llm import keep_mask
 from emp_llm.calibration import repair
 from emp_llm.calibration.repair import bias_change, repair_obs
 
-R, C, T = 8, 150, 400  # more than one block of columns, and a part of one
+R, C, T = 8, 150, 250  # more than one block of columns, and a part of one
 
 
 @pytest.fixture

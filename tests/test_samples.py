@@ -144,5 +144,11 @@ def test_a_tokenizer_of_another_model_is_refused(tokenizer: Any) -> None:
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
 
-    with pytest.raises(CheckpointError, match="mine: transformers does not load its tokenizer: "):
+    with pytest.raises(CheckpointError) as caught:
         load_tokenizer("mine", tmp_path)
+
+    message = str(caught.value)
+    assert message.startswith("mine: transformers does not load its tokenizer: ")
+    assert message.endswith(
+        "; put the model's own (tokenizer.json, tokenizer_config.json) in its folder"
+    )
