@@ -193,11 +193,11 @@ class Calibration:
         def found(target: Target, matrix: int) -> Statistics:
             geometry = target.geometry
             stored = gradients[target.name].reshape(geometry.matrices, *geometry.shape[-2:])[matrix]
-            gradient_RC = stored.T if geometry.transposed else stored
-            tokens = self._data.samples.ids_NL.numel() if gradient_RC.any() else 0
-            return replace(
-                self._blank(target, matrix), tokens=tokens, gradient_RC=gradient_RC.contiguous()
-            )
+            sums_RC = stored.T if geometry.transposed else stored
+            ids_NL = self._data.samples.ids_NL
+            tokens = ids_NL.numel() if sums_RC.any() else 0
+            gradient_RC = sums_RC.contiguous() / len(ids_NL)
+            return replace(self._blank(target, matrix), tokens=tokens, gradient_RC=gradient_RC)
 
         return found
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, ClassVar, get_args
 
 from emp_llm.calibration.statistics import Need
 from emp_llm.errors import OptionError
+from emp_llm.sources.hub_errors import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,8 +93,15 @@ def score(criterion: Criterion, weight_RC: torch.Tensor, found: Statistics) -> t
     """
     import torch
 
-    scores_RC = criterion.scores(weight_RC, found)
     where = f"criterion {criterion.name!r}, {found.tensor}"
+    try:
+        scores_RC = criterion.scores(weight_RC, found)
+    except Exception as error:  # whatever a criterion of the user's raises
+        if type(criterion).__module__ == __name__:
+            raise
+        raise OptionError(
+            f"{where}: scores() fails with {type(error).__name__}: {first_line(error)}"
+        ) from error
     if not isinstance(scores_RC, torch.Tensor):
         raise OptionError(f"{where}: scores are a {type(scores_RC).__name__}; return a tensor")
     if scores_RC.dtype != torch.float32 or scores_RC.shape != weight_RC.shape:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch.nn.functional import cross_entropy
 
 from emp_llm.calibration.activations import Activations, tensors_of
+from emp_llm.calibration.collecting import PartedError
 from emp_llm.calibration.samples import read_samples
 from emp_llm.calibration.walk import Walk
 from emp_llm.calibration.weights import StreamedModel
-from emp_llm.errors import CheckpointError, OptionError
+from emp_llm.errors import CheckpointError, EmpError, OptionError
 from emp_llm.evaluated_model import load_tokenizer
+from emp_llm.loading import auto_class
+from emp_llm.sources.hub_errors import first_line
 from emp_llm.texts import read_text
 from emp_llm.tokens import positions_of
 
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from emp_llm.target import Target
 
 __all__ = ["Session"]
+
+_PREDICT = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM")
+_OTHER = "give a checkpoint whose dtype the model was trained in, or another text"
 
 
 class Session:
@@ -56,6 +64,7 @@ class Session:
         self._change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _name, tensor: tensor
         self.options = options
         self._folder = folder
+        self._config = run.checkpoint.config
         self._progress = run.progress
         self._targets = {target.name: target for part in run.targets.values() for target in part}
         text = read_text(options.text, protocol="paper", part="train")
@@ -117,12 +126,15 @@ class Session:
             lanes: How many times each sample goes: all of them first, then all once more.
             loss: Whether each sample's result is its share of the mean loss in nats per token, as a
                 float; otherwise it is nothing.
-            gradients: Whether the loss is to be told its gradients.
+            gradients: Whether each sample's own mean loss is to be told its gradients.
         """
         count = len(self.samples.ids_NL)
         activations = Activations(self.options.activation_memory, self._folder)
         blocks = {unit: self.model.module(unit) for unit in self.model.units}
-        forward = self._loss if loss or gradients else self._run
+        forward: Callable[[int, bool], object] = self._run
+        if loss or gradients:
+            self._check_predicts()
+            forward = self._loss
         self.model.load_embeddings()
         try:
             with Walk(
@@ -144,16 +156,12 @@ class Session:
         Raises:
             CheckpointError: If some of it is NaN or infinite.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self.explained():
             outcome = walk.own_forward(unit)(*call.args, **call.kwargs)
-        number = call.sample % len(self.samples.ids_NL)
         for tensor in tensors_of(outcome):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise CheckpointError(
-                    f"{unit}: gives NaN or infinity for sample {number} of "
-                    f"{self.samples.text} in {str(tensor.dtype).removeprefix('torch.')}: give a "
-                    "checkpoint whose dtype the model was trained in, or another text"
-                )
+                where = self._where(call.sample % len(self.samples.ids_NL))
+                raise CheckpointError(f"{where}: {unit} gives NaN or infinity: {_OTHER}")
         return outcome
 
     def passed(self) -> None:
@@ -175,26 +183,68 @@ class Session:
                 self.model.release(unit)
             return math.fsum(walk.results())
 
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Explain what the model's own code fails with.
+
+        Raises:
+            CheckpointError: In its place.
+        """
+        try:
+            yield
+        except (EmpError, PartedError, MemoryError):
+            raise
+        except torch.OutOfMemoryError as error:
+            raise CheckpointError(
+                f"{self.device}: has no room for a block and a sample ({first_line(error)}): give "
+                "fewer tokens a sample, or calibrate on the CPU"
+            ) from error
+        except Exception as error:  # whatever a model raises
+            raise CheckpointError(
+                f"{type(self.model.model).__name__}: transformers {transformers.__version__} does "
+                f"not run it on tokens alone ({type(error).__name__}: {first_line(error)}): choose "
+                "a criterion that needs no data, such as magnitude"
+            ) from error
+
     def _inputs(self, sample: int) -> dict[str, torch.Tensor]:
         # of its own: what waits is emptied, and all samples would be
         ids_1L = self.samples.ids_NL[sample : sample + 1].to(self.device, copy=True)
-        encodes = getattr(self.model.model.config, "is_encoder_decoder", False)
-        return {"input_ids": ids_1L, "labels": ids_1L} if encodes else {"input_ids": ids_1L}
+        model = self.model.model
+        if not getattr(model.config, "is_encoder_decoder", False):
+            return {"input_ids": ids_1L}
+        taken = inspect.signature(model.forward).parameters
+        return {"input_ids": ids_1L, "labels" if "labels" in taken else "decoder_input_ids": ids_1L}
 
     def _run(self, sample: int, _gradients: bool) -> None:
-        self.model.model(**self._inputs(sample), use_cache=False)
+        with self.explained():
+            self.model.model(**self._inputs(sample), use_cache=False)
 
     def _loss(self, sample: int, gradients: bool) -> float:
         inputs = self._inputs(sample)
         ids_L = inputs["input_ids"][0]
-        logits_LV = self.model.model(**inputs, use_cache=False).logits[0]
-        # a decoder that is fed what it is to predict has been given one token less
-        first = 0 if "labels" in inputs else 1
-        loss = cross_entropy(logits_LV[: len(ids_L) - first].float(), ids_L[first:])
-        share = loss / len(self.samples.ids_NL)
-        if gradients:
-            share.backward()  # type: ignore[no-untyped-call]
-        return float(share)
+        with self.explained():
+            logits_LV = self.model.model(**inputs, use_cache=False).logits[0]
+            # a decoder that is fed what it is to predict has been given one token less
+            first = 0 if "labels" in inputs else 1
+            loss = cross_entropy(logits_LV[: len(ids_L) - first].float(), ids_L[first:])
+            if not torch.isfinite(loss):
+                raise CheckpointError(
+                    f"{self._where(sample)}: the model's loss is NaN or infinite: {_OTHER}"
+                )
+            if gradients:
+                loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item() / len(self.samples.ids_NL)
+
+    def _where(self, sample: int) -> str:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"sample {sample} of {self.samples.text} in {dtype}"
+
+    def _check_predicts(self) -> None:
+        if auto_class(self._config) not in _PREDICT:
+            raise CheckpointError(
+                f"{type(self.model.model).__name__}: predicts no next token, so that there is no "
+                "loss on a text, nor gradients of it: choose another criterion, such as wanda"
+            )
 
 
 def _device(device: str) -> torch.device:
