@@ -101,15 +101,15 @@ def _calibrating(report: Mapping[str, Any]) -> str:
     data = rule.get("calibration") or {}
     sentences = []
     if data.get("text") is not None:
-        fed = "pruned" if data["sequential"] else "dense"
+        fed = "pruned" if data.get("sequential", True) else "dense"
         sentences.append(
-            f"Calibrated on {data['samples']} samples of {data['length']} tokens of "
+            f"Calibrated on {data.get('samples')} samples of {data.get('length')} tokens of "
             f"{_code(data['text'])} (seed {data['seed']}), each block fed by the {fed} ones before "
             "it."
         )
     repaired = sum(fields.get("repaired", False) for fields in report["tensors"].values())
     if repaired:
-        what = {"obs": "the weights that stay", "bias": "the biases"}[rule["repair"]]
+        what = "biases" if rule.get("repair") == "bias" else "the weights that stay"
         tensors = "1 tensor" if repaired == 1 else f"{repaired:,} tensors"
         sentences.append(
             f"To restore what pruned layers give, {what} were changed afterwards ({tensors})."

@@ -9,6 +9,7 @@ decides again on the block that it was at.
 
 import os
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -354,7 +355,11 @@ class DecisionStore:
         self, name: str, first_row: int, stop_row: int
     ) -> Iterator[tuple[_Part, slice, int]]:
         """The parts that some rows lie in, which of the rows, and how many come before them."""
-        for part in self._tensor(name).parts:
+        parts = self._tensor(name).parts
+        first = bisect_right(parts, first_row, key=lambda part: part.first_row) - 1
+        for part in parts[first:]:
+            if part.first_row >= stop_row:
+                break
             start = max(first_row, part.first_row)
             stop = min(stop_row, part.first_row + part.rows)
             if start < stop:
