@@ -185,9 +185,11 @@ class _Lines:
         self._told = now
         rate = self._done / (now - self._began)
         left = max(self._total - self._done, 0) / rate
+        # blocks take seconds or minutes each
+        speed = f"{self._amount(int(rate))}/s, " if rate >= 1 else ""
         typer.echo(
             f"{self._stage}: {self._done / max(self._total, 1):.0%} of "
-            f"{self._amount(self._total)}, {self._amount(int(rate))}/s, {left:.0f} s left",
+            f"{self._amount(self._total)}, {speed}{left:.0f} s left",
             err=True,
         )
 
