@@ -28,7 +28,7 @@ from emp_kernels.cpu.select import (
     row_sums,
     tie_columns,
 )
-from emp_kernels.cpu.simd import VECTOR_BYTES, compress_given_step
+from emp_kernels.cpu.simd import VECTOR_BYTES, compress_given_step, expand_step
 
 __all__ = ["pack_given", "select_block"]
 
@@ -51,12 +51,18 @@ def _compress_given(w_C, mask_B, kept_K, simd):
 
 
 @_njit
-def _write_given(w_C, mask_B, dense_C):
-    """The row with zeros for the weights that a mask does not name; dense_C may be w_C."""
-    number = w_C.dtype.type
-    for c in range(w_C.size):
-        keeps = (mask_B[c >> 3] >> np.uint8(c & 7)) & 1
-        dense_C[c] = w_C[c] if keeps else number(0)
+def _write_given(kept_K, mask_B, dense_C, simd):
+    """The kept weights in the places that a mask names, and zeros in the others."""
+    k, start = 0, 0
+    if simd:
+        lanes = VECTOR_BYTES // dense_C.itemsize
+        start = dense_C.size // lanes * lanes
+        for c in range(0, start, lanes):
+            k += expand_step(kept_K, k, mask_B, c >> 3, dense_C, c)
+    for c in range(start, dense_C.size):
+        keeps = np.int64(mask_B[c >> 3] >> np.uint8(c & 7)) & 1
+        dense_C[c] = kept_K[k] if keeps else dense_C.dtype.type(0)
+        k += keeps
 
 
 @_njit
@@ -93,7 +99,7 @@ def pack_given(
         table_R3[r, 1] = 0
         table_R3[r, 2] = 0
         if emit == ROWS:
-            _write_given(w_C, mask_RB[r], dense_RC[r])
+            _write_given(kept_K, mask_RB[r], dense_RC[r], simd)
             continue
         if k == 0:
             continue
