@@ -9,11 +9,14 @@ Shapes in names: T tokens, C inputs.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from emp_llm.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -80,10 +83,12 @@ class Products(TorchDispatchMode):
     def _note(
         self, name: str, parameter: torch.Tensor, factor: torch.Tensor, inputs: torch.Tensor
     ) -> None:
-        step = parameter.stride(0) if parameter.ndim == 3 else max(1, parameter.numel())
-        first = (factor.storage_offset() - parameter.storage_offset()) // step
-        stack = inputs if factor.ndim == 3 else inputs.unsqueeze(0)
-        for matrix, x in enumerate(stack, start=first):
+        matrix_size = parameter.stride(0) if parameter.ndim == 3 else max(1, parameter.numel())
+        first = factor.storage_offset() - parameter.storage_offset()
+        # of a matrix that is expanded to a stack, all are the same one
+        step, stack = (factor.stride(0), inputs) if factor.ndim == 3 else (0, inputs.unsqueeze(0))
+        for number, x in enumerate(stack):
+            matrix = (first + number * step) // matrix_size
             self._observe((name, matrix), x.reshape(-1, x.shape[-1]))
 
 
@@ -159,6 +164,7 @@ class Gathering:
         self._shared = shared
         self._inputs: dict[Fed, _Inputs] = {}
         self._leaders: dict[Fed, Fed] = {}
+        self._times: Counter[Fed] = Counter()
         self._last: tuple[Fed, torch.Tensor, bool] | None = None
         self._expected: dict[Fed, list[torch.Tensor]] = {}
 
@@ -191,6 +197,7 @@ class Gathering:
             else:
                 raise PartedError
         self._leaders[fed] = leader
+        self._times[fed] += 1
         if leader == fed:
             dense_TC = self._counterpart(fed, x_TC)
             self._inputs.setdefault(fed, _Inputs()).add(x_TC, self._needs, dense_TC)
@@ -206,9 +213,15 @@ class Gathering:
         return dense_TC if same and len(x_TC) == self._tokens else None
 
     def forget_last(self) -> None:
-        """A sample is through: what it was given is held no longer."""
+        """A sample is through: what it was given is held no longer.
+
+        Raises:
+            PartedError: If what is gathered cannot be shared any longer.
+        """
         self._last = None
         self._expected.clear()
+        if any(self._times[fed] != self._times[leader] for fed, leader in self._leaders.items()):
+            raise PartedError
 
     def leaders(self) -> list[Fed]:
         """The matrices that others share with, and those that share with none, as they came."""
@@ -224,9 +237,19 @@ class Gathering:
         Args:
             fed: The matrix.
             known: What is known of it already.
+
+        Raises:
+            CheckpointError: If sums of products of inputs are too large for float32.
         """
         found = self._inputs.get(self.leader(fed), _Inputs())
         squares_C, sums_C, needs = found.squares_C, found.sums_C, self._needs
+        for sums_CC in (found.hessian_CC, found.cross_CC):
+            if sums_CC is not None and not torch.isfinite(sums_CC).all():
+                raise CheckpointError(
+                    f"{known.tensor!r}: inputs of its layer are so large that sums of their "
+                    "products overflow float32: choose a criterion and repair that need none, such "
+                    "as wanda without repair, or another text"
+                )
         return replace(
             known,
             tokens=found.tokens,

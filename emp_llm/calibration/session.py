@@ -77,13 +77,11 @@ class Session:
             lambda name, tensor: self._change(name, tensor),
         )
         model = self.model.model
-        embeddings = model.get_input_embeddings()
+        with self.explained():
+            embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
+        positions = positions_of(model.config)
         self.samples = read_samples(
-            text,
-            tokenizer,
-            options,
-            positions=positions_of(model.config),
-            embeddings=embeddings.get_parameter("weight").shape[0],
+            text, tokenizer, options, positions=positions, embeddings=embeddings
         )
 
     @property
@@ -160,6 +158,12 @@ class Session:
             outcome = walk.own_forward(unit)(*call.args, **call.kwargs)
         for tensor in tensors_of(outcome):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                for name, parameter in self.model.parameters(unit).items():
+                    if not torch.isfinite(parameter).all():
+                        raise CheckpointError(
+                            f"{name!r} holds NaN or infinity, which no model can compute with: repair "
+                            "the checkpoint"
+                        )
                 where = self._where(call.sample % len(self.samples.ids_NL))
                 raise CheckpointError(f"{where}: {unit} gives NaN or infinity: {_OTHER}")
         return outcome
