@@ -158,12 +158,7 @@ class Session:
             outcome = walk.own_forward(unit)(*call.args, **call.kwargs)
         for tensor in tensors_of(outcome):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                for name, parameter in self.model.parameters(unit).items():
-                    if not torch.isfinite(parameter).all():
-                        raise CheckpointError(
-                            f"{name!r} holds NaN or infinity, which no model can compute with: repair "
-                            "the checkpoint"
-                        )
+                self._check_weights(unit)
                 where = self._where(call.sample % len(self.samples.ids_NL))
                 raise CheckpointError(f"{where}: {unit} gives NaN or infinity: {_OTHER}")
         return outcome
@@ -242,6 +237,14 @@ class Session:
     def _where(self, sample: int) -> str:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return f"sample {sample} of {self.samples.text} in {dtype}"
+
+    def _check_weights(self, unit: str) -> None:
+        for name, parameter in self.model.parameters(unit).items():
+            if not torch.isfinite(parameter).all():
+                raise CheckpointError(
+                    f"{name!r} holds NaN or infinity, which no model can compute with: repair the "
+                    "checkpoint"
+                )
 
     def _check_predicts(self) -> None:
         if auto_class(self._config) not in _PREDICT:
