@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from calibrated import (
-    calibration,
     expert_inputs,
     ids_of,
     inputs_of,
@@ -15,12 +14,8 @@ from calibrated import (
     save_model,
     save_text,
 )
-from checkpoints import bits, files, load
-from processes import free_port, rank_environment, start
+from checkpoints import bits, load
 from streaming import load_whole
-
-from emp_llm import PruneOptions, prune, verify
-from emp_llm.output_folder import STAGING_NAME
 
 
 @pytest.fixture(scope="module")
@@ -100,70 +95,3 @@ def test_bias_repair_restores_mean_outputs_by_biases_alone(
             means.append((x @ w + t[f"{layer}.bias"].double()).mean(0))
         assert (means[2] - means[0]).abs().max() < 1e-6
         assert (means[1] - means[0]).abs().max() > 1e-4
-
-
-OPTIONS = {
-    "wanda": {"criterion": "wanda"},
-    "obs": {"criterion": "obs", "repair": "obs", "granularity": "layer"},
-    "taylor": {"criterion": "taylor", "repair": "obs"},
-}
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_every_run_gives_the_same_bytes_wherever_activations_wait(
-    models: dict[str, Path], text: Path, tmp_path: Path, name: str
-) -> None:
-    runs = {
-        "expected": {},
-        "again": {"threads": 1},
-        "on disk": {"activation_memory": 0},
-        "partly": {"activation_memory": 7000, "threads": 1},
-    }
-    for out, changes in runs.items():
-        threads = changes.pop("threads", 2)
-        options = PruneOptions(calibration=calibration(text, **changes), **OPTIONS[name])
-        prune(models["llama"], tmp_path / out, options, threads=threads)
-    expected = files(tmp_path / "expected")
-    for out in runs:
-        assert files(tmp_path / out) == expected, out
-    verify(tmp_path / "expected")
-
-
-def calibrate(source: Path, out: Path, options: PruneOptions, distributed: bool) -> None:
-    torch.set_num_threads(1)
-    prune(source, out, options, distributed=distributed)
-
-
-@pytest.mark.parametrize(("name", "step"), [("obs", 25), ("taylor", 38)])
-def test_a_run_killed_anywhere_goes_on_to_the_same_bytes(
-    models: dict[str, Path], text: Path, tmp_path: Path, name: str, step: int
-) -> None:
-    options = PruneOptions(calibration=calibration(text), **OPTIONS[name])
-    prune(models["llama"], tmp_path / "expected", options)
-    expected, out = files(tmp_path / "expected"), tmp_path / "out"
-    run = start(calibrate, models["llama"], out, options, False, killed_at=step)
-    run.join()
-    assert run.exitcode == -9
-    kept = len(list((out / STAGING_NAME).rglob("*.data")))
-    assert kept > 0
-    prune(models["llama"], out, options)
-    assert files(out) == expected
-
-
-def test_two_ranks_give_the_bytes_of_one(
-    models: dict[str, Path], text: Path, tmp_path: Path
-) -> None:
-    options = PruneOptions(calibration=calibration(text), **OPTIONS["wanda"])
-    prune(models["llama"], tmp_path / "alone", options)
-    port = free_port()
-    ranks = [
-        start(
-            *(calibrate, models["llama"], tmp_path / "out", options, True),
-            environment=rank_environment(rank, 2, port),
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    assert files(tmp_path / "out") == files(tmp_path / "alone")

@@ -1,5 +1,6 @@
 """What is kept by each score, against a few lines of plain torch on the model run whole."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from calibrated import (
     save_text,
 )
 from checkpoints import Tensors, load
+from safetensors.torch import save_file
 from streaming import load_whole
 
 import emp_llm
+from emp_llm.calibration.criteria import Criterion
+from emp_llm.calibration.statistics import Statistics
 from emp_llm.controls.ranking import random_keys
 
 NAMES = ("llama", "mixtral", "gpt2", "opt")
@@ -184,3 +188,64 @@ def test_magnitudes_say_how_many_stay_and_another_score_which_ones(
             stay = torch.zeros(found.w.shape[1], dtype=torch.bool)
             stay[places[:count]] = True
             assert torch.equal(kept("llama", left, found)[row], stay)
+
+
+KNOWN: dict[tuple[str, int], Statistics] = {}
+
+
+class Everything(Criterion):
+    """Remembers what it is told."""
+
+    needs = frozenset({"norms", "means", "hessian"})
+
+    def scores(self, weight_RC, found):
+        KNOWN[found.tensor, found.matrix] = found
+        return weight_RC.abs()
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_statistics_are_those_of_hooks_on_the_whole_model(
+    models: dict[str, Path], text: Path, tmp_path: Path, architecture: str
+) -> None:
+    KNOWN.clear()
+    options = {"criterion": f"{__name__}:Everything"}
+    pruned(models[architecture], tmp_path / "out", text, options=options, sequential=False)
+    everything = found_of(architecture, models[architecture], ids_of(text))
+    assert {(one.name, 0) for one in everything} == KNOWN.keys()
+    for one in everything:
+        known = KNOWN[one.name, 0]
+        assert known.tokens == len(one.x)
+        assert known.norms_C is not None
+        assert known.means_C is not None
+        assert known.hessian_CC is not None
+        # sums of float64 in another order; what experts give between is float32 in another order
+        bound = (1e-6 if ".w2." in one.name else 1e-12) * one.x.norm()
+        assert (known.norms_C - one.x.norm(dim=0)).abs().max() < bound
+        assert (known.means_C - one.x.mean(dim=0)).abs().max() < bound
+        hessian = one.x.T @ one.x
+        assert (known.hessian_CC - hessian).abs().max() < 1e-6 * hessian.abs().max()
+
+
+def test_an_expert_that_no_token_reaches_is_ranked_by_magnitude_and_told_of(
+    text: Path, tmp_path: Path
+) -> None:
+    folder = save_model(tmp_path / "mixtral", "mixtral")
+    tensors = load(folder)
+    gate = "model.layers.0.block_sparse_moe.gate.weight"
+    norm = "model.layers.0.post_attention_layernorm.weight"
+    tensors[norm].zero_()  # the router is given zeros, and takes the first two
+    tensors[norm][0] = 1
+    tensors["model.embed_tokens.weight"][:, 0] = 1
+    tensors[gate][:, 0] = torch.tensor([2.0, 1.0, 0.0, -1.0]) * 10
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    left = pruned(folder, tmp_path / "out", text, options={"criterion": "wanda"})
+    report = json.loads((tmp_path / "out" / "emp_report.json").read_text())
+    expected = [
+        f"model.layers.0.block_sparse_moe.experts.{expert}.w{leaf}.weight"
+        for expert in (2, 3)
+        for leaf in (1, 2, 3)
+    ]
+    told = report["calibration"]["without_tokens"]
+    assert [name for name in told if "layers.0" in name] == expected
+    for name in expected:
+        assert torch.equal(left[name] != 0, emp_llm.keep_mask(tensors[name].abs()))
