@@ -146,6 +146,7 @@ class Forward:
             model.release(unit)
             del own_weights
             self._sink.settle(unit, targets, known, stage)
+            del known  # before the next stage's is gathered
 
     def _known(
         self, feeds: Mapping[tuple[str, int], Fed], gather: Callable[[Gathering], None]
