@@ -1,6 +1,7 @@
 """Every run of a calibration gives the same bytes, however it is run and whatever stops it."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def test_every_run_gives_the_same_bytes_wherever_activations_wait(
     for out in runs:
         assert files(tmp_path / out) == expected, out
     verify(tmp_path / "expected")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("taylor", torch.no_grad), ("obs", torch.inference_mode)]
+)
+def test_a_caller_that_records_no_gradients_gets_the_same_bytes(
+    llama: Path, text: Path, tmp_path: Path, name: str, mode: type[AbstractContextManager[None]]
+) -> None:
+    options = PruneOptions(calibration=calibration(text), **OPTIONS[name])
+    prune(llama, tmp_path / "expected", options)
+    with mode():
+        prune(llama, tmp_path / "out", options)
+    assert files(tmp_path / "out") == files(tmp_path / "expected")
 
 
 def calibrate(source: Path, out: Path, options: PruneOptions, distributed: bool) -> None:

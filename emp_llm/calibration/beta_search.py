@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from emp_llm.calibration.calibrating import Calibration
 from emp_llm.calibration.decisions import DecisionStore
 from emp_llm.calibration.forward import unchanged
-from emp_llm.calibration.session import Session
+from emp_llm.calibration.session import Session, recording
 from emp_llm.errors import OptionError
 from emp_llm.tally import digits
 
@@ -63,7 +63,7 @@ def _search(run: PlannedRun, folder: Path) -> dict[str, Any]:
     options = run.options
     assert options.max_loss_increase is not None  # noqa: S101 (that is what is searched by)
     tried: list[dict[str, Any]] = []
-    with run.source.files(run.checkpoint.shards) as files:
+    with run.source.files(run.checkpoint.shards) as files, recording():
         session = Session(run, files, folder)
 
         def tell(beta: float | None, loss: float) -> float:
@@ -118,7 +118,9 @@ def bisect_beta(measure: Callable[[float], float], most: float) -> float:
                     "nats per token: allow a larger increase"
                 )
     while high - low > _CLOSE * high:
-        middle = round((low + high) / 2, 3)
+        middle = (low + high) / 2
+        # to 3 digits, which lie closer together than the interval is wide
+        middle = round(middle, max(3, 2 - math.floor(math.log10(middle))))
         if measure(middle) <= most:
             high = middle
         else:

@@ -19,7 +19,7 @@ from emp_llm.calibration.decisions import DecisionStore
 from emp_llm.calibration.forward import Forward, unchanged
 from emp_llm.calibration.gradients import Backward
 from emp_llm.calibration.judging import Judge
-from emp_llm.calibration.session import Session
+from emp_llm.calibration.session import Session, recording
 from emp_llm.calibration.settling import Decisions, Scores
 from emp_llm.calibration.statistics import Need, Statistics
 from emp_llm.errors import OptionError
@@ -59,7 +59,7 @@ def calibrate(run: PlannedRun, store: DecisionStore) -> None:
         OSError: If decisions or activations cannot be written.
     """
     needs = find_criterion(run.options.criterion).needs | _REPAIR_NEEDS[run.options.repair]
-    with run.source.files(run.checkpoint.shards) as files:
+    with run.source.files(run.checkpoint.shards) as files, recording():
         session = None
         if needs:
             session = Session(run, files, store.folder)

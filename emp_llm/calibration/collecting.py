@@ -57,10 +57,10 @@ class Products(TorchDispatchMode):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._observe = observe
-        self._places = {
-            parameter.untyped_storage().data_ptr(): (name, parameter)
-            for name, parameter in parameters.items()
-        }
+        self._places: dict[int, list[tuple[str, torch.Tensor]]] = {}
+        for name, parameter in parameters.items():  # parts of one tensor have the same storage
+            place = parameter.untyped_storage().data_ptr()
+            self._places.setdefault(place, []).append((name, parameter))
 
     def __torch_dispatch__(
         self,
@@ -75,16 +75,17 @@ class Products(TorchDispatchMode):
             left, right = args[first : first + 2]
             # x Wᵀ, as nearly everywhere, or W x
             for factor, inputs in ((right, left), (left, right.mT if right.ndim > 1 else right)):
-                found = self._places.get(factor.untyped_storage().data_ptr())
-                if found is not None:
-                    self._note(*found, factor, inputs)
+                for place in self._places.get(factor.untyped_storage().data_ptr(), ()):
+                    self._note(*place, factor, inputs)
         return function(*args, **kwargs or {})
 
     def _note(
         self, name: str, parameter: torch.Tensor, factor: torch.Tensor, inputs: torch.Tensor
     ) -> None:
-        matrix_size = parameter.stride(0) if parameter.ndim == 3 else max(1, parameter.numel())
+        matrix_size = parameter.stride(0) if parameter.ndim == 3 else parameter.numel()
         first = factor.storage_offset() - parameter.storage_offset()
+        if not 0 <= first < parameter.numel():
+            return
         # of a matrix that is expanded to a stack, all are the same one
         step, stack = (factor.stride(0), inputs) if factor.ndim == 3 else (0, inputs.unsqueeze(0))
         for number, x in enumerate(stack):
@@ -223,9 +224,9 @@ class Gathering:
         if any(self._times[fed] != self._times[leader] for fed, leader in self._leaders.items()):
             raise PartedError
 
-    def leaders(self) -> list[Fed]:
-        """The matrices that others share with, and those that share with none, as they came."""
-        return list(self._inputs)
+    def seen(self) -> list[Fed]:
+        """The matrices that have come, in the order in which they came first."""
+        return list(self._times)
 
     def leader(self, fed: Fed) -> Fed:
         """The matrix that a matrix shares with; itself, if it has not come yet."""

@@ -152,19 +152,27 @@ class Forward:
         self, feeds: Mapping[tuple[str, int], Fed], gather: Callable[[Gathering], None]
     ) -> Known:
         """What is found of the targets that become some parameters."""
-        for shared in (True, False):
-            gathering = Gathering(set(feeds.values()), self._needs, self._tokens, shared=shared)
-            try:
-                gather(gathering)
-                break
-            except PartedError:
-                continue
+        gathering = self._gathered(feeds, self._needs, gather)
 
         def known(target: Target, matrix: int) -> Statistics:
             fed = feeds[target.name, matrix]
             return gathering.statistics(fed, self._blank(target, matrix))
 
         return known
+
+    def _gathered(
+        self,
+        feeds: Mapping[tuple[str, int], Fed],
+        needs: frozenset[Need],
+        gather: Callable[[Gathering], None],
+    ) -> Gathering:
+        try:
+            gathering = Gathering(set(feeds.values()), needs, self._tokens, shared=True)
+            gather(gathering)
+        except PartedError:
+            gathering = Gathering(set(feeds.values()), needs, self._tokens, shared=False)
+            gather(gathering)
+        return gathering
 
     def _stages(
         self, walk: Walk, unit: str, call: Call, feeds: Mapping[tuple[str, int], Fed]
@@ -173,16 +181,21 @@ class Forward:
 
         Those with the same inputs come together, and so do all experts' of one kind.
         """
-        gathering = Gathering(set(feeds.values()), (), self._tokens, shared=True)
-        with walk.present(call), Products(self._session.model.parameters(unit), gathering.observe):
-            self._session.pass_block(walk, unit, call)
+        parameters = self._session.model.parameters(unit)
+
+        def gather(gathering: Gathering) -> None:
+            with walk.present(call), Products(parameters, gathering.observe):
+                self._session.pass_block(walk, unit, call)
+            gathering.forget_last()
+
+        gathering = self._gathered(feeds, frozenset(), gather)
         order: dict[str, int] = {}
-        for leader in gathering.leaders():
-            order.setdefault(_kind(leader), len(order))
+        for fed in gathering.seen():
+            leader = _kind(gathering.leader(fed))
+            order.setdefault(_kind(fed), order.setdefault(leader, len(order)))
         stages: dict[int, list[Target]] = {}
         for target in self._units[unit]:
-            fed = feeds[target.name, 0]
-            stage = order.get(_kind(gathering.leader(fed)), len(order))
+            stage = order.get(_kind(feeds[target.name, 0]), len(order))
             stages.setdefault(stage, []).append(target)
         return (stages[stage] for stage in sorted(stages))
 

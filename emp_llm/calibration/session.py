@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from emp_llm.sources.files import OpenFiles
     from emp_llm.target import Target
 
-__all__ = ["Session"]
+__all__ = ["Session", "recording"]
 
 _PREDICT = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM")
 _OTHER = "give a checkpoint whose dtype the model was trained in, or another text"
@@ -252,6 +252,13 @@ class Session:
                 f"{type(self.model.model).__name__}: predicts no next token, so that there is no "
                 "loss on a text, nor gradients of it: choose another criterion, such as wanda"
             )
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Have torch see products and gradients, even where its caller wants none of them seen."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
 
 
 def _device(device: str) -> torch.device:
