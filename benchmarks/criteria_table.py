@@ -98,7 +98,7 @@ def main() -> None:
     cells = dict.fromkeys(
         Cell.of(criterion, setting, repair, seed)
         for seed in args.seeds
-        for repair in REPAIRS
+        for repair in args.repairs
         for criterion in args.criteria
         for setting in SETTINGS
         if (criterion, setting) != ("magnitude", "own")  # that is β = 1
@@ -124,6 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cells", type=Path, required=True, help="where cells are written down")
     parser.add_argument("--blocks", type=int, nargs="+", default=[0], help="of the text; 0: all")
     parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
+    parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--samples", type=int, default=128, help="to calibrate on (default: 128)")
     parser.add_argument("--length", type=int, default=512, help="tokens in one (default: 512)")

@@ -11,6 +11,7 @@
     gradients    the loss and its gradients, one block at a time
     criteria     weights and statistics → scores
     deciding     scores → masks, by the rule
+    heap         freed memory, given back
     hessian      what the inputs of a matrix have in common, damped and factored
     repair       kept weights and biases that restore a layer's outputs
     judging      one target: scored, decided on, repaired

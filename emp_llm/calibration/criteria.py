@@ -41,7 +41,7 @@ __all__ = [
     "score",
 ]
 
-_CHUNK = 1 << 22  # scores in float64 at a time: 32 MiB
+_CHUNK = 1 << 18  # scores in float64 at a time: 2 MiB
 _LEAST, _MOST = 2.0**-64, 2.0**127
 
 

@@ -101,7 +101,15 @@ class Forward:
         session.model.release(unit)
 
     def _settle_at_once(self, walk: Walk, unit: str, calls: Sequence[Call]) -> None:
-        session, targets = self._session, self._units[unit]
+        targets = self._units[unit]
+        known = self._seen_at_once(walk, unit, calls, targets)
+        # the part's weights are gone by now
+        self._sink.settle(unit, targets, known)
+
+    def _seen_at_once(
+        self, walk: Walk, unit: str, calls: Sequence[Call], targets: Sequence[Target]
+    ) -> Known:
+        session = self._session
         session.load(unit, self._changed)
         feeds = session.model.feeds(unit, [target.name for target in targets])
         parameters = session.model.parameters(unit)
@@ -114,7 +122,7 @@ class Forward:
 
         known = self._known(feeds, gather)
         session.model.release(unit)
-        self._sink.settle(unit, targets, known)
+        return known
 
     def _settle_in_stages(
         self, walk: Walk, unit: str, own: Sequence[Call], dense: Sequence[Call]

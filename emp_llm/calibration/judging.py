@@ -15,6 +15,7 @@ from emp_kernels.errors import NonFiniteRowError
 
 from emp_llm.calibration.criteria import find_criterion, score
 from emp_llm.calibration.deciding import decide
+from emp_llm.calibration.heap import give_back
 from emp_llm.calibration.repair import bias_change, repair_obs
 from emp_llm.geometry import Block
 
@@ -36,7 +37,7 @@ __all__ = ["Judge", "matrix_name", "pruned"]
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _SIGNED = {2: np.dtype(np.int16), 4: np.dtype(np.int32)}
 _ROWS = 1024
-"""Rows whose masks are spread to a byte a weight at a time."""
+"""Rows that are looked at at a time."""
 
 
 def matrix_name(target: Target, matrix: int) -> str:
@@ -89,7 +90,8 @@ class Judge:
         weight_RC = values.view(_DTYPES[target.geometry.number_format.name]).to(
             self._device, torch.float32
         )
-        finite_R = torch.isfinite(weight_RC).all(dim=1)
+        some = weight_RC.split(_ROWS)
+        finite_R = torch.cat([torch.isfinite(some_RC).all(dim=1) for some_RC in some])
         if not finite_R.all():
             row = int((~finite_R).int().argmax())
             raise target.not_finite(whole, NonFiniteRowError(row))
@@ -103,7 +105,9 @@ class Judge:
         gradient_RC = found.gradient_RC
         blank = gradient_RC is not None and not gradient_RC.any()
         reached = not self.criterion.needs or (found.tokens > 0 and not blank)
-        return score(self.criterion if reached else self._magnitude, weight_RC, found), reached
+        scores_RC = score(self.criterion if reached else self._magnitude, weight_RC, found)
+        give_back()
+        return scores_RC, reached
 
     def stack(
         self, target: Target, statistics: Callable[[int], Statistics]
@@ -161,6 +165,8 @@ class Judge:
                 moved_R = (values_R.double() + change_R).to(values_R.dtype)
                 if torch.isfinite(moved_R).all():
                     writer.replace(name, moved_R.view(torch.uint8).numpy().tobytes())
+            del patterns, weight_RC, found, mask, changed
+            give_back()
         return unreached
 
     def _mask(

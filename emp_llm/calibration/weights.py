@@ -14,6 +14,7 @@ from torch import nn
 from transformers import conversion_mapping, core_model_loading
 from transformers.modeling_utils import LoadStateDictConfig
 
+from emp_llm.calibration.heap import give_back
 from emp_llm.errors import CheckpointError
 from emp_llm.meta_model import build_meta_model, calm
 from emp_llm.structure import land
@@ -135,6 +136,7 @@ class StreamedModel:
         for name in self._meta:
             if name.startswith(f"{unit}."):
                 self._set(name, self._meta[name])
+        give_back()
 
     def release_all(self) -> None:
         """Take away the weights of all units, and what is needed between them only now and then."""
