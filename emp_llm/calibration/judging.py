@@ -90,7 +90,7 @@ class Judge:
         weight_RC = values.view(_DTYPES[target.geometry.number_format.name]).to(
             self._device, torch.float32
         )
-        some = weight_RC.split(_ROWS)
+        some = torch.split(weight_RC, _ROWS)
         finite_R = torch.cat([torch.isfinite(some_RC).all(dim=1) for some_RC in some])
         if not finite_R.all():
             row = int((~finite_R).int().argmax())
