@@ -72,6 +72,11 @@ class PruneOptions:
                 f"beta is {self.beta}; it multiplies the number of weights to keep: "
                 "give a finite number above 0, such as 1.0"
             )
+        if not isinstance(self.criterion, str):
+            raise OptionError(
+                f"criterion is {self.criterion!r}; give its name: 'module:Class', or that by which "
+                "emp_llm.register_criterion made it known"
+            )
         sparsity = self.target_sparsity
         if sparsity is not None and not 0 < sparsity < 1:
             raise OptionError(

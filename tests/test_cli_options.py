@@ -48,6 +48,13 @@ def test_options_that_contradict_each_other_are_wrong_usage(arguments: str) -> N
     assert (result.exit_code, result.stdout) == (2, "")
 
 
+@pytest.mark.parametrize("beta", ["", "--beta 0.5"])
+def test_the_option_that_lacks_its_companion_is_the_one_that_is_named(beta: str) -> None:
+    assert "--max-loss-increase: goes with --beta auto only" in " ".join(
+        run(*PRUNE, *beta.split(), "--max-loss-increase", "1").stderr.split()
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

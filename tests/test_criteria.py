@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from emp_llm import OptionError, effective_number
+from emp_llm import OptionError, PruneOptions, effective_number
 from emp_llm.calibration.criteria import (
     Criterion,
     criterion_names,
@@ -281,6 +281,11 @@ def test_what_is_no_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
         "class Sized(Empty):\n"
         "    def __init__(self, size): pass\n"
         "    def scores(self, weight_RC, found): return weight_RC.abs()\n"
+        "class Broken(Sized):\n"
+        "    def __init__(self): raise RuntimeError('no moon')\n"
+        "class Listed(Empty):\n"
+        "    needs = ['norms']\n"
+        "    def scores(self, weight_RC, found): return weight_RC.abs()\n"
         "class Needy(Empty):\n"
         "    needs = frozenset({'norms', 'moon'})\n"
         "    def scores(self, weight_RC, found): return weight_RC.abs()\n"
@@ -301,11 +306,19 @@ def test_what_is_no_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "needs moon; calibration finds norms, means, hessian, gradient" in refusal(
         "other_scores:Needy"
     )
+    assert refusal("other_scores:Broken").startswith(
+        "criterion 'other_scores:Broken' cannot be made without arguments (RuntimeError: no moon): "
+    )
+    assert "Listed': needs is ['norms']; make it a frozenset" in refusal("other_scores:Listed")
     assert "is a function, not a subclass" in refusal("other_scores:function")
     assert "is a class, not a subclass" in refusal("pathlib:Path")
     assert "is a class, not a subclass" in refusal(dict)
     for name in ("", ":", "wanda:", ":Wanda"):
         assert refusal(name).startswith(f"criterion is {name!r}; choose one of magnitude, ")
+    named = "give its name: 'module:Class', or that by which emp_llm.register_criterion"
+    for value in (Alternating, Alternating()):
+        with pytest.raises(OptionError, match=named):
+            PruneOptions(criterion=value)  # type: ignore[arg-type]
     for module in ("broken_scores", "other_scores"):
         sys.modules.pop(module, None)
 
@@ -339,6 +352,16 @@ def test_scores_that_cannot_be_ranked_are_refused(scores: Any, reason: str) -> N
 
     with pytest.raises(OptionError, match=f"criterion 'given', w: {reason}"):
         score(Given(), torch.ones(2, 3), Statistics(tensor="w"))
+
+
+def test_scores_that_record_gradients_are_taken_without_them(weight: torch.Tensor) -> None:
+    class Learned(Alternating):
+        def scores(self, weight_RC: torch.Tensor, _: Statistics) -> torch.Tensor:
+            return torch.nn.Parameter(weight_RC.abs())
+
+    assert (
+        score(Learned(), weight, Statistics(tensor="w")).numpy().tolist() == weight.abs().tolist()
+    )
 
 
 def test_zeros_of_scores_have_no_sign() -> None:

@@ -1,5 +1,6 @@
 """The samples of a calibration: the same ones everywhere, and what cannot be sampled."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,25 @@ def test_what_cannot_be_sampled_is_one_line(
     with pytest.raises(OptionError) as caught:
         samples_of(tokenizer, **options)
     assert str(caught.value).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"samples": 0}, "samples is 0; give a whole number, 1 or more"),
+        ({"samples": 2.5}, "samples is 2.5; give a whole number, 1 or more"),
+        ({"samples": True}, "samples is True; give a whole number, 1 or more"),
+        ({"samples": 10**12}, "samples is 1000000000000; each one waits in a thread of its own"),
+        ({"length": math.nan}, "length is nan; give a whole number, 2 or more"),
+        ({"seed": "1"}, "seed is '1'; give a whole number, 0 or more"),
+    ],
+)
+def test_numbers_that_no_calibration_can_take_are_one_line(
+    options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        CalibrationOptions(text="counted", **options)
+    assert str(caught.value).startswith(f"calibration: {reason}")
 
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer: Any) -> None:

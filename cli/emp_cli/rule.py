@@ -20,8 +20,10 @@ def beta_options(
     """
     if beta is not None and target_sparsity is not None:
         raise typer.BadParameter("finds β: leave --beta out", param_hint="--target-sparsity")
-    if (beta == "auto") != (max_loss_increase is not None):
+    if beta == "auto" and max_loss_increase is None:
         raise typer.BadParameter("auto goes with --max-loss-increase", param_hint="--beta")
+    if beta != "auto" and max_loss_increase is not None:
+        raise typer.BadParameter("goes with --beta auto only", param_hint="--max-loss-increase")
     found = {"target_sparsity": target_sparsity, "max_loss_increase": max_loss_increase}
     if beta is None or beta == "auto":
         return found

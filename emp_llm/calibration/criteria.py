@@ -1,7 +1,7 @@
 """How much a weight is worth: from it, and from what calibration found of its matrix.
 
 A criterion is a class. Those of this file are registered by name; any other is found by
-``module:Class``, or passed as it is, or registered by `register_criterion`:
+``module:Class``, or registered by `register_criterion`:
 
     class Squares(Criterion):
         needs = frozenset({"norms"})
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from importlib import import_module
 from inspect import isabstract
 from pathlib import Path
@@ -113,7 +114,7 @@ def score(criterion: Criterion, weight_RC: torch.Tensor, found: Statistics) -> t
         raise OptionError(
             f"{where}: scores are from {low} to {high}; return finite ones that are 0 or above"
         )
-    return scores_RC.abs()
+    return scores_RC.detach().abs()
 
 
 def _kind(tensor: torch.Tensor) -> str:
@@ -383,14 +384,14 @@ def _imported(shown: str, module: str, name: str) -> Criterion:
 
 
 def _made(criterion: object, shown: str) -> Criterion:
+    checked = _check_class(criterion, shown)
     try:
-        made = _check_class(criterion, shown)()
-    except TypeError as error:
+        return checked()
+    except Exception as error:  # whatever a criterion of the user's raises
         raise OptionError(
-            f"criterion {shown!r} cannot be made without arguments ({error}): give its defaults, "
-            "or name an object that is made already"
+            f"criterion {shown!r} cannot be made without arguments ({type(error).__name__}: "
+            f"{first_line(error)}): give its defaults, or name an object that is made already"
         ) from error
-    return made
 
 
 def _check_class(criterion: object, shown: str) -> type[Criterion]:
@@ -402,7 +403,12 @@ def _check_class(criterion: object, shown: str) -> type[Criterion]:
         )
     if isabstract(criterion):
         raise OptionError(f"criterion {shown!r} has no method scores(weight_RC, found): write it")
-    unknown = sorted(set(criterion.needs) - set(get_args(Need)))
+    if not isinstance(criterion.needs, Set):
+        raise OptionError(
+            f"criterion {shown!r}: needs is {criterion.needs!r}; make it a frozenset, such as "
+            "frozenset({'norms'})"
+        )
+    unknown = sorted(map(str, set(criterion.needs) - set(get_args(Need))))
     if unknown:
         raise OptionError(
             f"criterion {shown!r} needs {', '.join(unknown)}; calibration finds "

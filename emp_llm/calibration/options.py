@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CalibrationOptions", "needs_decisions"]
 
+_MOST_SAMPLES = 1 << 16
+
 
 def needs_decisions(options: PruneOptions) -> bool:
     """Whether masks or weights come from more than the magnitudes, and are decided on ahead."""
@@ -25,7 +27,7 @@ class CalibrationOptions:
     Args:
         text: ``wikitext2``, ``ptb``, ``c4``, a file, or a data set of the Hub; None where only the
             seed is needed.
-        samples: How many samples of it, 1 or more.
+        samples: How many samples of it, from 1 to 65,536.
         length: Tokens in a sample, 2 or more; by default 2,048, or the model's positions if those
             are fewer.
         seed: Of the places that samples are taken from, and of the criterion ``random``.
@@ -54,5 +56,12 @@ class CalibrationOptions:
             ("seed", self.seed, 0),
             ("activation_memory", self.activation_memory, 0),
         ):
-            if value < least:
-                raise OptionError(f"calibration: {name} is {value}; give {least} or more")
+            if type(value) is not int or value < least:
+                raise OptionError(
+                    f"calibration: {name} is {value!r}; give a whole number, {least} or more"
+                )
+        if self.samples > _MOST_SAMPLES:
+            raise OptionError(
+                f"calibration: samples is {self.samples}; each one waits in a thread of its own: "
+                f"give {_MOST_SAMPLES} or fewer, and a larger length for more tokens"
+            )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from emp_llm.calibration.activations import Activations, tensors_of
-from emp_llm.errors import CheckpointError
+from emp_llm.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -73,7 +73,13 @@ class _Runner:
         self._outcome = outcome
         self.call = None
         if self._thread.ident is None:
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                raise OptionError(
+                    f"calibration: there is no thread for sample {self.sample} ({error}): each one "
+                    "waits in a thread of its own; give fewer samples"
+                ) from error
         else:
             self._go.release()
         self._came.acquire()
