@@ -186,6 +186,8 @@ class Calibration:
                 session.model.release(unit)
                 if unit in self._units and not sink.has(unit):
                     sink.settle(unit, self._units[unit], self._with_gradients(found))
+                found.clear()
+                sums.clear()
 
     def _with_gradients(
         self, gradients: Mapping[str, torch.Tensor]

@@ -256,8 +256,10 @@ class Obs(Criterion):
         from emp_llm.calibration.hessian import dead_columns, factored
 
         hessian_CC = _there(found.hessian_CC)
-        _, lower_CC = factored(hessian_CC)
-        inverse_C = torch.cholesky_inverse(lower_CC).diagonal().double()
+        factor_CC, _ = factored(hessian_CC)
+        inverse_CC = torch.cholesky_inverse(factor_CC, out=factor_CC)
+        inverse_C = inverse_CC.diagonal().double()
+        del factor_CC, inverse_CC
         worth_C = torch.where(dead_columns(hessian_CC), 0.0, 1.0 / inverse_C)
         return _in_float32(weight_RC, lambda _, size_rC: size_rC.square() * worth_C)
 

@@ -23,29 +23,30 @@ def dead_columns(hessian_CC: torch.Tensor) -> torch.Tensor:
     return hessian_CC.diagonal() == 0
 
 
-def factored(hessian_CC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """H + λI, and its Cholesky factor.
+def factored(hessian_CC: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The Cholesky factor of H + λI, and λ.
 
     λ is `DAMPING` times the mean of H's diagonal. Where rounding leaves the sum without a factor,
-    λ becomes ten times as much until there is one. Where all inputs were zero, H + λI is the
-    identity.
+    λ becomes ten times as much until there is one. Where all inputs were zero, λ is 1. Beside H no
+    other matrix of its size than the factor is in memory.
 
     Args:
         hessian_CC: float32 [C, C], symmetric; finite. It is left as it is.
 
     Returns:
-        damped_CC: float32 [C, C], H + λI.
-        lower_CC: float32 [C, C], the lower triangular L with L Lᵀ = H + λI.
+        lower_CC: float32 [C, C], the lower triangular L with L Lᵀ = H + λI, column by column in
+            memory.
+        damping: λ.
     """
     import torch
 
-    damped_CC = hessian_CC.clone()
-    diagonal_C = damped_CC.diagonal()
     mean = hessian_CC.diagonal().double().mean().item()
     damping = DAMPING * mean if mean > 0 else 1.0
+    lower_CC = torch.empty_like(hessian_CC, memory_format=torch.contiguous_format).mT
+    failed = torch.empty((), dtype=torch.int32, device=hessian_CC.device)
     while True:
-        diagonal_C.copy_(hessian_CC.diagonal()).add_(damping)
-        lower_CC, failed = torch.linalg.cholesky_ex(damped_CC)
+        lower_CC.copy_(hessian_CC).diagonal().add_(damping)
+        torch.linalg.cholesky_ex(lower_CC, out=(lower_CC, failed))
         if not failed.item():
-            return damped_CC, lower_CC
+            return lower_CC, damping
         damping *= _MORE

@@ -53,15 +53,19 @@ def repair_obs(
     """
     import torch
 
-    damped_CC, lower_CC = factored(hessian_CC)
+    lower_CC, damping = factored(hessian_CC)
     shift_RC = None if cross_CC is None else weight_RC @ (cross_CC - hessian_CC)
     target_RC = weight_RC
     if shift_RC is not None:  # the best v if all weights were kept
         target_RC = weight_RC + torch.cholesky_solve(shift_RC.T, lower_CC).T
-    upper_CC, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_CC), upper=True)
+    upper_CC = torch.cholesky_inverse(lower_CC, out=lower_CC)  # all in the same memory
+    failed = torch.empty((), dtype=torch.int32, device=upper_CC.device)
+    torch.linalg.cholesky_ex(upper_CC, upper=True, out=(upper_CC, failed))
     del lower_CC
     start_RC = weight_RC * keep_RC if failed.item() else _update(target_RC, keep_RC, upper_CC)
     del upper_CC, target_RC
+    damped_CC = hessian_CC.clone()
+    damped_CC.diagonal().add_(damping)
     residual_RC = (weight_RC - start_RC) @ damped_CC
     if shift_RC is not None:
         residual_RC += shift_RC
