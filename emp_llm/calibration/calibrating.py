@@ -198,7 +198,7 @@ class Calibration:
             sums_RC = stored.T if geometry.transposed else stored
             ids_NL = self._data.samples.ids_NL
             tokens = ids_NL.numel() if sums_RC.any() else 0
-            gradient_RC = sums_RC.contiguous() / len(ids_NL)
+            gradient_RC = sums_RC.contiguous() / (len(ids_NL) * self._data.gradient_scale)
             return replace(self._blank(target, matrix), tokens=tokens, gradient_RC=gradient_RC)
 
         return found

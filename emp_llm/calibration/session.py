@@ -85,6 +85,16 @@ class Session:
         )
 
     @property
+    def gradient_scale(self) -> float:
+        """What gradients are multiplied by, so that float16 has numbers for them.
+
+        The loss is a mean over tokens, and float16 ends at 6e-8: each token's own loss counts 32
+        times or more, as it does in mixed precision (Micikevicius et al., arXiv 1710.03740). A
+        power of two, which changes no bit of larger formats.
+        """
+        return float(32 << (self.samples.ids_NL.shape[1] - 1).bit_length())
+
+    @property
     def targets(self) -> dict[str, list[Target]]:
         """The targets of each part of the model that has any."""
         found = {
@@ -231,7 +241,7 @@ class Session:
                     f"{self._where(sample)}: the model's loss is NaN or infinite: {_OTHER}"
                 )
             if gradients:
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss * self.gradient_scale).backward()  # type: ignore[no-untyped-call]
         return loss.item() / len(self.samples.ids_NL)
 
     def _where(self, sample: int) -> str:

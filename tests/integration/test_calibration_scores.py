@@ -249,3 +249,14 @@ def test_an_expert_that_no_token_reaches_is_ranked_by_magnitude_and_told_of(
     assert [name for name in told if "layers.0" in name] == expected
     for name in expected:
         assert torch.equal(left[name] != 0, emp_llm.keep_mask(tensors[name].abs()))
+
+
+def test_gradients_too_small_for_float16_are_found(text: Path, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "llama", "llama", dtype=torch.float16)
+    left = pruned(folder, tmp_path / "out", text, options={"criterion": "taylor"})
+    whole = load_whole("llama", folder).float()
+    for name, gradient in gradients_of(whole, ids_of(text)).items():
+        if name.endswith("_proj.weight"):
+            scores = (whole.get_parameter(name).detach() * gradient).abs()
+            share = ((left[name] != 0) == emp_llm.keep_mask(scores)).float().mean().item()
+            assert share > 0.95, name
