@@ -67,7 +67,8 @@ class PruneOptions:
     calibration: CalibrationOptions | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.beta) and self.beta > 0):
+        number = isinstance(self.beta, int | float)
+        if not (number and math.isfinite(self.beta) and self.beta > 0):
             raise OptionError(
                 f"beta is {self.beta}; it multiplies the number of weights to keep: "
                 "give a finite number above 0, such as 1.0"

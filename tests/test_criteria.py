@@ -273,6 +273,16 @@ def refusal(criterion: Any) -> str:
     return str(caught.value)
 
 
+def test_a_gradient_is_found_alone():
+    class Both(Criterion):
+        needs = frozenset({"gradient", "norms"})
+
+        def scores(self, weight_RC, _found):
+            return weight_RC.abs()
+
+    assert "needs gradient, norms; gradients are found on a walk of their own" in refusal(Both)
+
+
 def test_what_is_no_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "broken_scores.py").write_text("1 / 0\n")
     (tmp_path / "other_scores.py").write_text(

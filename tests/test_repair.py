@@ -1,5 +1,6 @@
 """Repaired weights against the exact least squares of each row, and biases."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from emp_llm import keep_mask
 from emp_llm.calibration import repair
+from emp_llm.calibration.hessian import factored
 from emp_llm.calibration.repair import bias_change, repair_obs
 
 R, C, T = 8, 150, 250  # more than one block of columns, and a part of one
@@ -209,3 +211,11 @@ def test_the_bias_makes_up_for_the_means_of_the_outputs(
     assert (change.dtype, change.shape) == (torch.float64, (R,))
     means = [(shifted @ as_float64(which).T).mean(0) for which in (weight, pruned)]
     np.testing.assert_allclose(means[1] + change.numpy(), means[0], rtol=1e-12, atol=1e-14)
+
+
+def test_a_hessian_that_is_not_finite_is_refused():
+    hessian_CC = torch.eye(3)
+    hessian_CC[1, 1] = math.inf
+
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        factored(hessian_CC)

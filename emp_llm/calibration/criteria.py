@@ -51,8 +51,9 @@ class Criterion(ABC):
 
     Attributes:
         name: What it is called in reports; ``module:Class`` unless the class says otherwise.
-        needs: The statistics that calibration has to gather: ``norms``, ``means``, ``hessian``,
-            ``gradient``; of a `Statistics`, only these are there. Without any, no data is needed.
+        needs: The statistics that calibration has to gather: ``norms``, ``means``, ``hessian``, or
+            ``gradient`` alone; of a `Statistics`, only these are there. Without any, no data is
+            needed.
     """
 
     name: ClassVar[str]
@@ -400,8 +401,8 @@ def _check_class(criterion: object, shown: str) -> type[Criterion]:
     if not (isinstance(criterion, type) and issubclass(criterion, Criterion)):
         kind = "class" if isinstance(criterion, type) else type(criterion).__name__
         raise OptionError(
-            f"criterion {shown!r} is a {kind}, not a subclass of emp_llm.calibration.criteria."
-            "Criterion: derive one with scores(weight_RC, found)"
+            f"criterion {shown!r} is a {kind}, not a subclass of emp_llm.Criterion: derive "
+            "one with scores(weight_RC, found)"
         )
     if isabstract(criterion):
         raise OptionError(f"criterion {shown!r} has no method scores(weight_RC, found): write it")
@@ -415,6 +416,11 @@ def _check_class(criterion: object, shown: str) -> type[Criterion]:
         raise OptionError(
             f"criterion {shown!r} needs {', '.join(unknown)}; calibration finds "
             f"{', '.join(get_args(Need))}"
+        )
+    if "gradient" in criterion.needs and len(criterion.needs) > 1:
+        raise OptionError(
+            f"criterion {shown!r} needs {', '.join(sorted(criterion.needs))}; gradients are found "
+            "on a walk of their own: need the gradient alone, or none"
         )
     return criterion
 

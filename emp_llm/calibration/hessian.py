@@ -5,6 +5,7 @@ Shapes in names: C columns (inputs).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,10 +38,15 @@ def factored(hessian_CC: torch.Tensor) -> tuple[torch.Tensor, float]:
         lower_CC: float32 [C, C], the lower triangular L with L Lᵀ = H + λI, column by column in
             memory.
         damping: λ.
+
+    Raises:
+        ValueError: If it is not finite.
     """
     import torch
 
     mean = hessian_CC.diagonal().double().mean().item()
+    if not math.isfinite(hessian_CC.sum(dtype=torch.float64).item()):
+        raise ValueError("the Hessian holds NaN or infinity")
     damping = DAMPING * mean if mean > 0 else 1.0
     lower_CC = torch.empty_like(hessian_CC, memory_format=torch.contiguous_format).mT
     failed = torch.empty((), dtype=torch.int32, device=hessian_CC.device)
