@@ -1,7 +1,8 @@
 # Two commands: `make demo` shows the main job, `make test` proves it.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/pytest --numprocesses auto --dist worksteal
+# a process a core: more threads of torch's would only be in each other's way
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 .PHONY: demo test lint types unit oldest clean
 
