@@ -51,7 +51,10 @@ class SharedProgress:
             self._counts_bytes = unit == "B"
             if self._to_fetch and self._counts_bytes:
                 stage, total = f"fetching and {stage}", total + self._to_fetch
-            self._progress.begin(stage, total, unit)
+            if self._counts_bytes:
+                self._progress.begin(stage, total)
+            else:
+                self._progress.begin(stage, total, unit)
 
     def advance(self, nbytes: int) -> None:
         """So many bytes of the stage are done."""
