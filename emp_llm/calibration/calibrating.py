@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from emp_llm.calibration.settling import Sink
+    from emp_llm.calibration.statistics import Known
     from emp_llm.options import PruneOptions
     from emp_llm.planned_run import PlannedRun
     from emp_llm.sources.files import OpenFiles
@@ -189,9 +190,7 @@ class Calibration:
                 found.clear()
                 sums.clear()
 
-    def _with_gradients(
-        self, gradients: Mapping[str, torch.Tensor]
-    ) -> Callable[[Target, int], Statistics]:
+    def _with_gradients(self, gradients: Mapping[str, torch.Tensor]) -> Known:
         def found(target: Target, matrix: int) -> Statistics:
             geometry = target.geometry
             stored = gradients[target.name].reshape(geometry.matrices, *geometry.shape[-2:])[matrix]

@@ -84,21 +84,7 @@ class Forward:
                     return
                 for lane, change in ((own, self._changed), (dense, unchanged)):
                     if lane:
-                        self._pass_on(walk, unit, lane, change)
-
-    def _pass_on(
-        self,
-        walk: Walk,
-        unit: str,
-        calls: Sequence[Call],
-        change: Callable[[str, torch.Tensor], torch.Tensor],
-    ) -> None:
-        session = self._session
-        session.load(unit, change)
-        for call in calls:
-            with walk.present(call):
-                walk.pass_on(call, session.pass_block(walk, unit, call))
-        session.model.release(unit)
+                        session.pass_on(walk, unit, lane, change)
 
     def _settle_at_once(self, walk: Walk, unit: str, calls: Sequence[Call]) -> None:
         targets = self._units[unit]

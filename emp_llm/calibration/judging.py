@@ -17,6 +17,7 @@ from emp_llm.calibration.criteria import find_criterion, score
 from emp_llm.calibration.deciding import decide
 from emp_llm.calibration.heap import give_back
 from emp_llm.calibration.repair import bias_change, repair_obs
+from emp_llm.calibration.weights import DTYPES
 from emp_llm.geometry import Block
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "matrix_name", "pruned"]
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _SIGNED = {2: np.dtype(np.int16), 4: np.dtype(np.int32)}
 _ROWS = 1024
 """Rows that are looked at at a time."""
@@ -87,7 +87,7 @@ class Judge:
         whole = Block(matrix, 0, target.geometry.matrix_rows)
         patterns = target.read(self._files.file(target.shard), whole, Workspace())
         values = torch.from_numpy(patterns.view(_SIGNED[patterns.itemsize]))
-        weight_RC = values.view(_DTYPES[target.geometry.number_format.name]).to(
+        weight_RC = values.view(DTYPES[target.geometry.number_format.name]).to(
             self._device, torch.float32
         )
         some = torch.split(weight_RC, _ROWS)
@@ -208,7 +208,7 @@ class Judge:
         keep_RC = _keep(mask.bits, weight_RC).bool()
         changed_RC = repair_obs(weight_RC, keep_RC, found.hessian_CC, found.cross_CC)
         number_format = target.geometry.number_format
-        stored_RC = changed_RC.cpu().to(_DTYPES[number_format.name])
+        stored_RC = changed_RC.cpu().to(DTYPES[number_format.name])
         if not torch.isfinite(stored_RC).all():
             return None
         signed = torch.int16 if number_format.item_bytes == 2 else torch.int32

@@ -24,7 +24,7 @@ from emp_llm.texts import read_text
 from emp_llm.tokens import positions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from emp_llm.calibration.walk import Call
@@ -173,6 +173,27 @@ class Session:
                 raise CheckpointError(f"{where}: {unit} gives NaN or infinity: {_OTHER}")
         return outcome
 
+    def pass_on(
+        self,
+        walk: Walk,
+        unit: str,
+        calls: Sequence[Call],
+        change: Callable[[str, torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Let samples go on with what a part gives, which is loaded for it.
+
+        Args:
+            walk: Their walk.
+            unit: The part.
+            calls: The samples at it.
+            change: As for `load`.
+        """
+        self.load(unit, change)
+        for call in calls:
+            with walk.present(call):
+                walk.pass_on(call, self.pass_block(walk, unit, call))
+        self.model.release(unit)
+
     def passed(self) -> None:
         """Tell that all samples are through with a part."""
         self._progress.advance(1)
@@ -185,11 +206,7 @@ class Session:
         """
         with self.walk(loss=True) as walk:
             for unit, calls in self.stops(walk):
-                self.load(unit, change)
-                for call in calls:
-                    with walk.present(call):
-                        walk.pass_on(call, self.pass_block(walk, unit, call))
-                self.model.release(unit)
+                self.pass_on(walk, unit, calls, change)
             return math.fsum(walk.results())
 
     @contextmanager

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from emp_llm.sources.files import OpenFiles
     from emp_llm.sources.safetensors_header import TensorEntry
 
-__all__ = ["Fed", "StreamedModel", "Weights"]
+__all__ = ["DTYPES", "Fed", "StreamedModel", "Weights"]
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -91,9 +91,7 @@ class StreamedModel:
         self._landings = {name: where for name, where in landings.items() if where is not None}
         self._meta = dict(self.model.named_parameters(remove_duplicate=False))
         self._tied = dict(getattr(self.model, "all_tied_weights_keys", {}))
-        self._names = {id(module): name for name, module in self.model.named_modules()}
         self.units = self._find_units(set(targets))
-        self._resident: dict[str, nn.Parameter] = {}
         self._visitors: set[str] = set()
         self._hook_others()
 
@@ -180,13 +178,7 @@ class StreamedModel:
             labels[name] = numbers.view(-1, *[1] * (parameter.ndim - 1)).expand(parameter.shape)
             fed.update({first + i: (name, i) for i in range(count)})
             first += count
-        with calm():
-            found = core_model_loading.revert_weight_conversion(self.model, labels)
-        prefix = f"{self.model.base_model_prefix}."
-        by_name: dict[str, torch.Tensor] = {}
-        for name, label in found.items():
-            for alias in (name, name.removeprefix(prefix), prefix + name):
-                by_name.setdefault(alias, label)
+        by_name = self._reverted(labels)
         feeds = {}
         for target in targets:
             label = by_name[target]
@@ -196,15 +188,24 @@ class StreamedModel:
 
     def to_checkpoint(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What belongs to parameters of a loaded unit, as the checkpoint would hold it."""
+        found = self._reverted(values)
+        return {name: found[name] for name in self._landings if name in found}
+
+    def _reverted(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What belongs to parameters, by the names of tensors, with the model's prefix or without.
+
+        Of two that would have one name, the one whose own name it is has it.
+        """
         with calm():
-            found = core_model_loading.revert_weight_conversion(self.model, dict(values))
+            found: dict[str, torch.Tensor] = core_model_loading.revert_weight_conversion(
+                self.model, dict(values)
+            )
         prefix = f"{self.model.base_model_prefix}."
-        aliases = {
-            alias: value
-            for name, value in found.items()
-            for alias in (prefix + name, name.removeprefix(prefix), name)
-        }
-        return {name: aliases[name] for name in self._landings if name in aliases}
+        aliases: dict[str, torch.Tensor] = {}
+        for name, value in found.items():
+            aliases.setdefault(prefix + name, value)
+            aliases.setdefault(name.removeprefix(prefix), value)
+        return aliases | found
 
     def bias_of(self, target: str) -> str | None:
         """The tensor of the checkpoint with the biases of a target's layer, if it is one as is."""
@@ -369,7 +370,7 @@ class _Unread:
 
 
 def _torch_dtype(name: str, entry: TensorEntry) -> torch.dtype:
-    dtype = _DTYPES.get(entry.dtype)
+    dtype = DTYPES.get(entry.dtype)
     if dtype is None:
         raise CheckpointError(
             f"{name!r} is {entry.dtype}, which no calibration can compute with: load a dequantized "
@@ -388,7 +389,7 @@ def _dtype(checkpoint: Checkpoint) -> torch.dtype:
         if str(dtype) == f"torch.{told}":
             return dtype
     stored = (entry.dtype for _, entry in checkpoint.tensors.values())
-    return _DTYPES[next((name for name in stored if name in _FLOATS), "F32")]
+    return DTYPES[next((name for name in stored if name in _FLOATS), "F32")]
 
 
 @contextmanager
