@@ -1,5 +1,6 @@
 """Checkpoints that many tests read."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +18,22 @@ from emp_llm import PruneOptions, prune
 
 TinyModel = Callable[..., Path]
 
+GPU = torch.cuda.is_available()
+if not GPU:  # read where kernels are defined
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_configure() -> None:
     """Tests send Ctrl-C, to this process and to others; shells have jobs behind ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not GPU:
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
 
 
 @pytest.fixture(scope="session")

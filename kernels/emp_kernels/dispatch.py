@@ -5,13 +5,14 @@ Every function here gives the same bits from every `impl`:
     "reference"  plain numpy and Python, row by row
     "scalar"     numba, for any CPU
     "simd"       numba with vector compression, fast where the CPU has AVX-512 VBMI2
-    "auto"       the fastest of them for this machine
+    "triton"     Triton, on the GPU of the workspace, or else on the first one
+    "auto"       "triton" where the workspace has a GPU, else the fastest one for this CPU
 """
 
 import importlib
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,9 @@ from emp_kernels.rows import (
     Threshold,
     Workspace,
 )
+
+if TYPE_CHECKING:
+    from emp_kernels.device_workspace import DeviceWorkspace
 
 __all__ = [
     "Given",
@@ -62,7 +66,7 @@ __all__ = [
     "unpack_rows",
 ]
 
-Impl = Literal["auto", "reference", "scalar", "simd"]
+Impl = Literal["auto", "reference", "scalar", "simd", "triton"]
 
 
 def load_backend() -> None:
@@ -72,12 +76,29 @@ def load_backend() -> None:
 
 @cache
 def resolve(impl: Impl) -> Impl:
-    """The backend that runs for `impl` on this machine."""
+    """The backend that runs for `impl` on this machine's CPU."""
     if impl != "auto":
         return impl
     import llvmlite.binding
 
     return "simd" if llvmlite.binding.get_host_cpu_features().get("avx512vbmi2") else "scalar"
+
+
+def device_workspace(impl: Impl, workspace: Workspace | None) -> "DeviceWorkspace | None":
+    """The workspace of the GPU that `impl` runs on; None where it runs on the CPU.
+
+    Raises:
+        NoDeviceError: If "triton" was asked for, and there is no GPU.
+    """
+    there = workspace is not None and workspace.device is not None
+    if impl != "triton" and not (impl == "auto" and there):
+        return None
+    from emp_kernels.device_workspace import DeviceWorkspace
+    from emp_kernels.devices import find_devices
+
+    if isinstance(workspace, DeviceWorkspace):
+        return workspace
+    return DeviceWorkspace(find_devices()[0])
 
 
 def pack_rows(

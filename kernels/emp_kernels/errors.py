@@ -1,6 +1,6 @@
-"""What a kernel can find wrong with its input."""
+"""What a kernel can find wrong with its input, or with the machine."""
 
-__all__ = ["DamagedRowError", "NonFiniteRowError"]
+__all__ = ["DamagedRowError", "NoDeviceError", "NonFiniteRowError"]
 
 
 class NonFiniteRowError(ValueError):
@@ -27,3 +27,7 @@ class DamagedRowError(ValueError):
         super().__init__(f"row {row}: {fault}")
         self.row = row
         self.fault = fault
+
+
+class NoDeviceError(RuntimeError):
+    """There is no GPU, or none that the kernels can run on."""

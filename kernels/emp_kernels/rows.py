@@ -1,9 +1,13 @@
 """Blocks of rows: what is asked of a backend, and what it gives back."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "Bytes",
@@ -145,7 +149,13 @@ class SweptRows:
 
 
 class Workspace:
-    """Buffers that one thread uses again for block after block. Not for two threads at once."""
+    """Buffers that one thread uses again for block after block. Not for two threads at once.
+
+    Attributes:
+        device: The GPU that the thread's kernels run on; None for the CPU. See `DeviceWorkspace`.
+    """
+
+    device: "torch.device | None" = None
 
     def __init__(self) -> None:
         self._buffers: dict[str, Bytes] = {}
@@ -154,5 +164,8 @@ class Workspace:
         """A uint8 buffer of at least that size; what it holds is unspecified."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < nbytes:
-            buffer = self._buffers[name] = np.empty(nbytes, np.uint8)
+            buffer = self._buffers[name] = self._make(nbytes)
         return buffer
+
+    def _make(self, nbytes: int) -> Bytes:
+        return np.empty(nbytes, np.uint8)

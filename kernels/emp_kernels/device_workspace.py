@@ -1,0 +1,91 @@
+"""What one thread needs to work on a GPU: pinned memory, memory of the device, and a stream."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emp_kernels.rows import Bytes, Workspace
+
+__all__ = ["DeviceWorkspace"]
+
+
+class DeviceWorkspace(Workspace):
+    """Buffers of one thread whose kernels run on a device; not for two threads at once.
+
+    Host buffers are pinned, so that copies from and to them go on while the thread does other work
+    and while other threads' streams compute. Buffers are used again by name: what was given out
+    under a name is overwritten by the next call with it.
+
+    Args:
+        device: A GPU; the CPU where Triton's interpreter stands in for one.
+    """
+
+    device: torch.device
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._on_device: dict[str, torch.Tensor] = {}
+
+    def _make(self, nbytes: int) -> Bytes:
+        host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._stream is not None)
+        buffer: Bytes = host.numpy()
+        return buffer
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make the device current, and its stream the one that kernels and copies go to."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            yield
+
+    def on_device(self, name: str, nbytes: int) -> torch.Tensor:
+        """A uint8 [nbytes] tensor on the device; what it holds is unspecified.
+
+        It starts at a multiple of 16 bytes.
+        """
+        buffer = self._on_device.get(name)
+        if buffer is None or buffer.numel() < nbytes:
+            self._on_device.pop(name, None)
+            buffer = torch.empty(max(nbytes, 16), dtype=torch.uint8, device=self.device)
+            self._on_device[name] = buffer
+        return buffer[:nbytes]
+
+    def upload(self, name: str, array: npt.NDArray[np.generic]) -> torch.Tensor:
+        """An array's bytes on the device, uint8 [nbytes]; ordered before what the stream does next.
+
+        Args:
+            name: Of the buffer on the device.
+            array: C-contiguous; not to be changed before `wait` returns.
+        """
+        data = array.reshape(-1).view(np.uint8)
+        if not data.flags.writeable:  # torch has no tensors that cannot be written to
+            data = data.copy()
+        there = self.on_device(name, data.size)
+        there.copy_(torch.from_numpy(data), non_blocking=True)
+        return there
+
+    def download(self, name: str, tensor: torch.Tensor) -> Bytes:
+        """A contiguous tensor's bytes on the host, uint8 [nbytes]; valid once `wait` returns.
+
+        Args:
+            name: Of the buffer on the host, as for `take`.
+            tensor: On the device.
+        """
+        data = tensor.reshape(-1).view(torch.uint8)
+        host = self.take(name, data.numel())[: data.numel()]
+        torch.from_numpy(host).copy_(data, non_blocking=True)
+        return host
+
+    def wait(self) -> None:
+        """Wait until the stream has done all that it was given."""
+        if self._stream is not None:
+            self._stream.synchronize()

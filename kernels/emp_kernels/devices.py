@@ -1,0 +1,67 @@
+"""The GPUs that Triton's kernels can run on, and why there are none.
+
+With ``TRITON_INTERPRET=1`` Triton's interpreter runs the kernels on the CPU, slowly: that is how
+they are tested where there is no GPU.
+"""
+
+import torch
+
+from emp_kernels.errors import NoDeviceError
+
+__all__ = ["find_devices", "interpreted"]
+
+_LEAST_CAPABILITY = (8, 0)
+"""Ampere: the oldest that the kernels are compiled for in the tests."""
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU.
+
+    Raises:
+        NoDeviceError: If Triton is not installed.
+    """
+    try:
+        from triton import knobs
+    except ImportError as error:
+        raise NoDeviceError(
+            "the kernels for GPUs need Triton, which is not installed: pip install triton"
+        ) from error
+    return bool(knobs.runtime.interpret)
+
+
+def find_devices(asked: str = "cuda") -> list[torch.device]:
+    """The devices that a user asked for.
+
+    Args:
+        asked: ``cuda`` (all GPUs that this process sees) or ``cuda:N``.
+
+    Returns:
+        One at least; the CPU where Triton's interpreter stands in for a GPU.
+
+    Raises:
+        NoDeviceError: If there is none, or the kernels cannot run on it.
+    """
+    if interpreted():
+        return [torch.device("cpu")]
+    if not torch.cuda.is_available():
+        why = (
+            "its driver finds no GPU"
+            if torch.version.cuda
+            else "it is built without CUDA; install a build that has it"
+        )
+        raise NoDeviceError(f"torch {torch.__version__} has no GPU to run on: {why}")
+    devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
+    _, colon, number = asked.partition(":")
+    if colon:
+        if not number.isdecimal() or int(number) >= len(devices):
+            raise NoDeviceError(f"there is no {asked}: torch sees {len(devices)} GPUs")
+        devices = [devices[int(number)]]
+    for device in devices:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _LEAST_CAPABILITY:
+            name = torch.cuda.get_device_name(device)
+            raise NoDeviceError(
+                f"{device} is a {name} of compute capability {capability[0]}.{capability[1]}; the "
+                f"kernels need {_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]} or more"
+            )
+    return devices

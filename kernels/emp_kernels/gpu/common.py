@@ -1,0 +1,39 @@
+"""What kernels have in common: keys, exact magnitudes, tiles."""
+
+import triton
+import triton.language as tl
+
+from emp_kernels.numbers import NumberFormat
+
+__all__ = ["magnitudes", "scale_exponent", "tile_of"]
+
+_LARGEST_TILE = 4096
+
+
+@triton.jit
+def magnitudes(keys, MANTISSA: tl.constexpr, SCALE: tl.constexpr):
+    """The exact magnitudes of keys, any int, as float64.
+
+    A key's bits, moved to the top of a float64's fields, are its magnitude times a power of two:
+    subnormals and zero, too, for those of float64 are far below.
+
+    Args:
+        keys: Finite keys.
+        MANTISSA: Stored bits of their significand.
+        SCALE: What `scale_exponent` gives for their format.
+    """
+    shifted = (keys.to(tl.int64) << (52 - MANTISSA)).to(tl.float64, bitcast=True)
+    # 2**SCALE as bits: a float that Triton passes, or folds, may be one of 32 bits
+    power = (tl.full([1], SCALE + 1023, tl.int64) << 52).to(tl.float64, bitcast=True)
+    return shifted * power
+
+
+def scale_exponent(number_format: NumberFormat) -> int:
+    """The exponent of the power of two that `magnitudes` multiplies by: the biases' difference."""
+    exponent_bits = number_format.bits - 1 - number_format.mantissa_bits
+    return 1023 - ((1 << exponent_bits - 1) - 1)
+
+
+def tile_of(columns: int, largest: int = _LARGEST_TILE) -> int:
+    """How many weights of a row of so many are handled at a time: a power of two."""
+    return min(max(1 << (columns - 1).bit_length(), 16), largest)
