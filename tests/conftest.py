@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:  # Triton reads it where it is imported, and transformers imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from architectures import save_tiny_model
 from arriving import layer
 from checkpoints import DOWN, F, H, Tensors, files, llama_config, mlp, write_checkpoint
@@ -17,10 +22,6 @@ from loading import load_model, logits, state
 from emp_llm import PruneOptions, prune
 
 TinyModel = Callable[..., Path]
-
-GPU = torch.cuda.is_available()
-if not GPU:  # read where kernels are defined
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_configure() -> None:
