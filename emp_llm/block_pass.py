@@ -8,6 +8,7 @@ from typing import Any
 from emp_kernels.dispatch import Workspace
 from emp_kernels.errors import NonFiniteRowError
 
+from emp_llm.devices import CPU, Devices
 from emp_llm.geometry import Block
 from emp_llm.pipeline import Advance, Piece, run_pieces
 from emp_llm.sources.files import OpenFiles
@@ -25,11 +26,13 @@ class BlockPass:
         files: Their files.
         threads: Threads that read and examine.
         progress: Told of the bytes that were read.
+        devices: What the threads' kernels work on.
     """
 
     files: OpenFiles
     threads: int
     progress: Advance | None = None
+    devices: Devices = CPU
 
     def run(
         self,
@@ -71,6 +74,7 @@ class BlockPass:
         run_pieces(
             pieces(),
             threads=self.threads,
+            devices=self.devices,
             progress=self.progress,
             abandon=self.files.abandon,
         )

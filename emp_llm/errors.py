@@ -7,6 +7,7 @@
     │   └── SourceReadError   the file system failed to read it
     ├── FormatError       packed data is damaged, or of a version this release does not know
     ├── OutputError       the result cannot be written
+    ├── DeviceError       a GPU has no room for the work
     └── RankError         another of the processes that work together failed
 
 Every message says what, where, what was found and what to do. Anything else that escapes is a bug
@@ -17,6 +18,7 @@ from emp_llm.shown import message_line
 
 __all__ = [
     "CheckpointError",
+    "DeviceError",
     "EmpError",
     "FormatError",
     "HubError",
@@ -68,6 +70,12 @@ class FormatError(EmpError):
 
 class OutputError(EmpError):
     """The result cannot be written."""
+
+    may_pass = True
+
+
+class DeviceError(EmpError):
+    """A GPU has no room for the work."""
 
     may_pass = True
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from emp_llm.companions import REPORT_NAME
-from emp_llm.errors import CheckpointError, EmpError, OptionError
+from emp_llm.errors import CheckpointError, EmpError
 from emp_llm.loading import auto_class, is_packed
 from emp_llm.progress import SharedProgress
 from emp_llm.sources.checkpoint import CONFIG_NAME, read_json_object
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from emp_llm.integration.configs import EmpConfig
     from emp_llm.progress import Progress
 
-__all__ = ["Dtype", "Found", "check_device", "find_model", "load_model", "load_tokenizer"]
+__all__ = ["Dtype", "Found", "find_model", "load_model", "load_tokenizer"]
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -94,27 +94,6 @@ def _fetch(source: Source, progress: SharedProgress) -> None:
         progress.begin("reading", 0)
         for shard in shards:
             files.file(shard)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        OptionError: If it is none of auto, cpu, cuda and cuda:N, or this machine has none such.
-    """
-    import torch
-
-    kind, colon, number = device.partition(":")
-    if device in ("auto", "cpu"):
-        return
-    if kind != "cuda" or (colon and not number.isdecimal()):
-        raise OptionError(f"device is {device!r}; choose one of auto, cpu, cuda and cuda:0")
-    count = torch.cuda.device_count()
-    if int(number or 0) >= count:
-        raise OptionError(
-            f"device is {device!r}; torch {torch.__version__} sees {count} CUDA devices here: "
-            "choose auto or cpu"
-        )
 
 
 def load_model(

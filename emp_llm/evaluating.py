@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from emp_llm.devices import check_device
 from emp_llm.errors import OptionError
-from emp_llm.evaluated_model import Dtype, Found, check_device, find_model, load_model
+from emp_llm.evaluated_model import Dtype, Found, find_model, load_model
 from emp_llm.evaluation import Subject, TaskResult
 from emp_llm.perplexity import Perplexity, Protocol, check_protocol, perplexity
 from emp_llm.progress import Progress, Silent

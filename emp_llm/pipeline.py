@@ -14,6 +14,7 @@ from typing import Any
 
 from emp_kernels.dispatch import Workspace
 
+from emp_llm.devices import CPU, Devices
 from emp_llm.errors import OptionError
 
 __all__ = ["Advance", "Piece", "Write", "run_pieces", "thread_count"]
@@ -24,12 +25,20 @@ Advance = Callable[[int], None]
 """Told the bytes of input that each piece settled, from one thread at a time."""
 
 
-def thread_count(threads: int | None, processes: int = 1) -> int:
+_FEWEST_ON_GPU, _MOST_ON_GPU = 3, 8
+"""Threads a GPU: one copies there, one computes, one copies back; and as many as fill its bus."""
+
+
+def thread_count(threads: int | None, processes: int = 1, gpus: int = 0) -> int:
     """The number of threads that was asked for; for None, this process's share of usable cores.
+
+    With GPUs, None gives 3 threads for each of them at least, whatever the cores, so that reading,
+    copies, kernels and writing overlap, and 8 at most, which read faster than its bus carries.
 
     Args:
         threads: What was asked for.
         processes: How many processes on this machine work at the same time.
+        gpus: How many GPUs this process works on.
 
     Raises:
         OptionError: If it is less than 1.
@@ -37,7 +46,8 @@ def thread_count(threads: int | None, processes: int = 1) -> int:
     if threads is None:
         usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
         cores = len(usable) if usable else os.cpu_count() or 1
-        return max(1, cores // processes)
+        share = max(1, cores // processes)
+        return min(max(share, _FEWEST_ON_GPU * gpus), _MOST_ON_GPU * gpus) if gpus else share
     if threads < 1:
         raise OptionError(f"threads is {threads}; give 1 or more, or None for all cores")
     return threads
@@ -72,12 +82,15 @@ class _Run:
         self,
         pieces: Iterable[Piece],
         threads: int,
+        devices: Devices,
         progress: Advance | None,
         abandon: Callable[[], None],
     ) -> None:
         self.workers = [
-            threading.Thread(target=self.work, name=f"emp-{i}", daemon=True) for i in range(threads)
+            threading.Thread(target=self.work, args=(i,), name=f"emp-{i}", daemon=True)
+            for i in range(threads)
         ]
+        self.devices = devices
         self.pieces: Iterator[tuple[int, Piece]] = iter(enumerate(pieces))
         self.progress = progress
         self.abandon = abandon
@@ -87,11 +100,11 @@ class _Run:
         self.next_turn = 0
         self.failure: BaseException | None = None
 
-    def work(self) -> None:
+    def work(self, thread: int) -> None:
         with self.turn:
             self.working += 1
         try:
-            workspace = Workspace()
+            workspace = self.devices.workspace(thread)
             while (numbered := self.pull()) is not None:
                 number, piece = numbered
                 result = piece.compute(workspace)
@@ -101,7 +114,7 @@ class _Run:
         except _StoppedError:
             pass
         except BaseException as failure:  # run_pieces raises it again
-            self.stop(failure)
+            self.stop(self.devices.explained(failure, thread))
         finally:
             with self.turn:
                 self.working -= 1
@@ -159,6 +172,7 @@ def run_pieces(
     pieces: Iterable[Piece],
     *,
     threads: int,
+    devices: Devices = CPU,
     progress: Advance | None = None,
     abandon: Callable[[], None] = lambda: None,
 ) -> None:
@@ -167,6 +181,7 @@ def run_pieces(
     Args:
         pieces: The work, in its order; taken from one thread at a time, as it is needed.
         threads: How many threads compute and write; 1 or more.
+        devices: What their kernels work on.
         progress: Told of each piece.
         abandon: Called when the run has failed, so that what its threads may be waiting for in
             `pieces` keeps them no longer.
@@ -174,7 +189,7 @@ def run_pieces(
     Raises:
         BaseException: The first failure of a piece, or KeyboardInterrupt; all threads have ended.
     """
-    run = _Run(pieces, threads, progress, abandon)
+    run = _Run(pieces, threads, devices, progress, abandon)
     try:
         for worker in run.workers:
             worker.start()

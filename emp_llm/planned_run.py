@@ -15,9 +15,10 @@ from emp_kernels.dispatch import load_backend
 
 from emp_llm.block_pass import BlockPass
 from emp_llm.calibration.options import needs_decisions
+from emp_llm.devices import CPU, Devices, Work, worthwhile_devices
 from emp_llm.options import PruneOptions, counts_magnitudes
 from emp_llm.packed import check_names
-from emp_llm.pipeline import Piece, run_pieces
+from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import SharedProgress
 from emp_llm.ranks import Team
 from emp_llm.report import Calibrated, Outcome, TensorReport, build_report
@@ -52,6 +53,8 @@ class PlannedRun:
         team: The processes that take part.
 
     Attributes:
+        threads: Threads that compute.
+        devices: What their kernels work on.
         decisions: Of every tensor, by name.
         targets: Those that are pruned, by the name of their shard.
 
@@ -71,6 +74,7 @@ class PlannedRun:
         self.source = source
         self.options = options
         self.threads = threads
+        self.devices = CPU
         self.progress = progress
         self.team = team or Team()
         self.team.tell_progress(progress.advance)
@@ -87,6 +91,27 @@ class PlannedRun:
             ]
             for shard in self.checkpoint.shards
         }
+
+    def take_devices(self, devices: Devices | None, threads: int | None) -> None:
+        """Work on devices, as a user asked for them and for threads.
+
+        Args:
+            devices: None for GPUs where they make the run faster, and there are some.
+            threads: As for `thread_count`.
+        """
+        processes = self.team.local_size
+        if devices is None:
+            own = self.share_of(self.checkpoint.shards, lambda shard: shard.header.file_size)
+            work = Work(
+                kernel="pack" if self.options.output_format == "packed" else "prune",
+                # what comes over a network is not worth a GPU
+                nbytes=0 if self.source.to_come else self.bytes_to_prune(own),
+                cores=min(self.threads, thread_count(None, processes)),
+                processes=processes,
+            )
+            devices = worthwhile_devices(work, self.team)
+        self.devices = devices
+        self.threads = thread_count(threads, processes, len(devices.gpus))
 
     def bytes_to_prune(self, shards: Iterable[Shard]) -> int:
         """Bytes of the targets in these shards."""
@@ -108,7 +133,7 @@ class PlannedRun:
         weights = sum(math.prod(t.entry.shape) for t in self._targets_of(self.checkpoint.shards))
         with self.source.files(shards) as files, team.stopping(files.abandon):
             self.progress.begin("finding β", self.bytes_to_prune(self.checkpoint.shards))
-            block_pass = BlockPass(files, self.threads, self._advance)
+            block_pass = BlockPass(files, self.threads, self._advance, self.devices)
             targets = self._targets_of(shards)
             beta = find_beta(
                 targets, options, block_pass, weights=weights, team=team, scratch=scratch
@@ -167,7 +192,13 @@ class PlannedRun:
             self._advance(counted)
 
         selection = select(
-            targets, self.options, files, threads=self.threads, progress=advance, shared=shared
+            targets,
+            self.options,
+            files,
+            threads=self.threads,
+            devices=self.devices,
+            progress=advance,
+            shared=shared,
         )
         if left:  # most blocks need not be read as often as was allowed for
             self._advance(left)
@@ -221,7 +252,13 @@ class PlannedRun:
 
     def run_pieces(self, pieces: Iterator[Piece], files: OpenFiles) -> None:
         """Do the work of some pieces, and tell of it."""
-        run_pieces(pieces, threads=self.threads, progress=self._advance, abandon=files.abandon)
+        run_pieces(
+            pieces,
+            threads=self.threads,
+            devices=self.devices,
+            progress=self._advance,
+            abandon=files.abandon,
+        )
 
     def _advance(self, nbytes: int) -> None:
         self.team.check(nbytes)

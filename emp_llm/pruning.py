@@ -30,6 +30,7 @@ from emp_llm.companions import (
     write_index,
     write_report,
 )
+from emp_llm.devices import asked_devices
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError, FormatError, OptionError, OutputError
 from emp_llm.journal import Journal, describe_run
@@ -66,6 +67,7 @@ def prune(
     token: str | bool | None = None,
     discard_source: bool = False,
     overwrite: bool = False,
+    device: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
     distributed: bool = False,
@@ -84,7 +86,12 @@ def prune(
             that no more than two are on disk at once. What was in the Hub's cache before stays,
             and so does what a run that fails has downloaded.
         overwrite: Whether to replace a checkpoint in `out`.
-        threads: Threads that compute and write; all cores by default. The result is the same.
+        device: Where the kernels run: ``cpu``, ``cuda`` (all GPUs of this machine, which share the
+            blocks), ``cuda:N``, or ``auto``: GPUs where they make the run faster, see
+            `emp_llm.devices.seconds_saved`. The result is the same. Scores from data have a
+            device of their own, see `CalibrationOptions`.
+        threads: Threads that compute and write; by default all cores, or 3 to 8 for each GPU. The
+            result is the same.
         progress: Told how the work goes on; with `distributed`, on the first rank of all.
         distributed: Whether this is one of the processes that torchrun, ``accelerate launch`` or
             srun started to prune together, each its share of the shards. All of them make the
@@ -98,9 +105,10 @@ def prune(
             be fetched.
         OptionError: If `discard_source` is asked for with a local folder, or with granularity
             `model`, a target sparsity or scores from data, for which all shards are read before
-            the first is pruned; if no β gives the target sparsity; or as
-            `emp_llm.calibration.combinations` does.
+            the first is pruned; if no β gives the target sparsity; if the kernels have no such
+            device to run on; or as `emp_llm.calibration.combinations` does.
         OutputError: If `out` cannot be written, or holds an unfinished run that differs.
+        DeviceError: If a GPU has no room for the work.
         RankError: If another of the processes failed.
     """
     options = options or PruneOptions()
@@ -108,6 +116,7 @@ def prune(
     _check_discarding(discard_source, options)
     told = SharedProgress(progress or Silent())
     with join_team(meeting_of(os.environ) if distributed else None) as team:
+        devices = asked_devices(device, team)
         source, checkpoint = _open(team, model, revision, token, discard_source, told)
         came_from = origin(model, source)
         folder = OutputFolder(
@@ -121,6 +130,7 @@ def prune(
             run = _PruneRun(
                 source, checkpoint, options, thread_count(threads, team.local_size), told, team
             )
+            run.take_devices(devices, threads)
             run.find_beta(folder.staging)
             run.search_beta(folder.journal)
             run.write(folder.staging, folder.journal)

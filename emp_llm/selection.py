@@ -29,6 +29,7 @@ from emp_kernels.numbers import F32
 from emp_kernels.rows import Patterns
 
 from emp_llm.block_pass import BlockPass
+from emp_llm.devices import CPU, Devices
 from emp_llm.geometry import Block
 from emp_llm.layout_choice import choose_layout, sample_rows
 from emp_llm.options import PruneOptions
@@ -135,6 +136,7 @@ def select(
     files: OpenFiles,
     *,
     threads: int,
+    devices: Devices = CPU,
     progress: Advance | None = None,
     shared: SharedGroup | None = None,
     kept: int | None = None,
@@ -146,6 +148,7 @@ def select(
         options: The rule.
         files: Their files.
         threads: Threads that read and count.
+        devices: What their kernels work on.
         progress: Told of the bytes that were read.
         shared: With granularity `model`, all targets, where other ranks read the rest of them;
             each rank then knows what stays of every one.
@@ -165,7 +168,8 @@ def select(
     group_of = {matrix: matrices[0] if together else matrix for matrix in matrices}
     ordered = sorted(targets, key=lambda target: target.name)
     team = shared.team if together else None
-    survey = _Survey(ordered, group_of, BlockPass(files, threads, progress), team)
+    block_pass = BlockPass(files, threads, progress, devices)
+    survey = _Survey(ordered, group_of, block_pass, team)
     searches = survey.histograms(options.beta, kept)
     survey.low_parts(searches)
     equals = survey.equals(searches)
@@ -187,6 +191,7 @@ def count_together(
     files: OpenFiles,
     *,
     threads: int,
+    devices: Devices = CPU,
     progress: Advance | None = None,
 ) -> int:
     """How many weights of some targets stay, of all of them together, by the rule.
@@ -196,7 +201,8 @@ def count_together(
     """
     one = "", 0
     group_of = {(t.name, m): one for t in targets for m in range(t.geometry.matrices)}
-    survey = _Survey(list(targets), group_of, BlockPass(files, threads, progress), Team())
+    block_pass = BlockPass(files, threads, progress, devices)
+    survey = _Survey(list(targets), group_of, block_pass, Team())
     return survey.histograms(beta)[one].kept if group_of else 0
 
 

@@ -20,6 +20,7 @@ from emp_llm.companions import (
     write_index,
     write_report,
 )
+from emp_llm.devices import Devices, Work, asked_devices, worthwhile_devices
 from emp_llm.disk_file import Flusher
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.geometry import Block
@@ -29,6 +30,7 @@ from emp_llm.packed_reader import PackedReader, open_shard
 from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.progress import Progress, SharedProgress, Silent
 from emp_llm.prune_steps import CopyJob, DenseRows, hash_name
+from emp_llm.ranks import Team
 from emp_llm.report import dense_report
 from emp_llm.shard_plan import file_order, output_name
 from emp_llm.shard_writer import ShardWriter
@@ -49,6 +51,7 @@ def unpack(
     revision: str | None = None,
     token: str | bool | None = None,
     overwrite: bool = False,
+    device: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -60,7 +63,8 @@ def unpack(
         revision: Branch, tag or commit of a model of the Hub.
         token: Token for the Hub; by default the one that is logged in.
         overwrite: Whether to replace a checkpoint in `out`.
-        threads: Threads that decode and write; all cores by default. The result is the same.
+        device: As for `emp_llm.prune`.
+        threads: As for `emp_llm.prune`.
         progress: Told how the work goes on.
 
     Returns:
@@ -70,15 +74,24 @@ def unpack(
     Raises:
         CheckpointError: If the source is not a packed checkpoint.
         FormatError: If packed data is damaged or of another version.
+        OptionError: If the kernels have no such device to run on.
         OutputError: If `out` cannot be written.
+        DeviceError: If a GPU has no room for the work.
     """
+    devices, cores = asked_devices(device, Team()), thread_count(threads)
     told = SharedProgress(progress or Silent())
     source = find_source(model, revision=revision, token=token, progress=told)
     checkpoint = source.open_checkpoint()
     _check_packed(checkpoint)
     packed_report = read_report(source.folder)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
-        jobs = _write_shards(source, checkpoint, folder.staging, thread_count(threads), told)
+        if devices is None:
+            # as many bytes as its targets have unpacked, roughly: the tensors beside them count
+            nbytes = 0 if source.to_come else checkpoint.nbytes
+            work = Work(kernel="unpack", nbytes=nbytes, cores=min(cores, thread_count(None)))
+            devices = worthwhile_devices(work, Team())
+        count = thread_count(threads, gpus=len(devices.gpus))
+        jobs = _write_shards(source, checkpoint, folder.staging, count, devices, told)
         write_index(folder.staging, checkpoint)
         write_config(folder.staging, checkpoint, None)
         copy_small_files(folder.staging, checkpoint)
@@ -127,7 +140,12 @@ def _check_told(
 
 
 def _write_shards(
-    source: Source, checkpoint: Checkpoint, folder: Path, threads: int, progress: SharedProgress
+    source: Source,
+    checkpoint: Checkpoint,
+    folder: Path,
+    threads: int,
+    devices: Devices,
+    progress: SharedProgress,
 ) -> "list[_UnpackJob | CopyJob]":
     done: list[_UnpackJob | CopyJob] = []
     with ExitStack() as stack:
@@ -155,7 +173,13 @@ def _write_shards(
                 yield Piece.note(partial(files.done, shard))
 
         progress.begin("unpacking", checkpoint.nbytes)
-        run_pieces(pieces(), threads=threads, progress=progress.advance, abandon=files.abandon)
+        run_pieces(
+            pieces(),
+            threads=threads,
+            devices=devices,
+            progress=progress.advance,
+            abandon=files.abandon,
+        )
     return done
 
 

@@ -36,7 +36,6 @@ def run(*arguments: object) -> Result:
         "--samples 4",
         "--length 16",
         "--no-sequential",
-        "--device cpu",
         "--seed 1",
         "--calibration wikitext2 --samples 0",
         "--calibration wikitext2 --length 1",

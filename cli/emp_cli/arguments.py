@@ -9,7 +9,6 @@ __all__ = [
     "Beta",
     "BetaOrAuto",
     "Calibration",
-    "CalibrationDevice",
     "Context",
     "CountByOption",
     "Criterion",
@@ -19,6 +18,7 @@ __all__ = [
     "Html",
     "Ignore",
     "Json",
+    "KernelDevice",
     "Length",
     "MaxLossIncrease",
     "Model",
@@ -153,16 +153,6 @@ NoSequential = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
-CalibrationDevice = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="auto|cpu|cuda[:N]",
-        help="Where blocks are computed; auto takes the first GPU there is.",
-        show_default="auto",
-        rich_help_panel=_DATA,
-    ),
-]
 Targets = Annotated[
     str,
     typer.Option(
@@ -195,6 +185,14 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda[:N]", help="auto takes all GPUs there are.")
+]
+KernelDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda[:N]",
+        help="Where the work is done; auto takes GPUs where that is faster.",
+    ),
 ]
 Html = Annotated[
     Path | None,

@@ -8,12 +8,12 @@ import typer
 from emp_cli.arguments import (
     BetaOrAuto,
     Calibration,
-    CalibrationDevice,
     CountByOption,
     Criterion,
     GranularityOption,
     Ignore,
     Json,
+    KernelDevice,
     Length,
     MaxLossIncrease,
     Model,
@@ -53,7 +53,6 @@ def prune(
     length: Length = None,
     seed: Seed = None,
     no_sequential: NoSequential = False,
-    device: CalibrationDevice = None,
     targets: Targets = "mlp",
     ignore: Ignore = None,
     output_format: Annotated[
@@ -69,6 +68,7 @@ def prune(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    device: KernelDevice = "auto",
     threads: Threads = None,
     push_to_hub: Annotated[
         str | None,
@@ -124,6 +124,7 @@ def prune(
             revision=revision,
             discard_source=discard_source,
             overwrite=overwrite,
+            device=device,
             threads=threads,
             progress=progress,
             distributed=True,

@@ -43,7 +43,7 @@ def calibration_options(
     sequential: bool,
     samples: int | None,
     length: int | None,
-    device: str | None,
+    device: str,
 ) -> CalibrationOptions | None:
     """What calibration is asked for; None if nothing of it is.
 
@@ -54,12 +54,12 @@ def calibration_options(
         sequential: Whether blocks are fed by pruned ones.
         samples: None if it is not given.
         length: None if it is not given.
-        device: None if it is not given.
+        device: Where the work is done, calibration or not.
 
     Raises:
         typer.BadParameter: If something is asked of data that are not given.
     """
-    others: dict[str, Any] = {"samples": samples, "length": length, "device": device}
+    others: dict[str, Any] = {"samples": samples, "length": length}
     given = {name: value for name, value in others.items() if value is not None}
     if text is None:
         asked = [*given, *([] if sequential else ["no-sequential"])]
@@ -69,4 +69,6 @@ def calibration_options(
             raise typer.BadParameter("goes with --calibration only", param_hint=f"--{asked[0]}")
         if seed is None:
             return None
-    return CalibrationOptions(text=text, seed=seed or 0, sequential=sequential, **given)
+    return CalibrationOptions(
+        text=text, seed=seed or 0, sequential=sequential, device=device, **given
+    )

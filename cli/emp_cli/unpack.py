@@ -2,7 +2,7 @@
 
 import typer
 
-from emp_cli.arguments import Json, Model, Out, Overwrite, Revision, Threads
+from emp_cli.arguments import Json, KernelDevice, Model, Out, Overwrite, Revision, Threads
 from emp_cli.console import Clock, command, print_json, shown_progress
 
 __all__ = ["unpack"]
@@ -14,6 +14,7 @@ def unpack(
     out: Out,
     revision: Revision = None,
     overwrite: Overwrite = False,
+    device: KernelDevice = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -23,7 +24,13 @@ def unpack(
 
     with shown_progress() as progress:
         summary = emp_llm.unpack(
-            model, out, revision=revision, overwrite=overwrite, threads=threads, progress=progress
+            model,
+            out,
+            revision=revision,
+            overwrite=overwrite,
+            device=device,
+            threads=threads,
+            progress=progress,
         )
     if as_json:
         print_json({"out": str(out)} | summary | clock.to_dict())

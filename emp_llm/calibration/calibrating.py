@@ -136,6 +136,7 @@ class Calibration:
                 self._files,
                 store,
                 threads=self._run.threads,
+                devices=self._run.devices,
             )
             store.note("beta", beta)
             scores.remove()

@@ -20,6 +20,7 @@ from emp_kernels.rows import Bytes, Patterns
 
 from emp_llm.block_pass import BlockPass
 from emp_llm.calibration.decisions import BlockWriter, DecisionStore
+from emp_llm.devices import CPU, Devices
 from emp_llm.durable import flush_path
 from emp_llm.errors import CheckpointError
 from emp_llm.geometry import Block
@@ -186,6 +187,7 @@ def decide_together(
     store: DecisionStore,
     *,
     threads: int,
+    devices: Devices = CPU,
     progress: Advance | None = None,
 ) -> float:
     """Decide on all targets whose scores wait on disk, with any granularity.
@@ -200,6 +202,7 @@ def decide_together(
         files: The targets' files.
         store: Where to.
         threads: Threads that read and count.
+        devices: What their kernels work on.
         progress: Told of the bytes that were read to count and rank.
 
     Returns:
@@ -220,16 +223,24 @@ def decide_together(
     kept = None
     if together and options.count_by == "magnitude":
         counted = [weights[target.name] for target in everything]
-        kept = count_together(counted, options.beta, files, threads=threads, progress=progress)
+        kept = count_together(
+            counted, options.beta, files, threads=threads, devices=devices, progress=progress
+        )
     with OpenFiles() as score_files:
         if options.target_sparsity is not None and not counts_magnitudes(options):
-            block_pass = BlockPass(score_files, threads, progress)
+            block_pass = BlockPass(score_files, threads, progress, devices)
             beta = find_beta(everything, options, block_pass, scratch=store.folder)
             options = replace(options, beta=beta)
         selection = None
         if together:
             selection = select(
-                everything, options, score_files, threads=threads, progress=progress, kept=kept
+                everything,
+                options,
+                score_files,
+                threads=threads,
+                devices=devices,
+                progress=progress,
+                kept=kept,
             )
         for key, shard in shards.items():
             if store.has(key):

@@ -15,8 +15,9 @@ from emp_llm.controls.choices import Choices
 from emp_llm.controls.costs import CONTROLS, Comparison, Control, Cost, Method
 from emp_llm.controls.loading import ChoiceConfig
 from emp_llm.controls.measuring import Bench
+from emp_llm.devices import check_device
 from emp_llm.errors import OptionError
-from emp_llm.evaluated_model import Dtype, check_device, find_model
+from emp_llm.evaluated_model import Dtype, find_model
 from emp_llm.inspecting import inspect
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.options import PruneOptions

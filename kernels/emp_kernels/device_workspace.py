@@ -1,5 +1,6 @@
 """What one thread needs to work on a GPU: pinned memory, memory of the device, and a stream."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,9 @@ import torch
 from emp_kernels.rows import Bytes, Workspace
 
 __all__ = ["DeviceWorkspace"]
+
+_interpreting = threading.RLock()
+"""Triton's interpreter has one place for the program that runs: one thread at a time."""
 
 
 class DeviceWorkspace(Workspace):
@@ -42,7 +46,8 @@ class DeviceWorkspace(Workspace):
     def active(self) -> Iterator[None]:
         """Make the device current, and its stream the one that kernels and copies go to."""
         if self._stream is None:
-            yield
+            with _interpreting:
+                yield
             return
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             yield

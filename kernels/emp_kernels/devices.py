@@ -8,7 +8,7 @@ import torch
 
 from emp_kernels.errors import NoDeviceError
 
-__all__ = ["find_devices", "interpreted"]
+__all__ = ["find_devices", "interpreted", "visible_gpus"]
 
 _LEAST_CAPABILITY = (8, 0)
 """Ampere: the oldest that the kernels are compiled for in the tests."""
@@ -24,7 +24,7 @@ def interpreted() -> bool:
         from triton import knobs
     except ImportError as error:
         raise NoDeviceError(
-            "the kernels for GPUs need Triton, which is not installed: pip install triton"
+            "the kernels for GPUs need Triton, which is not installed (pip install triton)"
         ) from error
     return bool(knobs.runtime.interpret)
 
@@ -43,19 +43,9 @@ def find_devices(asked: str = "cuda") -> list[torch.device]:
     """
     if interpreted():
         return [torch.device("cpu")]
-    if not torch.cuda.is_available():
-        why = (
-            "its driver finds no GPU"
-            if torch.version.cuda
-            else "it is built without CUDA; install a build that has it"
-        )
-        raise NoDeviceError(f"torch {torch.__version__} has no GPU to run on: {why}")
-    devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
-    _, colon, number = asked.partition(":")
-    if colon:
-        if not number.isdecimal() or int(number) >= len(devices):
-            raise NoDeviceError(f"there is no {asked}: torch sees {len(devices)} GPUs")
-        devices = [devices[int(number)]]
+    devices = visible_gpus(asked)
+    if torch.version.cuda is None:
+        raise NoDeviceError(f"torch {torch.__version__} is not built for CUDA, as the kernels are")
     for device in devices:
         capability = torch.cuda.get_device_capability(device)
         if capability < _LEAST_CAPABILITY:
@@ -65,3 +55,31 @@ def find_devices(asked: str = "cuda") -> list[torch.device]:
                 f"kernels need {_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]} or more"
             )
     return devices
+
+
+def visible_gpus(asked: str = "cuda") -> list[torch.device]:
+    """The GPUs that a user asked for, whatever is to run on them; Triton need not be there.
+
+    Args:
+        asked: As for `find_devices`.
+
+    Returns:
+        One at least.
+
+    Raises:
+        NoDeviceError: If torch sees none such.
+    """
+    version = torch.__version__
+    count = torch.cuda.device_count()
+    if not count:
+        raise NoDeviceError(
+            f"torch {version} finds no GPU, or no driver of one"
+            if torch.version.cuda
+            else f"torch {version} is built without CUDA"
+        )
+    _, colon, number = asked.partition(":")
+    if not colon:
+        return [torch.device("cuda", n) for n in range(count)]
+    if not number.isdecimal() or int(number) >= count:
+        raise NoDeviceError(f"torch {version} sees no more than {count} GPUs, from cuda:0 on")
+    return [torch.device("cuda", int(number))]

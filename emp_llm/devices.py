@@ -1,0 +1,284 @@
+"""The GPUs that a run works on: those that were asked for, or those that make it faster.
+
+    --device → none, all or one of the GPUs → this rank's share → a workspace for each thread
+
+Torch is imported where a GPU is asked for, or is worth it, and there is one: it takes seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from emp_kernels.dispatch import PerRow, Workspace, pack_rows, resolve
+from emp_kernels.errors import NoDeviceError
+from emp_kernels.layout import RowLayout
+from emp_kernels.numbers import BF16
+
+from emp_llm.errors import DeviceError, OptionError
+from emp_llm.sources.hub_errors import first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from emp_llm.ranks import Team
+
+__all__ = [
+    "CPU",
+    "Devices",
+    "Work",
+    "asked_devices",
+    "check_device",
+    "seconds_saved",
+    "share_of",
+    "worthwhile_devices",
+]
+
+_CORE = {
+    "pack": {"simd": 2.1, "scalar": 0.84},
+    "prune": {"simd": 3.2, "scalar": 0.97},
+    "unpack": {"simd": 2.5, "scalar": 0.99},
+}
+"""GB of weights that one core does a second; measured, bfloat16 in rows of 4,096."""
+
+_HANDING = 6.0
+"""GB/s of weights that one core reads, hashes and hands on; measured, from the page cache."""
+
+_DISK = 5.0
+"""GB/s of weights that all cores and GPUs together get from the disks and to them; assumed."""
+
+_START_UP = 10.0
+"""Seconds until torch, its context and the compiled kernels are there; assumed."""
+
+_MARGIN = 1.5
+"""How many times the start-up must be saved, for half of this is assumed."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What the kernels of a run work on.
+
+    Attributes:
+        gpus: The GPUs, which its threads share in turn; the CPU's kernels work where it is empty.
+    """
+
+    gpus: tuple[torch.device, ...] = ()
+
+    def workspace(self, thread: int) -> Workspace:
+        """The workspace of a thread, to be made in it: thread i works on GPU i mod n."""
+        if not self.gpus:
+            return Workspace()
+        from emp_kernels.device_workspace import DeviceWorkspace
+
+        return DeviceWorkspace(self._gpu(thread))
+
+    def explained(self, error: BaseException, thread: int) -> BaseException:
+        """The error to raise for what a thread failed with: itself, or one that tells the user.
+
+        Args:
+            error: The failure.
+            thread: The thread's number.
+        """
+        # by its text, too: pinned memory and Triton have other errors than torch's memory
+        if (
+            not self.gpus
+            or not isinstance(error, RuntimeError)
+            or "out of memory" not in str(error)
+        ):
+            return error
+        explained = DeviceError(
+            f"{self._gpu(thread)}: has no room for the blocks of its threads "
+            f"({first_line(error)}): end what else runs on it, give fewer --threads, or "
+            "--device cpu"
+        )
+        explained.__cause__ = error
+        return explained
+
+    def _gpu(self, thread: int) -> torch.device:
+        return self.gpus[thread % len(self.gpus)]
+
+
+CPU = Devices()
+"""No GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a process has to do.
+
+    Attributes:
+        kernel: What is done with the weights.
+        nbytes: Bytes of them, dense.
+        cores: Cores that it has for that.
+        processes: How many processes on this machine work at the same time.
+    """
+
+    kernel: Literal["pack", "prune", "unpack"]
+    nbytes: int
+    cores: int
+    processes: int = 1
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there for torch; the kernels may need more.
+
+    Raises:
+        OptionError: If it is none of auto, cpu, cuda and cuda:N, or this machine has none such.
+    """
+    if not _names_gpus(device):
+        return
+    from emp_kernels.devices import visible_gpus
+
+    try:
+        visible_gpus(device)
+    except NoDeviceError as error:
+        raise _refused(device, error) from error
+
+
+def asked_devices(device: str, team: Team) -> Devices | None:
+    """The devices that a user asked for, in so many words.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` (all GPUs of this machine) or ``cuda:N``.
+        team: The processes that take part, all of which call this: those that see the same GPUs
+            share them.
+
+    Returns:
+        None for ``auto``; see `worthwhile_devices`.
+
+    Raises:
+        OptionError: If it is none of these, or this machine has none such, or the kernels do not
+            run on it.
+    """
+    if not _names_gpus(device):
+        return None if device == "auto" else CPU
+    from emp_kernels.devices import find_devices
+
+    try:
+        return _ready(_shared(find_devices(device), team))
+    except NoDeviceError as error:
+        raise _refused(device, error) from error
+
+
+def worthwhile_devices(work: Work, team: Team) -> Devices:
+    """The GPUs of this machine if they make the run faster, see `seconds_saved`; else none.
+
+    Whatever the kernels lack to run on them, the CPU does the work then.
+
+    Args:
+        work: What this process is to do.
+        team: As for `asked_devices`.
+    """
+    gpus: list[torch.device] = []
+    if seconds_saved(work) > _MARGIN * _START_UP and _driver_has_gpu():
+        from emp_kernels.devices import find_devices, interpreted
+
+        try:
+            gpus = [] if interpreted() else find_devices()
+        except NoDeviceError:
+            gpus = []
+    devices = _shared(gpus, team)
+    try:
+        return _ready(devices)
+    except NoDeviceError:
+        return CPU
+
+
+def seconds_saved(work: Work) -> float:
+    """By how many seconds a GPU makes the work shorter, its start-up aside; not below 0.
+
+    Either way each core reads, hashes and hands on `_HANDING` GB/s, and what the disks give,
+    `_DISK` GB/s, is shared by the processes of the machine. Without a GPU the cores run the
+    kernels as well. A GPU's kernels and its bus are faster than both, and are not counted.
+    """
+    core = 1 / (1 / _CORE[work.kernel][resolve("auto")] + 1 / _HANDING)
+    disk = _DISK / work.processes
+    without, with_gpu = min(work.cores * core, disk), min(work.cores * _HANDING, disk)
+    return work.nbytes / 1e9 * (1 / without - 1 / with_gpu)
+
+
+def share_of(seen: Sequence[Sequence[str]], rank: int) -> list[int]:
+    """Which of the GPUs that a rank sees are its own.
+
+    Ranks that see the same ones share them: each takes every n-th, or one with others where there
+    are fewer GPUs than ranks. Where a launcher gave each rank GPUs of its own, it has them alone.
+
+    Args:
+        seen: The names of the GPUs that each rank sees, the same everywhere; none where it takes
+            none.
+        rank: The rank.
+
+    Returns:
+        Places in `seen[rank]`; empty only if that is.
+    """
+    sharing = [other for other, names in enumerate(seen) if names == seen[rank]]
+    place, count = sharing.index(rank), len(seen[rank])
+    if not count:
+        return []
+    return list(range(place, count, len(sharing))) or [place % count]
+
+
+def _names_gpus(device: str) -> bool:
+    """Whether a device that a user asked for is GPUs.
+
+    Raises:
+        OptionError: If it is none that there could be.
+    """
+    if device in ("auto", "cpu"):
+        return False
+    kind, colon, number = device.partition(":")
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise OptionError(f"device is {device!r}; choose one of auto, cpu, cuda and cuda:0")
+    return True
+
+
+def _refused(device: str, error: NoDeviceError) -> OptionError:
+    return OptionError(f"device is {device!r}; {error}: choose auto or cpu")
+
+
+def _shared(gpus: Sequence[torch.device], team: Team) -> Devices:
+    """This rank's share of the GPUs that it sees; all ranks call it."""
+    seen = team.gather([_name(gpu) for gpu in gpus])
+    return Devices(tuple(gpus[place] for place in share_of(seen, team.rank)))
+
+
+def _name(gpu: torch.device) -> str:
+    """What a GPU is called by all processes that see it."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(gpu).uuid) if gpu.type == "cuda" else str(gpu)
+
+
+def _ready(devices: Devices) -> Devices:
+    """The same devices, once a kernel has run on each.
+
+    Raises:
+        NoDeviceError: If it does not, such as for want of a C compiler, which Triton needs.
+    """
+    for thread, gpu in enumerate(devices.gpus):
+        layout = RowLayout(number_format=BF16, columns=16)
+        ones = np.full((1, 16), 0x3F80, np.uint16)
+        try:
+            pack_rows(ones, layout, PerRow(1.0), workspace=devices.workspace(thread))
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            raise NoDeviceError(f"the kernels do not run on {gpu} ({first_line(error)})") from error
+    return devices
+
+
+def _driver_has_gpu() -> bool:
+    """Whether NVIDIA's driver is there and has a GPU for this process; torch is not needed."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return (
+        not driver.cuInit(0)
+        and not driver.cuDeviceGetCount(ctypes.byref(count))
+        and count.value > 0
+    )
