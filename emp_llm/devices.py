@@ -34,6 +34,7 @@ __all__ = [
     "Work",
     "asked_devices",
     "check_device",
+    "find_gpus",
     "seconds_saved",
     "share_of",
     "worthwhile_devices",
@@ -68,6 +69,13 @@ class Devices:
     """
 
     gpus: tuple[torch.device, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """Where the work is done, to be told of a stage; empty for the CPU."""
+        if not self.gpus:
+            return ""
+        return f" on {self.gpus[0]}" if len(self.gpus) == 1 else f" on {len(self.gpus)} GPUs"
 
     def workspace(self, thread: int) -> Workspace:
         """The workspace of a thread, to be made in it: thread i works on GPU i mod n."""
@@ -157,10 +165,25 @@ def asked_devices(device: str, team: Team) -> Devices | None:
     """
     if not _names_gpus(device):
         return None if device == "auto" else CPU
+    devices = _shared(find_gpus(device), team)
+    try:
+        return _ready(devices)
+    except NoDeviceError as error:
+        raise _refused(device, error) from error
+
+
+def find_gpus(device: str) -> list[torch.device]:
+    """The GPUs that a user asked for in so many words; none for ``auto`` and ``cpu``.
+
+    Raises:
+        OptionError: As `asked_devices`, but that no kernel is run yet.
+    """
+    if not _names_gpus(device):
+        return []
     from emp_kernels.devices import find_devices
 
     try:
-        return _ready(_shared(find_devices(device), team))
+        return find_devices(device)
     except NoDeviceError as error:
         raise _refused(device, error) from error
 

@@ -208,7 +208,7 @@ class _PruneRun(PlannedRun):
             flusher = stack.enter_context(Flusher())
             write = partial(self._writing, files, folder, journal, flusher, writers)
             nbytes = sum(entry.nbytes for shard in left for entry in shard.header.tensors)
-            self.run("pruning", nbytes, shards, files, write, given)
+            self.run(f"pruning{self.devices.told}", nbytes, shards, files, write, given)
         self.team.gather(None)
 
     def search_beta(self, journal: Journal) -> None:

@@ -172,7 +172,7 @@ def _write_shards(
                 yield Piece.note(writer.close_when_written)
                 yield Piece.note(partial(files.done, shard))
 
-        progress.begin("unpacking", checkpoint.nbytes)
+        progress.begin(f"unpacking{devices.told}", checkpoint.nbytes)
         run_pieces(
             pieces(),
             threads=threads,

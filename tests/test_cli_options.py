@@ -118,8 +118,10 @@ def test_random_scores_need_no_data(calibration: CalibrationOptions | None) -> N
 def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def taken(_model: str, _out: Path, options: PruneOptions, **_others: object) -> None:
-        asked["options"] = options
+    def taken(
+        _model: str, _out: Path, options: PruneOptions, *, device: str, **_others: object
+    ) -> None:
+        asked["options"], asked["device"] = options, device
         raise OptionError("enough")
 
     monkeypatch.setattr("emp_llm.prune", taken)
@@ -131,6 +133,7 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
     calibration = CalibrationOptions(
         text="c4", samples=9, length=64, seed=5, sequential=False, device="cpu"
     )
+    assert asked["device"] == "cpu"
     assert asked["options"] == PruneOptions(
         max_loss_increase=1.5,
         criterion="wanda",

@@ -166,6 +166,17 @@ def test_the_token_is_asked_for_before_anything_is_pruned(
     assert hub.models == {}
 
 
+def test_a_device_that_is_not_there_is_told_before_a_repository_is_made(
+    hub: UploadHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    arguments = ("prune", source, "--out", tmp_path / "out", "--push-to-hub", REPO)
+    assert "device is 'cuda'" in failure(*arguments, "--device", "cuda")
+    assert hub.models == {}
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("repo", ["they/model", "a b"])
 def test_a_repository_that_cannot_be_written_is_refused_before_anything_is_pruned(
     source: Path, tmp_path: Path, repo: str

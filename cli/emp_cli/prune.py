@@ -113,7 +113,7 @@ def prune(
     leads = leads_team()
     if push_to_hub is not None:
         # long before there is anything to upload, so that no work ends at a missing token
-        push_to_hub = _open_repository(push_to_hub, private=private)
+        push_to_hub = _open_repository(push_to_hub, device, private=private)
     import emp_llm
 
     with shown_progress(leads) as progress:
@@ -157,11 +157,16 @@ def prune(
         show_sent(send(out, push_to_hub, private=private))
 
 
-def _open_repository(repo: str, *, private: bool) -> str:
-    """Have the first process see to the repository, the others learn what it fails with."""
+def _open_repository(repo: str, device: str, *, private: bool) -> str:
+    """Have the first process see to the repository, the others learn what it fails with.
+
+    None is made where the run's device is not there.
+    """
     from emp_llm.destination import open_destination
+    from emp_llm.devices import find_gpus
     from emp_llm.meeting import meeting_of
     from emp_llm.ranks import join_team
 
     with join_team(meeting_of(os.environ)) as team:
+        find_gpus(device)
         return team.share(lambda: open_destination(repo, private=private or None).repo_id)
