@@ -37,7 +37,7 @@ class BlockPass:
     def run(
         self,
         targets: Iterable[Target],
-        examine: Callable[[Target, Block, Any], Any],
+        examine: Callable[[Target, Block, Any, Workspace], Any],
         gather: Callable[[Target, Block, Any], None],
         unless: Callable[[Target, Block], bool] = lambda _t, _b: False,
     ) -> None:
@@ -45,7 +45,7 @@ class BlockPass:
 
         Args:
             targets: The targets.
-            examine: Told a block and its bit patterns, on any thread.
+            examine: Told a block, its bit patterns and the workspace of its thread, on any thread.
             gather: Told a block and what was found in it, in the order of the blocks.
             unless: Blocks that are not read; None is found in them.
 
@@ -56,7 +56,7 @@ class BlockPass:
         def look(target: Target, block: Block, file: SourceFile, workspace: Workspace) -> Any:  # noqa: ANN401
             weights = target.read(file, block, workspace)
             try:
-                return examine(target, block, weights)
+                return examine(target, block, weights, workspace)
             except NonFiniteRowError as error:
                 raise target.not_finite(block, error) from error
 

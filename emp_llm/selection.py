@@ -286,7 +286,9 @@ class _Survey:
                 searches[group] = GroupSearch(open_groups.pop(group), beta, kept)
 
         self._pass.run(
-            self._targets, lambda t, _, w: BlockHistogram(w, t.geometry.number_format), gather
+            self._targets,
+            lambda t, _, w, space: BlockHistogram(w, t.geometry.number_format, space),
+            gather,
         )
         if self._team is not None:
             group = next(iter(self._group_of.values()))
@@ -313,7 +315,7 @@ class _Survey:
 
         self._pass.run(
             [t for t in self._targets if t.geometry.number_format is F32],
-            lambda t, b, w: count_low_parts(w, search(t, b).bin),
+            lambda t, b, w, space: count_low_parts(w, search(t, b).bin, space),
             gather,
             unless=lambda t, b: search(t, b).found is not None,
         )
@@ -339,10 +341,10 @@ class _Survey:
             _, exact = native_threshold(target.geometry.number_format, found[0])
             return not exact or found[1] in (0, found[2])
 
-        def count(target: Target, block: Block, weights: Patterns) -> int:
+        def count(target: Target, block: Block, weights: Patterns, workspace: Workspace) -> int:
             number_format = target.geometry.number_format
             key, _ = native_threshold(number_format, self._found(searches, target, block)[0])
-            return count_equal(weights, number_format, key)
+            return count_equal(weights, number_format, key, workspace)
 
         def gather(target: Target, _block: Block, equal: int | None) -> None:
             counted[target.name].append(equal)

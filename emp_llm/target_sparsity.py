@@ -103,7 +103,9 @@ def measure_groups(
             groups.add_group(histogram.size, histogram.sums())
             histogram = MagnitudeHistogram()
 
-    block_pass.run(targets, lambda t, _, w: BlockHistogram(w, t.geometry.number_format), gather)
+    block_pass.run(
+        targets, lambda t, _, w, space: BlockHistogram(w, t.geometry.number_format, space), gather
+    )
     if together:
         everything = MagnitudeHistogram()
         for part in team.gather(histogram.to_dict()):
@@ -122,7 +124,9 @@ def _measure_rows(groups: GroupNumbers, targets: Collection[Target], block_pass:
             groups.begin_rows(target.geometry.columns, target.geometry.number_format, read)
         groups.add_rows(counted.stats)
 
-    block_pass.run(targets, lambda t, _, w: count_rows(w, t.geometry.number_format, ()), gather)
+    block_pass.run(
+        targets, lambda t, _b, w, _s: count_rows(w, t.geometry.number_format, ()), gather
+    )
 
 
 def _read_row(target: Target, block_pass: BlockPass, row: int) -> Patterns:

@@ -9,15 +9,21 @@ threads and machines, and do not depend on the order they are added in.
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from emp_kernels.counting import exact_sums
+from emp_kernels.dispatch import Impl, device_workspace
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.numbers import F32, FORMATS, NumberFormat
-from emp_kernels.rows import Patterns
+from emp_kernels.rows import Patterns, Workspace
+
+if TYPE_CHECKING:
+    import torch
+
+    from emp_kernels.device_workspace import DeviceWorkspace
 
 __all__ = [
     "BINS",
@@ -42,9 +48,12 @@ class BlockHistogram:
     Args:
         weights: uint16 or uint32 [R, C], bit patterns, C-contiguous, fewer than 2**31.
         number_format: Their format.
+        workspace: Buffers to use again; with a GPU, that is where they are counted.
+        impl: Backend, as in `emp_kernels.dispatch`; all that run on the CPU are one here.
 
     Raises:
         NonFiniteRowError: If a weight is NaN or infinite.
+        NoDeviceError: If "triton" was asked for, and there is no GPU.
 
     Attributes:
         counts: int64 [BINS], by key for 16-bit formats, by bin for float32.
@@ -52,22 +61,48 @@ class BlockHistogram:
         low_squares: uint64 [BINS], float32 only: sums of their squares.
     """
 
-    def __init__(self, weights: Patterns, number_format: NumberFormat) -> None:
-        from emp_kernels.cpu import histogram
-
+    def __init__(
+        self,
+        weights: Patterns,
+        number_format: NumberFormat,
+        workspace: Workspace | None = None,
+        impl: Impl = "auto",
+    ) -> None:
         self.number_format = number_format
         self.counts = np.zeros(BINS, np.int64)
         self.low_sums = np.zeros(BINS, np.uint64)
         self.low_squares = np.zeros(BINS, np.uint64)
         mask = number_format.storage.type(number_format.key_mask)
-        flat = weights.reshape(-1)
-        if number_format is F32:
-            histogram.count_bins(flat, mask, self.counts, self.low_sums, self.low_squares)
+        device = device_workspace(impl, workspace)
+        if device is not None:
+            self._count_on(device, weights)
         else:
-            histogram.count_keys(flat, mask, self.counts)
+            self._count(weights.reshape(-1), mask)
         if self.counts[number_format.infinity >> (number_format.bits - 16) :].any():
             bad = (weights & mask) >= number_format.infinity
             raise NonFiniteRowError(int(np.flatnonzero(bad.any(axis=1))[0]))
+
+    def _count(self, flat: Patterns, mask: np.unsignedinteger) -> None:
+        from emp_kernels.cpu import histogram
+
+        if self.number_format is F32:
+            histogram.count_bins(flat, mask, self.counts, self.low_sums, self.low_squares)
+        else:
+            histogram.count_keys(flat, mask, self.counts)
+
+    def _count_on(self, device: "DeviceWorkspace", weights: Patterns) -> None:
+        from emp_kernels.gpu import histogram
+
+        with device.active():
+            there = _uploaded(device, weights)
+            if self.number_format is F32:
+                found = histogram.count_bins(there, device)
+            else:
+                found = histogram.count_keys(there, self.number_format, device)[None]
+            counted = _downloaded(device, found).reshape(-1, BINS)
+        self.counts[:] = counted[0]
+        if self.number_format is F32:
+            self.low_sums[:], self.low_squares[:] = counted[1:].view(np.uint64)
 
 
 class MagnitudeHistogram:
@@ -177,8 +212,23 @@ def _float32_keys(number_format: NumberFormat) -> Counts:
     return magnitudes.astype(np.float32).view(np.uint32).astype(np.int64)
 
 
-def count_low_parts(weights: Patterns, chosen_bin: int) -> Counts:
-    """Low parts of the float32 weights (uint32 [R, C]) in a bin, int64 [LOW_PARTS]."""
+def count_low_parts(
+    weights: Patterns,
+    chosen_bin: int,
+    workspace: Workspace | None = None,
+    impl: Impl = "auto",
+) -> Counts:
+    """Low parts of the float32 weights (uint32 [R, C]) in a bin, int64 [LOW_PARTS].
+
+    Where they are counted is chosen as by `BlockHistogram`.
+    """
+    device = device_workspace(impl, workspace)
+    if device is not None:
+        from emp_kernels.gpu import histogram as on_device
+
+        with device.active():
+            found = on_device.count_low_parts(_uploaded(device, weights), chosen_bin, device)
+            return _downloaded(device, found).copy()
     from emp_kernels.cpu import histogram
 
     counts = np.zeros(LOW_PARTS, np.int64)
@@ -186,12 +236,42 @@ def count_low_parts(weights: Patterns, chosen_bin: int) -> Counts:
     return counts
 
 
-def count_equal(weights: Patterns, number_format: NumberFormat, key: int) -> int:
-    """How many weights (uint16 or uint32 [R, C]) have this key."""
+def count_equal(
+    weights: Patterns,
+    number_format: NumberFormat,
+    key: int,
+    workspace: Workspace | None = None,
+    impl: Impl = "auto",
+) -> int:
+    """How many weights (uint16 or uint32 [R, C]) have this key.
+
+    Where they are counted is chosen as by `BlockHistogram`.
+    """
+    device = device_workspace(impl, workspace)
+    if device is not None:
+        from emp_kernels.gpu import histogram as on_device
+
+        with device.active():
+            there = _uploaded(device, weights)
+            return int(on_device.count_equal_rows(there, number_format, key, device).sum())
     from emp_kernels.cpu import histogram
 
     mask = number_format.storage.type(number_format.key_mask)
     return int(histogram.count_equal(weights.reshape(-1), mask, key))
+
+
+def _uploaded(device: "DeviceWorkspace", weights: Patterns) -> "torch.Tensor":
+    import torch
+
+    dtype = torch.int16 if weights.itemsize == 2 else torch.int32
+    return device.upload("weights", weights).view(dtype).view(weights.shape)
+
+
+def _downloaded(device: "DeviceWorkspace", counts: "torch.Tensor") -> Counts:
+    """Counts in a buffer of the workspace."""
+    found = device.download("counts", counts)
+    device.wait()
+    return found.view(np.int64)
 
 
 def native_threshold(number_format: NumberFormat, float32_key: int) -> tuple[int, bool]:
