@@ -85,10 +85,14 @@ class DeviceWorkspace(Workspace):
             name: Of the buffer on the host, as for `take`.
             tensor: On the device.
         """
-        data = tensor.reshape(-1).view(torch.uint8)
-        host = self.take(name, data.numel())[: data.numel()]
-        torch.from_numpy(host).copy_(data, non_blocking=True)
+        host = self.take(name, tensor.nbytes)[: tensor.nbytes]
+        self.fetch(tensor, host)
         return host
+
+    def fetch(self, tensor: torch.Tensor, array: npt.NDArray[np.generic]) -> None:
+        """Copy a contiguous tensor's bytes to an array of as many; they are there after `wait`."""
+        data = tensor.reshape(-1).view(torch.uint8)
+        torch.from_numpy(array.reshape(-1).view(np.uint8)).copy_(data, non_blocking=True)
 
     def wait(self) -> None:
         """Wait until the stream has done all that it was given."""

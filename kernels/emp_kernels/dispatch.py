@@ -127,6 +127,10 @@ def pack_rows(
     _check_mask(weights, rule)
     if impl == "reference":
         return plain_backend.pack(weights, layout, rule, emit=emit)
+    if there := device_workspace(impl, workspace):
+        from emp_kernels import triton_backend
+
+        return triton_backend.pack(weights, layout, rule, emit=emit, workspace=there)
     from emp_kernels import numba_backend
 
     simd = resolve(impl) == "simd"
@@ -161,6 +165,10 @@ def prune_rows(
     layout = RowLayout(number_format=number_format, columns=weights.shape[1])
     if impl == "reference":
         return plain_backend.prune(weights, layout, rule, out)
+    if there := device_workspace(impl, workspace):
+        from emp_kernels import triton_backend
+
+        return triton_backend.prune(weights, number_format, rule, out, workspace=there)
     from emp_kernels import numba_backend
 
     simd = resolve(impl) == "simd"
@@ -214,6 +222,10 @@ def select_rows(
         raise ValueError(f"kept goes with PerRow, and is int64 [{rows}] from 0 to {columns}")
     if impl == "reference":
         return plain_backend.select(scores, F32, rule, kept)
+    if there := device_workspace(impl, workspace):
+        from emp_kernels import triton_backend
+
+        return triton_backend.select(scores, rule, kept, workspace=there)
     from emp_kernels import numba_backend
 
     simd = resolve(impl) == "simd"

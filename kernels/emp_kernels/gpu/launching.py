@@ -1,0 +1,156 @@
+"""What every launch over rows needs: the rule as tensors, and a second run for counts in doubt."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emp_kernels.counting import SLACK, exact_count, exact_sums_of
+from emp_kernels.device_workspace import DeviceWorkspace
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.gpu.decide import DOUBTFUL, GIVEN, NOT_FINITE, PER_ROW, THRESHOLD
+from emp_kernels.gpu.histogram import count_equal_rows
+from emp_kernels.numbers import NumberFormat
+from emp_kernels.rows import Given, Patterns, PerRow, RowFigures, Rule, Threshold
+
+__all__ = ["RowsOnDevice", "programs", "rows_of"]
+
+_PROGRAMS_A_PROCESSOR = 8
+_LARGEST_BETA = 1e300
+"""A larger one keeps no more: N_eff is 1 at least, and would overflow."""
+
+
+def rows_of(weights: torch.Tensor) -> torch.Tensor:
+    """Rows of patterns, [R, C], whose weights lie side by side; the same tensor if they do.
+
+    Args:
+        weights: int16 or int32 [R, C] of any strides. A matrix that is stored input by output is
+            turned: kernels would read each row of it in as many pieces as it has weights.
+    """
+    return weights if weights.stride(1) == 1 or weights.shape[1] == 1 else weights.contiguous()
+
+
+def programs(device: torch.device, rows: int) -> int:
+    """How many programs share rows that are given out one by one: as many as run at once."""
+    if device.type != "cuda":  # interpreted, one after the other: the first takes all rows
+        return 2
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, min(rows, processors * _PROGRAMS_A_PROCESSOR))
+
+
+@dataclass(frozen=True)
+class RuleTensors:
+    """A rule as kernels take it; see `emp_kernels.gpu.decide.decide_row`."""
+
+    kind: int
+    beta: torch.Tensor
+    limits: torch.Tensor
+    threshold: int
+    given: torch.Tensor
+
+
+class RowsOnDevice:
+    """Rows of weights on a device, and the figures that a launch over them writes.
+
+    Args:
+        weights: int16 or int32 [R, C], patterns; weights of a row side by side.
+        number_format: Their format.
+        workspace: Of the device.
+
+    Attributes:
+        table: int64 [R, 3], as in `RowFigures`.
+        stats: float64 [R, 3].
+        faults: int32 [R]: 0, NOT_FINITE or DOUBTFUL.
+    """
+
+    def __init__(
+        self, weights: torch.Tensor, number_format: NumberFormat, workspace: DeviceWorkspace
+    ) -> None:
+        self.weights = weights
+        self.number_format = number_format
+        self.workspace = workspace
+        rows = len(weights)
+        self.table = workspace.on_device("table", rows * 24).view(torch.int64).view(rows, 3)
+        self.stats = workspace.on_device("stats", rows * 24).view(torch.float64).view(rows, 3)
+        self.faults = workspace.on_device("faults", rows * 4).view(torch.int32)
+
+    def run(
+        self,
+        rule: Rule,
+        launch: Callable[[RuleTensors], None],
+        kept: npt.NDArray[np.int64] | None = None,
+    ) -> RowFigures:
+        """Launch a kernel, and once more where float64 could not decide a count.
+
+        Args:
+            rule: What to keep.
+            launch: Launches it; it writes the figures. Rows with faults are left as they are.
+            kept: int64 [R], with `PerRow`: how many of each row stay, −1 where the rule says.
+
+        Raises:
+            NonFiniteRowError: If a weight is NaN or infinite.
+        """
+        launch(self.tensors_of(rule, kept))
+        table, stats, faults = self._figures()
+        if (faults == NOT_FINITE.value).any():
+            raise NonFiniteRowError(int(np.argmax(faults == NOT_FINITE.value)))
+        doubtful = faults == DOUBTFUL.value
+        if isinstance(rule, PerRow) and doubtful.any():
+            # rows that were pruned in place keep the same weights once more, but not their sums
+            kept = table[:, 0].copy()
+            for row in np.flatnonzero(doubtful):
+                sums = exact_sums_of(self._patterns(int(row)), self.number_format)
+                kept[row] = exact_count(*sums, self.weights.shape[1], rule.beta)
+            before = stats.copy()
+            launch(self.tensors_of(rule, kept))
+            table, stats, _ = self._figures()
+            stats[~doubtful] = before[~doubtful]
+        return RowFigures(table, stats)
+
+    def tensors_of(self, rule: Rule, kept: npt.NDArray[np.int64] | None = None) -> RuleTensors:
+        """A rule for these rows; arguments as for `run`."""
+        device, upload = self.workspace.device, self.workspace.upload
+        beta = min(rule.beta, _LARGEST_BETA) * SLACK if isinstance(rule, PerRow) else 0.0
+        beta_slack = upload("beta", np.array([beta])).view(torch.float64)
+        if isinstance(rule, Given):
+            return RuleTensors(GIVEN.value, beta_slack, self.faults, 0, upload("given", rule.mask))
+        if isinstance(rule, Threshold):
+            ties = self._ties(rule).to(torch.int32)
+            return RuleTensors(THRESHOLD.value, beta_slack, ties, rule.key, beta_slack)
+        if kept is None:
+            limits = torch.full((len(self.weights),), -1, dtype=torch.int32, device=device)
+        else:
+            limits = upload("limits", kept.astype(np.int32)).view(torch.int32)
+        return RuleTensors(PER_ROW.value, beta_slack, limits, 0, beta_slack)
+
+    def _ties(self, rule: Threshold) -> torch.Tensor:
+        """How many of the keys that equal the threshold stay in each row: the first in order.
+
+        Returns:
+            An integer tensor, [R]; C where all of them do.
+        """
+        rows, columns = self.weights.shape
+        if not 0 < rule.ties < rows * columns:
+            return torch.full((rows,), columns if rule.ties else 0, device=self.workspace.device)
+        equal = count_equal_rows(self.weights, self.number_format, rule.key, self.workspace)
+        before = equal.cumsum(0) - equal
+        return torch.minimum((rule.ties - before).clamp(min=0), equal)
+
+    def _figures(
+        self,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+        download = self.workspace.download
+        table, stats = download("table", self.table), download("stats", self.stats)
+        faults = download("faults", self.faults)
+        self.workspace.wait()
+        return (
+            table.view(np.int64).reshape(-1, 3).copy(),
+            stats.view(np.float64).reshape(-1, 3).copy(),
+            faults.view(np.int32).copy(),
+        )
+
+    def _patterns(self, row: int) -> Patterns:
+        patterns: Patterns = self.weights[row].cpu().numpy().view(self.number_format.storage)
+        return patterns

@@ -1,0 +1,140 @@
+"""Rows of weights on a device to packed records on it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from emp_kernels.device_workspace import DeviceWorkspace
+from emp_kernels.gpu.common import scale_exponent, tile_of
+from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, programs, rows_of
+from emp_kernels.gpu.pack_kernel import pack_kernel
+from emp_kernels.layout import RowLayout
+from emp_kernels.rows import RowFigures, Rule
+
+__all__ = ["DeviceRows", "PackLaunch", "pack"]
+
+_WARPS = 4
+
+
+@dataclass(frozen=True)
+class DeviceRows(RowFigures):
+    """A block of packed rows; table and stats are on the host.
+
+    Attributes:
+        payload: uint8 [bytes] on the device, the records; a view of the workspace. Empty where
+            nothing was emitted.
+    """
+
+    payload: torch.Tensor
+
+
+class PackLaunch:
+    """The kernel that packs rows, and the memory that it needs.
+
+    Args:
+        weights: int16 or int32 [R, C], patterns; weights of a row side by side.
+        layout: The rows' layout.
+        workspace: Of the device.
+        emit: Whether to write records.
+        tile: Weights of a row that are handled at a time; a power of two.
+
+    Attributes:
+        rows: The rows, and their figures once it has run.
+        out: uint8, room for the records.
+    """
+
+    def __init__(
+        self,
+        weights: torch.Tensor,
+        layout: RowLayout,
+        workspace: DeviceWorkspace,
+        *,
+        emit: bool = True,
+        tile: int | None = None,
+    ) -> None:
+        self.rows = RowsOnDevice(weights, layout.number_format, workspace)
+        rows, columns = weights.shape
+        self._layout = layout
+        self._emit = emit
+        self._tile = tile or tile_of(columns)
+        self._programs = programs(workspace.device, rows)
+        room = rows * layout.longest_record if emit else 0
+        self.out = workspace.on_device("records", room)
+        self._told = workspace.on_device("told", rows * 8 + 8).view(torch.int64)
+        self._scratch_stride = -(-columns // 64) * 64
+        item = layout.number_format.item_bytes
+        scratch = workspace.on_device("scratch", self._programs * self._scratch_stride * item)
+        self._scratch = scratch.view(weights.dtype)
+        self._mask_stride = -(-columns // 1024) * 128
+        self._masks = workspace.on_device("masks", self._programs * self._mask_stride)
+
+    def __call__(self, rule: RuleTensors) -> None:
+        """Put it on the stream."""
+        rows, layout = self.rows, self._layout
+        number_format = layout.number_format
+        self._told.zero_()
+        pack_kernel[(self._programs,)](
+            rows.weights,
+            rule.given,
+            rule.beta,
+            rule.limits,
+            self.out,
+            rows.table,
+            rows.stats,
+            rows.faults,
+            self._told[1:],
+            self._told,
+            self._scratch,
+            self._masks,
+            len(rows.weights),
+            rule.threshold,
+            rows.weights.stride(0),
+            self._scratch_stride,
+            self._mask_stride,
+            RULE=rule.kind,
+            COLUMNS=rows.weights.shape[1],
+            KEY_MASK=number_format.key_mask,
+            INFINITY=number_format.infinity,
+            MANTISSA=number_format.mantissa_bits,
+            SCALE=scale_exponent(number_format),
+            SIGN=number_format.bits - 1,
+            ITEM=number_format.item_bytes,
+            DROPPED=layout.dropped_bits,
+            STORED=layout.stored_bits,
+            RADIX=layout.radix,
+            DIGITS=layout.digits,
+            LIMIT=layout.limit,
+            ALIGN=layout.align,
+            EMIT=self._emit,
+            TILE=self._tile,
+            num_warps=_WARPS,
+            enable_fp_fusion=True,
+        )
+
+
+def pack(
+    weights: torch.Tensor,
+    layout: RowLayout,
+    rule: Rule,
+    *,
+    workspace: DeviceWorkspace,
+    emit: bool = True,
+    tile: int | None = None,
+) -> DeviceRows:
+    """Decide which weights of rows stay, and pack them; as `emp_kernels.dispatch.pack_rows`.
+
+    Args:
+        weights: int16 or int32 [R, C] on the workspace's device, patterns, of any strides.
+        layout: The rows' layout.
+        rule: What to keep.
+        workspace: Buffers to use again; the payload lies in them.
+        emit: Whether to write records.
+        tile: Weights of a row that are handled at a time; a power of two.
+
+    Raises:
+        NonFiniteRowError: If a weight is NaN or infinite.
+    """
+    launch = PackLaunch(rows_of(weights), layout, workspace, emit=emit, tile=tile)
+    figures = launch.rows.run(rule, launch)
+    used = int(layout.offsets(figures.table[:, 0], figures.table[:, 1])[-1]) if emit else 0
+    return DeviceRows(figures.table, figures.stats, launch.out[:used])
