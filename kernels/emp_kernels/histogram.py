@@ -6,7 +6,7 @@ upper 15 bits are its *bin*, its lower 16 bits its *low part*. Histograms add up
 threads and machines, and do not depend on the order they are added in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -93,13 +93,12 @@ class BlockHistogram:
     def _count_on(self, device: "DeviceWorkspace", weights: Patterns) -> None:
         from emp_kernels.gpu import histogram
 
-        with device.active():
-            there = _uploaded(device, weights)
+        def count(there: "torch.Tensor") -> "torch.Tensor":
             if self.number_format is F32:
-                found = histogram.count_bins(there, device)
-            else:
-                found = histogram.count_keys(there, self.number_format, device)[None]
-            counted = _downloaded(device, found).reshape(-1, BINS)
+                return histogram.count_bins(there, device)
+            return histogram.count_keys(there, self.number_format, device)
+
+        counted = _counted_on(device, weights, count).reshape(-1, BINS)
         self.counts[:] = counted[0]
         if self.number_format is F32:
             self.low_sums[:], self.low_squares[:] = counted[1:].view(np.uint64)
@@ -224,11 +223,11 @@ def count_low_parts(
     """
     device = device_workspace(impl, workspace)
     if device is not None:
-        from emp_kernels.gpu import histogram as on_device
+        from emp_kernels.gpu import histogram as gpu
 
-        with device.active():
-            found = on_device.count_low_parts(_uploaded(device, weights), chosen_bin, device)
-            return _downloaded(device, found).copy()
+        return _counted_on(
+            device, weights, lambda there: gpu.count_low_parts(there, chosen_bin, device)
+        ).copy()
     from emp_kernels.cpu import histogram
 
     counts = np.zeros(LOW_PARTS, np.int64)
@@ -249,28 +248,32 @@ def count_equal(
     """
     device = device_workspace(impl, workspace)
     if device is not None:
-        from emp_kernels.gpu import histogram as on_device
+        from emp_kernels.gpu import histogram as gpu
 
-        with device.active():
-            there = _uploaded(device, weights)
-            return int(on_device.count_equal_rows(there, number_format, key, device).sum())
+        return int(
+            _counted_on(
+                device,
+                weights,
+                lambda there: gpu.count_equal_rows(there, number_format, key, device),
+            ).sum()
+        )
     from emp_kernels.cpu import histogram
 
     mask = number_format.storage.type(number_format.key_mask)
     return int(histogram.count_equal(weights.reshape(-1), mask, key))
 
 
-def _uploaded(device: "DeviceWorkspace", weights: Patterns) -> "torch.Tensor":
-    import torch
+def _counted_on(
+    device: "DeviceWorkspace",
+    weights: Patterns,
+    count: "Callable[[torch.Tensor], torch.Tensor]",
+) -> Counts:
+    """What is counted of weights there, int64, in a buffer of the workspace."""
+    from emp_kernels.triton_backend import upload_patterns
 
-    dtype = torch.int16 if weights.itemsize == 2 else torch.int32
-    return device.upload("weights", weights).view(dtype).view(weights.shape)
-
-
-def _downloaded(device: "DeviceWorkspace", counts: "torch.Tensor") -> Counts:
-    """Counts in a buffer of the workspace."""
-    found = device.download("counts", counts)
-    device.wait()
+    with device.active():
+        found = device.download("counts", count(upload_patterns(weights, device)))
+        device.wait()
     return found.view(np.int64)
 
 
