@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from checkpoints import F, H, differing, few_values, llama_config, load, mlp, write_checkpoint
 from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.devices import find_devices
 from emp_kernels.errors import NonFiniteRowError
@@ -17,6 +18,8 @@ from emp_kernels.histogram import BlockHistogram, count_equal
 from emp_kernels.histogram import count_low_parts as count_block_low_parts
 from emp_kernels.numbers import BF16, F16, F32
 from rows import KINDS, NUMBER_FORMATS, make_rows
+
+from emp_llm import PruneOptions, prune
 
 interpreter = pytest.mark.interpreter
 formats = pytest.mark.parametrize("number_format", NUMBER_FORMATS, ids=lambda f: f.name)
@@ -185,6 +188,19 @@ def test_nan_and_infinity_are_refused_with_their_row(number_format, bad, workspa
     with pytest.raises(NonFiniteRowError) as caught:
         BlockHistogram(bits, number_format, workspace)
     assert caught.value.row == 2
+
+
+@interpreter
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_model_is_pruned_as_one_group_by_counts_of_the_device_alone(dtype, tmp_path, monkeypatch):
+    tensors = {name: few_values(*each.shape, dtype=dtype) for name, each in mlp(H, F).items()}
+    source = write_checkpoint(tmp_path / "source", llama_config(H, F), tensors)
+    options = PruneOptions(granularity="model", output_format="dense")
+    prune(source, tmp_path / "expected", options, device="cpu")
+    for counting in ("count_keys", "count_bins", "count_low_parts", "count_equal"):
+        monkeypatch.delattr(f"emp_kernels.cpu.histogram.{counting}")
+    prune(source, tmp_path / "found", options, device="cuda")
+    assert differing(load(tmp_path / "found"), load(tmp_path / "expected")) == []
 
 
 @pytest.mark.gpu
