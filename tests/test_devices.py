@@ -232,12 +232,18 @@ def test_threads_work_on_the_gpus_in_turn() -> None:
     assert sorted(str(device) for device in found) == ["cpu:0", "cpu:0", "cpu:1", "cpu:1"]
 
 
+def name_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have two GPUs be found, in whose name the CPU's kernels work."""
+    monkeypatch.setattr(devices, "_ready", lambda found: found)
+    monkeypatch.setattr("emp_kernels.devices.find_devices", lambda _asked: TWO)
+    monkeypatch.setattr(Devices, "workspace", lambda _self, _thread: Workspace())
+
+
 def test_progress_tells_which_gpus_work(
     monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path
 ) -> None:
     assert Devices((torch.device("cuda", 1),)).told == " on cuda:1"
-    monkeypatch.setattr(devices, "_ready", lambda found: found)
-    monkeypatch.setattr("emp_kernels.devices.find_devices", lambda _asked: TWO)
+    name_gpus(monkeypatch)
     out = ["--out", str(tmp_path / "out"), "--device", "cuda"]
     told = CliRunner().invoke(app, ["prune", str(source), *out]).stderr
     assert told.splitlines()[0].startswith("pruning on 2 GPUs ")
@@ -352,8 +358,7 @@ def test_a_gpu_without_room_is_one_line_and_finished_shards_are_kept(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 MiB.\nMore")
         return pack(*arguments, **others)
 
-    monkeypatch.setattr(devices, "_ready", lambda found: found)
-    monkeypatch.setattr("emp_kernels.devices.find_devices", lambda _asked: TWO)
+    name_gpus(monkeypatch)
     monkeypatch.setattr(prune_steps, "pack_rows", run_out)
     with pytest.raises(DeviceError) as caught:
         prune(sharded, tmp_path / "out", device="cuda", threads=1)

@@ -123,6 +123,19 @@ def test_any_number_of_ranks_finds_the_same_beta(
     assert files(tmp_path / "out") == files(tmp_path / "alone")
 
 
+def work_on_a_gpu(source: Path, out: Path, options: PruneOptions, *_: object) -> None:
+    prune(source, out, options, device="cuda", distributed=True)
+
+
+def test_ranks_that_share_a_gpu_write_the_same_bytes(
+    four: Path, tmp_path: Path, together: Together
+) -> None:
+    options = PruneOptions(targets=r"layers\.[01]\.mlp\.down")  # of two shards; few rows
+    prune(four, tmp_path / "alone", options)
+    assert statuses(together(2, options, works=dict.fromkeys(range(2), work_on_a_gpu))) == [0, 0]
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+
+
 @pytest.mark.parametrize("step", [0, 2, 5])
 @pytest.mark.parametrize(("dead", "size"), [(0, 2), (1, 3)])
 def test_a_rank_that_is_killed_makes_the_others_stop_and_fewer_go_on(
