@@ -1,6 +1,8 @@
 # Two commands: `make demo` shows the main job, `make test` proves it.
 PYTHON ?= python3
 BIN := .venv/bin
+# modules are compiled as they are imported; most of those that are installed never are
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # a process a core: more threads of torch's would only be in each other's way
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
@@ -26,19 +28,22 @@ oldest: .venv/oldest
 	PYTHONPATH=.venv/oldest $(PYTEST) tests/integration
 
 # torch first and by its exact pin: left to the resolver, a machine without a GPU pulls gigabytes of CUDA packages.
-.venv/installed: pyproject.toml constraints.txt
+.venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
-.venv/test-installed: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+.venv/installed: pyproject.toml .venv/torch
+	$(PIP) -c constraints.txt -e .
 	touch $@
+
+.venv/test-installed: pyproject.toml .venv/torch
+	$(PIP) -c constraints.txt -e '.[test]'
+	touch .venv/installed $@
 
 .venv/oldest: oldest-transformers.txt .venv/test-installed
 	rm -rf $@
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ -r $<
+	$(PIP) --no-deps --target $@ -r $<
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """Checkpoints that many tests read."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -30,11 +31,23 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_unconfigure() -> None:
+    """Let go of what `_imported_is_no_garbage` has kept; Triton complains of what is left."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none."""
     for item in items:
         if item.get_closest_marker("gpu") and not GPU:
             item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imported_is_no_garbage() -> None:
+    """What is there before a file's tests is kept: collecting garbage takes 0.02 s and not 0.35."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
