@@ -4,14 +4,21 @@ BIN := .venv/bin
 # modules are compiled as they are imported; most of those that are installed never are
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # a process a core: more threads of torch's would only be in each other's way
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+ALL_CORES := --numprocesses auto --dist worksteal
+KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,counting histogram kernels layout_choice masks sweep))
+# even where the environment says not to: every process would compile it again
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types unit oldest clean
+.PHONY: demo test lint types unit kernels rest oldest clean
 
 demo: .venv/installed
 	$(BIN)/python demo/demo.py
 
-test: lint types unit oldest
+# The types and the tests that compile the kernels take a core each; what comes then takes all.
+test: lint
+	$(MAKE) --jobs=2 --output-sync kernels types .venv/oldest
+	$(MAKE) rest oldest
 
 lint: .venv/test-installed
 	$(BIN)/ruff check .
@@ -20,12 +27,17 @@ lint: .venv/test-installed
 types: .venv/test-installed
 	$(BIN)/mypy
 
-unit: .venv/test-installed
-	$(PYTEST)
+unit: kernels rest
+
+kernels: .venv/test-installed
+	$(PYTEST) $(KERNEL_TESTS)
+
+rest: .venv/test-installed
+	$(PYTEST) $(ALL_CORES) $(KERNEL_TESTS:%=--ignore=%)
 
 # What touches transformers and the Hub, once more on the oldest versions that are tested.
 oldest: .venv/oldest
-	PYTHONPATH=.venv/oldest $(PYTEST) tests/integration
+	PYTHONPATH=.venv/oldest $(PYTEST) $(ALL_CORES) tests/integration
 
 # torch first and by its exact pin: left to the resolver, a machine without a GPU pulls gigabytes of CUDA packages.
 .venv/torch: constraints.txt

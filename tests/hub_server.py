@@ -39,6 +39,25 @@ def route(method: str, pattern: str):
     return register
 
 
+def lead_client(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
+    """Lead this process's client to a `HubServer`."""
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    replacements = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+        "AGENT_HARNESSES_PATH": str(home / "harnesses.json"),
+    }
+    for name, value in replacements.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+
+
 @dataclass
 class Model:
     """One repository: its commits, and the branches and tags that point to them."""
@@ -96,21 +115,7 @@ class HubServer:
 
     def connect(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
         """Lead this process's client here; it has read its environment long ago."""
-        for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(variable, raising=False)
-        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
-        replacements = {
-            "ENDPOINT": self.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": template,
-            "HF_HUB_CACHE": str(home / "hub"),
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_TOKEN_PATH": str(home / "token"),
-            "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
-            "AGENT_HARNESSES_PATH": str(home / "harnesses.json"),
-        }
-        for name, value in replacements.items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        lead_client(monkeypatch, self.url, home)
 
     def commit(
         self, repo_id: str, files: Mapping[str, bytes], *, branch: str = "main", **flags: bool

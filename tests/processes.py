@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,14 +30,18 @@ def start(
     *arguments: object,
     environment: Mapping[str, str] | None = None,
     killed_at: int | None = None,
+    output: Path | None = None,
 ) -> Process:
     """Start work in a process of its own; exit status 0, or 1 after an error, which is printed.
 
-    With `killed_at` it is killed before it takes the step of that number, see `STEPS`.
+    With `killed_at` it is killed before it takes the step of that number, see `STEPS`; what it
+    prints goes to `output`, if that is given.
     """
     _start_server()
     process = _CONTEXT.Process(
-        target=_work, args=(work, arguments, dict(environment or {}), killed_at), daemon=True
+        target=_work,
+        args=(work, arguments, dict(environment or {}), killed_at, output),
+        daemon=True,
     )
     process.start()
     return process
@@ -54,8 +59,13 @@ def _work(
     arguments: Sequence[object],
     environment: Mapping[str, str],
     killed_at: int | None,
+    output: Path | None,
 ) -> None:
     os.environ.update(environment)
+    if output is not None:
+        with output.open("wb") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
     if killed_at is not None:
         _kill_at(killed_at)
     try:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,7 +11,9 @@ from pathlib import Path
 import pytest
 from arriving import SHARDS, in_cache, wait_for, weights
 from checkpoints import files, kept_unfinished, visible
-from hub_server import HubServer
+from emp_cli import main
+from hub_server import HubServer, lead_client
+from processes import start
 
 from emp_llm import HubError, prune
 from emp_llm.output_folder import STAGING_NAME
@@ -133,6 +134,13 @@ def stalled(hub: HubServer) -> Iterator[threading.Event]:
     go_on.set()
 
 
+def run_command(url: str, home: Path, *arguments: str) -> None:
+    """Be the command, with a client that knows that Hub."""
+    lead_client(pytest.MonkeyPatch(), url, home)
+    sys.argv = ["emp-llm", *arguments]
+    main()
+
+
 @pytest.mark.parametrize("options", [[], ["--granularity", "model"], ["--discard-source"]])
 def test_ctrl_c_ends_a_run_that_waits_for_a_shard_and_leaves_nothing_unfinished(
     hub: HubServer,
@@ -142,19 +150,18 @@ def test_ctrl_c_ends_a_run_that_waits_for_a_shard_and_leaves_nothing_unfinished(
     stalled: threading.Event,
     options: list[str],
 ) -> None:
-    command = [sys.executable, "-m", "emp_cli", "prune", model, "--out", tmp_path / "out"]
-    environment = {**os.environ, **hub.environment(tmp_path / "home")}
-    process = subprocess.Popen(
-        [*command, *options], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    command = ["prune", model, "--out", str(tmp_path / "out"), *options]
+    printed = tmp_path / "printed"
+    process = start(run_command, hub.url, tmp_path / "home", *command, output=printed)
     first = tmp_path / "out" / STAGING_NAME / SHARDS[0]
-    assert wait_for(lambda: SHARDS[1] in hub.downloads() or process.poll() is not None)
-    assert "model" in options or wait_for(lambda: first.exists() or process.poll() is not None)
+    assert wait_for(lambda: SHARDS[1] in hub.downloads() or not process.is_alive())
+    assert "model" in options or wait_for(lambda: first.exists() or not process.is_alive())
     threading.Event().wait(0.2)  # a thread waits for the second shard now
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 130
+    errors = printed.read_text()
     assert errors.splitlines()[-1].startswith("interrupted: ")
     assert "Traceback" not in errors
     assert visible(tmp_path / "out") == {}

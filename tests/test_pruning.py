@@ -1,8 +1,6 @@
 """The folder that prune writes: whole, self-describing, the same on any number of threads."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,21 +244,6 @@ def test_transformers_loads_a_dense_folder_with_the_pruned_weights(
     names = EXPECTED["llama"].mlp
     expected = pruned_by_rule(load(source), names, beta=1.0, granularity="row")
     assert differing(model.state_dict(), expected) == []
-
-
-def test_transformers_without_emp_llm_refuses_a_packed_folder(
-    tiny_model: TinyModel, tmp_path: Path
-) -> None:
-    prune(tiny_model("llama"), tmp_path / "out")
-    script = (
-        "import sys; from transformers import AutoModelForCausalLM; "
-        "AutoModelForCausalLM.from_pretrained(sys.argv[1]); print('loaded')"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "loaded" not in done.stdout
-    assert "mismatch" in done.stderr.lower()
 
 
 # Report and inspect

@@ -102,8 +102,14 @@ def statuses(processes: list[Process]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize("granularity", ["row", "layer", "model"])
+@pytest.mark.parametrize(
+    ("granularity", "size"),
+    [
+        *(("row", size) for size in (1, 3, 6)),
+        *(("layer", size) for size in (1, 2, 4)),
+        *(("model", size) for size in (2, 3, 6)),
+    ],
+)
 def test_any_number_of_ranks_writes_the_same_bytes(
     four: Path, tmp_path: Path, together: Together, granularity: str, size: int
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import transformers
 from architectures import ARCHITECTURES, make_model, pruned, read_tensors, with_config
 from expected_targets import EXPECTED, GATED, LLAMA, experts, names
+from processes import start
 from safetensors.torch import save_file
 
 from emp_llm.errors import CheckpointError
@@ -291,26 +292,15 @@ def test_ignore_takes_away(llama):
 # What it leaves behind
 
 
-def _run(code, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-
 def test_it_prints_nothing(llama, tmp_path):
     # transformers warns of this config: its rope scaling contradicts itself.
     rope = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
     folder = with_config(tmp_path, llama, rope_parameters={**rope, "rope_theta": 10000.0})
-    code = (
-        "import sys, pathlib; from emp_llm.targets import decide_targets; "
-        "name = 'model.layers.0.mlp.up_proj.weight'; "
-        "decide_targets(pathlib.Path(sys.argv[1]), {name: ('BF16', (24, 16))})"
-    )
-    done = _run(code, folder)
-    assert (done.stdout, done.stderr) == ("", "")
+    shapes = {"model.layers.0.mlp.up_proj.weight": ("BF16", (24, 16))}
+    process = start(decide_targets, folder, shapes, output=tmp_path / "printed")
+    process.join(60)
+    assert process.exitcode == 0
+    assert (tmp_path / "printed").read_text() == ""
 
 
 @pytest.mark.parametrize("targets", ["mlp", "nothing of this name"])
@@ -331,4 +321,4 @@ def test_importing_it_imports_nothing_heavy():
         "import sys, emp_llm.targets; "
         "print(*({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
     )
-    assert _run(code).stdout.strip() == ""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""

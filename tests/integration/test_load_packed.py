@@ -33,8 +33,11 @@ def quantization_config(folder: Path) -> Any:
     return json.loads((folder / "config.json").read_text()).get("quantization_config")
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "sharded"),
+    [(torch.bfloat16, True), (torch.float16, False), (torch.float32, False)],
+    ids=["bf16-sharded", "fp16", "fp32"],
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_loaded_saved_and_loaded_again_it_is_the_same_to_the_bit(
     pruned_model: TinyModel,
