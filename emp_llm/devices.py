@@ -217,7 +217,8 @@ def seconds_saved(work: Work) -> float:
 
     Either way each core reads, hashes and hands on `_HANDING` GB/s, and what the disks give,
     `_DISK` GB/s, is shared by the processes of the machine. Without a GPU the cores run the
-    kernels as well. A GPU's kernels and its bus are faster than both, and are not counted.
+    kernels as well. A GPU's kernels and its bus are faster than both, and are not counted; nor are
+    passes that only count weights, which are as fast as reading either way.
     """
     core = 1 / (1 / _CORE[work.kernel][resolve("auto")] + 1 / _HANDING)
     disk = _DISK / work.processes

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from arriving import wait_for
 from checkpoints import F, H, files, kept_unfinished
 from emp_cli.app import app
 from emp_kernels.dispatch import Workspace
@@ -18,6 +19,7 @@ from emp_llm import OptionError, PruneOptions, devices, prune, unpack
 from emp_llm.devices import Devices, Work, asked_devices, check_device, seconds_saved, share_of
 from emp_llm.devices import worthwhile_devices as worthwhile
 from emp_llm.errors import DeviceError
+from emp_llm.output_folder import STAGING_NAME
 from emp_llm.pipeline import Piece, run_pieces, thread_count
 from emp_llm.ranks import Team
 
@@ -352,9 +354,12 @@ def test_a_gpu_without_room_is_one_line_and_finished_shards_are_kept(
     from emp_llm import prune_steps
 
     pack, calls = prune_steps.pack_rows, iter(range(99))
+    first = "model-00001-of-00002.safetensors"
+    noted = tmp_path / "out" / STAGING_NAME / ".finished" / f"{first}.json"
 
     def run_out(*arguments: Any, **others: Any) -> Any:
         if next(calls) == 1:  # the first block of the second shard
+            assert wait_for(noted.is_file)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 MiB.\nMore")
         return pack(*arguments, **others)
 
@@ -369,7 +374,7 @@ def test_a_gpu_without_room_is_one_line_and_finished_shards_are_kept(
     assert caught.value.__notes__ == [
         f"1 file is finished and kept in {tmp_path / 'out'}: the same command goes on from there"
     ]
-    assert kept_unfinished(tmp_path / "out") == ["model-00001-of-00002.safetensors"]
+    assert kept_unfinished(tmp_path / "out") == [first]
     prune(sharded, tmp_path / "out", device="cpu")
     prune(sharded, tmp_path / "expected")
     assert files(tmp_path / "out") == files(tmp_path / "expected")
