@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import NUMBER_FORMATS, GuardedWorkspace, guarded, make_rows
 
-impls = pytest.mark.parametrize("impl", ["reference", "scalar", "simd"])
+impls = pytest.mark.parametrize(
+    "impl",
+    ["reference", "scalar", "simd", pytest.param("triton", marks=pytest.mark.interpreter)],
+)
 formats = pytest.mark.parametrize("number_format", NUMBER_FORMATS, ids=lambda f: f.name)
 
 

@@ -269,6 +269,11 @@ def unpack_rows(
     if impl == "reference":
         plain_backend.unpack(payload, table, layout, out)
         return out
+    if there := device_workspace(impl, workspace):
+        from emp_kernels import triton_backend
+
+        triton_backend.unpack(payload, table, layout, out, workspace=there)
+        return out
     from emp_kernels import numba_backend
 
     simd = resolve(impl) == "simd"

@@ -7,19 +7,22 @@ import torch
 from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.gpu import pack as packing
 from emp_kernels.gpu import pruning
+from emp_kernels.gpu import unpack as unpacking
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import (
+    Bytes,
     PackedRows,
     Patterns,
     PerRow,
     PrunedRows,
     Rule,
     SelectedRows,
+    Table,
     Threshold,
 )
 
-__all__ = ["pack", "prune", "select"]
+__all__ = ["pack", "prune", "select", "unpack"]
 
 
 def pack(
@@ -81,3 +84,22 @@ def select(
         bits = workspace.download("mask", mask).reshape(mask.shape)
         workspace.wait()
     return SelectedRows(figures.table, figures.stats, bits.copy())
+
+
+def unpack(
+    payload: Bytes,
+    table: Table,
+    layout: RowLayout,
+    out: Patterns,
+    *,
+    workspace: DeviceWorkspace,
+    tile: int | None = None,
+) -> None:
+    """See `emp_kernels.dispatch.unpack_rows`."""
+    with workspace.active():
+        records = unpacking.upload_records(payload, workspace)
+        integers = torch.int16 if out.itemsize == 2 else torch.int32
+        there = workspace.on_device("weights", out.nbytes).view(integers).view(out.shape)
+        unpacking.unpack(records, table, layout, there, workspace, tile=tile)
+        workspace.fetch(there, out)
+        workspace.wait()
