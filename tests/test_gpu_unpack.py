@@ -139,7 +139,9 @@ def test_rows_are_written_to_the_columns_of_a_matrix_and_nothing_else_is():
     workspace = DeviceWorkspace(find_devices()[0])
     matrix = poisoned((20, 5), layout, workspace.device)
     with workspace.active():
-        unpack(upload_records(payload, workspace), table, layout, matrix[:, 1:4].T, workspace, tile=16)
+        unpack(
+            upload_records(payload, workspace), table, layout, matrix[:, 1:4].T, workspace, tile=16
+        )
     patterns = as_patterns(matrix, layout)
     np.testing.assert_array_equal(patterns[:, 1:4].T, zeros_elsewhere(weights, keep))
     assert (patterns[:, [0, 4]] == 0x5555).all()

@@ -90,21 +90,13 @@ def _digit(byte, place, RADIX: tl.constexpr, DIGIT_BITS: tl.constexpr):
     2³² the product with the byte is the fraction of byte / radixᵗ⁺¹, 255 too large at most, where
     fractions are a 256th of 2³² apart at least; times RADIX, its whole part is the digit.
     """
-    if DIGIT_BITS > 0:
-        digit = (byte >> place) & (RADIX - 1)
-    else:
-        digit = tl.umulhi(byte * place, RADIX)
-    return digit
+    return (byte >> place) & (RADIX - 1) if DIGIT_BITS > 0 else tl.umulhi(byte * place, RADIX)
 
 
 @triton.jit
 def _next_place(place, RADIX: tl.constexpr, DIGIT_BITS: tl.constexpr):
     """The place of the digit above the one whose place this is."""
-    if DIGIT_BITS > 0:
-        place = place + DIGIT_BITS
-    else:
-        place = (place + (RADIX - 1)) // RADIX
-    return place
+    return place + DIGIT_BITS if DIGIT_BITS > 0 else (place + (RADIX - 1)) // RADIX
 
 
 @triton.jit
