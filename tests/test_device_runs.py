@@ -3,15 +3,16 @@
 Rows are few: Triton's interpreter, which stands in for a GPU, takes 50 ms for each.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import few_values, files, llama_config, write_checkpoint
+from checkpoints import DOWN, GATE, UP, few_values, files, llama_config, write_checkpoint
 from emp_kernels.device_workspace import DeviceWorkspace
 
-from emp_llm import PruneOptions, prune, unpack
+from emp_llm import FormatError, PruneOptions, prune, unpack
 
 H, F = 4, 6
 
@@ -36,9 +37,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Used:
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
     """A checkpoint of three formats, in two shards, with many equal weights."""
-    down, gate, up = (f"model.layers.0.mlp.{leaf}_proj.weight" for leaf in ("down", "gate", "up"))
-    first = {down: few_values(H, F), gate: few_values(F, H, dtype=torch.float16)}
-    second = {up: few_values(F, H, dtype=torch.float32)}
+    first = {DOWN: few_values(H, F), GATE: few_values(F, H, dtype=torch.float16)}
+    second = {UP: few_values(F, H, dtype=torch.float32)}
     return write_checkpoint(tmp_path / "mixed", llama_config(H, F), first, second)
 
 
@@ -110,5 +110,22 @@ def test_unpacking_on_a_gpu_writes_the_same_bytes(
     unpack(tmp_path / "packed", tmp_path / "cpu", device="cpu")
     assert used == []
     unpack(tmp_path / "packed", tmp_path / "gpu", device="cuda", threads=threads)
-    assert used != []
+    assert len(used) > 3  # each of the tensors, and once to see that kernels run
     assert files(tmp_path / "gpu") == files(tmp_path / "cpu")
+
+
+def test_a_damaged_row_is_told_alike_from_a_gpu(mixed: Path, tmp_path: Path) -> None:
+    prune(mixed, tmp_path / "packed")
+    path = tmp_path / "packed" / "model-00001-of-00002.safetensors"
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    start, _ = json.loads(content[8 : 8 + length])[DOWN]["data_offsets"]
+    content[8 + length + start] ^= 1  # whether the first weight stays
+    path.write_bytes(content)
+    told = []
+    for device in ("cpu", "cuda"):
+        with pytest.raises(FormatError, match="row 0: ") as caught:
+            unpack(tmp_path / "packed", tmp_path / "out", device=device)
+        told.append(str(caught.value))
+        assert not (tmp_path / "out").exists()
+    assert told[0] == told[1]
