@@ -250,7 +250,7 @@ def authors_way(weights: torch.Tensor) -> torch.Tensor:
     shares = scores / scores.sum(dim=1, keepdim=True)
     kept = (1 / (shares * shares).sum(dim=1, keepdim=True)).floor()
     order = scores.sort(dim=1, descending=True).indices
-    goes = torch.arange(weights.shape[1]) >= kept
+    goes = torch.arange(weights.shape[1], device=weights.device) >= kept
     return weights.masked_fill(torch.zeros_like(goes).scatter_(1, order, goes), 0)
 
 

@@ -52,7 +52,7 @@ _ROWS_A_WRITE = 512
 _STEP = 1 << 20
 _SIGMA = 0.02
 _INDEX_NAME = "model.safetensors.index.json"
-_PACKAGES = ("emp-llm", "numpy", "numba", "torch", "transformers", "safetensors")
+_PACKAGES = ("emp-llm", "numpy", "numba", "torch", "triton", "transformers", "safetensors")
 
 Patterns = npt.NDArray[np.unsignedinteger]
 Shapes = dict[str, tuple[int, ...]]

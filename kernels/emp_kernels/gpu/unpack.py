@@ -17,7 +17,7 @@ from emp_kernels.gpu.common import tile_of
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Bytes, Table, Workspace
 
-__all__ = ["unpack", "upload_records"]
+__all__ = ["UnpackLaunch", "unpack", "upload_records"]
 
 _LARGEST_TILE = 256
 """Of one warp: its scans need no barrier, and most tiles have no escape or one digit only."""
@@ -248,6 +248,73 @@ def upload_records(payload: Bytes, workspace: DeviceWorkspace) -> torch.Tensor:
     return whole_words
 
 
+class UnpackLaunch:
+    """The kernel that decodes packed rows; arguments as for `unpack`.
+
+    Attributes:
+        starts: int64 [4 · R + 1], where the sections of each record begin, and the end.
+        faults: uint8 [R], once it has run: 0 where nothing contradicts the row's line.
+    """
+
+    def __init__(
+        self,
+        payload: torch.Tensor,
+        table: Table,
+        layout: RowLayout,
+        out: torch.Tensor,
+        workspace: DeviceWorkspace,
+        *,
+        tile: int | None = None,
+    ) -> None:
+        rows, columns = out.shape
+        sections = layout.sections(table[:, 0], table[:, 1])
+        self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sections.ravel())])
+        if payload.numel() < self.starts[-1] + _SLACK:
+            needed = f"for records of {self.starts[-1]} and {_SLACK}"
+            raise ValueError(f"{payload.numel()} bytes of payload, {needed}")
+        lines = np.concatenate([table, self.starts[:-1].reshape(rows, 4)], axis=1)
+        self.faults = workspace.on_device("faults", rows)
+        self._lines = workspace.upload("lines", lines).view(torch.int64)
+        self._payload = payload
+        self._layout = layout
+        self._out = self._dense = out
+        if out.stride(1) != 1:  # weight by weight, each would be written to a sector of its own
+            nbytes = rows * columns * layout.number_format.item_bytes
+            self._dense = workspace.on_device("dense", nbytes).view(out.dtype).view(rows, columns)
+        self._tile = tile or tile_of(columns, _LARGEST_TILE)
+
+    def __call__(self) -> None:
+        """Put it on the stream."""
+        rows, columns = self._out.shape
+        if not rows:
+            return
+        layout = self._layout
+        power_of_two = layout.radix.bit_count() == 1
+        _unpack_row[(rows,)](
+            self._payload,
+            self._payload.view(torch.int32),
+            self._lines,
+            self._dense,
+            self.faults,
+            columns,
+            self._dense.stride(0),
+            BITS=layout.number_format.bits,
+            INFINITY=layout.number_format.infinity,
+            DROPPED=layout.dropped_bits,
+            STORED=layout.stored_bits,
+            RADIX=layout.radix,
+            DIGITS=layout.digits,
+            DIGIT_BITS=layout.radix.bit_length() - 1 if power_of_two else 0,
+            LOWEST=0 if power_of_two else -(-(1 << 32) // layout.radix),
+            ALIGN=layout.align,
+            TILE=self._tile,
+            num_warps=1,
+            enable_fp_fusion=True,
+        )
+        if self._dense is not self._out:
+            self._out.copy_(self._dense)
+
+
 def unpack(
     payload: torch.Tensor,
     table: Table,
@@ -274,49 +341,13 @@ def unpack(
         DamagedRowError: If a record contradicts its line of the table or itself.
         ValueError: If the payload is shorter than the table tells.
     """
-    rows, columns = out.shape
-    number_format = layout.number_format
-    sections = layout.sections(table[:, 0], table[:, 1])
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sections.ravel())])
-    if payload.numel() < starts[-1] + _SLACK:
-        raise ValueError(f"{payload.numel()} bytes of payload, for records of {starts[-1]} and 32")
-    if not rows:
-        return
-    lines = np.concatenate([table, starts[:-1].reshape(rows, 4)], axis=1)
-    faults = workspace.on_device("faults", rows)
-    dense = out
-    if out.stride(1) != 1:  # weight by weight, each would be written to a sector of its own
-        nbytes = rows * columns * number_format.item_bytes
-        dense = workspace.on_device("dense", nbytes).view(out.dtype).view(rows, columns)
-    power_of_two = layout.radix.bit_count() == 1
-    _unpack_row[(rows,)](
-        payload,
-        payload.view(torch.int32),
-        workspace.upload("lines", lines).view(torch.int64),
-        dense,
-        faults,
-        columns,
-        dense.stride(0),
-        BITS=number_format.bits,
-        INFINITY=number_format.infinity,
-        DROPPED=layout.dropped_bits,
-        STORED=layout.stored_bits,
-        RADIX=layout.radix,
-        DIGITS=layout.digits,
-        DIGIT_BITS=layout.radix.bit_length() - 1 if power_of_two else 0,
-        LOWEST=0 if power_of_two else -(-(1 << 32) // layout.radix),
-        ALIGN=layout.align,
-        TILE=tile or tile_of(columns, _LARGEST_TILE),
-        num_warps=1,
-        enable_fp_fusion=True,
-    )
-    if dense is not out:
-        out.copy_(dense)
-    found = workspace.download("faults", faults)
+    launch = UnpackLaunch(payload, table, layout, out, workspace, tile=tile)
+    launch()
+    found = workspace.download("faults", launch.faults)
     workspace.wait()
     if found.any():
         row = int(np.argmax(found))
-        start, stop = starts[4 * row], starts[4 * row + 4]
+        start, stop = launch.starts[4 * row], launch.starts[4 * row + 4]
         _refuse(payload[start:stop].cpu().numpy(), table[row], layout, row)
 
 
