@@ -57,7 +57,7 @@ class Spread:
         # fp16 and of the others those from 2**-31 on
         tile, warps, window = {
             "BF16": (4096, 8, (0x3000, 1 << 12)),
-            "F16": (8192, 16, (0, 1 << 14)),
+            "F16": (4096, 16, (0, 1 << 14)),
             "F32": (2048, 8, (0x3000, 1 << 12)),
         }[number_format.name]
         processors = 1
@@ -229,6 +229,7 @@ def _count(
         WINDOW=window,
         TILE=spread.tile,
         num_warps=spread.warps,
+        enable_fp_fusion=True,
     )
     counts = copies.view(spread.copies, _BINS).sum(0, dtype=torch.int64)
     counts[0] = n - counts.sum()
@@ -269,6 +270,7 @@ def count_low_parts(
         COPIES=spread.copies,
         TILE=spread.tile,
         num_warps=spread.warps,
+        enable_fp_fusion=True,
     )
     return copies.view(spread.copies, _LOW_PARTS).sum(0, dtype=torch.int64)
 
@@ -305,5 +307,6 @@ def count_equal_rows(
             KEY_MASK=number_format.key_mask,
             TILE=tile or tile_of(columns),
             num_warps=4,
+            enable_fp_fusion=True,
         )
     return equal_R

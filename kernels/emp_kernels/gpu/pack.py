@@ -13,7 +13,7 @@ from emp_kernels.rows import RowFigures, Rule
 
 __all__ = ["DeviceRows", "PackLaunch", "pack"]
 
-_WARPS = 4
+_WARPS = 8
 
 
 @dataclass(frozen=True)
