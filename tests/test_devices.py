@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from arriving import wait_for
 from checkpoints import F, H, files, kept_unfinished
 from emp_cli.app import app
+from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.dispatch import Workspace
 from emp_kernels.errors import NoDeviceError
 from typer.testing import CliRunner
@@ -232,6 +234,35 @@ def test_threads_work_on_the_gpus_in_turn() -> None:
     pieces = [Piece(0, compute, found.append) for _ in range(4)]
     run_pieces(pieces, threads=4, devices=Devices(tuple(TWO)))
     assert sorted(str(device) for device in found) == ["cpu:0", "cpu:0", "cpu:1", "cpu:1"]
+
+
+def test_threads_compile_in_turn_and_then_work_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device", nullcontext)
+    monkeypatch.setattr("torch.cuda.stream", nullcontext)
+    inside, together = threading.Lock(), threading.Barrier(2, timeout=30)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            workspace = DeviceWorkspace(TWO[0])
+            workspace._stream = object()  # stands for that of a GPU
+            with workspace.active():
+                assert inside.acquire(blocking=False)
+                threading.Event().wait(0.05)
+                inside.release()
+            with workspace.active():
+                together.wait()
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
 
 
 def name_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

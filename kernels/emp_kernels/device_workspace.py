@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,8 @@ from emp_kernels.rows import Bytes, Workspace
 
 __all__ = ["DeviceWorkspace"]
 
-_interpreting = threading.RLock()
-"""Triton's interpreter has one place for the program that runs: one thread at a time."""
+_alone = threading.RLock()
+"""For what only one thread is to do at a time, see `DeviceWorkspace.active`."""
 
 
 class DeviceWorkspace(Workspace):
@@ -32,6 +32,7 @@ class DeviceWorkspace(Workspace):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
+        self._used = False
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -44,13 +45,19 @@ class DeviceWorkspace(Workspace):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make the device current, and its stream the one that kernels and copies go to."""
-        if self._stream is None:
-            with _interpreting:
-                yield
-            return
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+        """Make the device current, and its stream the one that kernels and copies go to.
+
+        Triton's interpreter has one place for the program that runs, so that threads go in turn;
+        on a GPU they do so the first time: what it compiles for one the others find compiled.
+        """
+        with ExitStack() as stack:
+            if self._stream is None or not self._used:
+                stack.enter_context(_alone)
+            if self._stream is not None:
+                stack.enter_context(torch.cuda.device(self.device))
+                stack.enter_context(torch.cuda.stream(self._stream))
             yield
+            self._used = True
 
     def on_device(self, name: str, nbytes: int) -> torch.Tensor:
         """A uint8 [nbytes] tensor on the device; what it holds is unspecified.

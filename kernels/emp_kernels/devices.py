@@ -4,6 +4,8 @@ With ``TRITON_INTERPRET=1`` Triton's interpreter runs the kernels on the CPU, sl
 they are tested where there is no GPU.
 """
 
+import os
+
 import torch
 
 from emp_kernels.errors import NoDeviceError
@@ -21,12 +23,14 @@ def interpreted() -> bool:
         NoDeviceError: If Triton is not installed.
     """
     try:
-        from triton import knobs
+        import triton
     except ImportError as error:
         raise NoDeviceError(
             "the kernels for GPUs need Triton, which is not installed (pip install triton)"
         ) from error
-    return bool(knobs.runtime.interpret)
+    if hasattr(triton, "knobs"):
+        return bool(triton.knobs.runtime.interpret)
+    return os.environ.get("TRITON_INTERPRET") == "1"  # before Triton 3.4
 
 
 def find_devices(asked: str = "cuda") -> list[torch.device]:
