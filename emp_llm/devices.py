@@ -47,7 +47,7 @@ _CORE = {
 """GB of weights that one core does a second; measured, bfloat16 in rows of 4,096."""
 
 _HANDING = 6.0
-"""GB/s of weights that one core reads, hashes and hands on; measured: 7 without those to disk."""
+"""GB of weights that one core reads, hashes and hands on a second; 7 measured, the disk aside."""
 
 _DISK = 5.0
 """GB/s of weights that all cores and GPUs together get from the disks and to them; assumed."""
