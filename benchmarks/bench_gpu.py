@@ -9,9 +9,9 @@ before and after all of them, and the median round counts. The authors' way, abs
 scatter in torch on the same device, is timed beside.
 
 Then LLaMA-2-7B's MLPs are packed, once from the device's memory to it, once from the host's to the
-host's, block by block as `emp-llm prune` does. On an H200 it takes about four minutes, most of
-them to compile. With TRITON_INTERPRET=1 and --quick the whole of it runs on a CPU, to see that it
-does: times mean nothing then.
+host's, block by block as `emp-llm prune` does. Most of the time goes to compiling kernels for each
+dtype and number of columns. With TRITON_INTERPRET=1 and --quick the whole of it runs on a CPU, to
+see that it does: times mean nothing then.
 """
 
 from __future__ import annotations
