@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from emp_kernels.dispatch import PerRow, Workspace, pack_rows, resolve
+from emp_kernels.dispatch import PerRow, Workspace, pack_rows, resolve, unpack_rows
 from emp_kernels.errors import NoDeviceError
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import BF16
@@ -21,7 +22,7 @@ from emp_llm.errors import DeviceError, OptionError
 from emp_llm.sources.hub_errors import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -33,11 +34,14 @@ __all__ = [
     "Work",
     "asked_devices",
     "check_device",
+    "device_of_kernels",
     "find_gpus",
     "seconds_saved",
     "share_of",
     "worthwhile_devices",
 ]
+
+_A_ROW = RowLayout(number_format=BF16, columns=16)
 
 _CORE = {
     "pack": {"simd": 2.1, "scalar": 0.84},
@@ -225,6 +229,38 @@ def seconds_saved(work: Work) -> float:
     return work.nbytes / 1e9 * (1 / without - 1 / with_gpu)
 
 
+def device_of_kernels(device: torch.device | str | int) -> torch.device | None:
+    """Where kernels make weights that are to be on a device: there, or None for the CPU.
+
+    The CPU makes them, and they are copied then, unless it is a GPU that the kernels run on.
+
+    Args:
+        device: What torch takes for a device.
+    """
+    import torch
+
+    wanted = torch.device(device)
+    if wanted.type != "cuda" or not torch.cuda.is_available():
+        return None
+    number = torch.cuda.current_device() if wanted.index is None else wanted.index
+    gpu = torch.device("cuda", number)
+    return gpu if _unpacks(gpu) else None
+
+
+@cache
+def _unpacks(gpu: torch.device) -> bool:
+    """Whether kernels run on a GPU; one that unpacks is tried."""
+    from emp_kernels.devices import find_devices, interpreted
+
+    try:
+        if interpreted():
+            return False
+        _ready(Devices(tuple(find_devices(str(gpu)))), _unpack_a_row)
+    except NoDeviceError:
+        return False
+    return True
+
+
 def share_of(seen: Sequence[Sequence[str]], rank: int) -> list[int]:
     """Which of the GPUs that a rank sees are its own.
 
@@ -277,17 +313,29 @@ def _name(gpu: torch.device) -> str:
     return str(torch.cuda.get_device_properties(gpu).uuid) if gpu.type == "cuda" else str(gpu)
 
 
-def _ready(devices: Devices) -> Devices:
+def _pack_a_row(workspace: Workspace) -> None:
+    ones = np.full((1, 16), 0x3F80, np.uint16)
+    pack_rows(ones, _A_ROW, PerRow(1.0), workspace=workspace)
+
+
+def _unpack_a_row(workspace: Workspace) -> None:
+    nothing_kept = np.zeros((1, 3), np.int64)
+    unpack_rows(np.empty(0, np.uint8), nothing_kept, _A_ROW, workspace=workspace)
+
+
+def _ready(devices: Devices, trial: Callable[[Workspace], None] = _pack_a_row) -> Devices:
     """The same devices, once a kernel has run on each.
+
+    Args:
+        devices: They.
+        trial: Runs it.
 
     Raises:
         NoDeviceError: If it does not, such as for want of a C compiler, which Triton needs.
     """
     for thread, gpu in enumerate(devices.gpus):
-        layout = RowLayout(number_format=BF16, columns=16)
-        ones = np.full((1, 16), 0x3F80, np.uint16)
         try:
-            pack_rows(ones, layout, PerRow(1.0), workspace=devices.workspace(thread))
+            trial(devices.workspace(thread))
         except Exception as error:  # of the driver, or of any of the compilers that Triton calls
             raise NoDeviceError(f"the kernels do not run on {gpu} ({first_line(error)})") from error
     return devices

@@ -3,6 +3,8 @@
 What stays in memory is where each block starts: a few bytes for some megabytes of the file.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 from emp_kernels.dispatch import Workspace, check_table, unpack_rows
@@ -16,6 +18,10 @@ from emp_llm.row_reader import StoredBlock, block_memory
 from emp_llm.sources.checkpoint import Shard
 from emp_llm.sources.safetensors_header import TensorEntry
 from emp_llm.sources.source_file import SourceFile
+
+if TYPE_CHECKING:
+    import torch
+    from emp_kernels.device_workspace import DeviceWorkspace
 
 __all__ = ["PackedReader", "open_shard"]
 
@@ -109,16 +115,38 @@ class PackedReader:
             CheckpointError: If it cannot be read.
             FormatError: If a row contradicts itself or the table.
         """
-        geometry = self.geometry
-        first = geometry.first_row(block)
-        records = self._records(block, workspace)
-        table = self._table(first, first + block.stop - block.start)
-        out = block_memory(geometry, block, workspace) if memory is None else memory
+        records, table = self._stored(block, workspace)
+        out = block_memory(self.geometry, block, workspace) if memory is None else memory
         try:
             rows = unpack_rows(records, table, self.packed.layout, out=out, workspace=workspace)
         except DamagedRowError as error:
-            raise self._damage(f"row {first + error.row}: {error.fault}") from error
+            raise self._damaged_row(block, error) from error
         return StoredBlock(records, rows)
+
+    def read_there(self, block: Block, workspace: "DeviceWorkspace", out: "torch.Tensor") -> None:
+        """Read a block, one of the geometry's, and unpack it on a GPU.
+
+        Args:
+            block: Which rows.
+            workspace: Of the GPU.
+            out: int16 or int32 [rows, columns] there, of any strides, written.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+            FormatError: If a row contradicts itself or the table.
+        """
+        from emp_kernels.on_device import unpack_there
+
+        records, table = self._stored(block, workspace)
+        try:
+            unpack_there(records, table, self.packed.layout, out, workspace=workspace)
+        except DamagedRowError as error:
+            raise self._damaged_row(block, error) from error
+
+    def _stored(self, block: Block, workspace: Workspace) -> tuple[Bytes, Table]:
+        """A block's records and their lines of the row table."""
+        first = self.geometry.first_row(block)
+        return self._records(block, workspace), self._table(first, first + block.stop - block.start)
 
     def _records(self, block: Block, workspace: Workspace) -> Bytes:
         nbytes = self.block_bytes(block)
@@ -172,6 +200,9 @@ class PackedReader:
         data = bytearray(nbytes)
         self._file.read_into(at, memoryview(data))
         return bytes(data)
+
+    def _damaged_row(self, block: Block, error: DamagedRowError) -> FormatError:
+        return self._damage(f"row {self.geometry.first_row(block) + error.row}: {error.fault}")
 
     def _damage(self, fault: str) -> FormatError:
         return FormatError(

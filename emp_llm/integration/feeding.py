@@ -21,6 +21,7 @@ from transformers.core_model_loading import (
 )
 from transformers.integrations.accelerate import get_device
 
+from emp_llm.devices import device_of_kernels
 from emp_llm.integration.read_ahead import Job, MadeElsewhere, ReadAhead, Reading
 from emp_llm.integration.sources import Source
 from emp_llm.pipeline import thread_count
@@ -148,7 +149,7 @@ class Feed:
             job: Job = MadeElsewhere(plain, self._sizes.get(name, 0))
             self._ahead.add(job, target, pattern)
             return lambda: self._take(job)
-        job = Reading(source)
+        job = Reading(source, device_of_kernels(self.placement.device(target)))
         self._ahead.add(job, target, pattern)
 
         def make() -> torch.Tensor:

@@ -6,10 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
+from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.dispatch import Workspace
 
 from emp_llm.geometry import Block
-from emp_llm.integration.sources import DenseWeights, Source
+from emp_llm.integration.sources import DenseWeights, DeviceWeights, Source
 
 __all__ = ["Job", "MadeElsewhere", "ReadAhead", "Reading"]
 
@@ -36,21 +37,35 @@ class Job(Protocol):
 
 
 class Reading:
-    """Reads a source into memory, its blocks on several threads."""
+    """Reads a source into memory, its blocks on several threads.
 
-    def __init__(self, source: Source) -> None:
+    Args:
+        source: The tensor.
+        device: The GPU whose memory that is, and whose kernels make the weights; None for the CPU.
+    """
+
+    def __init__(self, source: Source, device: torch.device | None = None) -> None:
         self.nbytes = source.geometry.nbytes
         self._source = source
-        self._weights: DenseWeights | None = None
+        self._device = device
+        self._weights: DenseWeights | DeviceWeights | None = None
         self._parts: list[Future[None]] = []
 
     def begin(self, pool: ThreadPoolExecutor) -> None:
         """Give the blocks to the pool."""
-        weights = self._weights = DenseWeights.empty(self._source.geometry)
+        geometry = self._source.geometry
+        weights = self._weights = (
+            DenseWeights.empty(geometry)
+            if self._device is None
+            else DeviceWeights(geometry, self._device)
+        )
         self._parts = [pool.submit(self._fill, weights, block) for block in self._source.blocks()]
 
-    def _fill(self, weights: DenseWeights, block: Block) -> None:
-        self._source.fill(weights, block, _workspace())
+    def _fill(self, weights: DenseWeights | DeviceWeights, block: Block) -> None:
+        if isinstance(weights, DenseWeights):
+            self._source.fill(weights, block, _workspace())
+        else:
+            self._source.fill_there(weights, block, _device_workspace(weights.tensor.device))
 
     def result(self) -> torch.Tensor:
         """The tensor, once all blocks are there."""
@@ -121,6 +136,15 @@ class ReadAhead:
     def close(self) -> None:
         """End the threads; what they have not begun is dropped."""
         self._pool.shutdown(cancel_futures=True)
+
+
+def _device_workspace(device: torch.device) -> DeviceWorkspace:
+    if not hasattr(_this_thread, "on_devices"):
+        _this_thread.on_devices = {}
+    workspaces: dict[torch.device, DeviceWorkspace] = _this_thread.on_devices
+    if device not in workspaces:
+        workspaces[device] = DeviceWorkspace(device)
+    return workspaces[device]
 
 
 def _workspace() -> Workspace:

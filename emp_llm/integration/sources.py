@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.dispatch import Workspace, prune_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.numbers import BF16, F16, F32, NumberFormat
@@ -19,6 +20,7 @@ from emp_llm.target import Target
 __all__ = [
     "NUMBER_FORMATS",
     "DenseWeights",
+    "DeviceWeights",
     "PrunedSource",
     "Source",
     "TargetSource",
@@ -47,8 +49,7 @@ class DenseWeights:
         self.tensor = tensor
         self.geometry = geometry
         storage = geometry.number_format.storage
-        integers = torch.int16 if storage.itemsize == 2 else torch.int32
-        bits: Patterns = tensor.detach().view(integers).numpy().view(storage)
+        bits: Patterns = _patterns(tensor).numpy().view(storage)
         self._matrices: Patterns = bits.reshape(geometry.matrices, *geometry.shape[-2:])
 
     @classmethod
@@ -77,6 +78,50 @@ class DenseWeights:
         self._matrices[block.matrix, :, block.start : block.stop] = rows.T
 
 
+class DeviceWeights:
+    """A dense tensor on a GPU, to be filled block by block; what it holds is unspecified.
+
+    Args:
+        geometry: How its rows run.
+        device: The GPU.
+
+    Attributes:
+        tensor: It.
+    """
+
+    def __init__(self, geometry: Geometry, device: torch.device) -> None:
+        dtype = _DTYPES[geometry.number_format.name]
+        self.tensor = torch.empty(geometry.shape, dtype=dtype, device=device)
+        if device.type == "cuda":
+            # its memory may be that of tensors which kernels on this thread's stream still read
+            torch.cuda.current_stream(device).synchronize()
+        self._transposed = geometry.transposed
+        bits = _patterns(self.tensor)
+        self._matrices = bits.view(geometry.matrices, *geometry.shape[-2:])
+
+    def rows(self, block: Block) -> torch.Tensor:
+        """The memory of a block's rows, int16 or int32 [rows, columns] of any strides."""
+        matrix = self._matrices[block.matrix]
+        return (matrix.T if self._transposed else matrix)[block.start : block.stop]
+
+    def place(self, block: Block, rows: Patterns, workspace: DeviceWorkspace) -> None:
+        """Put a block's rows where they belong.
+
+        Args:
+            block: Which rows.
+            rows: [rows, columns]; not to be changed before the workspace is waited for.
+            workspace: Of the GPU; its stream copies them.
+        """
+        with workspace.active():
+            here = torch.from_numpy(rows.view(f"i{rows.itemsize}"))
+            self.rows(block).copy_(here, non_blocking=True)
+
+
+def _patterns(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bits, int16 or int32."""
+    return tensor.detach().view(torch.int16 if tensor.itemsize == 2 else torch.int32)
+
+
 class Source(ABC):
     """A tensor of a checkpoint.
 
@@ -98,6 +143,16 @@ class Source(ABC):
             weights: The tensor that is filled.
             block: Which rows.
             workspace: Buffers of this thread.
+        """
+
+    @abstractmethod
+    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+        """Read one block to a GPU; on any thread. As `fill`, and it is there on return.
+
+        Args:
+            weights: The tensor that is filled.
+            block: Which rows.
+            workspace: Buffers of this thread, for the GPU.
         """
 
 
@@ -126,6 +181,17 @@ class TargetSource(Source):
         if memory is None:
             weights.place(block, rows)
 
+    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+        """Read and prune one block, and hand it on.
+
+        Raises:
+            CheckpointError: As `fill`.
+        """
+        rows = self._target.read(self._file, block, workspace)
+        self._prune(rows, block, workspace)
+        weights.place(block, rows, workspace)
+        workspace.wait()
+
     @abstractmethod
     def _prune(self, rows: Patterns, block: Block, workspace: Workspace) -> None:
         """Put +0.0 in the place of the weights of a block's rows that do not stay."""
@@ -143,6 +209,23 @@ class PrunedSource(TargetSource):
     def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
         super().__init__(target, file)
         self._selection = selection
+
+    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+        """Read one block, hand it on, and prune it where it lies then.
+
+        Raises:
+            CheckpointError: As `fill`.
+        """
+        from emp_kernels.on_device import prune_there
+
+        rows = self._target.read(self._file, block, workspace)
+        rule = self._selection.rule(self._target, block)
+        weights.place(block, rows, workspace)
+        there, number_format = weights.rows(block), self.geometry.number_format
+        try:
+            prune_there(there, number_format, rule, workspace=workspace)
+        except NonFiniteRowError as error:
+            raise self._target.not_finite(block, error) from error
 
     def _prune(self, rows: Patterns, block: Block, workspace: Workspace) -> None:
         rule = self._selection.rule(self._target, block)
@@ -174,3 +257,12 @@ class UnpackedSource(Source):
         rows = self._reader.read(block, workspace, memory).rows
         if memory is None:
             weights.place(block, rows)
+
+    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+        """Read one block, and unpack it where it is to lie.
+
+        Raises:
+            CheckpointError: As `fill`.
+            FormatError: As `fill`.
+        """
+        self._reader.read_there(block, workspace, weights.rows(block))

@@ -54,6 +54,8 @@ __all__ = [
     "SweptRows",
     "Threshold",
     "Workspace",
+    "check_mask",
+    "check_payload",
     "check_table",
     "count_rows",
     "load_backend",
@@ -124,7 +126,7 @@ def pack_rows(
         NonFiniteRowError: If a weight is NaN or infinite.
         ValueError: If a given mask is not one of these weights.
     """
-    _check_mask(weights, rule)
+    check_mask(weights.shape, rule)
     if impl == "reference":
         return plain_backend.pack(weights, layout, rule, emit=emit)
     if there := device_workspace(impl, workspace):
@@ -160,7 +162,7 @@ def prune_rows(
     Raises:
         NonFiniteRowError: If a weight is NaN or infinite.
     """
-    _check_mask(weights, rule)
+    check_mask(weights.shape, rule)
     out = np.empty_like(weights) if out is None else out
     layout = RowLayout(number_format=number_format, columns=weights.shape[1])
     if impl == "reference":
@@ -175,7 +177,7 @@ def prune_rows(
     return numba_backend.Block(weights, layout, rule, simd, workspace or Workspace()).prune(out)
 
 
-def _check_mask(weights: Patterns, rule: Rule) -> None:
+def check_mask(shape: Sequence[int], rule: Rule) -> None:
     """See that a given mask is one of these weights: kernels read it without a look.
 
     Raises:
@@ -183,7 +185,7 @@ def _check_mask(weights: Patterns, rule: Rule) -> None:
     """
     if not isinstance(rule, Given):
         return
-    rows, columns = weights.shape
+    rows, columns = shape
     mask, expected = rule.mask, (rows, -(-columns // 8))
     if mask.shape != expected or mask.dtype != np.uint8 or not mask.flags.c_contiguous:
         raise ValueError(f"the mask is {mask.dtype} {mask.shape}, it must be uint8 {expected}")
@@ -257,13 +259,7 @@ def unpack_rows(
     Raises:
         DamagedRowError: If a record contradicts its line of the table or itself.
     """
-    check_table(table, layout)
-    sections = layout.sections(table[:, 0], table[:, 1])
-    if sections.sum() != payload.size:
-        raise DamagedRowError(
-            max(len(table) - 1, 0),
-            f"the table tells of {sections.sum()} bytes, there are {payload.size}",
-        )
+    sections = check_payload(payload, table, layout)
     if out is None:
         out = np.empty((len(table), layout.columns), layout.number_format.storage)
     if impl == "reference":
@@ -279,6 +275,22 @@ def unpack_rows(
     simd = resolve(impl) == "simd"
     numba_backend.unpack(payload, sections, table, layout, out, simd, workspace or Workspace())
     return out
+
+
+def check_payload(payload: Bytes, table: Table, layout: RowLayout) -> npt.NDArray[np.int64]:
+    """See that a table is one, and of that payload; returns the lengths of its sections.
+
+    Raises:
+        DamagedRowError: If it is not.
+    """
+    check_table(table, layout)
+    sections = layout.sections(table[:, 0], table[:, 1])
+    if sections.sum() != payload.size:
+        raise DamagedRowError(
+            max(len(table) - 1, 0),
+            f"the table tells of {sections.sum()} bytes, there are {payload.size}",
+        )
+    return sections
 
 
 def check_table(table: Table, layout: RowLayout) -> None:
