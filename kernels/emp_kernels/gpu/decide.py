@@ -18,7 +18,6 @@ __all__ = [
     "decide_row",
     "keys_of_tile",
     "tile_keeps",
-    "tile_places",
 ]
 
 PER_ROW = tl.constexpr(0)
@@ -46,26 +45,42 @@ def keys_of_tile(row_ptr, start, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, 
 @triton.jit
 def _row_sums(
     row_ptr,
+    window,
+    WITH_WINDOW: tl.constexpr,
+    BINS: tl.constexpr,
+    SHIFT: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
     MANTISSA: tl.constexpr,
     SCALE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The largest key of a row, the sum of its magnitudes and that of their squares, float64.
+    """What one read of a row tells.
 
     The order of the sums does not matter: see `emp_kernels.counting`.
+
+    Returns:
+        (largest key, Σ magnitudes, Σ their squares, how many keys lie in each of BINS bins from
+        bin `window` on, how many lie above these). A bin is the keys that are equal but for their
+        lowest SHIFT bits. The latter two are zero without a window.
     """
     largest_T = tl.zeros([TILE], tl.int32)
     s1_T = tl.zeros([TILE], tl.float64)
     s2_T = tl.zeros([TILE], tl.float64)
+    above_T = tl.zeros([TILE], tl.int32)
+    count_B = tl.zeros([BINS], tl.int32)
     for start in range(0, COLUMNS, TILE):
-        _, key_T, _ = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
+        _, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
         largest_T = tl.maximum(largest_T, key_T)
         magnitude_T = magnitudes(key_T, MANTISSA, SCALE)
         s1_T += magnitude_T
         s2_T += magnitude_T * magnitude_T
-    return tl.max(largest_T, 0), tl.sum(s1_T, 0), tl.sum(s2_T, 0)
+        if WITH_WINDOW:
+            bin_T = (key_T >> SHIFT) - window
+            above_T += (bin_T >= BINS).to(tl.int32)
+            in_window_T = (bin_T.to(tl.uint32, bitcast=True) < BINS) & inside_T
+            count_B += tl.histogram(bin_T, BINS, mask=in_window_T)
+    return tl.max(largest_T, 0), tl.sum(s1_T, 0), tl.sum(s2_T, 0), count_B, tl.sum(above_T, 0)
 
 
 @triton.jit
@@ -107,32 +122,38 @@ def _count_at(row_ptr, key, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE:
 def _find_kth(
     row_ptr,
     k,
-    largest,
-    guess,
+    low,
+    high,
+    reach_low,
+    reach_high,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
-    MANTISSA: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """A threshold that parts the k largest keys of a row from the others, 1 ≤ k ≤ C.
+    """The k-th largest key of a row, 1 ≤ k ≤ C.
 
-    Which keys these are depends neither on the guess nor on the way that the search takes. It ends
-    at a key that exactly k keys reach, or at the k-th largest one. First it tries the guess (the
-    row before has nearly the same answer), then where the answer should be if a binade held a
-    quarter of the row; after that, where a straight line between the two counts that enclose k
-    says, and each third time the middle, so that it ends soon whatever the row holds.
+    It is tried where a straight line between the two counts that enclose k says that it lies, and
+    each third time in the middle, so that the search ends soon whatever the row holds.
+
+    Args:
+        row_ptr: The row.
+        k: Which one.
+        low: A key that it reaches.
+        high: A key that it does not reach.
+        reach_low: How many keys reach low: k or more.
+        reach_high: How many reach high: fewer.
 
     Returns:
-        (threshold, ties): kept are the keys above the threshold, and the first `ties` equal to it;
-        ties is C where all of these are.
+        (the key, how many of the keys that equal it are among the k largest, C where all are).
     """
-    low = tl.full([], 0, tl.int32)
-    high = largest + 1
-    reach_low = tl.full([], COLUMNS, tl.int32)
-    reach_high = tl.full([], 0, tl.int32)
-    probe = tl.minimum(tl.maximum(guess, 1), largest)
     tries = tl.full([], 0, tl.int32)
     while (high - low > 1) & (reach_low > k):
+        span = (high - low).to(tl.float32)
+        ahead = (reach_low - k).to(tl.float32)
+        step = span * (ahead / tl.maximum(reach_low - reach_high, 1).to(tl.float32))
+        if tries % 3 == 2:
+            step = span * 0.5
+        probe = low + tl.minimum(tl.maximum(step.to(tl.int32), 1), high - low - 1)
         reach, exceed = _count_at(row_ptr, probe, COLUMNS, KEY_MASK, TILE)
         if exceed >= k:
             low = probe + 1
@@ -145,19 +166,50 @@ def _find_kth(
                 reach_low = reach
                 high = probe + 1
                 reach_high = exceed
-        span = (high - low).to(tl.float32)
-        ahead = (reach_low - k).to(tl.float32)
-        step = span * (ahead / tl.maximum(reach_low - reach_high, 1).to(tl.float32))
-        if tries == 0:
-            keys_a_weight = (4 << MANTISSA) / COLUMNS
-            step = (probe - low).to(tl.float32) + (reach - k).to(tl.float32) * keys_a_weight
-            step = tl.minimum(tl.maximum(step, 1.0), span)
-        if tries % 3 == 2:
-            step = span * 0.5
-        probe = low + tl.minimum(tl.maximum(step.to(tl.int32), 1), high - low - 1)
-        probe = tl.maximum(probe, 1)
         tries += 1
+    if reach_low == k:  # all keys that reach low, and the least of them is the one
+        low = _least_key(row_ptr, low, COLUMNS, KEY_MASK, TILE)
     return low, tl.where(reach_low == k, COLUMNS, k - reach_high)
+
+
+@triton.jit
+def _least_key(row_ptr, low, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
+    """The least key of a row that reaches `low`, which one does."""
+    least_T = tl.full([TILE], KEY_MASK, tl.int32)
+    for start in range(0, COLUMNS, TILE):
+        _, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
+        reaches_T = (key_T >= low) & inside_T
+        least_T = tl.minimum(least_T, tl.where(reaches_T, key_T, KEY_MASK))
+    return tl.min(least_T, 0)
+
+
+@triton.jit
+def _kth_in_window(
+    row_ptr,
+    k,
+    largest,
+    window,
+    count_B,
+    above,
+    SHIFT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    KEY_MASK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """As `_find_kth`, from what `_row_sums` has counted; arguments are its results."""
+    low = tl.full([], 0, tl.int32)
+    high = largest + 1
+    reach_low = tl.full([], COLUMNS, tl.int32)
+    reach_high = tl.full([], 0, tl.int32)
+    reach_B = tl.cumsum(count_B, 0, reverse=True) + above
+    enough_B = reach_B >= k
+    bin_ = tl.sum(enough_B.to(tl.int32), 0) - 1
+    if (bin_ >= 0) & (above < k):
+        low = (window + bin_) << SHIFT
+        high = (window + bin_ + 1) << SHIFT
+        reach_low = tl.min(tl.where(enough_B, reach_B, COLUMNS), 0)
+        reach_high = tl.max(tl.where(enough_B, above, reach_B), 0)
+    return _find_kth(row_ptr, k, low, high, reach_low, reach_high, COLUMNS, KEY_MASK, TILE)
 
 
 @triton.jit
@@ -183,14 +235,28 @@ def decide_row(
         limit_ptr: int32 of this row. PER_ROW: how many stay, −1 where the rule says. THRESHOLD:
             how many of the keys that equal it stay, C for all.
         threshold: For THRESHOLD.
-        guess: A threshold that may be near this row's.
+        guess: A threshold that is likely to be near this row's.
         RULE: PER_ROW, THRESHOLD or GIVEN.
 
     Returns:
-        (k, threshold, ties, Σs, Σs², fault): k is −1 where it is not known yet, and 0 with a fault;
-        the others as for `_find_kth`.
+        (k, threshold, end, Σs, Σs², fault): k is −1 where it is not known yet, and 0 with a fault;
+        kept are keys above the threshold, and those that equal it in the first `end` columns.
     """
-    largest, s1, s2 = _row_sums(row_ptr, COLUMNS, KEY_MASK, MANTISSA, SCALE, TILE)
+    BINS: tl.constexpr = 512 if MANTISSA == 10 else 128  # half a binade, or one
+    SHIFT: tl.constexpr = 16 if MANTISSA == 23 else 0
+    window = tl.maximum((guess >> SHIFT) - BINS // 2, 0)
+    largest, s1, s2, count_B, above = _row_sums(
+        row_ptr,
+        window,
+        RULE == PER_ROW,
+        BINS,
+        SHIFT,
+        COLUMNS,
+        KEY_MASK,
+        MANTISSA,
+        SCALE,
+        TILE,
+    )
     fault = (largest >= INFINITY).to(tl.int32) * NOT_FINITE
     k = tl.full([], -1, tl.int32)
     cut = tl.full([], 0, tl.int32) + guess
@@ -209,8 +275,20 @@ def decide_row(
                 fault = tl.full([], DOUBTFUL, tl.int32)
                 k = tl.full([], 0, tl.int32)
             if k > 0:
-                cut, ties = _find_kth(row_ptr, k, largest, guess, COLUMNS, KEY_MASK, MANTISSA, TILE)
-    return k, cut, ties, s1, s2, fault
+                cut, ties = _kth_in_window(
+                    row_ptr,
+                    k,
+                    largest,
+                    window,
+                    count_B,
+                    above,
+                    SHIFT,
+                    COLUMNS,
+                    KEY_MASK,
+                    TILE,
+                )
+    end = _tie_end(row_ptr, cut, ties, COLUMNS, KEY_MASK, TILE)
+    return k, cut, end, s1, s2, fault
 
 
 @triton.jit
@@ -222,13 +300,39 @@ def _given_bits(given_ptr, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def _tie_end(
+    row_ptr,
+    cut,
+    ties,
+    COLUMNS: tl.constexpr,
+    KEY_MASK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The number of leading columns that hold the first `ties` keys equal to the threshold."""
+    end = tl.where(ties > 0, COLUMNS, 0)
+    if (ties > 0) & (ties < COLUMNS):
+        start = tl.full([], 0, tl.int32)
+        left = tl.full([], 0, tl.int32) + ties
+        while left > 0:
+            _, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
+            tie_T = ((key_T == cut) & inside_T).to(tl.int32)
+            here = tl.sum(tie_T, 0)
+            if here >= left:
+                last_T = (tl.cumsum(tie_T, 0) == left) & (tie_T > 0)
+                column_T = start + tl.arange(0, TILE)
+                end = tl.min(tl.where(last_T, column_T, COLUMNS), 0) + 1
+            left -= here
+            start += TILE
+    return end
+
+
+@triton.jit
 def tile_keeps(
     row_ptr,
     given_ptr,
     start,
     cut,
-    ties,
-    tied,
+    end,
     RULE: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
@@ -241,58 +345,15 @@ def tile_keeps(
         given_ptr: Its mask, for GIVEN.
         start: The tile's first column.
         cut: The threshold.
-        ties: How many of the keys that equal it stay; C for all.
-        tied: How many keys before the tile equal it, where not all of them stay.
+        end: Keys that equal it stay in so many leading columns; see `_tie_end`.
 
     Returns:
-        (patterns, keys, bool which stay, tied up to the tile's end).
+        (patterns, keys, bool which stay).
     """
     pattern_T, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
     if RULE == GIVEN:
         keep_T = _given_bits(given_ptr, start, COLUMNS, TILE) != 0
     else:
-        keep_T = (key_T >= cut) & inside_T
-        if ties < COLUMNS:
-            tie_T = (key_T == cut) & inside_T
-            number_T = tl.cumsum(tie_T.to(tl.int32), 0) + tied
-            keep_T = keep_T & ((key_T > cut) | (number_T <= ties))
-            tied = tl.max(number_T, 0)
-    return pattern_T, key_T, keep_T, tied
-
-
-@triton.jit
-def tile_places(
-    row_ptr,
-    given_ptr,
-    start,
-    cut,
-    ties,
-    tied,
-    RULE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    KEY_MASK: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """As `tile_keeps`, with the place of each weight among those of the tile that stay.
-
-    Returns:
-        (patterns, keys, bool which stay, places, how many stay, tied up to the tile's end).
-    """
-    pattern_T, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
-    if RULE == GIVEN:
-        kept_T = _given_bits(given_ptr, start, COLUMNS, TILE)
-        number_T = tl.cumsum(kept_T, 0)
-        keep_T = kept_T != 0
-        kept = tl.max(number_T, 0)
-    else:
-        # one scan for two counts: of keys above the threshold, and of those that equal it
-        above_T = (key_T > cut) & inside_T
-        tie_T = (key_T == cut) & inside_T
-        both_T = tl.cumsum(above_T.to(tl.int32) + (tie_T.to(tl.int32) << 16), 0)
-        both = tl.max(both_T, 0)
-        before = tl.minimum(tied, ties)
-        keep_T = above_T | (tie_T & ((both_T >> 16) + tied <= ties))
-        number_T = (both_T & 0xFFFF) + tl.minimum((both_T >> 16) + tied, ties) - before
-        kept = (both & 0xFFFF) + tl.minimum((both >> 16) + tied, ties) - before
-        tied += both >> 16
-    return pattern_T, key_T, keep_T, number_T - 1, kept, tied
+        needed_T = cut + (start + tl.arange(0, TILE) >= end).to(tl.int32)
+        keep_T = (key_T >= needed_T) & inside_T
+    return pattern_T, key_T, keep_T

@@ -10,14 +10,23 @@ import torch
 from emp_kernels.counting import SLACK, exact_count, exact_sums_of
 from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.gpu.common import tile_of
 from emp_kernels.gpu.decide import DOUBTFUL, GIVEN, NOT_FINITE, PER_ROW, THRESHOLD
 from emp_kernels.gpu.histogram import count_equal_rows
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import Given, Patterns, PerRow, RowFigures, Rule, Threshold
 
-__all__ = ["RowsOnDevice", "programs", "rows_of"]
+__all__ = ["RowsOnDevice", "RuleTensors", "Shape", "rows_of"]
 
-_PROGRAMS_A_PROCESSOR = 8
+_WARPS_A_PROCESSOR = 16
+"""What fits its registers, of these kernels."""
+
+_ROW_BYTES_A_WARP = 16 << 10
+"""So that the rows under work on 132 processors fit 34 MB of the L2 cache of 50 MB or more."""
+
+_WEIGHTS_A_WARP = 256
+"""Of a tile: 8 a thread, 16 bytes of 16-bit weights."""
+
 _LARGEST_BETA = 1e300
 """A larger one keeps no more: N_eff is 1 at least, and would overflow."""
 
@@ -32,12 +41,37 @@ def rows_of(weights: torch.Tensor) -> torch.Tensor:
     return weights if weights.stride(1) == 1 or weights.shape[1] == 1 else weights.contiguous()
 
 
-def programs(device: torch.device, rows: int) -> int:
-    """How many programs share rows that are given out one by one: as many as run at once."""
-    if device.type != "cuda":  # interpreted, one after the other: the first takes all rows
-        return 2
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, min(rows, processors * _PROGRAMS_A_PROCESSOR))
+@dataclass(frozen=True)
+class Shape:
+    """How rows are spread over a device.
+
+    Attributes:
+        programs: How many programs share the rows.
+        warps: How many warps of 32 threads one program has.
+        tile: How many weights of a row it handles at a time.
+    """
+
+    programs: int
+    warps: int
+    tile: int
+
+    @classmethod
+    def of(cls, weights: torch.Tensor, tile: int | None) -> "Shape":
+        """The shape for rows, [R, C].
+
+        Args:
+            weights: They.
+            tile: What is asked for; a power of two, 16 or more.
+        """
+        rows, columns = weights.shape
+        needed = -(-columns * weights.element_size() // _ROW_BYTES_A_WARP)
+        warps = min(max(1 << (needed - 1).bit_length(), 1), 8)
+        tile = tile or tile_of(columns, warps * _WEIGHTS_A_WARP)
+        if weights.device.type != "cuda":  # interpreted, one after the other
+            return cls(2, warps, tile)
+        processors = torch.cuda.get_device_properties(weights.device).multi_processor_count
+        at_once = processors * _WARPS_A_PROCESSOR // warps
+        return cls(max(1, min(rows, at_once)), warps, tile)
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.gpu.common import scale_exponent, tile_of
-from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, programs, rows_of
+from emp_kernels.gpu.common import scale_exponent
+from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, Shape, rows_of
 from emp_kernels.gpu.pack_kernel import pack_kernel
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import RowFigures, Rule
 
 __all__ = ["DeviceRows", "PackLaunch", "pack"]
-
-_WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -56,24 +54,24 @@ class PackLaunch:
         rows, columns = weights.shape
         self._layout = layout
         self._emit = emit
-        self._tile = tile or tile_of(columns)
-        self._programs = programs(workspace.device, rows)
+        shape = self._shape = Shape.of(weights, tile)
         room = rows * layout.longest_record if emit else 0
         self.out = workspace.on_device("records", room)
         self._told = workspace.on_device("told", rows * 8 + 8).view(torch.int64)
-        self._scratch_stride = -(-columns // 64) * 64
+        self._scratch_stride = -(-columns // shape.tile) * shape.tile + 16
         item = layout.number_format.item_bytes
-        scratch = workspace.on_device("scratch", self._programs * self._scratch_stride * item)
+        scratch = workspace.on_device("scratch", shape.programs * self._scratch_stride * item)
         self._scratch = scratch.view(weights.dtype)
         self._mask_stride = -(-columns // 1024) * 128
-        self._masks = workspace.on_device("masks", self._programs * self._mask_stride)
+        self._masks = workspace.on_device("masks", shape.programs * self._mask_stride)
+        self._binades = workspace.on_device("binades", shape.programs * 1024).view(torch.int32)
 
     def __call__(self, rule: RuleTensors) -> None:
         """Put it on the stream."""
         rows, layout = self.rows, self._layout
         number_format = layout.number_format
         self._told.zero_()
-        pack_kernel[(self._programs,)](
+        pack_kernel[(self._shape.programs,)](
             rows.weights,
             rule.given,
             rule.beta,
@@ -86,6 +84,7 @@ class PackLaunch:
             self._told,
             self._scratch,
             self._masks,
+            self._binades,
             len(rows.weights),
             rule.threshold,
             rows.weights.stride(0),
@@ -106,8 +105,8 @@ class PackLaunch:
             LIMIT=layout.limit,
             ALIGN=layout.align,
             EMIT=self._emit,
-            TILE=self._tile,
-            num_warps=_WARPS,
+            TILE=self._shape.tile,
+            num_warps=self._shape.warps,
             enable_fp_fusion=True,
         )
 

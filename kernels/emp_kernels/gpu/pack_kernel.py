@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from emp_kernels.gpu.common import magnitudes
-from emp_kernels.gpu.decide import decide_row, tile_places
+from emp_kernels.gpu.decide import PER_ROW, decide_row, tile_keeps
 
 __all__ = ["pack_kernel"]
 
@@ -29,18 +29,23 @@ BYTES = tl.constexpr((1 << 61) - 1)
 
 
 @triton.jit
-def _patterns(kept_ptr, j_T, k, KEY_MASK: tl.constexpr):
-    """Kept weights: their patterns, as they are stored, and their keys."""
-    pattern_T = tl.load(kept_ptr + j_T, mask=j_T < k, other=0)
+def _patterns(kept_ptr, j_T, KEY_MASK: tl.constexpr):
+    """Kept weights: their patterns, as they are stored, and their keys.
+
+    Past the last one, within the tile, they are whatever the scratch memory holds.
+    """
+    pattern_T = tl.load(kept_ptr + j_T)
     return pattern_T, (pattern_T & KEY_MASK).to(tl.int32)
 
 
 @triton.jit
 def _distances(key_T, base, DROPPED: tl.constexpr, LIMIT: tl.constexpr):
     """How far keys lie above the window's base; LIMIT where they escape."""
-    away_T = (key_T >> DROPPED) - base
-    inside_T = (away_T >= 0) & (away_T < LIMIT) & ((key_T & ((1 << DROPPED) - 1)) == 0)
-    return tl.where(inside_T, away_T, LIMIT)
+    away_T = ((key_T >> DROPPED) - base).to(tl.uint32, bitcast=True)  # those below are far above
+    distance_T = tl.minimum(away_T, LIMIT).to(tl.int32, bitcast=True)
+    if DROPPED > 0:
+        distance_T = tl.where((key_T & ((1 << DROPPED) - 1)) == 0, distance_T, LIMIT)
+    return distance_T
 
 
 @triton.jit
@@ -50,29 +55,37 @@ def _compress_row(
     kept_ptr,
     mask_ptr,
     cut,
-    ties,
+    end,
     RULE: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Write a row's kept weights side by side, and its mask; returns (how many, the least key)."""
+    """Write a row's kept weights side by side, and its mask; returns (how many, the least key).
+
+    The first place is one of no use.
+    """
     BYTES_A_TILE: tl.constexpr = TILE // 8
     kept = tl.full([], 0, tl.int32)
-    tied = tl.full([], 0, tl.int32)
     smallest_T = tl.full([TILE], KEY_MASK, tl.int32)
     for start in range(0, COLUMNS, TILE):
-        pattern_T, key_T, keep_T, place_T, kept_here, tied = tile_places(
-            row_ptr, given_ptr, start, cut, ties, tied, RULE, COLUMNS, KEY_MASK, TILE
+        pattern_T, key_T, keep_T = tile_keeps(
+            row_ptr, given_ptr, start, cut, end, RULE, COLUMNS, KEY_MASK, TILE
         )
-        tl.store(kept_ptr + kept + place_T, pattern_T, mask=keep_T)
-        smallest_T = tl.minimum(smallest_T, tl.where(keep_T, key_T, KEY_MASK))
+        number_T = tl.cumsum(keep_T.to(tl.int32), 0) + kept
+        # those that go all go to one place of no use: cheaper than a mask for each
+        tl.store(kept_ptr + tl.where(keep_T, number_T, 0), pattern_T)
+        kept = tl.max(number_T, 0)
+        if RULE != PER_ROW:
+            smallest_T = tl.minimum(smallest_T, tl.where(keep_T, key_T, KEY_MASK))
         bit_T = keep_T.to(tl.int32) << (tl.arange(0, TILE) & 7)
         byte_B = start // 8 + tl.arange(0, BYTES_A_TILE)
         bits_B = tl.sum(tl.reshape(bit_T, (BYTES_A_TILE, 8)), 1)
         tl.store(mask_ptr + byte_B, bits_B.to(tl.uint8), mask=byte_B < (COLUMNS + 7) // 8)
-        kept += kept_here
-    return kept, tl.min(smallest_T, 0)
+    smallest = cut
+    if RULE != PER_ROW:
+        smallest = tl.min(smallest_T, 0)
+    return kept, smallest
 
 
 @triton.jit
@@ -92,16 +105,17 @@ def _look_over(
     mass_T = tl.zeros([TILE], tl.float64)
     for start in range(0, k, TILE):
         j_T = start + tl.arange(0, TILE)
-        _, key_T = _patterns(kept_ptr, j_T, k, KEY_MASK)
+        _, key_T = _patterns(kept_ptr, j_T, KEY_MASK)
         escapes_T = _distances(key_T, base, DROPPED, LIMIT) == LIMIT
         escaped_T += (escapes_T & (j_T < k)).to(tl.int32)
-        mass_T += magnitudes(key_T, MANTISSA, SCALE)
+        mass_T += magnitudes(tl.where(j_T < k, key_T, 0), MANTISSA, SCALE)
     return tl.sum(escaped_T, 0), tl.sum(mass_T, 0)
 
 
 @triton.jit
 def _fullest_binades(
     kept_ptr,
+    binades_ptr,
     k,
     base,
     KEY_MASK: tl.constexpr,
@@ -111,16 +125,19 @@ def _fullest_binades(
     TILE: tl.constexpr,
 ):
     """How far above the base the first of RADIX binades begins that together hold most weights."""
-    count_B = tl.zeros([512], tl.int32)  # 256 at most hold any; the last one those past the end
-    binade_B = tl.arange(0, 512)
+    count_B = tl.zeros([256], tl.int32)
     for start in range(0, k, TILE):
         j_T = start + tl.arange(0, TILE)
-        _, key_T = _patterns(kept_ptr, j_T, k, KEY_MASK)
-        binade_T = tl.where(j_T < k, ((key_T >> DROPPED) - base) >> STORED, 511)
-        count_B += tl.histogram(binade_T, 512)
-    inside_B = tl.zeros([512], tl.int32)
+        _, key_T = _patterns(kept_ptr, j_T, KEY_MASK)
+        binade_T = ((key_T >> DROPPED) - base) >> STORED
+        count_B += tl.histogram(binade_T, 256, mask=j_T < k)
+    binade_B = tl.arange(0, 256)
+    tl.store(binades_ptr + binade_B, count_B)
+    tl.debug_barrier()  # each is read by the threads of others, too
+    inside_B = tl.zeros([256], tl.int32)
     for i in tl.static_range(RADIX):
-        inside_B += tl.gather(count_B, tl.minimum(binade_B + i, 511), 0)
+        within_B = binade_B + i < 256
+        inside_B += tl.load(binades_ptr + binade_B + i, mask=within_B, other=0)
     inside_B = tl.where(binade_B <= 256 - RADIX, inside_B, -1)
     return tl.argmax(inside_B, 0) << STORED
 
@@ -167,7 +184,11 @@ def _values_of(
     LIMIT: tl.constexpr,
 ):
     """Sign and low bits of kept weights, int32; 0 past the last one."""
-    pattern_T, key_T = _patterns(kept_ptr, j_T, k, KEY_MASK)
+    if STORED == 7:  # byte for weight: tile for tile
+        pattern_T, key_T = _patterns(kept_ptr, j_T, KEY_MASK)
+    else:
+        pattern_T = tl.load(kept_ptr + j_T, mask=j_T < k, other=0)
+        key_T = (pattern_T & KEY_MASK).to(tl.int32)
     low_T = _distances(key_T, base, DROPPED, LIMIT) & ((1 << STORED) - 1)
     sign_T = (pattern_T >> SIGN).to(tl.int32) & 1
     return tl.where(j_T < k, (sign_T << STORED) | low_T, 0)
@@ -229,10 +250,11 @@ def _write_codes(
         byte_T = start + tl.arange(0, TILE)
         sum_T = tl.zeros([TILE], tl.int32)
         for digit in tl.static_range(DIGITS):
-            j_T = tl.where(byte_T < m, byte_T + digit * m, k)
-            _, key_T = _patterns(kept_ptr, j_T, k, KEY_MASK)
+            there_T = (byte_T < m) & (byte_T < k - digit * m)
+            pattern_T = tl.load(kept_ptr + digit * m + byte_T, mask=there_T, other=0)
+            key_T = (pattern_T & KEY_MASK).to(tl.int32)
             code_T = _distances(key_T, base, DROPPED, LIMIT) >> STORED
-            sum_T += tl.where(j_T < k, code_T, 0) * RADIX**digit
+            sum_T += tl.where(there_T, code_T, 0) * RADIX**digit
         tl.store(out_ptr + byte_T, sum_T.to(tl.uint8), mask=byte_T < length)
 
 
@@ -248,20 +270,27 @@ def _write_escapes(
     DROPPED: tl.constexpr,
     LIMIT: tl.constexpr,
     ITEM: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """The whole weights that escape, ITEM bytes each, and zeros up to the section's end."""
+    WHOLE: tl.constexpr = ALIGN % ITEM == 0
+    item_ptr = out_ptr.to(tl.pointer_type(kept_ptr.dtype.element_ty)) if WHOLE else out_ptr
     found = tl.full([], 0, tl.int32)
     for start in range(0, k, TILE):
         j_T = start + tl.arange(0, TILE)
-        pattern_T, key_T = _patterns(kept_ptr, j_T, k, KEY_MASK)
+        pattern_T, key_T = _patterns(kept_ptr, j_T, KEY_MASK)
         escapes_T = (_distances(key_T, base, DROPPED, LIMIT) == LIMIT) & (j_T < k)
-        rank_T = tl.cumsum(escapes_T.to(tl.int32), 0)
-        at_T = (found + rank_T - 1) * ITEM
-        for i in tl.static_range(ITEM):
-            byte_T = (pattern_T >> (8 * i)) & 255
-            tl.store(out_ptr + at_T + i, byte_T.to(tl.uint8), mask=escapes_T)
-        found += tl.max(rank_T, 0)
+        here = tl.sum(escapes_T.to(tl.int32), 0)
+        if here > 0:  # about every second tile has none
+            at_T = found + tl.cumsum(escapes_T.to(tl.int32), 0) - 1
+            if WHOLE:
+                tl.store(item_ptr + at_T, pattern_T, mask=escapes_T)
+            else:
+                for i in tl.static_range(ITEM):
+                    byte_T = (pattern_T >> (8 * i)) & 255
+                    tl.store(out_ptr + at_T * ITEM + i, byte_T.to(tl.uint8), mask=escapes_T)
+        found += here
     pad_T = tl.arange(0, 64)
     tl.store(
         out_ptr + escaped * ITEM + pad_T,
@@ -272,7 +301,7 @@ def _write_escapes(
 
 @triton.jit
 def _padded(nbytes, ALIGN: tl.constexpr):
-    return (nbytes + ALIGN - 1) // ALIGN * ALIGN
+    return tl.multiple_of((nbytes + ALIGN - 1) // ALIGN * ALIGN, ALIGN)
 
 
 @triton.jit(do_not_specialize=["rows", "threshold"])
@@ -287,8 +316,9 @@ def pack_kernel(
     fault_ptr,  # int32 [R], written: 0, NOT_FINITE or DOUBTFUL
     told_ptr,  # int64 [R], all zero: what each row has told those after it
     ticket_ptr,  # int64 [1], zero: the next row that is given out
-    scratch_ptr,  # of w's dtype: for each program C weights, `scratch_stride` apart
+    scratch_ptr,  # of w's dtype: for each program one of no use, and C rounded up to tiles
     mask_ptr,  # uint8: for each program a mask, `mask_stride` apart
+    binades_ptr,  # int32: for each program 256
     rows,
     threshold,
     row_stride,
@@ -313,14 +343,16 @@ def pack_kernel(
 ):
     """Pack all rows; see the module."""
     MASK_BYTES: tl.constexpr = (COLUMNS + 7) // 8
-    kept_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * scratch_stride
+    MASK_LENGTH: tl.constexpr = (MASK_BYTES + ALIGN - 1) // ALIGN * ALIGN
+    kept_ptr = scratch_ptr + 8 + tl.program_id(0).to(tl.int64) * scratch_stride
+    own_binades_ptr = binades_ptr + tl.program_id(0) * 256
     own_mask_ptr = mask_ptr + tl.program_id(0).to(tl.int64) * mask_stride
     guess = tl.full([], 0, tl.int32)
     row = tl.atomic_add(ticket_ptr, 1)
     while row < rows:
         row_ptr = w_ptr + row.to(tl.int64) * row_stride
         given_row_ptr = given_ptr + row.to(tl.int64) * MASK_BYTES
-        k, cut, ties, s1, s2, fault = decide_row(
+        k, cut, end, s1, s2, fault = decide_row(
             row_ptr,
             beta_ptr,
             limit_ptr + row,
@@ -340,10 +372,10 @@ def pack_kernel(
             k, smallest = _compress_row(
                 row_ptr,
                 given_row_ptr,
-                kept_ptr,
+                kept_ptr - 1,
                 own_mask_ptr,
                 cut,
-                ties,
+                end,
                 RULE,
                 COLUMNS,
                 KEY_MASK,
@@ -355,7 +387,9 @@ def pack_kernel(
             kept_ptr, k, base, KEY_MASK, MANTISSA, SCALE, DROPPED, LIMIT, TILE
         )
         if escaped * 64 > k:
-            base += _fullest_binades(kept_ptr, k, base, KEY_MASK, DROPPED, STORED, RADIX, TILE)
+            base += _fullest_binades(
+                kept_ptr, own_binades_ptr, k, base, KEY_MASK, DROPPED, STORED, RADIX, TILE
+            )
             escaped, _ = _look_over(
                 kept_ptr, k, base, KEY_MASK, MANTISSA, SCALE, DROPPED, LIMIT, TILE
             )
@@ -367,7 +401,7 @@ def pack_kernel(
         tl.store(stats_ptr + row.to(tl.int64) * 3 + 2, mass)
         tl.store(fault_ptr + row, fault)
         if EMIT:
-            mask_length = tl.where((k > 0) & (k < COLUMNS), _padded(MASK_BYTES, ALIGN), 0)
+            mask_length = tl.where((k > 0) & (k < COLUMNS), MASK_LENGTH, 0)
             value_length = _padded(((k.to(tl.int64) * (STORED + 1) + 7) // 8).to(tl.int32), ALIGN)
             code_length = k * 0
             if DIGITS > 0:
@@ -419,6 +453,7 @@ def pack_kernel(
                     DROPPED,
                     LIMIT,
                     ITEM,
+                    ALIGN,
                     TILE,
                 )
         tl.debug_barrier()  # the scratch is read, and will be written again

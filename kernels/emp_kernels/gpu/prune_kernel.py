@@ -44,7 +44,7 @@ def prune_kernel(
         row = tl.cast(number, tl.int64)
         row_ptr = w_ptr + row * row_stride
         given_row_ptr = given_ptr + row * MASK_BYTES
-        k, cut, ties, s1, s2, fault = decide_row(
+        k, cut, end, s1, s2, fault = decide_row(
             row_ptr,
             beta_ptr,
             limit_ptr + row,
@@ -62,12 +62,11 @@ def prune_kernel(
         if k == 0:  # nothing stays: a threshold that no weight reaches
             cut = tl.full([], KEY_MASK, tl.int32)
         written = tl.where(fault == 0, COLUMNS, 0)
-        tied = tl.full([], 0, tl.int32)
         kept_T = tl.zeros([TILE], tl.int32)
         mass_T = tl.zeros([TILE], tl.float64)
         for start in range(0, COLUMNS, TILE):
-            pattern_T, key_T, keep_T, tied = tile_keeps(
-                row_ptr, given_row_ptr, start, cut, ties, tied, RULE, COLUMNS, KEY_MASK, TILE
+            pattern_T, key_T, keep_T = tile_keeps(
+                row_ptr, given_row_ptr, start, cut, end, RULE, COLUMNS, KEY_MASK, TILE
             )
             kept_T += keep_T.to(tl.int32)
             mass_T += magnitudes(tl.where(keep_T, key_T, 0), MANTISSA, SCALE)

@@ -5,15 +5,13 @@ import numpy.typing as npt
 import torch
 
 from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.gpu.common import scale_exponent, tile_of
-from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, programs, rows_of
+from emp_kernels.gpu.common import scale_exponent
+from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, Shape, rows_of
 from emp_kernels.gpu.prune_kernel import prune_kernel
 from emp_kernels.numbers import F32, NumberFormat
 from emp_kernels.rows import PerRow, RowFigures, Rule, Threshold
 
 __all__ = ["PruneLaunch", "prune", "select"]
-
-_WARPS = 4
 
 
 class PruneLaunch:
@@ -41,13 +39,12 @@ class PruneLaunch:
     ) -> None:
         self.rows = RowsOnDevice(weights, number_format, workspace)
         self._out = out
-        self._tile = tile or tile_of(weights.shape[1])
-        self._programs = programs(workspace.device, len(weights))
+        self._shape = Shape.of(weights, tile)
 
     def __call__(self, rule: RuleTensors) -> None:
         """Put it on the stream."""
         rows, number_format = self.rows, self.rows.number_format
-        prune_kernel[(self._programs,)](
+        prune_kernel[(self._shape.programs,)](
             rows.weights,
             rule.given,
             rule.beta,
@@ -67,8 +64,8 @@ class PruneLaunch:
             MANTISSA=number_format.mantissa_bits,
             SCALE=scale_exponent(number_format),
             MASK=self._out.dtype == torch.uint8,
-            TILE=self._tile,
-            num_warps=_WARPS,
+            TILE=self._shape.tile,
+            num_warps=self._shape.warps,
             enable_fp_fusion=True,
         )
 
