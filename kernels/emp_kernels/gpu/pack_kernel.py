@@ -16,7 +16,7 @@ import triton.language as tl
 from emp_kernels.gpu.common import magnitudes
 from emp_kernels.gpu.decide import PER_ROW, decide_row, tile_keeps
 
-__all__ = ["pack_kernel"]
+__all__ = ["END_KNOWN", "LENGTH_KNOWN", "begin_record", "pack_kernel"]
 
 WINDOW = tl.constexpr(64)
 """Rows before its own that a program looks back at, at a time."""
@@ -143,7 +143,7 @@ def _fullest_binades(
 
 
 @triton.jit
-def _begin_record(told_ptr, row, nbytes):
+def begin_record(told_ptr, row, nbytes):
     """Tell how long a row's record is, and learn from the rows before it where it begins."""
     tl.atomic_xchg(told_ptr + row, nbytes | LENGTH_KNOWN)
     begin = tl.full([], 0, tl.int64)
@@ -408,7 +408,7 @@ def pack_kernel(
                 code_length = _padded((k + DIGITS - 1) // DIGITS, ALIGN)
             escape_length = _padded(escaped * ITEM, ALIGN)
             nbytes = (mask_length + value_length).to(tl.int64) + code_length + escape_length
-            at = out_ptr + tl.multiple_of(_begin_record(told_ptr, row, nbytes), ALIGN)
+            at = out_ptr + tl.multiple_of(begin_record(told_ptr, row, nbytes), ALIGN)
             _write_mask(own_mask_ptr, at, mask_length, COLUMNS, TILE)
             at += mask_length
             _write_values(
