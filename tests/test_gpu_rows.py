@@ -6,6 +6,7 @@ after program; what programs do to each other is tested on what they read and wr
 
 import threading
 import time
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -34,6 +35,14 @@ from test_kernels import doubtful_betas
 
 interpreter = pytest.mark.interpreter
 formats = pytest.mark.parametrize("number_format", NUMBER_FORMATS, ids=lambda f: f.name)
+
+
+def each_with_a_format(name, values):
+    """Each value once, with one format after the other: the interpreter is slow."""
+    pairs = list(zip(values, cycle(NUMBER_FORMATS), strict=False))
+    return pytest.mark.parametrize(
+        (name, "number_format"), pairs, ids=[f"{value}-{f.name}" for value, f in pairs]
+    )
 
 
 def on_device():
@@ -65,8 +74,7 @@ def layout_of(number_format, columns, **parameters):
 
 
 @interpreter
-@formats
-@pytest.mark.parametrize("columns", [1, 15, 16, 17, 33])
+@each_with_a_format("columns", [1, 15, 16, 17, 33])
 def test_rows_below_at_and_past_a_tile_are_packed_and_pruned(columns, number_format):
     for rows, kind in ((1, "gaussian"), (3, "heavy tailed")):
         weights = make_rows(kind, number_format, (rows, columns))
@@ -75,16 +83,14 @@ def test_rows_below_at_and_past_a_tile_are_packed_and_pruned(columns, number_for
 
 
 @interpreter
-@formats
-@pytest.mark.parametrize("kind", KINDS)
+@each_with_a_format("kind", KINDS)
 def test_every_kind_of_row_is_packed_as_the_reference_packs_it(kind, number_format):
     weights = make_rows(kind, number_format, (2, 77))
     check_packed(weights, layout_of(number_format, 77, align=16), PerRow(1.0), tile=64)
 
 
 @interpreter
-@formats
-@pytest.mark.parametrize("beta", [0.01, 0.5, 1.3, 1e308])
+@each_with_a_format("beta", [0.01, 0.5, 1.3, 1e308])
 def test_any_beta_keeps_what_the_reference_keeps(beta, number_format):
     weights = make_rows("gaussian", number_format, (2, 50))
     check_packed(weights, layout_of(number_format, 50), PerRow(beta), tile=32)
@@ -92,8 +98,7 @@ def test_any_beta_keeps_what_the_reference_keeps(beta, number_format):
 
 
 @interpreter
-@formats
-@pytest.mark.parametrize("radix", RADICES)
+@each_with_a_format("radix", RADICES)
 def test_every_radix_alignment_and_dropping_writes_the_same_bytes(radix, number_format):
     align = {1: 1, 2: 2, 3: 4, 4: 8, 6: 32, 16: 64}[radix]
     dropped = {1: 0, 2: 3, 3: number_format.mantissa_bits, 4: 5, 6: 1, 16: 2}[radix]
@@ -104,8 +109,7 @@ def test_every_radix_alignment_and_dropping_writes_the_same_bytes(radix, number_
 
 
 @interpreter
-@formats
-@pytest.mark.parametrize("ties", [0, 1, 7, 10**6])
+@each_with_a_format("ties", [0, 1, 7, 10**6])
 def test_of_the_weights_at_a_threshold_the_first_ones_of_all_rows_stay(ties, number_format):
     weights = make_rows("ties", number_format, (3, 40))
     threshold = int(to_bits(np.array([1.0]), number_format)[0])
@@ -162,7 +166,7 @@ def test_the_first_row_that_is_not_finite_is_named_and_nothing_of_it_is_written(
 
 
 @interpreter
-@formats
+@pytest.mark.parametrize("number_format", [BF16, F32], ids=lambda f: f.name)
 def test_no_rows_and_measuring_give_no_bytes(number_format):
     nothing = np.empty((0, 5), number_format.storage)
     layout = layout_of(number_format, 5)
