@@ -438,7 +438,7 @@ def pack_kernel(
                     LIMIT,
                     RADIX,
                     DIGITS,
-                    TILE,
+                    TILE // 2,  # each byte stands for DIGITS weights
                 )
                 at += code_length
             if escaped > 0:
