@@ -29,8 +29,8 @@ class Compiled:
         constants: Its constexpr arguments by name.
         shared: Bytes of shared memory that a program takes.
         loads: The kinds of loads in its PTX, as ``ld.global.b64``.
-        usage: What cuobjdump tells of the binary, as REG, STACK and LOCAL; empty where there is
-            only PTX, or no cuobjdump.
+        usage: Registers, and instructions that spill them; empty where there is no binary, or
+            Triton comes without cuobjdump.
     """
 
     kernel: str
@@ -126,7 +126,10 @@ def launching_compiles_for(capability: int, *, binaries: bool) -> Iterator[dict[
 
 
 def usage_of(cubin: bytes) -> dict[str, int]:
-    """What cuobjdump tells of a binary's kernel; nothing where Triton comes without it."""
+    """Registers of a binary's kernel, and instructions that spill some or fetch them again.
+
+    Nothing where Triton comes without cuobjdump.
+    """
     import triton
 
     program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -135,8 +138,9 @@ def usage_of(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.check_output([program, "-res-usage", file.name], text=True)
-    return {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", told)}
+        told = subprocess.check_output([program, "-res-usage", "-sass", file.name], text=True)
+    (registers,) = re.findall(r"\bREG:(\d+)", told)
+    return {"registers": int(registers), "spills": len(re.findall(r"\b(?:STL|LDL)\b", told))}
 
 
 def main() -> None:

@@ -65,8 +65,8 @@ def test_no_kernel_spills_registers(compiled: list[Compiled]) -> None:
     if not binaries:
         pytest.skip("Triton came without cuobjdump")
     assert {one.kernel for one in binaries} == kernels_that_are_there()
-    assert min(one.usage["REG"] for one in binaries) > 16
-    assert [one for one in binaries if one.usage["STACK"] or one.usage["LOCAL"]] == []
+    assert min(one.usage["registers"] for one in binaries) > 16
+    assert [one for one in binaries if one.usage["spills"]] == []
 
 
 def test_what_other_rows_tell_is_read_anew_each_time(compiled: list[Compiled]) -> None:
