@@ -207,7 +207,7 @@ def _unpack_row(
         keep_8N = ((bits_N[None, :] << (31 - column_8N * 4).to(tl.uint32)).to(tl.int32) >> 31).to(
             tl.uint32
         )
-        escape_8N = (away_8N ^ LIMIT) | ~keep_8N  # 0 where one is
+        escape_8N = (away_8N ^ LIMIT) | (keep_8N ^ 0xFFFFFFFF)  # 0 where one is
         key_8N = (base + away_8N) << DROPPED
         if reaches_infinity:
             in_window_8N = tl.where(escape_8N == 0, 0, key_8N & keep_8N)
