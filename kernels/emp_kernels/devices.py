@@ -4,8 +4,6 @@ With ``TRITON_INTERPRET=1`` Triton's interpreter runs the kernels on the CPU, sl
 they are tested where there is no GPU.
 """
 
-import os
-
 import torch
 
 from emp_kernels.errors import NoDeviceError
@@ -15,12 +13,15 @@ __all__ = ["find_devices", "interpreted", "visible_gpus"]
 _LEAST_CAPABILITY = (8, 0)
 """Ampere: the oldest that the kernels are compiled for in the tests."""
 
+_LEAST_TRITON = (3, 4)
+"""The kernels gather (since 3.3) and count some of a tile's weights in histograms (since 3.4)."""
+
 
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on the CPU.
 
     Raises:
-        NoDeviceError: If Triton is not installed.
+        NoDeviceError: If Triton is not installed, or too old.
     """
     try:
         import triton
@@ -28,9 +29,12 @@ def interpreted() -> bool:
         raise NoDeviceError(
             "the kernels for GPUs need Triton, which is not installed (pip install triton)"
         ) from error
-    if hasattr(triton, "knobs"):
-        return bool(triton.knobs.runtime.interpret)
-    return os.environ.get("TRITON_INTERPRET") == "1"  # before Triton 3.4
+    if tuple(map(int, triton.__version__.split(".")[:2])) < _LEAST_TRITON:
+        raise NoDeviceError(
+            "the kernels for GPUs need Triton 3.4, which comes with torch 2.8; this is Triton "
+            f"{triton.__version__}"
+        )
+    return bool(triton.knobs.runtime.interpret)
 
 
 def find_devices(asked: str = "cuda") -> list[torch.device]:
