@@ -220,10 +220,11 @@ class PrunedSource(TargetSource):
 
         rows = self._target.read(self._file, block, workspace)
         rule = self._selection.rule(self._target, block)
-        weights.place(block, rows, workspace)
         there, number_format = weights.rows(block), self.geometry.number_format
         try:
-            prune_there(there, number_format, rule, workspace=workspace)
+            with workspace.active():
+                weights.place(block, rows, workspace)
+                prune_there(there, number_format, rule, workspace=workspace)
         except NonFiniteRowError as error:
             raise self._target.not_finite(block, error) from error
 
