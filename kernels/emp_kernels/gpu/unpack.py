@@ -54,10 +54,16 @@ def _word(words, at, index, wanted, BITS: tl.constexpr, ALIGN: tl.constexpr):
         at: Where the integers begin, a byte and a multiple of ALIGN.
         index: Which integers.
     """
-    bit = index * BITS
-    if ALIGN % 4:
-        bit += (at & 3).to(tl.int32) * 8
-    return words + (at >> 2) + (bit >> 5), (bit & 31).to(tl.uint64)
+    skipped = (at & 3).to(tl.int32) if ALIGN % 4 else 0
+    if BITS == 8:
+        byte = index + skipped
+        word = byte >> 2
+        bit = (byte & 3) * 8
+    else:
+        bit = index * BITS + skipped * 8
+        word = bit >> 5
+        bit = bit & 31
+    return words + (at >> 2) + word, bit.to(tl.uint64)
 
 
 @triton.jit
@@ -86,11 +92,13 @@ def _integers(words, at, index, wanted, BITS: tl.constexpr, ALIGN: tl.constexpr)
 def _digit(byte, place, RADIX: tl.constexpr, DIGIT_BITS: tl.constexpr):
     """Digit t of a byte, uint32, to the base RADIX.
 
-    The place of powers of two is the digit's first bit. Of others it is ⌈2³² / radixᵗ⁺¹⌉: modulo
-    2³² the product with the byte is the fraction of byte / radixᵗ⁺¹, 255 too large at most, where
-    fractions are a 256th of 2³² apart at least; times RADIX, its whole part is the digit.
+    The place of powers of two is the digit's first bit. Of others it is ⌈2²⁴ / radixᵗ⁺¹⌉: modulo
+    2²⁴ the product with the byte is the fraction of byte / radixᵗ⁺¹, 255 too large at most, where
+    fractions are a 256th of 2²⁴ apart at least; times RADIX, its whole part is the digit.
     """
-    return (byte >> place) & (RADIX - 1) if DIGIT_BITS > 0 else tl.umulhi(byte * place, RADIX)
+    return (
+        (byte >> place) & (RADIX - 1) if DIGIT_BITS > 0 else (byte * place & 0xFFFFFF) * RADIX >> 24
+    )
 
 
 @triton.jit
@@ -131,7 +139,7 @@ def _unpack_row(
 ):
     """Decode the record of the program's row; faults[row] is 0 if nothing contradicts its line."""
     N: tl.constexpr = TILE // 8
-    LIMIT: tl.constexpr = (RADIX << STORED) - 1
+    LIMIT: tl.constexpr = (RADIX << STORED) - 1  # the largest distance there can be
     KEY_MASK: tl.constexpr = (1 << (BITS - 1)) - 1
     ITEM_BYTES: tl.constexpr = BITS // 8
     row = tl.program_id(0).to(tl.int64)
@@ -154,7 +162,7 @@ def _unpack_row(
     named = k * 0
     marked = k * 0
     largest_N = tl.zeros([N], tl.uint32)
-    # weight by weight, codes are the same digit of byte after byte, then the next digit of them
+    # from rank `turned` on, codes are digit `turn` of byte after byte, then the next digit of them
     code_bytes = (k + DIGITS - 1) // DIGITS if DIGITS else k
     turn = k * 0
     turned = k * 0
@@ -181,41 +189,35 @@ def _unpack_row(
             value_8N = _integers(words, values_at, rank_8N, some_N[None, :], STORED + 1, ALIGN)
         away_8N = value_8N & ((1 << STORED) - 1)
         if DIGITS > 0:
-            if named <= turned + code_bytes:
+            if (named <= turned + code_bytes) | (turn == DIGITS - 1):
                 bytes_N = _window(words, codes_at, rank_N - turned, some_N, ALIGN)
                 byte_8N = (bytes_N[None, :] >> before_8N.to(tl.uint64)).to(tl.uint32) & 255
                 code_8N = _digit(byte_8N, place, RADIX, DIGIT_BITS)
             else:
                 rank_8N = rank_N[None, :] + (before_8N >> 3).to(tl.int32)
-                turned_8N = rank_8N * 0
-                place_8N = turned_8N.to(tl.uint32) + LOWEST
-                later = base * 0 + LOWEST
-                for t in tl.static_range(1, DIGITS):
-                    later = _next_place(later, RADIX, DIGIT_BITS)
-                    above_8N = rank_8N >= t * code_bytes
-                    turned_8N = tl.where(above_8N, t * code_bytes, turned_8N)
-                    place_8N = tl.where(above_8N, later, place_8N)
+                turned_8N = rank_8N * 0 + turned
+                place_8N = (rank_8N * 0).to(tl.uint32) + place
+                while (turn < DIGITS - 1) & (turned + code_bytes < named):
+                    turn += 1
+                    turned += code_bytes
+                    place = _next_place(place, RADIX, DIGIT_BITS)
+                    above_8N = rank_8N >= turned
+                    turned_8N = tl.where(above_8N, turned, turned_8N)
+                    place_8N = tl.where(above_8N, place, place_8N)
                 at_8N = codes_at + (rank_8N - turned_8N)
                 byte_8N = tl.load(payload + at_8N, mask=some_N[None, :]).to(tl.uint32)
                 code_8N = _digit(byte_8N, place_8N, RADIX, DIGIT_BITS)
             away_8N += code_8N << STORED
-            while (turn < DIGITS - 1) & (turned + code_bytes <= named):
-                turn += 1
-                turned += code_bytes
-                place = _next_place(place, RADIX, DIGIT_BITS)
-        # all bits of kept weights, none of others
-        keep_8N = ((bits_N[None, :] << (31 - column_8N * 4).to(tl.uint32)).to(tl.int32) >> 31).to(
-            tl.uint32
-        )
-        escape_8N = (away_8N ^ LIMIT) | (keep_8N ^ 0xFFFFFFFF)  # 0 where one is
         key_8N = (base + away_8N) << DROPPED
+        keep_8N = (bits_N[None, :] & bit_8N) != 0
         if reaches_infinity:
-            in_window_8N = tl.where(escape_8N == 0, 0, key_8N & keep_8N)
+            in_window_8N = tl.where(keep_8N & (away_8N != LIMIT), key_8N, 0)
             largest_N = tl.maximum(largest_N, tl.max(in_window_8N, 0))
-        weight_8N = (key_8N | ((value_8N >> STORED) << (BITS - 1))) & keep_8N
+        weight_8N = tl.where(keep_8N, key_8N | ((value_8N >> STORED) << (BITS - 1)), 0)
 
-        if tl.min(tl.min(escape_8N, 0), 0) == 0:
-            left_N = tl.sum(tl.where(escape_8N == 0, bit_8N, 0), 0)
+        # columns that go may show one, too: they were given what the next one that stays has
+        if tl.max(tl.max(away_8N, 0), 0) == LIMIT:
+            left_N = tl.sum(tl.where(away_8N == LIMIT, bit_8N & bits_N[None, :], 0), 0)
             count_N = ((left_N * 0x11111111) >> 28).to(tl.int32)
             nth_N = marked + tl.cumsum(count_N, 0) - count_N
             marked += tl.sum(count_N, 0)
@@ -305,7 +307,7 @@ class UnpackLaunch:
             RADIX=layout.radix,
             DIGITS=layout.digits,
             DIGIT_BITS=layout.radix.bit_length() - 1 if power_of_two else 0,
-            LOWEST=0 if power_of_two else -(-(1 << 32) // layout.radix),
+            LOWEST=0 if power_of_two else -(-(1 << 24) // layout.radix),
             ALIGN=layout.align,
             TILE=self._tile,
             num_warps=1,
