@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from emp_kernels.dispatch import Workspace, turn
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import Bytes, Patterns
 
@@ -23,6 +24,12 @@ BLOCK_BYTES = 4 << 20
 
 TRANSPOSED_BLOCK_BYTES = 16 << 20
 """The same where rows are columns of the file, so that the stretches that are read stay long."""
+
+_TURNED_BYTES = 1 << 20
+"""Of such a block, what is turned at a time: it stays in the cache that a core has of its own."""
+
+_TURNED_COLUMNS = 128
+"""Are turned at a time at least, so that pieces of rows are not shorter than lines of the cache."""
 
 _BLOCK_ROWS = 1 << 16  # for what goes with a row, such as its line of the table, is in memory too
 
@@ -125,28 +132,28 @@ class Geometry:
         """Number of a block's first row among all rows of the tensor."""
         return block.matrix * self.matrix_rows + block.start
 
-    def read(self, file: SourceFile, offset: int, block: Block, buffer: Bytes) -> Patterns:
+    def read(
+        self, file: SourceFile, offset: int, block: Block, memory: Patterns, workspace: Workspace
+    ) -> None:
         """Read a block's rows.
 
         Args:
             file: The file.
             offset: Where the tensor starts in it, in bytes.
             block: Which rows.
-            buffer: uint8, at least `block_bytes` long; the result lies in it unless transposed.
-
-        Returns:
-            uint16 or uint32 [rows, columns], C-contiguous bit patterns.
+            memory: uint16 or uint32 [rows, columns], C-contiguous; their bit patterns, written.
+            workspace: Buffers to use again.
         """
-        storage = self.number_format.storage
-        flat = buffer[: self.block_bytes(block)]
-        rows = block.stop - block.start
         if not self.transposed:
             at = offset + self.first_row(block) * self.row_bytes
-            file.read_into(at, flat.data)
-            return flat.view(storage).reshape(rows, self.columns)
-        for at, start, stop in self._stretches(offset, block):
-            file.read_into(at, flat.data[start:stop])
-        return np.ascontiguousarray(flat.view(storage).reshape(self.columns, rows).T)
+            file.read_into(at, _bytes(memory).data)
+            return
+        for columns in self._turned_at_once(block):
+            turned = memory[:, columns.start : columns.stop]
+            flat = workspace.take("columns", turned.nbytes)[: turned.nbytes]
+            for at, start, stop in self._stretches(offset, block, columns):
+                file.read_into(at, flat.data[start:stop])
+            turn(flat.view(memory.dtype).reshape(turned.shape[::-1]), turned)
 
     def placed(self, offset: int, block: Block, weights: Patterns) -> Iterator[tuple[int, Bytes]]:
         """Where a block's rows, [rows, columns], are to be written, so that `read` finds them.
@@ -157,25 +164,42 @@ class Geometry:
             weights: Their bit patterns, C-contiguous.
 
         Yields:
-            Offsets in the file, each with the uint8 data that goes there.
+            Offsets in the file, each with the uint8 data that goes there: to be written before the
+            next is asked for.
         """
         if not self.transposed:
             yield offset + self.first_row(block) * self.row_bytes, _bytes(weights)
             return
-        flat = _bytes(np.ascontiguousarray(weights.T))
-        for at, start, stop in self._stretches(offset, block):
-            yield at, flat[start:stop]
+        buffer = np.empty(0, weights.dtype)
+        for columns in self._turned_at_once(block):
+            rows = weights[:, columns.start : columns.stop]
+            if buffer.size < rows.size:
+                buffer = np.empty(rows.size, weights.dtype)
+            turned = buffer[: rows.size].reshape(rows.shape[::-1])
+            turn(rows, turned)
+            flat = _bytes(turned)
+            for at, start, stop in self._stretches(offset, block, columns):
+                yield at, flat[start:stop]
 
-    def _stretches(self, offset: int, block: Block) -> Iterator[tuple[int, int, int]]:
-        """Where a transposed block's stretches lie: in the file, and from – to in the block."""
+    def _turned_at_once(self, block: Block) -> Iterator[range]:
+        """All columns, in order, by those of a transposed block that are turned at a time."""
+        column_bytes = (block.stop - block.start) * self.number_format.item_bytes
+        some = max(1, _TURNED_BYTES // (column_bytes * _TURNED_COLUMNS)) * _TURNED_COLUMNS
+        for start in range(0, self.columns, some):
+            yield range(start, min(start + some, self.columns))
+
+    def _stretches(
+        self, offset: int, block: Block, columns: range
+    ) -> Iterator[tuple[int, int, int]]:
+        """Where columns of a transposed block lie: in the file, and from – to among themselves."""
         item = self.number_format.item_bytes
         line = self.matrix_rows * item
-        first = offset + block.matrix * self.columns * line + block.start * item
+        first = offset + (block.matrix * self.columns + columns.start) * line + block.start * item
         width = (block.stop - block.start) * item
         if width == line:
-            yield first, 0, self.columns * line
+            yield first, 0, len(columns) * line
             return
-        for column in range(self.columns):
+        for column in range(len(columns)):
             yield first + column * line, column * width, (column + 1) * width
 
 

@@ -59,8 +59,8 @@ class RowReader(Protocol):
         Args:
             block: Which rows.
             workspace: Buffers to use again; the result may lie in them.
-            memory: Room for the rows, [rows, columns], C-contiguous, where they will lie unless
-                they are columns of the file; in the workspace if None.
+            memory: Room for the rows, [rows, columns], C-contiguous, where they will lie; in the
+                workspace if None.
 
         Raises:
             CheckpointError: If it cannot be read.
@@ -116,6 +116,5 @@ class PlainReader:
         """Read a block."""
         if memory is None:
             memory = block_memory(self.geometry, block, workspace)
-        buffer = memory.reshape(-1).view(np.uint8)
-        rows = self.geometry.read(self._file, self._entry.start, block, buffer)
-        return StoredBlock(rows.reshape(-1).view(np.uint8), rows)
+        self.geometry.read(self._file, self._entry.start, block, memory, workspace)
+        return StoredBlock(memory.reshape(-1).view(np.uint8), memory)

@@ -65,8 +65,7 @@ class Target:
             file: The shard's file.
             block: Which rows.
             workspace: Buffers to use again.
-            memory: Room for them, C-contiguous, where they will lie unless the tensor is
-                transposed; in the workspace if None.
+            memory: Room for them, C-contiguous, where they will lie; in the workspace if None.
 
         Raises:
             CheckpointError: If the file cannot be read.

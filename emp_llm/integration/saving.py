@@ -295,7 +295,8 @@ def _pack(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[str, to
 def _layout(weights: DenseWeights, before: RowLayout | None) -> RowLayout:
     """The layout from before, or a new one if the weights have become others."""
     geometry = weights.geometry
-    sample = sample_rows(geometry, weights.rows)
+    workspace = Workspace()
+    sample = sample_rows(geometry, lambda block: weights.rows(block, workspace))
     rule = _what_is_there(sample, geometry)
     best = choose_layout(sample, geometry, rule)
     if before is None or before.number_format is not best.number_format:
@@ -320,7 +321,7 @@ def _pack_blocks(weights: DenseWeights, layout: RowLayout) -> tuple[list[Table],
     records: list[Bytes] = []
 
     def compute(block: Block, workspace: Workspace) -> PackedRows:
-        rows = weights.rows(block)
+        rows = weights.rows(block, workspace)
         return pack_rows(rows, layout, _what_is_there(rows, geometry), workspace=workspace)
 
     def settle(packed: PackedRows) -> None:

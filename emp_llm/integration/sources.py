@@ -3,16 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.dispatch import Workspace, prune_rows
+from emp_kernels.dispatch import Workspace, prune_rows, turn
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.numbers import BF16, F16, F32, NumberFormat
 from emp_kernels.rows import Patterns
 
 from emp_llm.geometry import Block, Geometry
 from emp_llm.packed_reader import PackedReader
+from emp_llm.row_reader import block_memory
 from emp_llm.selection import Selection
 from emp_llm.sources.source_file import SourceFile
 from emp_llm.target import Target
@@ -65,17 +65,17 @@ class DenseWeights:
         rows: Patterns = self._matrices[block.matrix, block.start : block.stop]
         return rows
 
-    def rows(self, block: Block) -> Patterns:
-        """A block's rows, [rows, columns], C-contiguous."""
-        matrix: Patterns = self._matrices[block.matrix]
-        if self.geometry.transposed:
-            return np.ascontiguousarray(matrix[:, block.start : block.stop].T)
-        rows: Patterns = matrix[block.start : block.stop]
+    def rows(self, block: Block, workspace: Workspace) -> Patterns:
+        """A block's rows, [rows, columns], C-contiguous; in the workspace if need be."""
+        rows = self.in_place(block)
+        if rows is None:
+            rows = block_memory(self.geometry, block, workspace)
+            turn(self._matrices[block.matrix, :, block.start : block.stop], rows)
         return rows
 
     def place(self, block: Block, rows: Patterns) -> None:
         """Put a transposed block's rows, [rows, columns], where they belong."""
-        self._matrices[block.matrix, :, block.start : block.stop] = rows.T
+        turn(rows, self._matrices[block.matrix, :, block.start : block.stop])
 
 
 class DeviceWeights:

@@ -65,6 +65,7 @@ __all__ = [
     "select_rows",
     "sweep_rows",
     "trailing_zeros",
+    "turn",
     "unpack_rows",
 ]
 
@@ -385,3 +386,37 @@ def trailing_zeros(
     from emp_kernels import numba_backend
 
     return numba_backend.trailing_zeros(weights, number_format, kept)
+
+
+def turn(matrix: Patterns, out: Patterns, *, impl: Impl = "auto") -> None:
+    """Turn a matrix, so that its columns become rows.
+
+    Args:
+        matrix: uint16 or uint32 [M, N]; the items of a line lie side by side, lines may lie apart.
+        out: As many of the same [N, M], likewise, in other memory; written.
+        impl: As for `count_rows`.
+
+    Raises:
+        ValueError: If they are not as they must be.
+    """
+    if out.shape != matrix.shape[::-1] or out.dtype != matrix.dtype:
+        raise ValueError(
+            f"{matrix.dtype} {matrix.shape} is to be turned to {out.dtype} {out.shape}; that must "
+            f"be {matrix.dtype} {matrix.shape[::-1]}"
+        )
+    for array in (matrix, out):
+        if not array.flags.c_contiguous and (
+            array.strides[1] != array.itemsize
+            or array.strides[0] % array.itemsize
+            or array.strides[0] < array.shape[1] * array.itemsize
+        ):
+            raise ValueError(
+                f"the items of each line must lie side by side, one line behind the other; strides "
+                f"are {array.strides}"
+            )
+    if impl == "reference":
+        plain_backend.turn(matrix, out)
+        return
+    from emp_kernels import numba_backend
+
+    numba_backend.turn(matrix, out)

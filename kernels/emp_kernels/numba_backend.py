@@ -10,6 +10,7 @@ from emp_kernels.counting import SLACK, exact_count, exact_sums_of
 from emp_kernels.cpu import masks
 from emp_kernels.cpu import pack as kernels
 from emp_kernels.cpu import sweep as sweeping
+from emp_kernels.cpu import turn as turning
 from emp_kernels.cpu import unpack as unpacking
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
@@ -30,7 +31,7 @@ from emp_kernels.rows import (
     Workspace,
 )
 
-__all__ = ["Block", "count", "select", "sweep", "trailing_zeros", "unpack"]
+__all__ = ["Block", "count", "select", "sweep", "trailing_zeros", "turn", "unpack"]
 
 _FAULTS = {
     unpacking.BAD_MASK: "its mask names another number of weights than its table line",
@@ -226,6 +227,21 @@ def trailing_zeros(
         weights, _format_arguments(number_format), np.ascontiguousarray(kept), found
     )
     return found
+
+
+def turn(matrix: Patterns, out: Patterns) -> None:
+    """See `emp_kernels.dispatch.turn`."""
+    if matrix.size:
+        turning.turn_lines(*_lines(matrix), *_lines(out), *matrix.shape)
+
+
+def _lines(matrix: Patterns) -> tuple[Patterns, int]:
+    """All memory from the first item to the last, and how many items of it each line takes."""
+    item = matrix.itemsize
+    lines, width = matrix.shape
+    line = width if matrix.flags.c_contiguous else matrix.strides[0] // item
+    size = (lines - 1) * line + width
+    return np.lib.stride_tricks.as_strided(matrix, (size,), (item,)), line
 
 
 def _scratch(layout: RowLayout, workspace: Workspace) -> tuple[Patterns, Patterns, Bytes]:

@@ -24,7 +24,7 @@ from emp_kernels.rows import (
     Threshold,
 )
 
-__all__ = ["count", "pack", "prune", "select", "sweep", "trailing_zeros", "unpack"]
+__all__ = ["count", "pack", "prune", "select", "sweep", "trailing_zeros", "turn", "unpack"]
 
 
 def pack(weights: Patterns, layout: RowLayout, rule: Rule, *, emit: bool) -> PackedRows:
@@ -147,3 +147,8 @@ def trailing_zeros(
             for key in filter(None, keys[:k]):
                 found[b, (key & -key).bit_length() - 1] += 1
     return found
+
+
+def turn(matrix: Patterns, out: Patterns) -> None:
+    """See `emp_kernels.dispatch.turn`."""
+    out[:] = matrix.T
