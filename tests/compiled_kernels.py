@@ -71,6 +71,7 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
         lambda: histogram.count_keys(rows.reshape(-1), BF16, workspace),
         lambda: histogram.count_low_parts(wide.reshape(-1), 7, workspace),
         lambda: unpack.unpack(payload, table, narrow, rows, workspace),
+        lambda: unpack.unpack(payload, table, broad, wide, workspace),
     ]
     if not all_of_them:
         return of_each_kernel
@@ -85,7 +86,6 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
         lambda: histogram.count_keys(rows.reshape(-1), F16, workspace),
         lambda: histogram.count_bins(wide.reshape(-1), workspace),
         lambda: unpack.unpack(payload, table, powers_of_two, rows, workspace),
-        lambda: unpack.unpack(payload, table, broad, wide, workspace),
     ]
 
 

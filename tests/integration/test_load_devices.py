@@ -27,11 +27,11 @@ from emp_llm.integration.sources import DenseWeights
 interpreter = pytest.mark.interpreter
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
-_SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "head_dim": 4, "intermediate_size": 3}
+_SMALL = {"num_hidden_layers": 1, "hidden_size": 4, "head_dim": 4, "intermediate_size": 3}
 _EXPERTS = {**_SMALL, "num_local_experts": 2}
 SMALL: dict[str, dict[str, Any]] = {
     "llama": _SMALL,
-    "gpt2": {"n_layer": 1, "n_embd": 8, "n_inner": 3},
+    "gpt2": {"n_layer": 1, "n_embd": 4, "n_inner": 3},
     "mixtral": _EXPERTS,
     "gpt-oss": _EXPERTS,
 }
@@ -60,9 +60,9 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def few_rows_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows of eight bfloat16 weights, so that tensors are filled in parts."""
-    monkeypatch.setattr("emp_llm.geometry.BLOCK_BYTES", 80)
-    monkeypatch.setattr("emp_llm.geometry.TRANSPOSED_BLOCK_BYTES", 80)
+    """Two rows of four bfloat16 weights, so that tensors are filled in parts."""
+    monkeypatch.setattr("emp_llm.geometry.BLOCK_BYTES", 16)
+    monkeypatch.setattr("emp_llm.geometry.TRANSPOSED_BLOCK_BYTES", 16)
 
 
 @contextmanager
@@ -131,12 +131,12 @@ def refusals(folder: Path, **options: Any) -> list[str]:
 def test_nan_is_refused_in_the_same_words(small: Callable[..., Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small("llama"), tmp_path / "source"))
     tensors = load(folder)
-    tensors["model.layers.0.mlp.down_proj.weight"][6, 1] = float("nan")
+    tensors["model.layers.0.mlp.down_proj.weight"][3, 1] = float("nan")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     on_cpu, on_device = refusals(folder, quantization_config=EmpConfig())
     assert on_device == on_cpu
     assert on_cpu.startswith("CheckpointError: model.safetensors: ")
-    assert "'model.layers.0.mlp.down_proj.weight' row 6 holds NaN" in on_cpu
+    assert "'model.layers.0.mlp.down_proj.weight' row 3 holds NaN" in on_cpu
 
 
 @interpreter

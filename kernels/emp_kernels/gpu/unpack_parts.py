@@ -1,0 +1,74 @@
+"""What the kernels that unpack have in common: where the parts of records lie, and reading them.
+
+Legend as in `emp_kernels.gpu`; a chunk is eight columns, one byte of the mask: N chunks a tile.
+A weight's rank j is how many of its row are kept before it: it tells where its parts lie.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["LINE", "find_word", "load_escapes", "load_word", "next_place", "spread", "window"]
+
+LINE = tl.constexpr(7)
+"""Numbers of a row that a kernel takes: kept, escaped, base, and where its sections start."""
+
+
+@triton.jit
+def spread(byte):
+    """The bits of a byte, each in four bits of a uint32 of its own."""
+    bits = (byte | (byte << 12)) & 0x000F000F
+    bits = (bits | (bits << 6)) & 0x03030303
+    return (bits | (bits << 3)) & 0x11111111
+
+
+@triton.jit
+def find_word(words, at, index, wanted, BITS: tl.constexpr, ALIGN: tl.constexpr):
+    """Addresses of words, and the bits in them where integers of BITS bits begin.
+
+    Args:
+        words: Pointer to all.
+        at: Where the integers begin, a byte and a multiple of ALIGN.
+        index: Which integers.
+    """
+    skipped = (at & 3).to(tl.int32) if ALIGN % 4 else 0
+    if BITS == 8:
+        byte = index + skipped
+        word = byte >> 2
+        bit = (byte & 3) * 8
+    else:
+        bit = index * BITS + skipped * 8
+        word = bit >> 5
+        bit = bit & 31
+    return words + (at >> 2) + word, bit.to(tl.uint64)
+
+
+@triton.jit
+def load_word(word, wanted):
+    """A word of four bytes as uint64; anything where it is not wanted."""
+    return tl.load(word, mask=wanted).to(tl.uint32, bitcast=True).to(tl.uint64)
+
+
+@triton.jit
+def window(words, at, index, wanted, ALIGN: tl.constexpr):
+    """Eight bytes from byte `at` + index on, as uint64; anything where they are not wanted."""
+    word, bit = find_word(words, at, index, wanted, 8, ALIGN)
+    middle = load_word(word + 1, wanted)
+    low = (((middle << 32) | load_word(word, wanted)) >> bit).to(tl.uint32).to(tl.uint64)
+    high = (((load_word(word + 2, wanted) << 32) | middle) >> bit).to(tl.uint32).to(tl.uint64)
+    return (high << 32) | low
+
+
+@triton.jit
+def next_place(place, RADIX: tl.constexpr, DIGIT_BITS: tl.constexpr):
+    """The place of the digit above the one whose place this is."""
+    return place + DIGIT_BITS if DIGIT_BITS > 0 else (place + (RADIX - 1)) // RADIX
+
+
+@triton.jit
+def load_escapes(payload, at, rank, wanted, ITEM_BYTES: tl.constexpr):
+    """Whole weights, which may start at any byte, uint32; 0 where they are not wanted."""
+    start = payload + at + rank * ITEM_BYTES
+    bits = tl.load(start, mask=wanted, other=0).to(tl.uint32)
+    for i in tl.static_range(1, ITEM_BYTES):
+        bits |= tl.load(start + i, mask=wanted, other=0).to(tl.uint32) << (8 * i)
+    return bits
