@@ -3,7 +3,7 @@
     registration   tells transformers of what follows, once it is imported
     configs        EmpConfig, and what a packed checkpoint's config.json says
     quantizers     what happens before, while and after weights are loaded
-    sources        whole tensors off the files: pruned, or unpacked
+    sources        whole tensors off the files: pruned, or unpacked, on the CPU or on a GPU
     read_ahead     several of them at once, on all cores
     feeding        transformers' conversions, fed with them
     saving         transformers' conversions, packing what they give; `densify`

@@ -1,4 +1,8 @@
-"""Whole tensors of a checkpoint, read off its files block by block: pruned, or unpacked."""
+"""Whole tensors of a checkpoint, read off its files block by block: pruned, or unpacked.
+
+The CPU makes them, or the kernels of the GPU that they are to be on: there only packed rows, or
+rows to be pruned, are handed on, and no more than a block of them at a time.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
