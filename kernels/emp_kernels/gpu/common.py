@@ -5,9 +5,12 @@ import triton.language as tl
 
 from emp_kernels.numbers import NumberFormat
 
-__all__ = ["magnitudes", "scale_exponent", "tile_of"]
+__all__ = ["COUNTS_IN_SHARED_MEMORY", "magnitudes", "scale_exponent", "tile_of"]
 
 _LARGEST_TILE = 4096
+
+COUNTS_IN_SHARED_MEMORY = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
+"""Whether `tl.histogram` adds to shared memory; before, it compared each weight with each bin."""
 
 
 @triton.jit

@@ -15,7 +15,9 @@ __all__ = [
     "NOT_FINITE",
     "PER_ROW",
     "THRESHOLD",
+    "columns_of_tile",
     "decide_row",
+    "guess_threshold",
     "keys_of_tile",
     "tile_keeps",
 ]
@@ -36,10 +38,38 @@ def keys_of_tile(row_ptr, start, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, 
 
     Past the row's end patterns and keys are 0.
     """
-    column_T = start + tl.arange(0, TILE)
-    inside_T = column_T < COLUMNS
-    pattern_T = tl.load(row_ptr + column_T, mask=inside_T, other=0)
-    return pattern_T, (pattern_T & KEY_MASK).to(tl.int32), inside_T
+    return _keys_at(row_ptr, start + tl.arange(0, TILE), COLUMNS, KEY_MASK, COLUMNS % TILE == 0)
+
+
+@triton.jit
+def _keys_at(row_ptr, column, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, WHOLE: tl.constexpr):
+    """As `keys_of_tile`, for columns in any order; WHOLE: all of them are in the row."""
+    inside = column < COLUMNS
+    if WHOLE:
+        pattern = tl.load(row_ptr + column)
+    else:
+        pattern = tl.load(row_ptr + column, mask=inside, other=0)
+    return pattern, (pattern & KEY_MASK).to(tl.int32), inside
+
+
+@triton.jit
+def guess_threshold(
+    row_ptr,
+    COLUMNS: tl.constexpr,
+    KEY_MASK: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """A key near the threshold, if a row is like its first tile and its weights are Gaussian.
+
+    Then N_eff, 2/π of the weights, are those above 0.59 of the mean magnitude.
+    """
+    _, key_T, _ = keys_of_tile(row_ptr, 0, COLUMNS, KEY_MASK, TILE)
+    # as in `magnitudes`, but for the power of two that is taken back in the end
+    scaled_T = (key_T.to(tl.int64) << (52 - MANTISSA)).to(tl.float64, bitcast=True)
+    COUNT: tl.constexpr = TILE if TILE < COLUMNS else COLUMNS
+    typical = tl.sum(scaled_T, 0) * (0.59 / COUNT)
+    return (typical.to(tl.int64, bitcast=True) >> (52 - MANTISSA)).to(tl.int32)
 
 
 @triton.jit
@@ -60,27 +90,32 @@ def _row_sums(
     The order of the sums does not matter: see `emp_kernels.counting`.
 
     Returns:
-        (largest key, Σ magnitudes, Σ their squares, how many keys lie in each of BINS bins from
-        bin `window` on, how many lie above these). A bin is the keys that are equal but for their
-        lowest SHIFT bits. The latter two are zero without a window.
+        (Σ magnitudes, Σ their squares, how many keys lie in each of BINS bins from bin `window`
+        on). A bin is the keys that are equal but for their lowest SHIFT bits; the first one holds
+        those below it, too, and what is past the row's end, the last one those above it. Counts
+        are zero without a window.
     """
-    largest_T = tl.zeros([TILE], tl.int32)
     s1_T = tl.zeros([TILE], tl.float64)
     s2_T = tl.zeros([TILE], tl.float64)
-    above_T = tl.zeros([TILE], tl.int32)
     count_B = tl.zeros([BINS], tl.int32)
     for start in range(0, COLUMNS, TILE):
-        _, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
-        largest_T = tl.maximum(largest_T, key_T)
+        _, key_T, _ = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
         magnitude_T = magnitudes(key_T, MANTISSA, SCALE)
         s1_T += magnitude_T
         s2_T += magnitude_T * magnitude_T
         if WITH_WINDOW:
-            bin_T = (key_T >> SHIFT) - window
-            above_T += (bin_T >= BINS).to(tl.int32)
-            in_window_T = (bin_T.to(tl.uint32, bitcast=True) < BINS) & inside_T
-            count_B += tl.histogram(bin_T, BINS, mask=in_window_T)
-    return tl.max(largest_T, 0), tl.sum(s1_T, 0), tl.sum(s2_T, 0), count_B, tl.sum(above_T, 0)
+            bin_T = tl.minimum(tl.maximum((key_T >> SHIFT) - window, 0), BINS - 1)
+            count_B += tl.histogram(bin_T, BINS)
+    return tl.sum(s1_T, 0), tl.sum(s2_T, 0), count_B
+
+
+@triton.jit
+def _largest_key(row_ptr, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
+    largest_T = tl.zeros([TILE], tl.int32)
+    for start in range(0, COLUMNS, TILE):
+        _, key_T, _ = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
+        largest_T = tl.maximum(largest_T, key_T)
+    return tl.max(largest_T, 0)
 
 
 @triton.jit
@@ -122,39 +157,54 @@ def _count_at(row_ptr, key, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE:
 def _find_kth(
     row_ptr,
     k,
+    guess,
     low,
     high,
     reach_low,
     reach_high,
+    WITH_GUESS: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
+    MANTISSA: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """The k-th largest key of a row, 1 ≤ k ≤ C.
 
     It is tried where a straight line between the two counts that enclose k says that it lies, and
-    each third time in the middle, so that the search ends soon whatever the row holds.
+    each third time in the middle, so that the search ends soon whatever the row holds. With a guess
+    that is tried first, and then where the key should be if a binade held a quarter of the row.
 
     Args:
         row_ptr: The row.
         k: Which one.
+        guess: A key that is likely to be near it.
         low: A key that it reaches.
         high: A key that it does not reach.
         reach_low: How many keys reach low: k or more.
         reach_high: How many reach high: fewer.
+        WITH_GUESS: Whether to try the guess.
 
     Returns:
         (the key, how many of the keys that equal it are among the k largest, C where all are).
     """
-    tries = tl.full([], 0, tl.int32)
+    tries = tl.full([], 0 if WITH_GUESS else 2, tl.int32)
+    last = tl.full([], 0, tl.int32)
     while (high - low > 1) & (reach_low > k):
         span = (high - low).to(tl.float32)
-        ahead = (reach_low - k).to(tl.float32)
-        step = span * (ahead / tl.maximum(reach_low - reach_high, 1).to(tl.float32))
-        if tries % 3 == 2:
-            step = span * 0.5
+        step = span * 0.5
+        if tries == 0:
+            step = (guess - low).to(tl.float32)
+        elif tries == 1:  # `last` lies where the search has not come closer, or next to it
+            step = (guess - low).to(tl.float32) + (last - k).to(tl.float32) * (
+                (4 << MANTISSA) / COLUMNS
+            )
+        elif tries % 3 != 1:
+            ahead = (reach_low - k).to(tl.float32)
+            step = span * (ahead / tl.maximum(reach_low - reach_high, 1).to(tl.float32))
+        step = tl.minimum(tl.maximum(step, 1.0), span)  # float32 may be too large for int32
         probe = low + tl.minimum(tl.maximum(step.to(tl.int32), 1), high - low - 1)
         reach, exceed = _count_at(row_ptr, probe, COLUMNS, KEY_MASK, TILE)
+        last = reach
         if exceed >= k:
             low = probe + 1
             reach_low = exceed
@@ -167,7 +217,7 @@ def _find_kth(
                 high = probe + 1
                 reach_high = exceed
         tries += 1
-    if reach_low == k:  # all keys that reach low, and the least of them is the one
+    if (reach_low == k) & (high - low > 1):  # all that reach low, and the least of them is the one
         low = _least_key(row_ptr, low, COLUMNS, KEY_MASK, TILE)
     return low, tl.where(reach_low == k, COLUMNS, k - reach_high)
 
@@ -184,32 +234,23 @@ def _least_key(row_ptr, low, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE
 
 
 @triton.jit
-def _kth_in_window(
-    row_ptr,
+def _enclose_in_window(
     k,
-    largest,
     window,
     count_B,
-    above,
+    BINS: tl.constexpr,
     SHIFT: tl.constexpr,
     COLUMNS: tl.constexpr,
-    KEY_MASK: tl.constexpr,
-    TILE: tl.constexpr,
+    INFINITY: tl.constexpr,
 ):
-    """As `_find_kth`, from what `_row_sums` has counted; arguments are its results."""
-    low = tl.full([], 0, tl.int32)
-    high = largest + 1
-    reach_low = tl.full([], COLUMNS, tl.int32)
-    reach_high = tl.full([], 0, tl.int32)
-    reach_B = tl.cumsum(count_B, 0, reverse=True) + above
+    """What `_row_sums` has counted, as low, high, reach_low and reach_high for `_find_kth`."""
+    reach_B = tl.cumsum(count_B, 0, reverse=True)
     enough_B = reach_B >= k
     bin_ = tl.sum(enough_B.to(tl.int32), 0) - 1
-    if (bin_ >= 0) & (above < k):
-        low = (window + bin_) << SHIFT
-        high = (window + bin_ + 1) << SHIFT
-        reach_low = tl.min(tl.where(enough_B, reach_B, COLUMNS), 0)
-        reach_high = tl.max(tl.where(enough_B, above, reach_B), 0)
-    return _find_kth(row_ptr, k, low, high, reach_low, reach_high, COLUMNS, KEY_MASK, TILE)
+    low = tl.where(bin_ > 0, (window + bin_) << SHIFT, 0)
+    high = tl.where(bin_ < BINS - 1, (window + bin_ + 1) << SHIFT, INFINITY)
+    reach_low = tl.min(tl.where(enough_B, reach_B, COLUMNS), 0)
+    return low, high, reach_low, tl.max(tl.where(enough_B, 0, reach_B), 0)
 
 
 @triton.jit
@@ -220,6 +261,7 @@ def decide_row(
     threshold,
     guess,
     RULE: tl.constexpr,
+    WITH_WINDOW: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
     INFINITY: tl.constexpr,
@@ -237,6 +279,8 @@ def decide_row(
         threshold: For THRESHOLD.
         guess: A threshold that is likely to be near this row's.
         RULE: PER_ROW, THRESHOLD or GIVEN.
+        WITH_WINDOW: Whether the read that sums also counts the keys near the guess; where
+            `tl.histogram` is slow, they are counted by reading the row again.
 
     Returns:
         (k, threshold, end, Σs, Σs², fault): k is −1 where it is not known yet, and 0 with a fault;
@@ -245,10 +289,10 @@ def decide_row(
     BINS: tl.constexpr = 512 if MANTISSA == 10 else 128  # half a binade, or one
     SHIFT: tl.constexpr = 16 if MANTISSA == 23 else 0
     window = tl.maximum((guess >> SHIFT) - BINS // 2, 0)
-    largest, s1, s2, count_B, above = _row_sums(
+    s1, s2, count_B = _row_sums(
         row_ptr,
         window,
-        RULE == PER_ROW,
+        WITH_WINDOW and RULE == PER_ROW,
         BINS,
         SHIFT,
         COLUMNS,
@@ -257,7 +301,10 @@ def decide_row(
         SCALE,
         TILE,
     )
-    fault = (largest >= INFINITY).to(tl.int32) * NOT_FINITE
+    fault = tl.full([], 0, tl.int32)
+    if s1 >= tl.max(magnitudes(tl.full([1], INFINITY, tl.int32), MANTISSA, SCALE), 0):
+        largest = _largest_key(row_ptr, COLUMNS, KEY_MASK, TILE)
+        fault = (largest >= INFINITY).to(tl.int32) * NOT_FINITE
     k = tl.full([], -1, tl.int32)
     cut = tl.full([], 0, tl.int32) + guess
     ties = tl.full([], COLUMNS, tl.int32)
@@ -275,28 +322,30 @@ def decide_row(
                 fault = tl.full([], DOUBTFUL, tl.int32)
                 k = tl.full([], 0, tl.int32)
             if k > 0:
-                cut, ties = _kth_in_window(
+                low = tl.full([], 0, tl.int32)
+                high = tl.full([], INFINITY, tl.int32)
+                reach_low = tl.full([], COLUMNS, tl.int32)
+                reach_high = tl.full([], 0, tl.int32)
+                if WITH_WINDOW:
+                    low, high, reach_low, reach_high = _enclose_in_window(
+                        k, window, count_B, BINS, SHIFT, COLUMNS, INFINITY
+                    )
+                cut, ties = _find_kth(
                     row_ptr,
                     k,
-                    largest,
-                    window,
-                    count_B,
-                    above,
-                    SHIFT,
+                    guess,
+                    low,
+                    high,
+                    reach_low,
+                    reach_high,
+                    not WITH_WINDOW,
                     COLUMNS,
                     KEY_MASK,
+                    MANTISSA,
                     TILE,
                 )
     end = _tie_end(row_ptr, cut, ties, COLUMNS, KEY_MASK, TILE)
     return k, cut, end, s1, s2, fault
-
-
-@triton.jit
-def _given_bits(given_ptr, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
-    """What a mask says of a tile's weights, int32: 1 for those that stay."""
-    column_T = start + tl.arange(0, TILE)
-    byte_T = tl.load(given_ptr + (column_T >> 3), mask=column_T < COLUMNS, other=0)
-    return (byte_T.to(tl.int32) >> (column_T & 7)) & 1
 
 
 @triton.jit
@@ -313,17 +362,31 @@ def _tie_end(
     if (ties > 0) & (ties < COLUMNS):
         start = tl.full([], 0, tl.int32)
         left = tl.full([], 0, tl.int32) + ties
-        while left > 0:
-            _, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
-            tie_T = ((key_T == cut) & inside_T).to(tl.int32)
-            here = tl.sum(tie_T, 0)
-            if here >= left:
-                last_T = (tl.cumsum(tie_T, 0) == left) & (tie_T > 0)
-                column_T = start + tl.arange(0, TILE)
-                end = tl.min(tl.where(last_T, column_T, COLUMNS), 0) + 1
-            left -= here
+        here = _ties(row_ptr, start, cut, COLUMNS, KEY_MASK, TILE)
+        count = tl.sum(here, 0)
+        while count < left:
+            left -= count
             start += TILE
+            here = _ties(row_ptr, start, cut, COLUMNS, KEY_MASK, TILE)
+            count = tl.sum(here, 0)
+        end = start + tl.sum((tl.cumsum(here, 0) < left).to(tl.int32), 0) + 1
     return end
+
+
+@triton.jit
+def _ties(row_ptr, start, cut, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
+    """1 for each weight of a tile that equals the threshold, else 0."""
+    _, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
+    return ((key_T == cut) & inside_T).to(tl.int32)
+
+
+@triton.jit
+def columns_of_tile(start, TILE: tl.constexpr):
+    """A tile's columns, [8, N]: a chunk of eight, a byte of the mask, is one column of these.
+
+    Triton gives each thread whole chunks then.
+    """
+    return start + tl.arange(0, TILE // 8)[None, :] * 8 + tl.arange(0, 8)[:, None]
 
 
 @triton.jit
@@ -348,12 +411,19 @@ def tile_keeps(
         end: Keys that equal it stay in so many leading columns; see `_tie_end`.
 
     Returns:
-        (patterns, keys, bool which stay).
+        (patterns, keys, 1 for those that stay and 0 for others), each [8, N].
     """
-    pattern_T, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
+    WHOLE: tl.constexpr = COLUMNS % TILE == 0
+    column_8N = columns_of_tile(start, TILE)
+    pattern_8N, key_8N, inside_8N = _keys_at(row_ptr, column_8N, COLUMNS, KEY_MASK, WHOLE)
     if RULE == GIVEN:
-        keep_T = _given_bits(given_ptr, start, COLUMNS, TILE) != 0
+        chunk_N = start // 8 + tl.arange(0, TILE // 8)
+        byte_N = tl.load(given_ptr + chunk_N, mask=chunk_N * 8 < COLUMNS, other=0).to(tl.int32)
+        keep_8N = (byte_N[None, :] >> tl.arange(0, 8)[:, None]) & 1
     else:
-        needed_T = cut + (start + tl.arange(0, TILE) >= end).to(tl.int32)
-        keep_T = (key_T >= needed_T) & inside_T
-    return pattern_T, key_T, keep_T
+        keep_8N = (key_8N >= cut + (end <= start).to(tl.int32)).to(tl.int32)
+        if (start < end) & (end < start + TILE):  # few tiles: else the threshold is one for all
+            keep_8N = (key_8N >= cut + (column_8N >= end).to(tl.int32)).to(tl.int32)
+    if not WHOLE:
+        keep_8N = keep_8N & inside_8N.to(tl.int32)
+    return pattern_8N, key_8N, keep_8N

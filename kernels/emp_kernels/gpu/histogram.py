@@ -14,16 +14,13 @@ import triton
 import triton.language as tl
 
 from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.gpu.common import tile_of
+from emp_kernels.gpu.common import COUNTS_IN_SHARED_MEMORY, tile_of
 from emp_kernels.numbers import F32, NumberFormat
 
 __all__ = ["Spread", "count_bins", "count_equal_rows", "count_keys", "count_low_parts"]
 
 _BINS = 1 << 15
 _LOW_PARTS = 1 << 16
-
-_COUNTS_IN_SHARED_MEMORY = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
-"""Whether `tl.histogram` adds to shared memory; before, it compared each weight with each bin."""
 
 _COPIES = 16
 """Half of all Gaussian weights fall into the 128 bins of two binades, which are 4 to 8 lines of the
@@ -67,7 +64,7 @@ class Spread:
             programs=max(min(processors * 16 // warps, -(-weights // tile)), 1),
             tile=tile,
             warps=warps,
-            window=window if _COUNTS_IN_SHARED_MEMORY else None,
+            window=window if COUNTS_IN_SHARED_MEMORY else None,
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from emp_kernels.counting import SLACK, exact_count, exact_sums_of
 from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.errors import NonFiniteRowError
-from emp_kernels.gpu.common import tile_of
+from emp_kernels.gpu.common import COUNTS_IN_SHARED_MEMORY, tile_of
 from emp_kernels.gpu.decide import DOUBTFUL, GIVEN, NOT_FINITE, PER_ROW, THRESHOLD
 from emp_kernels.gpu.histogram import count_equal_rows
 from emp_kernels.numbers import NumberFormat
@@ -49,11 +49,13 @@ class Shape:
         programs: How many programs share the rows.
         warps: How many warps of 32 threads one program has.
         tile: How many weights of a row it handles at a time.
+        window: Whether weights near the threshold are counted by `tl.histogram`.
     """
 
     programs: int
     warps: int
     tile: int
+    window: bool
 
     @classmethod
     def of(cls, weights: torch.Tensor, tile: int | None) -> "Shape":
@@ -68,10 +70,10 @@ class Shape:
         warps = min(max(1 << (needed - 1).bit_length(), 1), 8)
         tile = tile or tile_of(columns, warps * _WEIGHTS_A_WARP)
         if weights.device.type != "cuda":  # interpreted, one after the other
-            return cls(2, warps, tile)
+            return cls(2, warps, tile, COUNTS_IN_SHARED_MEMORY)
         processors = torch.cuda.get_device_properties(weights.device).multi_processor_count
         at_once = processors * _WARPS_A_PROCESSOR // warps
-        return cls(max(1, min(rows, at_once)), warps, tile)
+        return cls(max(1, min(rows, at_once)), warps, tile, COUNTS_IN_SHARED_MEMORY)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import triton
 
 from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.gpu.common import scale_exponent
@@ -58,7 +59,11 @@ class PackLaunch:
         room = rows * layout.longest_record if emit else 0
         self.out = workspace.on_device("records", room)
         self._told = workspace.on_device("told", rows * 8 + 8).view(torch.int64)
-        self._scratch_stride = -(-columns // shape.tile) * shape.tile + 16
+        width = layout.stored_bits + 1
+        # what the longest value section, padded and rounded up to a unit, may hold past the weights
+        self._zeros = triton.next_power_of_2((8 * layout.align + 72) // width + 16)
+        self._escapes_at = -(-(columns + self._zeros) // 16) * 16
+        self._scratch_stride = self._escapes_at + -(-columns // 16) * 16
         item = layout.number_format.item_bytes
         scratch = workspace.on_device("scratch", shape.programs * self._scratch_stride * item)
         self._scratch = scratch.view(weights.dtype)
@@ -88,9 +93,11 @@ class PackLaunch:
             len(rows.weights),
             rule.threshold,
             rows.weights.stride(0),
+            self._escapes_at,
             self._scratch_stride,
             self._mask_stride,
             RULE=rule.kind,
+            WITH_WINDOW=self._shape.window,
             COLUMNS=rows.weights.shape[1],
             KEY_MASK=number_format.key_mask,
             INFINITY=number_format.infinity,
@@ -104,6 +111,7 @@ class PackLaunch:
             DIGITS=layout.digits,
             LIMIT=layout.limit,
             ALIGN=layout.align,
+            ZEROS=self._zeros,
             EMIT=self._emit,
             TILE=self._shape.tile,
             num_warps=self._shape.warps,

@@ -1,8 +1,8 @@
 """Rows of weights to packed records on a device: one kernel, which reads each weight once.
 
-A program takes rows by number, one after the other. Of each it finds what stays, writes the kept
-weights side by side to scratch memory of its own (which stays in the caches), finds the window and
-the escapes there, learns where its record begins, and writes it.
+A program takes rows by number, one after the other. Of each it finds what stays, and thereby the
+window, writes side by side what the record has of each kept weight to scratch memory of its own
+(which stays in the caches), learns where its record begins, and puts it together there.
 
 Where records begin is a scan along the rows by decoupled look-back (Merrill and Garland,
 "Single-pass Parallel Prefix Scan with Decoupled Look-back", 2016): each row tells how long its
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from emp_kernels.gpu.common import magnitudes
-from emp_kernels.gpu.decide import PER_ROW, decide_row, tile_keeps
+from emp_kernels.gpu.decide import PER_ROW, decide_row, guess_threshold, tile_keeps
 
 __all__ = ["END_KNOWN", "LENGTH_KNOWN", "begin_record", "pack_kernel"]
 
@@ -29,31 +29,19 @@ BYTES = tl.constexpr((1 << 61) - 1)
 
 
 @triton.jit
-def _patterns(kept_ptr, j_T, KEY_MASK: tl.constexpr):
-    """Kept weights: their patterns, as they are stored, and their keys.
-
-    Past the last one, within the tile, they are whatever the scratch memory holds.
-    """
-    pattern_T = tl.load(kept_ptr + j_T)
-    return pattern_T, (pattern_T & KEY_MASK).to(tl.int32)
-
-
-@triton.jit
-def _distances(key_T, base, DROPPED: tl.constexpr, LIMIT: tl.constexpr):
+def _distances(key, base, DROPPED: tl.constexpr, LIMIT: tl.constexpr):
     """How far keys lie above the window's base; LIMIT where they escape."""
-    away_T = ((key_T >> DROPPED) - base).to(tl.uint32, bitcast=True)  # those below are far above
-    distance_T = tl.minimum(away_T, LIMIT).to(tl.int32, bitcast=True)
+    away = ((key >> DROPPED) - base).to(tl.uint32, bitcast=True)  # those below are far above
+    distance = tl.minimum(away, LIMIT).to(tl.int32, bitcast=True)
     if DROPPED > 0:
-        distance_T = tl.where((key_T & ((1 << DROPPED) - 1)) == 0, distance_T, LIMIT)
-    return distance_T
+        distance = tl.where((key & ((1 << DROPPED) - 1)) == 0, distance, LIMIT)
+    return distance
 
 
 @triton.jit
-def _compress_row(
+def _least_kept(
     row_ptr,
     given_ptr,
-    kept_ptr,
-    mask_ptr,
     cut,
     end,
     RULE: tl.constexpr,
@@ -61,63 +49,97 @@ def _compress_row(
     KEY_MASK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Write a row's kept weights side by side, and its mask; returns (how many, the least key).
-
-    The first place is one of no use.
-    """
-    BYTES_A_TILE: tl.constexpr = TILE // 8
-    kept = tl.full([], 0, tl.int32)
-    smallest_T = tl.full([TILE], KEY_MASK, tl.int32)
+    """How many weights of a row stay, and the least key of these."""
+    N: tl.constexpr = TILE // 8
+    kept_N = tl.zeros([N], tl.int32)
+    least_N = tl.full([N], KEY_MASK, tl.int32)
     for start in range(0, COLUMNS, TILE):
-        pattern_T, key_T, keep_T = tile_keeps(
+        _, key_8N, keep_8N = tile_keeps(
             row_ptr, given_ptr, start, cut, end, RULE, COLUMNS, KEY_MASK, TILE
         )
-        number_T = tl.cumsum(keep_T.to(tl.int32), 0) + kept
-        # those that go all go to one place of no use: cheaper than a mask for each
-        tl.store(kept_ptr + tl.where(keep_T, number_T, 0), pattern_T)
-        kept = tl.max(number_T, 0)
-        if RULE != PER_ROW:
-            smallest_T = tl.minimum(smallest_T, tl.where(keep_T, key_T, KEY_MASK))
-        bit_T = keep_T.to(tl.int32) << (tl.arange(0, TILE) & 7)
-        byte_B = start // 8 + tl.arange(0, BYTES_A_TILE)
-        bits_B = tl.sum(tl.reshape(bit_T, (BYTES_A_TILE, 8)), 1)
-        tl.store(mask_ptr + byte_B, bits_B.to(tl.uint8), mask=byte_B < (COLUMNS + 7) // 8)
-    smallest = cut
-    if RULE != PER_ROW:
-        smallest = tl.min(smallest_T, 0)
-    return kept, smallest
+        kept_N += tl.sum(keep_8N, 0)
+        least_N = tl.minimum(least_N, tl.min(tl.where(keep_8N != 0, key_8N, KEY_MASK), 0))
+    return tl.sum(kept_N, 0), tl.min(least_N, 0)
 
 
 @triton.jit
-def _look_over(
-    kept_ptr,
-    k,
+def _compress_row(
+    row_ptr,
+    given_ptr,
+    item_ptr,
+    escape_ptr,
+    mask_ptr,
+    cut,
+    end,
     base,
+    RULE: tl.constexpr,
+    COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
     MANTISSA: tl.constexpr,
     SCALE: tl.constexpr,
+    SIGN: tl.constexpr,
     DROPPED: tl.constexpr,
+    STORED: tl.constexpr,
     LIMIT: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """How many kept weights escape, and the sum of the magnitudes of all, float64."""
-    escaped_T = tl.zeros([TILE], tl.int32)
-    mass_T = tl.zeros([TILE], tl.float64)
-    for start in range(0, k, TILE):
-        j_T = start + tl.arange(0, TILE)
-        _, key_T = _patterns(kept_ptr, j_T, KEY_MASK)
-        escapes_T = _distances(key_T, base, DROPPED, LIMIT) == LIMIT
-        escaped_T += (escapes_T & (j_T < k)).to(tl.int32)
-        mass_T += magnitudes(tl.where(j_T < k, key_T, 0), MANTISSA, SCALE)
-    return tl.sum(escaped_T, 0), tl.sum(mass_T, 0)
+    """Write what a row's record is made of to scratch memory.
+
+    Args:
+        item_ptr: uint16 or uint32 [k]: of each kept weight its value, and above that its code.
+        escape_ptr: As weights: those that escape, whole.
+        mask_ptr: uint8 [⌈C/8⌉].
+        base: Where the window begins.
+
+    Returns:
+        (how many escape, Σ magnitudes of the kept ones).
+    """
+    N: tl.constexpr = TILE // 8
+    column_81 = tl.arange(0, 8)[:, None]
+    kept = tl.full([], 0, tl.int32)
+    escaped = tl.full([], 0, tl.int32)
+    mass_8N = tl.zeros([8, N], tl.float64)
+    for start in range(0, COLUMNS, TILE):
+        pattern_8N, key_8N, keep_8N = tile_keeps(
+            row_ptr, given_ptr, start, cut, end, RULE, COLUMNS, KEY_MASK, TILE
+        )
+        mass_8N += magnitudes(tl.where(keep_8N != 0, key_8N, 0), MANTISSA, SCALE)
+        away_8N = _distances(key_8N, base, DROPPED, LIMIT)
+        sign_8N = (pattern_8N.to(tl.int32) >> (SIGN - STORED)) & (1 << STORED)
+        item_8N = away_8N + (away_8N & -(1 << STORED)) + sign_8N
+        escape_8N = tl.where((away_8N == LIMIT) & (keep_8N != 0), 1 << 16, 0)
+
+        count_N = tl.sum(keep_8N + escape_8N, 0)  # two counts in one: a tile has fewer than 2**16
+        before_N = tl.cumsum(count_N, 0) - count_N
+        rank_8N = (before_N & 0xFFFF)[None, :] + (tl.cumsum(keep_8N, 0) - keep_8N) + kept
+        item_8N = item_8N.to(item_ptr.dtype.element_ty)
+        tl.store(item_ptr + rank_8N, item_8N, mask=keep_8N != 0)
+        byte_N = start // 8 + tl.arange(0, N)
+        bits_N = tl.sum(keep_8N << column_81, 0).to(tl.uint8)
+        if COLUMNS % TILE == 0:
+            tl.store(mask_ptr + byte_N, bits_N)
+        else:
+            tl.store(mask_ptr + byte_N, bits_N, mask=byte_N * 8 < COLUMNS)
+        counts = tl.sum(count_N, 0)
+        if counts >> 16 > 0:  # more than half of the tiles have none
+            flag_8N = escape_8N >> 16
+            place_8N = (before_N >> 16)[None, :] + (tl.cumsum(flag_8N, 0) - flag_8N) + escaped
+            tl.store(escape_ptr + place_8N, pattern_8N, mask=flag_8N != 0)
+        kept += counts & 0xFFFF
+        escaped += counts >> 16
+    return escaped, tl.sum(tl.sum(mass_8N, 0), 0)
 
 
 @triton.jit
 def _fullest_binades(
-    kept_ptr,
+    row_ptr,
+    given_ptr,
     binades_ptr,
-    k,
+    cut,
+    end,
     base,
+    RULE: tl.constexpr,
+    COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
     DROPPED: tl.constexpr,
     STORED: tl.constexpr,
@@ -126,11 +148,13 @@ def _fullest_binades(
 ):
     """How far above the base the first of RADIX binades begins that together hold most weights."""
     count_B = tl.zeros([256], tl.int32)
-    for start in range(0, k, TILE):
-        j_T = start + tl.arange(0, TILE)
-        _, key_T = _patterns(kept_ptr, j_T, KEY_MASK)
-        binade_T = ((key_T >> DROPPED) - base) >> STORED
-        count_B += tl.histogram(binade_T, 256, mask=j_T < k)
+    for start in range(0, COLUMNS, TILE):
+        _, key_8N, keep_8N = tile_keeps(
+            row_ptr, given_ptr, start, cut, end, RULE, COLUMNS, KEY_MASK, TILE
+        )
+        binade_8N = tl.where(keep_8N != 0, ((key_8N >> DROPPED) - base) >> STORED, -1)
+        binade_T = tl.reshape(binade_8N, (TILE,))
+        count_B += tl.histogram(binade_T, 256, mask=binade_T >= 0)
     binade_B = tl.arange(0, 256)
     tl.store(binades_ptr + binade_B, count_B)
     tl.debug_barrier()  # each is read by the threads of others, too
@@ -139,6 +163,7 @@ def _fullest_binades(
         within_B = binade_B + i < 256
         inside_B += tl.load(binades_ptr + binade_B + i, mask=within_B, other=0)
     inside_B = tl.where(binade_B <= 256 - RADIX, inside_B, -1)
+    tl.debug_barrier()  # scratch that was written is written again, by other threads
     return tl.argmax(inside_B, 0) << STORED
 
 
@@ -172,131 +197,95 @@ def _write_mask(mask_ptr, out_ptr, length, COLUMNS: tl.constexpr, TILE: tl.const
 
 
 @triton.jit
-def _values_of(
-    kept_ptr,
-    j_T,
-    k,
-    base,
-    KEY_MASK: tl.constexpr,
-    SIGN: tl.constexpr,
-    DROPPED: tl.constexpr,
-    STORED: tl.constexpr,
-    LIMIT: tl.constexpr,
-):
-    """Sign and low bits of kept weights, int32; 0 past the last one."""
-    if STORED == 7:  # byte for weight: tile for tile
-        pattern_T, key_T = _patterns(kept_ptr, j_T, KEY_MASK)
-    else:
-        pattern_T = tl.load(kept_ptr + j_T, mask=j_T < k, other=0)
-        key_T = (pattern_T & KEY_MASK).to(tl.int32)
-    low_T = _distances(key_T, base, DROPPED, LIMIT) & ((1 << STORED) - 1)
-    sign_T = (pattern_T >> SIGN).to(tl.int32) & 1
-    return tl.where(j_T < k, (sign_T << STORED) | low_T, 0)
-
-
-@triton.jit
 def _write_values(
-    kept_ptr,
+    item_ptr,
     out_ptr,
-    k,
-    base,
     length,
-    KEY_MASK: tl.constexpr,
-    SIGN: tl.constexpr,
-    DROPPED: tl.constexpr,
-    STORED: tl.constexpr,
-    LIMIT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Byte by byte the 1 + STORED bits of each kept weight, and zeros up to the section's end."""
-    WIDTH: tl.constexpr = STORED + 1
-    WEIGHTS_A_BYTE: tl.constexpr = 1 if WIDTH == 8 else (WIDTH + 6) // WIDTH + 1
-    for start in range(0, length, TILE):
-        byte_T = start + tl.arange(0, TILE)
-        first_T = byte_T if WIDTH == 8 else (byte_T.to(tl.int64) * 8 // WIDTH).to(tl.int32)
-        bits_T = tl.zeros([TILE], tl.int32)
-        for i in tl.static_range(WEIGHTS_A_BYTE):
-            value_T = _values_of(
-                kept_ptr, first_T + i, k, base, KEY_MASK, SIGN, DROPPED, STORED, LIMIT
-            )
-            if WIDTH == 8:
-                bits_T = value_T
-            else:
-                up_T = ((first_T + i).to(tl.int64) * WIDTH - byte_T.to(tl.int64) * 8).to(tl.int32)
-                up_T = tl.minimum(up_T, 8)
-                left_T = value_T << tl.maximum(up_T, 0)
-                bits_T |= tl.where(up_T < 0, value_T >> tl.maximum(-up_T, 0), left_T) & 255
-        tl.store(out_ptr + byte_T, bits_T.to(tl.uint8), mask=byte_T < length)
+    """WIDTH bits of each kept weight, and zeros up to the section's end.
+
+    They are written in units of UNIT bits, each put together from the COUNT items that it may hold
+    parts of. Items past the last one are zeros.
+    """
+    BYTES: tl.constexpr = 1 if WIDTH == 8 or ALIGN == 1 else (2 if ALIGN == 2 else 4)
+    UNIT: tl.constexpr = 8 * BYTES
+    WHOLE: tl.constexpr = UNIT % WIDTH == 0
+    COUNT: tl.constexpr = UNIT // WIDTH if WHOLE else (UNIT + 2 * WIDTH - 2) // WIDTH
+    WORD: tl.constexpr = tl.uint32 if WHOLE else tl.uint64
+    unit_ptr = out_ptr.to(
+        tl.pointer_type(tl.uint8 if BYTES == 1 else (tl.uint16 if BYTES == 2 else tl.uint32))
+    )
+    for start in range(0, length // BYTES, TILE):
+        unit_T = start + tl.arange(0, TILE)
+        there_T = unit_T < length // BYTES
+        past_T = unit_T % WIDTH * UNIT  # bits; WIDTH units are UNIT items
+        first_T = unit_T * COUNT if WHOLE else unit_T // WIDTH * UNIT + past_T // WIDTH
+        bits_T = tl.zeros([TILE], WORD)
+        for i in tl.static_range(COUNT):
+            item_T = tl.load(item_ptr + first_T + i, mask=there_T, other=0)
+            bits_T |= (item_T & ((1 << WIDTH) - 1)).to(WORD) << (i * WIDTH)
+        if not WHOLE:
+            bits_T = bits_T >> (past_T % WIDTH).to(WORD)
+        tl.store(unit_ptr + unit_T, bits_T.to(unit_ptr.dtype.element_ty), mask=there_T)
 
 
 @triton.jit
 def _write_codes(
-    kept_ptr,
+    item_ptr,
     out_ptr,
     k,
-    base,
     length,
-    KEY_MASK: tl.constexpr,
-    DROPPED: tl.constexpr,
-    STORED: tl.constexpr,
-    LIMIT: tl.constexpr,
+    WIDTH: tl.constexpr,
     RADIX: tl.constexpr,
     DIGITS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Byte i holds digits of weights i, i + m, i + 2m, ...; zeros up to the section's end."""
+    IN_A_BYTE: tl.constexpr = WIDTH % 8 == 0
+    ITEM: tl.constexpr = item_ptr.dtype.element_ty.primitive_bitwidth // 8
+    code_ptr = item_ptr
+    if IN_A_BYTE:
+        code_ptr = item_ptr.to(tl.pointer_type(tl.uint8)) + WIDTH // 8
     m = (k + DIGITS - 1) // DIGITS
     for start in range(0, length, TILE):
         byte_T = start + tl.arange(0, TILE)
-        sum_T = tl.zeros([TILE], tl.int32)
+        sum_T = tl.zeros([TILE], tl.uint32)
         for digit in tl.static_range(DIGITS):
-            there_T = (byte_T < m) & (byte_T < k - digit * m)
-            pattern_T = tl.load(kept_ptr + digit * m + byte_T, mask=there_T, other=0)
-            key_T = (pattern_T & KEY_MASK).to(tl.int32)
-            code_T = _distances(key_T, base, DROPPED, LIMIT) >> STORED
-            sum_T += tl.where(there_T, code_T, 0) * RADIX**digit
+            number_T = digit * m + byte_T
+            if IN_A_BYTE:
+                code_T = tl.load(code_ptr + number_T * ITEM, mask=byte_T < m, other=0)
+            else:
+                code_T = tl.load(code_ptr + number_T, mask=byte_T < m, other=0) >> WIDTH
+            sum_T += code_T.to(tl.uint32) * RADIX**digit
         tl.store(out_ptr + byte_T, sum_T.to(tl.uint8), mask=byte_T < length)
 
 
 @triton.jit
 def _write_escapes(
-    kept_ptr,
+    escape_ptr,
     out_ptr,
-    k,
-    base,
     escaped,
     length,
-    KEY_MASK: tl.constexpr,
-    DROPPED: tl.constexpr,
-    LIMIT: tl.constexpr,
     ITEM: tl.constexpr,
     ALIGN: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """The whole weights that escape, ITEM bytes each, and zeros up to the section's end."""
-    WHOLE: tl.constexpr = ALIGN % ITEM == 0
-    item_ptr = out_ptr.to(tl.pointer_type(kept_ptr.dtype.element_ty)) if WHOLE else out_ptr
-    found = tl.full([], 0, tl.int32)
-    for start in range(0, k, TILE):
-        j_T = start + tl.arange(0, TILE)
-        pattern_T, key_T = _patterns(kept_ptr, j_T, KEY_MASK)
-        escapes_T = (_distances(key_T, base, DROPPED, LIMIT) == LIMIT) & (j_T < k)
-        here = tl.sum(escapes_T.to(tl.int32), 0)
-        if here > 0:  # about every second tile has none
-            at_T = found + tl.cumsum(escapes_T.to(tl.int32), 0) - 1
-            if WHOLE:
-                tl.store(item_ptr + at_T, pattern_T, mask=escapes_T)
-            else:
-                for i in tl.static_range(ITEM):
-                    byte_T = (pattern_T >> (8 * i)) & 255
-                    tl.store(out_ptr + at_T * ITEM + i, byte_T.to(tl.uint8), mask=escapes_T)
-        found += here
-    pad_T = tl.arange(0, 64)
-    tl.store(
-        out_ptr + escaped * ITEM + pad_T,
-        pad_T.to(tl.uint8) * 0,
-        mask=escaped * ITEM + pad_T < length,
-    )
+    if ALIGN % ITEM == 0:
+        item_ptr = out_ptr.to(tl.pointer_type(escape_ptr.dtype.element_ty))
+        for start in range(0, length // ITEM, TILE):
+            at_T = start + tl.arange(0, TILE)
+            pattern_T = tl.load(escape_ptr + at_T, mask=at_T < escaped, other=0)
+            tl.store(item_ptr + at_T, pattern_T, mask=at_T < length // ITEM)
+    else:
+        byte_ptr = escape_ptr.to(tl.pointer_type(tl.uint8))
+        for start in range(0, length, TILE):
+            at_T = start + tl.arange(0, TILE)
+            byte_T = tl.load(byte_ptr + at_T, mask=at_T < escaped * ITEM, other=0)
+            tl.store(out_ptr + at_T, byte_T, mask=at_T < length)
 
 
 @triton.jit
@@ -316,15 +305,17 @@ def pack_kernel(
     fault_ptr,  # int32 [R], written: 0, NOT_FINITE or DOUBTFUL
     told_ptr,  # int64 [R], all zero: what each row has told those after it
     ticket_ptr,  # int64 [1], zero: the next row that is given out
-    scratch_ptr,  # of w's dtype: for each program one of no use, and C rounded up to tiles
+    scratch_ptr,  # of w's dtype: for each program C items and ZEROS zeros, and C escapes
     mask_ptr,  # uint8: for each program a mask, `mask_stride` apart
     binades_ptr,  # int32: for each program 256
     rows,
     threshold,
     row_stride,
+    escapes_at,
     scratch_stride,
     mask_stride,
     RULE: tl.constexpr,
+    WITH_WINDOW: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
     INFINITY: tl.constexpr,
@@ -338,17 +329,25 @@ def pack_kernel(
     DIGITS: tl.constexpr,
     LIMIT: tl.constexpr,
     ALIGN: tl.constexpr,
+    ZEROS: tl.constexpr,
     EMIT: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Pack all rows; see the module."""
     MASK_BYTES: tl.constexpr = (COLUMNS + 7) // 8
     MASK_LENGTH: tl.constexpr = (MASK_BYTES + ALIGN - 1) // ALIGN * ALIGN
-    kept_ptr = scratch_ptr + 8 + tl.program_id(0).to(tl.int64) * scratch_stride
-    own_binades_ptr = binades_ptr + tl.program_id(0) * 256
-    own_mask_ptr = mask_ptr + tl.program_id(0).to(tl.int64) * mask_stride
-    guess = tl.full([], 0, tl.int32)
+    program = tl.program_id(0).to(tl.int64)
+    own_scratch_ptr = scratch_ptr + program * scratch_stride
+    item_ptr = own_scratch_ptr.to(tl.pointer_type(tl.uint16 if ITEM == 2 else tl.uint32))
+    escape_ptr = own_scratch_ptr + escapes_at
+    own_binades_ptr = binades_ptr + program * 256
+    own_mask_ptr = mask_ptr + program * mask_stride
     row = tl.atomic_add(ticket_ptr, 1)
+    guess = tl.full([], 0, tl.int32)
+    if RULE == PER_ROW:
+        if row < rows:
+            first_ptr = w_ptr + row.to(tl.int64) * row_stride
+            guess = guess_threshold(first_ptr, COLUMNS, KEY_MASK, MANTISSA, TILE)
     while row < rows:
         row_ptr = w_ptr + row.to(tl.int64) * row_stride
         given_row_ptr = given_ptr + row.to(tl.int64) * MASK_BYTES
@@ -359,6 +358,7 @@ def pack_kernel(
             threshold,
             guess,
             RULE,
+            WITH_WINDOW,
             COLUMNS,
             KEY_MASK,
             INFINITY,
@@ -367,32 +367,55 @@ def pack_kernel(
             TILE,
         )
         guess = cut
-        smallest = tl.full([], 0, tl.int32)
-        if k != 0:
-            k, smallest = _compress_row(
+        smallest = tl.full([], 0, tl.int32) + cut
+        if RULE != PER_ROW:
+            if k != 0:
+                k, smallest = _least_kept(
+                    row_ptr, given_row_ptr, cut, end, RULE, COLUMNS, KEY_MASK, TILE
+                )
+        base = tl.where(k > 0, smallest >> DROPPED, 0)
+        escaped = tl.full([], 0, tl.int32)
+        mass = s1 * 0
+        turn = tl.where(k > 0, 0, 2)
+        while turn < 2:
+            escaped, mass = _compress_row(
                 row_ptr,
                 given_row_ptr,
-                kept_ptr - 1,
+                item_ptr,
+                escape_ptr,
                 own_mask_ptr,
                 cut,
                 end,
+                base,
                 RULE,
                 COLUMNS,
                 KEY_MASK,
+                MANTISSA,
+                SCALE,
+                SIGN,
+                DROPPED,
+                STORED,
+                LIMIT,
                 TILE,
             )
-        tl.debug_barrier()  # the scratch is written, and will be read by other threads
-        base = tl.where(k > 0, smallest >> DROPPED, 0)
-        escaped, mass = _look_over(
-            kept_ptr, k, base, KEY_MASK, MANTISSA, SCALE, DROPPED, LIMIT, TILE
-        )
-        if escaped * 64 > k:
-            base += _fullest_binades(
-                kept_ptr, own_binades_ptr, k, base, KEY_MASK, DROPPED, STORED, RADIX, TILE
-            )
-            escaped, _ = _look_over(
-                kept_ptr, k, base, KEY_MASK, MANTISSA, SCALE, DROPPED, LIMIT, TILE
-            )
+            turn += 2
+            if (turn == 2) & (escaped * 64 > k):  # few rows: compressed once more
+                base += _fullest_binades(
+                    row_ptr,
+                    given_row_ptr,
+                    own_binades_ptr,
+                    cut,
+                    end,
+                    base,
+                    RULE,
+                    COLUMNS,
+                    KEY_MASK,
+                    DROPPED,
+                    STORED,
+                    RADIX,
+                    TILE,
+                )
+                turn = tl.full([], 1, tl.int32)
         tl.store(table_ptr + row.to(tl.int64) * 3, k.to(tl.int64))
         tl.store(table_ptr + row.to(tl.int64) * 3 + 1, escaped.to(tl.int64))
         tl.store(table_ptr + row.to(tl.int64) * 3 + 2, base.to(tl.int64))
@@ -401,6 +424,8 @@ def pack_kernel(
         tl.store(stats_ptr + row.to(tl.int64) * 3 + 2, mass)
         tl.store(fault_ptr + row, fault)
         if EMIT:
+            zero_Z = tl.zeros([ZEROS], tl.int32).to(item_ptr.dtype.element_ty)
+            tl.store(item_ptr + k + tl.arange(0, ZEROS), zero_Z)
             mask_length = tl.where((k > 0) & (k < COLUMNS), MASK_LENGTH, 0)
             value_length = _padded(((k.to(tl.int64) * (STORED + 1) + 7) // 8).to(tl.int32), ALIGN)
             code_length = k * 0
@@ -409,52 +434,17 @@ def pack_kernel(
             escape_length = _padded(escaped * ITEM, ALIGN)
             nbytes = (mask_length + value_length).to(tl.int64) + code_length + escape_length
             at = out_ptr + tl.multiple_of(begin_record(told_ptr, row, nbytes), ALIGN)
+            tl.debug_barrier()  # the scratch is written, and will be read by other threads
             _write_mask(own_mask_ptr, at, mask_length, COLUMNS, TILE)
-            at += mask_length
-            _write_values(
-                kept_ptr,
-                at,
-                k,
-                base,
-                value_length,
-                KEY_MASK,
-                SIGN,
-                DROPPED,
-                STORED,
-                LIMIT,
-                TILE,
-            )
+            at += tl.multiple_of(mask_length, ALIGN)
+            _write_values(item_ptr, at, value_length, STORED + 1, ALIGN, TILE)
             at += value_length
             if DIGITS > 0:
                 _write_codes(
-                    kept_ptr,
-                    at,
-                    k,
-                    base,
-                    code_length,
-                    KEY_MASK,
-                    DROPPED,
-                    STORED,
-                    LIMIT,
-                    RADIX,
-                    DIGITS,
-                    TILE // 2,  # each byte stands for DIGITS weights
-                )
+                    item_ptr, at, k, code_length, STORED + 1, RADIX, DIGITS, TILE // 2
+                )  # each byte stands for DIGITS weights
                 at += code_length
             if escaped > 0:
-                _write_escapes(
-                    kept_ptr,
-                    at,
-                    k,
-                    base,
-                    escaped,
-                    escape_length,
-                    KEY_MASK,
-                    DROPPED,
-                    LIMIT,
-                    ITEM,
-                    ALIGN,
-                    TILE,
-                )
-        tl.debug_barrier()  # the scratch is read, and will be written again
+                _write_escapes(escape_ptr, at, escaped, escape_length, ITEM, ALIGN, TILE // 4)
+            tl.debug_barrier()  # the scratch is read, and will be written again
         row = tl.atomic_add(ticket_ptr, 1)

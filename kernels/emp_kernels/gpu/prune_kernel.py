@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from emp_kernels.gpu.common import magnitudes
-from emp_kernels.gpu.decide import decide_row, tile_keeps
+from emp_kernels.gpu.decide import PER_ROW, columns_of_tile, decide_row, guess_threshold, tile_keeps
 
 __all__ = ["prune_kernel"]
 
@@ -24,6 +24,7 @@ def prune_kernel(
     row_stride,
     out_stride,
     RULE: tl.constexpr,
+    WITH_WINDOW: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
     INFINITY: tl.constexpr,
@@ -36,10 +37,14 @@ def prune_kernel(
 
     With MASK bits are written in the place of weights.
     """
-    BYTES_A_TILE: tl.constexpr = TILE // 8
+    N: tl.constexpr = TILE // 8
     MASK_BYTES: tl.constexpr = (COLUMNS + 7) // 8
     guess = tl.full([], 0, tl.int32)
     zero = tl.full([], 0, tl.int64)
+    if RULE == PER_ROW:
+        if tl.program_id(0) < rows:
+            first_ptr = w_ptr + tl.program_id(0).to(tl.int64) * row_stride
+            guess = guess_threshold(first_ptr, COLUMNS, KEY_MASK, MANTISSA, TILE)
     for number in range(tl.program_id(0), rows, tl.num_programs(0)):
         row = tl.cast(number, tl.int64)
         row_ptr = w_ptr + row * row_stride
@@ -51,6 +56,7 @@ def prune_kernel(
             threshold,
             guess,
             RULE,
+            WITH_WINDOW,
             COLUMNS,
             KEY_MASK,
             INFINITY,
@@ -62,29 +68,28 @@ def prune_kernel(
         if k == 0:  # nothing stays: a threshold that no weight reaches
             cut = tl.full([], KEY_MASK, tl.int32)
         written = tl.where(fault == 0, COLUMNS, 0)
-        kept_T = tl.zeros([TILE], tl.int32)
-        mass_T = tl.zeros([TILE], tl.float64)
+        kept_N = tl.zeros([N], tl.int32)
+        mass_8N = tl.zeros([8, N], tl.float64)
         for start in range(0, COLUMNS, TILE):
-            pattern_T, key_T, keep_T = tile_keeps(
+            pattern_8N, key_8N, keep_8N = tile_keeps(
                 row_ptr, given_row_ptr, start, cut, end, RULE, COLUMNS, KEY_MASK, TILE
             )
-            kept_T += keep_T.to(tl.int32)
-            mass_T += magnitudes(tl.where(keep_T, key_T, 0), MANTISSA, SCALE)
+            kept_N += tl.sum(keep_8N, 0)
+            mass_8N += magnitudes(tl.where(keep_8N != 0, key_8N, 0), MANTISSA, SCALE)
             if MASK:
-                bit_T = keep_T.to(tl.int32) << (tl.arange(0, TILE) & 7)
-                byte_B = start // 8 + tl.arange(0, BYTES_A_TILE)
-                bits_B = tl.sum(tl.reshape(bit_T, (BYTES_A_TILE, 8)), 1)
-                at_B = out_ptr + row * out_stride + byte_B
-                tl.store(at_B, bits_B.to(tl.uint8), mask=byte_B < MASK_BYTES)
+                bits_N = tl.sum(keep_8N << tl.arange(0, 8)[:, None], 0)
+                byte_N = start // 8 + tl.arange(0, N)
+                at_N = out_ptr + row * out_stride + byte_N
+                tl.store(at_N, bits_N.to(tl.uint8), mask=byte_N < MASK_BYTES)
             else:
-                column_T = start + tl.arange(0, TILE)
-                pruned_T = tl.where(keep_T, pattern_T, 0)
-                at_T = out_ptr + row * out_stride + column_T
-                tl.store(at_T, pruned_T, mask=column_T < written)
-        tl.store(table_ptr + row * 3, tl.sum(kept_T, 0).to(tl.int64))
+                column_8N = columns_of_tile(start, TILE)
+                pruned_8N = tl.where(keep_8N != 0, pattern_8N, 0)
+                at_8N = out_ptr + row * out_stride + column_8N
+                tl.store(at_8N, pruned_8N, mask=column_8N < written)
+        tl.store(table_ptr + row * 3, tl.sum(kept_N, 0).to(tl.int64))
         tl.store(table_ptr + row * 3 + 1, zero)
         tl.store(table_ptr + row * 3 + 2, zero)
         tl.store(stats_ptr + row * 3, s1)
         tl.store(stats_ptr + row * 3 + 1, s2)
-        tl.store(stats_ptr + row * 3 + 2, tl.sum(mass_T, 0))
+        tl.store(stats_ptr + row * 3 + 2, tl.sum(tl.sum(mass_8N, 0), 0))
         tl.store(fault_ptr + row, fault)

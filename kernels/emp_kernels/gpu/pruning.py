@@ -58,6 +58,7 @@ class PruneLaunch:
             rows.weights.stride(0),
             self._out.stride(0),
             RULE=rule.kind,
+            WITH_WINDOW=self._shape.window,
             COLUMNS=rows.weights.shape[1],
             KEY_MASK=number_format.key_mask,
             INFINITY=number_format.infinity,
