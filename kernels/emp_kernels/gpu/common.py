@@ -5,7 +5,14 @@ import triton.language as tl
 
 from emp_kernels.numbers import NumberFormat
 
-__all__ = ["COUNTS_IN_SHARED_MEMORY", "magnitudes", "scale_exponent", "tile_of"]
+__all__ = [
+    "COUNTS_IN_SHARED_MEMORY",
+    "magnitudes",
+    "power_of_two",
+    "scale_exponent",
+    "tile_of",
+    "unscaled_magnitudes",
+]
 
 _LARGEST_TILE = 4096
 
@@ -17,18 +24,28 @@ COUNTS_IN_SHARED_MEMORY = tuple(map(int, triton.__version__.split(".")[:2])) >= 
 def magnitudes(keys, MANTISSA: tl.constexpr, SCALE: tl.constexpr):
     """The exact magnitudes of keys, any int, as float64.
 
-    A key's bits, moved to the top of a float64's fields, are its magnitude times a power of two:
-    subnormals and zero, too, for those of float64 are far below.
-
     Args:
         keys: Finite keys.
         MANTISSA: Stored bits of their significand.
         SCALE: What `scale_exponent` gives for their format.
     """
-    shifted = (keys.to(tl.int64) << (52 - MANTISSA)).to(tl.float64, bitcast=True)
-    # 2**SCALE as bits: a float that Triton passes, or folds, may be one of 32 bits
-    power = (tl.full([1], SCALE + 1023, tl.int64) << 52).to(tl.float64, bitcast=True)
-    return shifted * power
+    return unscaled_magnitudes(keys, MANTISSA) * power_of_two(SCALE)
+
+
+@triton.jit
+def unscaled_magnitudes(keys, MANTISSA: tl.constexpr):
+    """The exact magnitudes of keys, any int, over `power_of_two(SCALE)`, as float64.
+
+    These are a key's bits, moved to the top of a float64's fields: of subnormals and zero, too, for
+    those of float64 are far below.
+    """
+    return (keys.to(tl.int64) << (52 - MANTISSA)).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def power_of_two(exponent: tl.constexpr):
+    """A power of two as float64: one that Triton passes, or folds, may be of 32 bits."""
+    return (tl.full([], exponent + 1023, tl.int64) << 52).to(tl.float64, bitcast=True)
 
 
 def scale_exponent(number_format: NumberFormat) -> int:

@@ -7,7 +7,7 @@ first from the device's memory, those that follow from its caches.
 import triton
 import triton.language as tl
 
-from emp_kernels.gpu.common import magnitudes
+from emp_kernels.gpu.common import magnitudes, power_of_two, unscaled_magnitudes
 
 __all__ = [
     "DOUBTFUL",
@@ -65,10 +65,8 @@ def guess_threshold(
     Then N_eff, 2/π of the weights, are those above 0.59 of the mean magnitude.
     """
     _, key_T, _ = keys_of_tile(row_ptr, 0, COLUMNS, KEY_MASK, TILE)
-    # as in `magnitudes`, but for the power of two that is taken back in the end
-    scaled_T = (key_T.to(tl.int64) << (52 - MANTISSA)).to(tl.float64, bitcast=True)
     COUNT: tl.constexpr = TILE if TILE < COLUMNS else COLUMNS
-    typical = tl.sum(scaled_T, 0) * (0.59 / COUNT)
+    typical = tl.sum(unscaled_magnitudes(key_T, MANTISSA), 0) * (0.59 / COUNT)
     return (typical.to(tl.int64, bitcast=True) >> (52 - MANTISSA)).to(tl.int32)
 
 
@@ -129,7 +127,7 @@ def _count_kept(s1, s2, beta_slack, COLUMNS: tl.constexpr):
         COLUMNS: How many weights there are.
     """
     n = tl.full([], COLUMNS, tl.float64)
-    unit = (tl.full([], 1023 - 53, tl.int64) << 52).to(tl.float64, bitcast=True)
+    unit = power_of_two(-53)
     count = tl.full([], COLUMNS, tl.int32)
     if s2 == 0.0:
         count = tl.full([], 0, tl.int32)

@@ -60,11 +60,11 @@ class PackLaunch:
         self.out = workspace.on_device("records", room)
         self._told = workspace.on_device("told", rows * 8 + 8).view(torch.int64)
         width = layout.stored_bits + 1
+        item = layout.number_format.item_bytes
         # what the longest value section, padded and rounded up to a unit, may hold past the weights
         self._zeros = triton.next_power_of_2((8 * layout.align + 72) // width + 16)
         self._escapes_at = -(-(columns + self._zeros) // 16) * 16
-        self._scratch_stride = self._escapes_at + -(-columns // 16) * 16
-        item = layout.number_format.item_bytes
+        self._scratch_stride = self._escapes_at + -(-columns // 16) * 16 * 4 // item
         scratch = workspace.on_device("scratch", shape.programs * self._scratch_stride * item)
         self._scratch = scratch.view(weights.dtype)
         self._mask_stride = -(-columns // 1024) * 128

@@ -13,7 +13,7 @@ record ends. Rows are given out in their order, so those that a program waits fo
 import triton
 import triton.language as tl
 
-from emp_kernels.gpu.common import magnitudes
+from emp_kernels.gpu.common import power_of_two, unscaled_magnitudes
 from emp_kernels.gpu.decide import PER_ROW, decide_row, guess_threshold, tile_keeps
 
 __all__ = ["END_KNOWN", "LENGTH_KNOWN", "begin_record", "pack_kernel"]
@@ -87,7 +87,7 @@ def _compress_row(
 
     Args:
         item_ptr: uint16 or uint32 [k]: of each kept weight its value, and above that its code.
-        escape_ptr: As weights: those that escape, whole.
+        escape_ptr: int32: the columns of those that escape.
         mask_ptr: uint8 [⌈C/8⌉].
         base: Where the window begins.
 
@@ -95,39 +95,61 @@ def _compress_row(
         (how many escape, Σ magnitudes of the kept ones).
     """
     N: tl.constexpr = TILE // 8
-    column_81 = tl.arange(0, 8)[:, None]
+    bit_81 = 1 << tl.arange(0, 8)[:, None]
+    byte_N = tl.arange(0, N)
     kept = tl.full([], 0, tl.int32)
     escaped = tl.full([], 0, tl.int32)
-    mass_8N = tl.zeros([8, N], tl.float64)
+    mass_N = tl.zeros([N], tl.float64)
     for start in range(0, COLUMNS, TILE):
         pattern_8N, key_8N, keep_8N = tile_keeps(
             row_ptr, given_ptr, start, cut, end, RULE, COLUMNS, KEY_MASK, TILE
         )
-        mass_8N += magnitudes(tl.where(keep_8N != 0, key_8N, 0), MANTISSA, SCALE)
+        mass_N += tl.sum(unscaled_magnitudes(tl.where(keep_8N != 0, key_8N, 0), MANTISSA), 0)
         away_8N = _distances(key_8N, base, DROPPED, LIMIT)
         sign_8N = (pattern_8N.to(tl.int32) >> (SIGN - STORED)) & (1 << STORED)
         item_8N = away_8N + (away_8N & -(1 << STORED)) + sign_8N
-        escape_8N = tl.where((away_8N == LIMIT) & (keep_8N != 0), 1 << 16, 0)
-
-        count_N = tl.sum(keep_8N + escape_8N, 0)  # two counts in one: a tile has fewer than 2**16
+        # in one sum the mask's byte, and 16 bits above it those that escape
+        bits_8N = tl.where(away_8N == LIMIT, bit_81 * 0x10001, bit_81)
+        bits_N = tl.sum(tl.where(keep_8N != 0, bits_8N, 0), 0)
+        escape_N = bits_N >> 16
+        bits_N = bits_N & 0xFF
+        # and two counts in one, too: a tile has fewer than 2**16 weights
+        count_N = _bits_set(bits_N) + (_bits_set(escape_N) << 16)
         before_N = tl.cumsum(count_N, 0) - count_N
-        rank_8N = (before_N & 0xFFFF)[None, :] + (tl.cumsum(keep_8N, 0) - keep_8N) + kept
+        rank_N = (before_N & 0xFFFF) + kept
+        rank_8N = rank_N[None, :] + (tl.cumsum(keep_8N, 0) - keep_8N)
         item_8N = item_8N.to(item_ptr.dtype.element_ty)
         tl.store(item_ptr + rank_8N, item_8N, mask=keep_8N != 0)
-        byte_N = start // 8 + tl.arange(0, N)
-        bits_N = tl.sum(keep_8N << column_81, 0).to(tl.uint8)
+        mask_at_N = mask_ptr + start // 8 + byte_N
         if COLUMNS % TILE == 0:
-            tl.store(mask_ptr + byte_N, bits_N)
+            tl.store(mask_at_N, bits_N.to(tl.uint8))
         else:
-            tl.store(mask_ptr + byte_N, bits_N, mask=byte_N * 8 < COLUMNS)
+            tl.store(mask_at_N, bits_N.to(tl.uint8), mask=start + byte_N * 8 < COLUMNS)
         counts = tl.sum(count_N, 0)
         if counts >> 16 > 0:  # more than half of the tiles have none
-            flag_8N = escape_8N >> 16
-            place_8N = (before_N >> 16)[None, :] + (tl.cumsum(flag_8N, 0) - flag_8N) + escaped
-            tl.store(escape_ptr + place_8N, pattern_8N, mask=flag_8N != 0)
+            _list_escapes(escape_ptr + escaped, before_N >> 16, escape_N, start, TILE)
         kept += counts & 0xFFFF
         escaped += counts >> 16
-    return escaped, tl.sum(tl.sum(mass_8N, 0), 0)
+    return escaped, tl.sum(mass_N, 0) * power_of_two(SCALE)
+
+
+@triton.jit
+def _bits_set(bits):
+    """How many bits of a byte are set, as LLVM knows it: one instruction."""
+    bits = bits - ((bits >> 1) & 0x55555555)
+    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+    return (((bits + (bits >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
+
+
+@triton.jit
+def _list_escapes(list_ptr, place_N, escape_N, start, TILE: tl.constexpr):
+    """Write the columns of a tile's escapes: each chunk's first one, then its second, ..."""
+    chunk_N = start + tl.arange(0, TILE // 8) * 8
+    while tl.max(escape_N, 0) > 0:
+        below_N = (escape_N & (0 - escape_N)) - 1
+        tl.store(list_ptr + place_N, chunk_N + _bits_set(below_N), mask=escape_N != 0)
+        escape_N = escape_N & (escape_N - 1)
+        place_N += 1
 
 
 @triton.jit
@@ -245,26 +267,25 @@ def _write_codes(
 ):
     """Byte i holds digits of weights i, i + m, i + 2m, ...; zeros up to the section's end."""
     IN_A_BYTE: tl.constexpr = WIDTH % 8 == 0
-    ITEM: tl.constexpr = item_ptr.dtype.element_ty.primitive_bitwidth // 8
+    STEP: tl.constexpr = item_ptr.dtype.element_ty.primitive_bitwidth // 8 if IN_A_BYTE else 1
     code_ptr = item_ptr
     if IN_A_BYTE:
         code_ptr = item_ptr.to(tl.pointer_type(tl.uint8)) + WIDTH // 8
     m = (k + DIGITS - 1) // DIGITS
     for start in range(0, length, TILE):
-        byte_T = start + tl.arange(0, TILE)
+        byte_T = tl.arange(0, TILE)
+        there_T = byte_T < m - start
         sum_T = tl.zeros([TILE], tl.uint32)
         for digit in tl.static_range(DIGITS):
-            number_T = digit * m + byte_T
-            if IN_A_BYTE:
-                code_T = tl.load(code_ptr + number_T * ITEM, mask=byte_T < m, other=0)
-            else:
-                code_T = tl.load(code_ptr + number_T, mask=byte_T < m, other=0) >> WIDTH
-            sum_T += code_T.to(tl.uint32) * RADIX**digit
-        tl.store(out_ptr + byte_T, sum_T.to(tl.uint8), mask=byte_T < length)
+            first_ptr = code_ptr + (digit * m + start) * STEP
+            code_T = tl.load(first_ptr + byte_T * STEP, mask=there_T, other=0).to(tl.uint32)
+            sum_T += (code_T if IN_A_BYTE else code_T >> WIDTH) * RADIX**digit
+        tl.store(out_ptr + start + byte_T, sum_T.to(tl.uint8), mask=byte_T < length - start)
 
 
 @triton.jit
 def _write_escapes(
+    row_ptr,
     escape_ptr,
     out_ptr,
     escaped,
@@ -274,18 +295,17 @@ def _write_escapes(
     TILE: tl.constexpr,
 ):
     """The whole weights that escape, ITEM bytes each, and zeros up to the section's end."""
-    if ALIGN % ITEM == 0:
-        item_ptr = out_ptr.to(tl.pointer_type(escape_ptr.dtype.element_ty))
-        for start in range(0, length // ITEM, TILE):
-            at_T = start + tl.arange(0, TILE)
-            pattern_T = tl.load(escape_ptr + at_T, mask=at_T < escaped, other=0)
-            tl.store(item_ptr + at_T, pattern_T, mask=at_T < length // ITEM)
-    else:
-        byte_ptr = escape_ptr.to(tl.pointer_type(tl.uint8))
-        for start in range(0, length, TILE):
-            at_T = start + tl.arange(0, TILE)
-            byte_T = tl.load(byte_ptr + at_T, mask=at_T < escaped * ITEM, other=0)
-            tl.store(out_ptr + at_T, byte_T, mask=at_T < length)
+    UNIT: tl.constexpr = ITEM if ALIGN % ITEM == 0 else 1
+    weight_ptr = row_ptr if ITEM == UNIT else row_ptr.to(tl.pointer_type(tl.uint8))
+    unit_ptr = out_ptr.to(tl.pointer_type(weight_ptr.dtype.element_ty))
+    UNITS: tl.constexpr = ITEM // UNIT
+    for start in range(0, length // UNIT, TILE):
+        unit_T = start + tl.arange(0, TILE)
+        there_T = unit_T < escaped * UNITS
+        column_T = tl.load(escape_ptr + unit_T // UNITS, mask=there_T, other=0)
+        at_T = weight_ptr + column_T.to(tl.int64) * UNITS + unit_T % UNITS
+        bits_T = tl.load(at_T, mask=there_T, other=0)
+        tl.store(unit_ptr + unit_T, bits_T, mask=unit_T < length // UNIT)
 
 
 @triton.jit
@@ -305,7 +325,7 @@ def pack_kernel(
     fault_ptr,  # int32 [R], written: 0, NOT_FINITE or DOUBTFUL
     told_ptr,  # int64 [R], all zero: what each row has told those after it
     ticket_ptr,  # int64 [1], zero: the next row that is given out
-    scratch_ptr,  # of w's dtype: for each program C items and ZEROS zeros, and C escapes
+    scratch_ptr,  # of w's dtype: for each program C items, ZEROS zeros, C int32
     mask_ptr,  # uint8: for each program a mask, `mask_stride` apart
     binades_ptr,  # int32: for each program 256
     rows,
@@ -339,7 +359,7 @@ def pack_kernel(
     program = tl.program_id(0).to(tl.int64)
     own_scratch_ptr = scratch_ptr + program * scratch_stride
     item_ptr = own_scratch_ptr.to(tl.pointer_type(tl.uint16 if ITEM == 2 else tl.uint32))
-    escape_ptr = own_scratch_ptr + escapes_at
+    escape_ptr = (own_scratch_ptr + escapes_at).to(tl.pointer_type(tl.int32))
     own_binades_ptr = binades_ptr + program * 256
     own_mask_ptr = mask_ptr + program * mask_stride
     row = tl.atomic_add(ticket_ptr, 1)
@@ -433,10 +453,10 @@ def pack_kernel(
                 code_length = _padded((k + DIGITS - 1) // DIGITS, ALIGN)
             escape_length = _padded(escaped * ITEM, ALIGN)
             nbytes = (mask_length + value_length).to(tl.int64) + code_length + escape_length
-            at = out_ptr + tl.multiple_of(begin_record(told_ptr, row, nbytes), ALIGN)
+            at = out_ptr + begin_record(told_ptr, row, nbytes) // ALIGN * ALIGN  # so Triton knows
             tl.debug_barrier()  # the scratch is written, and will be read by other threads
             _write_mask(own_mask_ptr, at, mask_length, COLUMNS, TILE)
-            at += tl.multiple_of(mask_length, ALIGN)
+            at += mask_length
             _write_values(item_ptr, at, value_length, STORED + 1, ALIGN, TILE)
             at += value_length
             if DIGITS > 0:
@@ -445,6 +465,8 @@ def pack_kernel(
                 )  # each byte stands for DIGITS weights
                 at += code_length
             if escaped > 0:
-                _write_escapes(escape_ptr, at, escaped, escape_length, ITEM, ALIGN, TILE // 4)
+                _write_escapes(
+                    row_ptr, escape_ptr, at, escaped, escape_length, ITEM, ALIGN, TILE // 4
+                )
             tl.debug_barrier()  # the scratch is read, and will be written again
         row = tl.atomic_add(ticket_ptr, 1)

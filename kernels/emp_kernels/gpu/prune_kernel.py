@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from emp_kernels.gpu.common import magnitudes
+from emp_kernels.gpu.common import power_of_two, unscaled_magnitudes
 from emp_kernels.gpu.decide import PER_ROW, columns_of_tile, decide_row, guess_threshold, tile_keeps
 
 __all__ = ["prune_kernel"]
@@ -69,13 +69,13 @@ def prune_kernel(
             cut = tl.full([], KEY_MASK, tl.int32)
         written = tl.where(fault == 0, COLUMNS, 0)
         kept_N = tl.zeros([N], tl.int32)
-        mass_8N = tl.zeros([8, N], tl.float64)
+        mass_N = tl.zeros([N], tl.float64)
         for start in range(0, COLUMNS, TILE):
             pattern_8N, key_8N, keep_8N = tile_keeps(
                 row_ptr, given_row_ptr, start, cut, end, RULE, COLUMNS, KEY_MASK, TILE
             )
             kept_N += tl.sum(keep_8N, 0)
-            mass_8N += magnitudes(tl.where(keep_8N != 0, key_8N, 0), MANTISSA, SCALE)
+            mass_N += tl.sum(unscaled_magnitudes(tl.where(keep_8N != 0, key_8N, 0), MANTISSA), 0)
             if MASK:
                 bits_N = tl.sum(keep_8N << tl.arange(0, 8)[:, None], 0)
                 byte_N = start // 8 + tl.arange(0, N)
@@ -91,5 +91,5 @@ def prune_kernel(
         tl.store(table_ptr + row * 3 + 2, zero)
         tl.store(stats_ptr + row * 3, s1)
         tl.store(stats_ptr + row * 3 + 1, s2)
-        tl.store(stats_ptr + row * 3 + 2, tl.sum(tl.sum(mass_8N, 0), 0))
+        tl.store(stats_ptr + row * 3 + 2, tl.sum(mass_N, 0) * power_of_two(SCALE))
         tl.store(fault_ptr + row, fault)
