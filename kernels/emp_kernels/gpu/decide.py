@@ -409,7 +409,7 @@ def tile_keeps(
         end: Keys that equal it stay in so many leading columns; see `_tie_end`.
 
     Returns:
-        (patterns, keys, 1 for those that stay and 0 for others), each [8, N].
+        (patterns, keys of those that stay, 1 for these and 0 for others), each [8, N].
     """
     WHOLE: tl.constexpr = COLUMNS % TILE == 0
     column_8N = columns_of_tile(start, TILE)
@@ -419,9 +419,9 @@ def tile_keeps(
         byte_N = tl.load(given_ptr + chunk_N, mask=chunk_N * 8 < COLUMNS, other=0).to(tl.int32)
         keep_8N = (byte_N[None, :] >> tl.arange(0, 8)[:, None]) & 1
     else:
-        keep_8N = (key_8N >= cut + (end <= start).to(tl.int32)).to(tl.int32)
         if (start < end) & (end < start + TILE):  # few tiles: else the threshold is one for all
-            keep_8N = (key_8N >= cut + (column_8N >= end).to(tl.int32)).to(tl.int32)
+            key_8N = tl.where((key_8N == cut) & (column_8N >= end), -1, key_8N)
+        keep_8N = (key_8N >= cut + (end <= start).to(tl.int32)).to(tl.int32)
     if not WHOLE:
         keep_8N = keep_8N & inside_8N.to(tl.int32)
     return pattern_8N, key_8N, keep_8N

@@ -95,7 +95,7 @@ def _compress_row(
         (how many escape, Σ magnitudes of the kept ones).
     """
     N: tl.constexpr = TILE // 8
-    bit_81 = 1 << tl.arange(0, 8)[:, None]
+    column_81 = tl.arange(0, 8)[:, None]
     byte_N = tl.arange(0, N)
     kept = tl.full([], 0, tl.int32)
     escaped = tl.full([], 0, tl.int32)
@@ -108,26 +108,26 @@ def _compress_row(
         away_8N = _distances(key_8N, base, DROPPED, LIMIT)
         sign_8N = (pattern_8N.to(tl.int32) >> (SIGN - STORED)) & (1 << STORED)
         item_8N = away_8N + (away_8N & -(1 << STORED)) + sign_8N
-        # in one sum the mask's byte, and 16 bits above it those that escape
-        bits_8N = tl.where(away_8N == LIMIT, bit_81 * 0x10001, bit_81)
-        bits_N = tl.sum(tl.where(keep_8N != 0, bits_8N, 0), 0)
-        escape_N = bits_N >> 16
-        bits_N = bits_N & 0xFF
-        # and two counts in one, too: a tile has fewer than 2**16 weights
-        count_N = _bits_set(bits_N) + (_bits_set(escape_N) << 16)
+        # all of a chunk in one sum: bits of those kept, of those that escape, and how many are each
+        one_8N = tl.where(
+            away_8N == LIMIT, (0x101 << column_81) + 0x110000, (1 << column_81) + 0x10000
+        )
+        chunk_N = tl.sum(tl.where(keep_8N != 0, one_8N, 0), 0)
+        # and of the tile: it has fewer than 2**16 weights
+        count_N = ((chunk_N >> 16) & 15) + (chunk_N >> 20 << 16)
         before_N = tl.cumsum(count_N, 0) - count_N
-        rank_N = (before_N & 0xFFFF) + kept
-        rank_8N = rank_N[None, :] + (tl.cumsum(keep_8N, 0) - keep_8N)
-        item_8N = item_8N.to(item_ptr.dtype.element_ty)
-        tl.store(item_ptr + rank_8N, item_8N, mask=keep_8N != 0)
+        kept_8N = (chunk_N[None, :] >> column_81) & 1  # as before, but in one register till here
+        chunk_at_N = item_ptr + kept + (before_N & 0xFFFF)
+        item_at_8N = chunk_at_N[None, :] + (tl.cumsum(kept_8N, 0) - kept_8N)
+        tl.store(item_at_8N, item_8N.to(item_ptr.dtype.element_ty), mask=kept_8N != 0)
         mask_at_N = mask_ptr + start // 8 + byte_N
         if COLUMNS % TILE == 0:
-            tl.store(mask_at_N, bits_N.to(tl.uint8))
+            tl.store(mask_at_N, chunk_N.to(tl.uint8))
         else:
-            tl.store(mask_at_N, bits_N.to(tl.uint8), mask=start + byte_N * 8 < COLUMNS)
+            tl.store(mask_at_N, chunk_N.to(tl.uint8), mask=start + byte_N * 8 < COLUMNS)
         counts = tl.sum(count_N, 0)
         if counts >> 16 > 0:  # more than half of the tiles have none
-            _list_escapes(escape_ptr + escaped, before_N >> 16, escape_N, start, TILE)
+            _list_escapes(escape_ptr + escaped, before_N >> 16, (chunk_N >> 8) & 255, start, TILE)
         kept += counts & 0xFFFF
         escaped += counts >> 16
     return escaped, tl.sum(mass_N, 0) * power_of_two(SCALE)
