@@ -25,7 +25,7 @@ from emp_kernels.dispatch import (
     select_rows,
 )
 from emp_kernels.errors import NonFiniteRowError
-from emp_kernels.gpu import pruning
+from emp_kernels.gpu import launching, pruning
 from emp_kernels.gpu.pack import pack
 from emp_kernels.gpu.pack_kernel import END_KNOWN, LENGTH_KNOWN, begin_record
 from emp_kernels.layout import RADICES, RowLayout
@@ -95,6 +95,16 @@ def test_any_beta_keeps_what_the_reference_keeps(beta, number_format):
     weights = make_rows("gaussian", number_format, (2, 50))
     check_packed(weights, layout_of(number_format, 50), PerRow(beta), tile=32)
     check_pruned(make_rows("ties", number_format, (2, 50)), number_format, PerRow(beta), tile=32)
+
+
+@interpreter
+@formats
+def test_where_histograms_are_slow_thresholds_are_found_by_counting(number_format, monkeypatch):
+    monkeypatch.setattr(launching, "COUNTS_IN_SHARED_MEMORY", False)
+    gaussian = make_rows("gaussian", number_format, (3, 50))
+    check_pruned(gaussian, number_format, PerRow(0.9), tile=32)
+    layout = layout_of(number_format, 40)
+    check_packed(make_rows("ties", number_format, (2, 40)), layout, PerRow(0.5), tile=32)
 
 
 @interpreter

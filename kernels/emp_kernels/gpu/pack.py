@@ -65,7 +65,9 @@ class PackLaunch:
         self._zeros = triton.next_power_of_2((8 * layout.align + 72) // width + 16)
         self._escapes_at = -(-(columns + self._zeros) // 16) * 16
         self._scratch_stride = self._escapes_at + -(-columns // 16) * 16 * 4 // item
-        scratch = workspace.on_device("scratch", shape.programs * self._scratch_stride * item)
+        # and a tile: one of codes is read beyond what it needs
+        scratch_items = shape.programs * self._scratch_stride + shape.tile
+        scratch = workspace.on_device("scratch", scratch_items * item)
         self._scratch = scratch.view(weights.dtype)
         self._mask_stride = -(-columns // 1024) * 128
         self._masks = workspace.on_device("masks", shape.programs * self._mask_stride)
@@ -96,6 +98,7 @@ class PackLaunch:
             self._escapes_at,
             self._scratch_stride,
             self._mask_stride,
+            number_format.item_bytes,
             RULE=rule.kind,
             WITH_WINDOW=self._shape.window,
             COLUMNS=rows.weights.shape[1],

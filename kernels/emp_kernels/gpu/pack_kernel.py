@@ -72,6 +72,7 @@ def _compress_row(
     cut,
     end,
     base,
+    item_bytes,
     RULE: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
@@ -90,6 +91,7 @@ def _compress_row(
         escape_ptr: int32: the columns of those that escape.
         mask_ptr: uint8 [⌈C/8⌉].
         base: Where the window begins.
+        item_bytes: Of an item.
 
     Returns:
         (how many escape, Σ magnitudes of the kept ones).
@@ -117,8 +119,12 @@ def _compress_row(
         count_N = ((chunk_N >> 16) & 15) + (chunk_N >> 20 << 16)
         before_N = tl.cumsum(count_N, 0) - count_N
         kept_8N = (chunk_N[None, :] >> column_81) & 1  # as before, but in one register till here
-        chunk_at_N = item_ptr + kept + (before_N & 0xFFFF)
-        item_at_8N = chunk_at_N[None, :] + (tl.cumsum(kept_8N, 0) - kept_8N)
+        chunk_at_N = (item_ptr + kept + (before_N & 0xFFFF)).to(tl.pointer_type(tl.uint8))
+        rank_8N = tl.cumsum(kept_8N, 0) - kept_8N
+        # times a number that is not known here: one instruction, where a shift and a sum take four
+        step = item_bytes.to(tl.uint32).to(tl.int64)
+        away_in_bytes_8N = rank_8N.to(tl.uint32).to(tl.int64) * step
+        item_at_8N = (chunk_at_N[None, :] + away_in_bytes_8N).to(item_ptr.dtype)
         tl.store(item_at_8N, item_8N.to(item_ptr.dtype.element_ty), mask=kept_8N != 0)
         mask_at_N = mask_ptr + start // 8 + byte_N
         if COLUMNS % TILE == 0:
@@ -274,13 +280,13 @@ def _write_codes(
     m = (k + DIGITS - 1) // DIGITS
     for start in range(0, length, TILE):
         byte_T = tl.arange(0, TILE)
-        there_T = byte_T < m - start
         sum_T = tl.zeros([TILE], tl.uint32)
         for digit in tl.static_range(DIGITS):
             first_ptr = code_ptr + (digit * m + start) * STEP
-            code_T = tl.load(first_ptr + byte_T * STEP, mask=there_T, other=0).to(tl.uint32)
+            code_T = tl.load(first_ptr + byte_T * STEP).to(tl.uint32)
             sum_T += (code_T if IN_A_BYTE else code_T >> WIDTH) * RADIX**digit
-        tl.store(out_ptr + start + byte_T, sum_T.to(tl.uint8), mask=byte_T < length - start)
+        sum_T = tl.where(byte_T < m - start, sum_T, 0).to(tl.uint8)
+        tl.store(out_ptr + start + byte_T, sum_T, mask=byte_T < length - start)
 
 
 @triton.jit
@@ -313,7 +319,7 @@ def _padded(nbytes, ALIGN: tl.constexpr):
     return tl.multiple_of((nbytes + ALIGN - 1) // ALIGN * ALIGN, ALIGN)
 
 
-@triton.jit(do_not_specialize=["rows", "threshold"])
+@triton.jit(do_not_specialize=["rows", "threshold", "item_bytes"])
 def pack_kernel(
     w_ptr,  # int16 or int32 [R, C], `row_stride` apart
     given_ptr,  # uint8 [R, ⌈C/8⌉] where RULE is GIVEN
@@ -334,6 +340,7 @@ def pack_kernel(
     escapes_at,
     scratch_stride,
     mask_stride,
+    item_bytes,  # of w, not known when it is compiled
     RULE: tl.constexpr,
     WITH_WINDOW: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -407,6 +414,7 @@ def pack_kernel(
                 cut,
                 end,
                 base,
+                item_bytes,
                 RULE,
                 COLUMNS,
                 KEY_MASK,
