@@ -62,6 +62,9 @@ _START_UP = 10.0
 _MARGIN = 1.5
 """How many times the start-up must be saved, for half of this is assumed."""
 
+_ROOM = 4 << 30
+"""Free bytes of a GPU that is taken unasked: eight threads need some 2 GB, whatever the weights."""
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -194,7 +197,8 @@ def find_gpus(device: str) -> list[torch.device]:
 def worthwhile_devices(work: Work, team: Team) -> Devices:
     """The GPUs of this machine if they make the run faster, see `seconds_saved`; else none.
 
-    Whatever the kernels lack to run on them, the CPU does the work then.
+    Those that others fill are left alone, so that the run does not end for want of room. Whatever
+    the kernels lack to run on them, the CPU does the work then.
 
     Args:
         work: What this process is to do.
@@ -205,7 +209,7 @@ def worthwhile_devices(work: Work, team: Team) -> Devices:
         from emp_kernels.devices import find_devices, interpreted
 
         try:
-            gpus = [] if interpreted() else find_devices()
+            gpus = [] if interpreted() else [gpu for gpu in find_devices() if _has_room(gpu)]
         except NoDeviceError:
             gpus = []
     devices = _shared(gpus, team)
@@ -311,6 +315,17 @@ def _name(gpu: torch.device) -> str:
     import torch
 
     return str(torch.cuda.get_device_properties(gpu).uuid) if gpu.type == "cuda" else str(gpu)
+
+
+def _has_room(gpu: torch.device) -> bool:
+    """Whether there is room on a GPU for the work of its threads."""
+    import torch
+
+    try:
+        free, _ = torch.cuda.mem_get_info(gpu)
+    except RuntimeError:  # not even for torch's own part, or another process has the GPU alone
+        return False
+    return free >= _ROOM
 
 
 def _pack_a_row(workspace: Workspace) -> None:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from arriving import wait_for
@@ -36,9 +37,10 @@ Find = Callable[..., list[torch.device]]
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Find], None]:
-    """Has the driver see a GPU, Triton compile for it, and a function find the devices."""
+    """Has the driver see a GPU, Triton compile for it, and a function find the devices, empty."""
 
     def has(find: Find) -> None:
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (80 << 30, 80 << 30))
         monkeypatch.setattr(devices, "_driver_has_gpu", lambda: True)
         monkeypatch.setattr("emp_kernels.devices.interpreted", lambda: False)
         monkeypatch.setattr("emp_kernels.devices.find_devices", find)
@@ -132,6 +134,22 @@ def test_auto_stays_on_the_cpu_where_something_lacks_for_the_gpu(
         raise RuntimeError("Failed to find C compiler.")
 
     monkeypatch.setattr(devices, "pack_rows", no_compiler)
+    assert worthwhile(LARGE, Team()).gpus == ()
+
+
+def test_auto_leaves_gpus_alone_that_others_fill_or_have_to_themselves(
+    monkeypatch: pytest.MonkeyPatch, machine: Callable[[Find], None]
+) -> None:
+    machine(lambda: TWO)
+    monkeypatch.setattr(
+        "torch.cuda.mem_get_info", lambda gpu: ((3 << 30) + (gpu.index << 30), 80 << 30)
+    )
+    assert worthwhile(LARGE, Team()).gpus == (TWO[1],)
+
+    def busy(_gpu: torch.device) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", busy)
     assert worthwhile(LARGE, Team()).gpus == ()
 
 
@@ -236,6 +254,48 @@ def test_threads_work_on_the_gpus_in_turn() -> None:
     assert sorted(str(device) for device in found) == ["cpu:0", "cpu:0", "cpu:1", "cpu:1"]
 
 
+def test_after_an_error_the_stream_is_waited_for_and_the_error_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device", nullcontext)
+    monkeypatch.setattr("torch.cuda.stream", nullcontext)
+    waits: list[None] = []
+
+    class Broken:
+        def synchronize(self) -> None:
+            waits.append(None)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    workspace = DeviceWorkspace(TWO[0])
+    workspace._stream = Broken()  # stands for that of a GPU
+    with pytest.raises(KeyboardInterrupt), workspace.active():
+        raise KeyboardInterrupt
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_what_is_not_pinned_goes_to_a_gpu_through_memory_that_is(
+    monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    """So that what is only there for the call may go while the copy is under way."""
+    workspace = DeviceWorkspace(TWO[0])
+    array = np.arange(5)
+    read = array if pinned else workspace.take("numbers on its way", 40)
+    workspace._stream = object()  # stands for that of a GPU
+    monkeypatch.setattr("torch.Tensor.is_pinned", lambda _: pinned)
+    copied: list[int] = []
+    copy = torch.Tensor.copy_
+
+    def noted(there: torch.Tensor, here: torch.Tensor, *, non_blocking: bool) -> torch.Tensor:
+        copied.append(here.data_ptr())
+        return copy(there, here, non_blocking=non_blocking)
+
+    monkeypatch.setattr("torch.Tensor.copy_", noted)
+    there = workspace.upload("numbers", array)
+    assert there.view(torch.int64).tolist() == [0, 1, 2, 3, 4]
+    assert copied == [read.ctypes.data]
+
+
 def test_threads_compile_in_turn_and_then_work_at_the_same_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -290,6 +350,7 @@ def see_gpus(monkeypatch: pytest.MonkeyPatch, count: int, cuda: str | None = "13
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr("torch.version.cuda", cuda)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr("torch.cuda.init", lambda: None)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (7, 0))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Tesla V100")
 
@@ -337,6 +398,22 @@ def refusal_of(command: str, device: str, folder: Path) -> str:
     assert (result.exit_code, result.stdout) == (1, "")
     assert list(folder.iterdir()) == []
     return result.stderr
+
+
+def test_a_driver_that_torch_cannot_use_is_told_in_one_line_and_auto_takes_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def too_old() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040).\nX")
+
+    see_gpus(monkeypatch, 1)
+    monkeypatch.setattr("torch.cuda.init", too_old)
+    monkeypatch.setattr(devices, "_driver_has_gpu", lambda: True)
+    assert refusal_of("prune", "cuda", tmp_path) == (
+        f"OptionError: device is 'cuda'; torch {torch.__version__} cannot use the GPU (The NVIDIA "
+        "driver on your system is too old (found version 12040).): choose auto or cpu\n"
+    )
+    assert worthwhile(LARGE, Team()).gpus == ()
 
 
 def test_without_triton_it_is_told_what_is_missing(

@@ -145,6 +145,14 @@ def test_weights_that_equal_a_key_are_counted_row_by_row(number_format, columns,
 
 
 @interpreter
+def test_rows_that_lie_apart_are_counted_by_their_stride(workspace):
+    bits = np.array([[1, 1, 7], [1, 7, 7], [7, 1, 1]], np.uint16)
+    with workspace.active():
+        weights = on_device(bits, workspace)[:, :2]
+        assert count_equal_rows(weights, BF16, 1, workspace).tolist() == [2, 1, 1]
+
+
+@interpreter
 @formats
 def test_a_block_is_counted_the_same_by_both_backends(number_format, workspace):
     bits = make_rows("heavy tailed", number_format, (40, 257))

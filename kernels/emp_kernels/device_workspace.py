@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,9 @@ class DeviceWorkspace(Workspace):
 
         Triton's interpreter has one place for the program that runs, so that threads go in turn;
         on a GPU they do so the first time: what it compiles for one the others find compiled.
+
+        After an error the stream is waited for, so that whoever is told of it may let go of memory
+        that copies and kernels had still to read or write.
         """
         with ExitStack() as stack:
             if self._stream is None or not self._used:
@@ -56,7 +59,12 @@ class DeviceWorkspace(Workspace):
             if self._stream is not None:
                 stack.enter_context(torch.cuda.device(self.device))
                 stack.enter_context(torch.cuda.stream(self._stream))
-            yield
+            try:
+                yield
+            except BaseException:
+                with suppress(RuntimeError):  # of the device; what came first is told
+                    self.wait()
+                raise
             self._used = True
 
     def on_device(self, name: str, nbytes: int) -> torch.Tensor:
@@ -74,16 +82,28 @@ class DeviceWorkspace(Workspace):
     def upload(self, name: str, array: npt.NDArray[np.generic]) -> torch.Tensor:
         """An array's bytes on the device, uint8 [nbytes]; ordered before what the stream does next.
 
+        What is not pinned goes through a pinned buffer: a driver may read pageable memory whenever
+        it likes, or keep the thread until all that is before it on the stream is done.
+
         Args:
-            name: Of the buffer on the device.
+            name: Of the buffer on the device, and of the pinned one: not to be given again before
+                `wait` returns, but for the same bytes.
             array: C-contiguous; not to be changed before `wait` returns.
         """
         data = array.reshape(-1).view(np.uint8)
-        if not data.flags.writeable:  # torch has no tensors that cannot be written to
-            data = data.copy()
+        if not self._is_pinned(data):
+            pinned = self.take(f"{name} on its way", data.size)[: data.size]
+            pinned[:] = data
+            data = pinned
         there = self.on_device(name, data.size)
         there.copy_(torch.from_numpy(data), non_blocking=True)
         return there
+
+    def _is_pinned(self, data: Bytes) -> bool:
+        """Whether a GPU can copy from memory by itself; torch's tensors can all be written to."""
+        if not data.flags.writeable:
+            return False
+        return self._stream is None or torch.from_numpy(data).is_pinned()
 
     def download(self, name: str, tensor: torch.Tensor) -> Bytes:
         """A contiguous tensor's bytes on the host, uint8 [nbytes]; valid once `wait` returns.

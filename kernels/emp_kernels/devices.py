@@ -75,7 +75,7 @@ def visible_gpus(asked: str = "cuda") -> list[torch.device]:
         One at least.
 
     Raises:
-        NoDeviceError: If torch sees none such.
+        NoDeviceError: If torch sees none such, or cannot use it.
     """
     version = torch.__version__
     count = torch.cuda.device_count()
@@ -85,6 +85,11 @@ def visible_gpus(asked: str = "cuda") -> list[torch.device]:
             if torch.version.cuda
             else f"torch {version} is built without CUDA"
         )
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:  # GPUs are counted even where their driver is too old for torch
+        reason = str(error).partition("\n")[0]
+        raise NoDeviceError(f"torch {version} cannot use the GPU ({reason})") from error
     _, colon, number = asked.partition(":")
     if not colon:
         return [torch.device("cuda", n) for n in range(count)]

@@ -146,14 +146,22 @@ def _count_low_parts(
 
 
 @triton.jit(do_not_specialize=["key"])
-def _count_equal_rows(w_ptr, equal_ptr, key, columns, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
+def _count_equal_rows(
+    w_ptr,
+    equal_ptr,
+    key,
+    columns,
+    row_stride,
+    KEY_MASK: tl.constexpr,
+    TILE: tl.constexpr,
+):
     """How many keys of a row equal one, a program a row."""
     row = tl.program_id(0).to(tl.int64)
     lane_T = tl.arange(0, TILE)
     count_T = tl.zeros([TILE], tl.int32)
     for start in range(0, columns, TILE):
         inside_T = lane_T < columns - start
-        pattern_T = tl.load(w_ptr + row * columns + start + lane_T, mask=inside_T, other=0)
+        pattern_T = tl.load(w_ptr + row * row_stride + start + lane_T, mask=inside_T, other=0)
         count_T += (inside_T & ((pattern_T & KEY_MASK).to(tl.int32) == key)).to(tl.int32)
     tl.store(equal_ptr + row, tl.sum(count_T, 0).to(tl.int64))
 
@@ -283,8 +291,8 @@ def count_equal_rows(
     """How many weights of each row have a key.
 
     Args:
-        weights_RC: int16 or int32 [R, C], contiguous bit patterns on the workspace's device, fewer
-            than 2**31 in a row.
+        weights_RC: int16 or int32 [R, C], bit patterns on the workspace's device, those of a row
+            side by side and fewer than 2**31.
         number_format: Their format.
         key: The key.
         workspace: Active.
@@ -301,6 +309,7 @@ def count_equal_rows(
             equal_R,
             key,
             columns,
+            weights_RC.stride(0),
             KEY_MASK=number_format.key_mask,
             TILE=tile or tile_of(columns),
             num_warps=4,
