@@ -108,24 +108,25 @@ def _compress_row(
         )
         mass_N += tl.sum(unscaled_magnitudes(tl.where(keep_8N != 0, key_8N, 0), MANTISSA), 0)
         away_8N = _distances(key_8N, base, DROPPED, LIMIT)
+        code_8N = away_8N + (away_8N & -(1 << STORED))  # with room for the sign below the code
         sign_8N = (pattern_8N.to(tl.int32) >> (SIGN - STORED)) & (1 << STORED)
-        item_8N = away_8N + (away_8N & -(1 << STORED)) + sign_8N
+        item_8N = code_8N | sign_8N
+        escapes_8N = (code_8N == LIMIT + (LIMIT & -(1 << STORED))) & (keep_8N != 0)
         # all of a chunk in one sum: bits of those kept, of those that escape, and how many are each
-        one_8N = tl.where(
-            away_8N == LIMIT, (0x101 << column_81) + 0x110000, (1 << column_81) + 0x10000
-        )
-        chunk_N = tl.sum(tl.where(keep_8N != 0, one_8N, 0), 0)
+        one_8N = tl.where(keep_8N != 0, (1 << column_81) + 0x10000, 0)
+        one_8N += tl.where(escapes_8N, (1 << column_81 + 8) + 0x100000, 0)
+        chunk_N = tl.sum(one_8N, 0)
         # and of the tile: it has fewer than 2**16 weights
         count_N = ((chunk_N >> 16) & 15) + (chunk_N >> 20 << 16)
         before_N = tl.cumsum(count_N, 0) - count_N
-        kept_8N = (chunk_N[None, :] >> column_81) & 1  # as before, but in one register till here
         chunk_at_N = (item_ptr + kept + (before_N & 0xFFFF)).to(tl.pointer_type(tl.uint8))
-        rank_8N = tl.cumsum(kept_8N, 0) - kept_8N
+        rank_8N = tl.cumsum(keep_8N, 0) - keep_8N
         # times a number that is not known here: one instruction, where a shift and a sum take four
         step = item_bytes.to(tl.uint32).to(tl.int64)
         away_in_bytes_8N = rank_8N.to(tl.uint32).to(tl.int64) * step
         item_at_8N = (chunk_at_N[None, :] + away_in_bytes_8N).to(item_ptr.dtype)
-        tl.store(item_at_8N, item_8N.to(item_ptr.dtype.element_ty), mask=kept_8N != 0)
+        kept_8N = (chunk_N[None, :] & (1 << column_81)) != 0  # so one register holds them till here
+        tl.store(item_at_8N, item_8N.to(item_ptr.dtype.element_ty), mask=kept_8N)
         mask_at_N = mask_ptr + start // 8 + byte_N
         if COLUMNS % TILE == 0:
             tl.store(mask_at_N, chunk_N.to(tl.uint8))
