@@ -98,7 +98,6 @@ class PackLaunch:
             self._escapes_at,
             self._scratch_stride,
             self._mask_stride,
-            number_format.item_bytes,
             RULE=rule.kind,
             WITH_WINDOW=self._shape.window,
             COLUMNS=rows.weights.shape[1],

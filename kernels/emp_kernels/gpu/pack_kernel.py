@@ -72,7 +72,6 @@ def _compress_row(
     cut,
     end,
     base,
-    item_bytes,
     RULE: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
@@ -91,7 +90,6 @@ def _compress_row(
         escape_ptr: int32: the columns of those that escape.
         mask_ptr: uint8 [⌈C/8⌉].
         base: Where the window begins.
-        item_bytes: Of an item.
 
     Returns:
         (how many escape, Σ magnitudes of the kept ones).
@@ -111,22 +109,27 @@ def _compress_row(
         code_8N = away_8N + (away_8N & -(1 << STORED))  # with room for the sign below the code
         sign_8N = (pattern_8N.to(tl.int32) >> (SIGN - STORED)) & (1 << STORED)
         item_8N = code_8N | sign_8N
-        escapes_8N = (code_8N == LIMIT + (LIMIT & -(1 << STORED))) & (keep_8N != 0)
         # all of a chunk in one sum: bits of those kept, of those that escape, and how many are each
-        one_8N = tl.where(keep_8N != 0, (1 << column_81) + 0x10000, 0)
-        one_8N += tl.where(escapes_8N, (1 << column_81 + 8) + 0x100000, 0)
-        chunk_N = tl.sum(one_8N, 0)
+        escape: tl.constexpr = LIMIT + (LIMIT & -(1 << STORED))
+        kept_81 = (1 << column_81) + 0x10000
+        escaped_81 = (0x101 << column_81) + 0x110000
+        one_8N = tl.where(code_8N == escape, escaped_81, kept_81)
+        chunk_N = tl.sum(tl.where(keep_8N != 0, one_8N, 0), 0)
         # and of the tile: it has fewer than 2**16 weights
         count_N = ((chunk_N >> 16) & 15) + (chunk_N >> 20 << 16)
         before_N = tl.cumsum(count_N, 0) - count_N
-        chunk_at_N = (item_ptr + kept + (before_N & 0xFFFF)).to(tl.pointer_type(tl.uint8))
-        rank_8N = tl.cumsum(keep_8N, 0) - keep_8N
-        # times a number that is not known here: one instruction, where a shift and a sum take four
-        step = item_bytes.to(tl.uint32).to(tl.int64)
-        away_in_bytes_8N = rank_8N.to(tl.uint32).to(tl.int64) * step
-        item_at_8N = (chunk_at_N[None, :] + away_in_bytes_8N).to(item_ptr.dtype)
-        kept_8N = (chunk_N[None, :] & (1 << column_81)) != 0  # so one register holds them till here
-        tl.store(item_at_8N, item_8N.to(item_ptr.dtype.element_ty), mask=kept_8N)
+        first_4N, second_4N = _pairs(item_8N.to(item_ptr.dtype.element_ty), N)
+        keep_4N, keeps_4N = _pairs(keep_8N, N)
+        # of two columns: the one that is kept, or the first; and where both are, the second
+        first_4N = tl.where(keep_4N != 0, first_4N, second_4N)
+        keeps_4N += keep_4N
+        rank_N = (before_N & 0xFFFF) + kept
+        rank_4N = tl.cumsum(keeps_4N, 0) - keeps_4N
+        at_4N = (item_ptr + rank_N)[None, :] + rank_4N
+        both_41 = 3 << tl.arange(0, 4)[:, None] * 2
+        kept_4N = chunk_N[None, :] & both_41  # so one register holds till here which are
+        tl.store(at_4N, first_4N, mask=kept_4N != 0)
+        tl.store(at_4N + 1, second_4N, mask=kept_4N == both_41)
         mask_at_N = mask_ptr + start // 8 + byte_N
         if COLUMNS % TILE == 0:
             tl.store(mask_at_N, chunk_N.to(tl.uint8))
@@ -138,6 +141,12 @@ def _compress_row(
         kept += counts & 0xFFFF
         escaped += counts >> 16
     return escaped, tl.sum(mass_N, 0) * power_of_two(SCALE)
+
+
+@triton.jit
+def _pairs(x_8N, N: tl.constexpr):
+    """Of columns 0, 2, 4 and 6, and of columns 1, 3, 5 and 7, each [4, N]."""
+    return tl.split(tl.permute(tl.reshape(x_8N, (4, 2, N)), (0, 2, 1)))
 
 
 @triton.jit
@@ -320,7 +329,7 @@ def _padded(nbytes, ALIGN: tl.constexpr):
     return tl.multiple_of((nbytes + ALIGN - 1) // ALIGN * ALIGN, ALIGN)
 
 
-@triton.jit(do_not_specialize=["rows", "threshold", "item_bytes"])
+@triton.jit(do_not_specialize=["rows", "threshold"])
 def pack_kernel(
     w_ptr,  # int16 or int32 [R, C], `row_stride` apart
     given_ptr,  # uint8 [R, ⌈C/8⌉] where RULE is GIVEN
@@ -341,7 +350,6 @@ def pack_kernel(
     escapes_at,
     scratch_stride,
     mask_stride,
-    item_bytes,  # of w, not known when it is compiled
     RULE: tl.constexpr,
     WITH_WINDOW: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -415,7 +423,6 @@ def pack_kernel(
                 cut,
                 end,
                 base,
-                item_bytes,
                 RULE,
                 COLUMNS,
                 KEY_MASK,
@@ -466,7 +473,9 @@ def pack_kernel(
             tl.debug_barrier()  # the scratch is written, and will be read by other threads
             _write_mask(own_mask_ptr, at, mask_length, COLUMNS, TILE)
             at += mask_length
-            _write_values(item_ptr, at, value_length, STORED + 1, ALIGN, TILE)
+            _write_values(
+                item_ptr, at, value_length, STORED + 1, ALIGN, TILE if STORED == 7 else TILE // 2
+            )
             at += value_length
             if DIGITS > 0:
                 _write_codes(
