@@ -118,18 +118,11 @@ def _compress_row(
         # and of the tile: it has fewer than 2**16 weights
         count_N = ((chunk_N >> 16) & 15) + (chunk_N >> 20 << 16)
         before_N = tl.cumsum(count_N, 0) - count_N
-        first_4N, second_4N = _pairs(item_8N.to(item_ptr.dtype.element_ty), N)
-        keep_4N, keeps_4N = _pairs(keep_8N, N)
-        # of two columns: the one that is kept, or the first; and where both are, the second
-        first_4N = tl.where(keep_4N != 0, first_4N, second_4N)
-        keeps_4N += keep_4N
         rank_N = (before_N & 0xFFFF) + kept
-        rank_4N = tl.cumsum(keeps_4N, 0) - keeps_4N
-        at_4N = (item_ptr + rank_N)[None, :] + rank_4N
-        both_41 = 3 << tl.arange(0, 4)[:, None] * 2
-        kept_4N = chunk_N[None, :] & both_41  # so one register holds till here which are
-        tl.store(at_4N, first_4N, mask=kept_4N != 0)
-        tl.store(at_4N + 1, second_4N, mask=kept_4N == both_41)
+        rank_8N = tl.cumsum(keep_8N, 0) - keep_8N
+        at_8N = (item_ptr + rank_N)[None, :] + rank_8N
+        kept_8N = (chunk_N[None, :] & (1 << column_81)) != 0  # so one register holds them till here
+        tl.store(at_8N, item_8N.to(item_ptr.dtype.element_ty), mask=kept_8N)
         mask_at_N = mask_ptr + start // 8 + byte_N
         if COLUMNS % TILE == 0:
             tl.store(mask_at_N, chunk_N.to(tl.uint8))
@@ -144,14 +137,8 @@ def _compress_row(
 
 
 @triton.jit
-def _pairs(x_8N, N: tl.constexpr):
-    """Of columns 0, 2, 4 and 6, and of columns 1, 3, 5 and 7, each [4, N]."""
-    return tl.split(tl.permute(tl.reshape(x_8N, (4, 2, N)), (0, 2, 1)))
-
-
-@triton.jit
 def _bits_set(bits):
-    """How many bits of a byte are set, as LLVM knows it: one instruction."""
+    """How many bits of an int32 are set."""
     bits = bits - ((bits >> 1) & 0x55555555)
     bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
     return (((bits + (bits >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
