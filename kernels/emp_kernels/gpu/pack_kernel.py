@@ -389,6 +389,9 @@ def pack_kernel(
             SCALE,
             TILE,
         )
+        tl.store(stats_ptr + row.to(tl.int64) * 3, s1)
+        tl.store(stats_ptr + row.to(tl.int64) * 3 + 1, s2)
+        tl.store(fault_ptr + row, fault)
         guess = cut
         smallest = tl.full([], 0, tl.int32) + cut
         if RULE != PER_ROW:
@@ -398,7 +401,7 @@ def pack_kernel(
                 )
         base = tl.where(k > 0, smallest >> DROPPED, 0)
         escaped = tl.full([], 0, tl.int32)
-        mass = s1 * 0
+        mass = tl.full([], 0, tl.float64)
         turn = tl.where(k > 0, 0, 2)
         while turn < 2:
             escaped, mass = _compress_row(
@@ -442,10 +445,7 @@ def pack_kernel(
         tl.store(table_ptr + row.to(tl.int64) * 3, k.to(tl.int64))
         tl.store(table_ptr + row.to(tl.int64) * 3 + 1, escaped.to(tl.int64))
         tl.store(table_ptr + row.to(tl.int64) * 3 + 2, base.to(tl.int64))
-        tl.store(stats_ptr + row.to(tl.int64) * 3, s1)
-        tl.store(stats_ptr + row.to(tl.int64) * 3 + 1, s2)
         tl.store(stats_ptr + row.to(tl.int64) * 3 + 2, mass)
-        tl.store(fault_ptr + row, fault)
         if EMIT:
             zero_Z = tl.zeros([ZEROS], tl.int32).to(item_ptr.dtype.element_ty)
             tl.store(item_ptr + k + tl.arange(0, ZEROS), zero_Z)
