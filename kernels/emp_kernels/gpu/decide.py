@@ -284,8 +284,8 @@ def decide_row(
         (k, threshold, end, Σs, Σs², fault): k is −1 where it is not known yet, and 0 with a fault;
         kept are keys above the threshold, and those that equal it in the first `end` columns.
     """
-    BINS: tl.constexpr = 256 if MANTISSA == 10 else 128  # half a binade, or one
-    SHIFT: tl.constexpr = 16 if MANTISSA == 23 else (1 if MANTISSA == 10 else 0)
+    BINS: tl.constexpr = 512 if MANTISSA == 10 else 128  # half a binade, or one
+    SHIFT: tl.constexpr = 16 if MANTISSA == 23 else 0
     window = tl.maximum((guess >> SHIFT) - BINS // 2, 0)
     s1, s2, count_B = _row_sums(
         row_ptr,
