@@ -18,6 +18,9 @@ from typing import Any
 COLUMNS = 4096
 """Of LLaMA-2 7B: rows of one of the largest tiles."""
 
+MOST_COLUMNS = 1 << 16
+"""Of rows that take the most warps."""
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -26,6 +29,7 @@ class Compiled:
     Attributes:
         kernel: The name of its function.
         capability: Of the GPU: 80, 90 or 100.
+        warps: Of a program.
         constants: Its constexpr arguments by name.
         shared: Bytes of shared memory that a program takes.
         loads: The kinds of loads in its PTX, as ``ld.global.b64``.
@@ -35,6 +39,7 @@ class Compiled:
 
     kernel: str
     capability: int
+    warps: int
     constants: dict[str, str]
     shared: int
     loads: list[str]
@@ -75,9 +80,12 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
     ]
     if not all_of_them:
         return of_each_kernel
+    longest = torch.zeros((2, MOST_COLUMNS), dtype=torch.int32)
+    of_longest = RowLayout(number_format=F32, columns=MOST_COLUMNS, align=16)
     return [
         *of_each_kernel,
         lambda: pack.pack(wide, broad, some, workspace=workspace),
+        lambda: pack.pack(longest, of_longest, some, workspace=workspace),
         lambda: pack.pack(rows, narrow, given, workspace=workspace),
         lambda: pack.pack(rows, narrow, some, workspace=workspace, emit=False),
         lambda: pruning.prune(rows, BF16, some, out=rows, workspace=workspace),
@@ -156,6 +164,7 @@ def main() -> None:
             result = Compiled(
                 function.fn.__name__,
                 capability,
+                kernel.metadata.num_warps,
                 constants,
                 kernel.metadata.shared,
                 sorted(set(re.findall(r"\bld\.[\w.]+", kernel.asm["ptx"]))),

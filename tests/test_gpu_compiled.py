@@ -73,6 +73,13 @@ def test_what_other_rows_tell_is_read_anew_each_time(compiled: list[Compiled]) -
     """Or a program that waits for it would wait for ever."""
     packs = [one for one in compiled if one.kernel == "pack_kernel"]
     writing = [one for one in packs if one.constants["EMIT"] == "True"]
-    assert len(writing) == 5
+    assert len(writing) == 6
     for one in writing:
         assert "ld.volatile.global.b64" in one.loads
+
+
+def test_what_other_rows_tell_is_read_by_one_thread_each(compiled: list[Compiled]) -> None:
+    """Two that read the same would not read the same: see `begin_record`."""
+    packs = [one for one in compiled if one.kernel == "pack_kernel"]
+    assert {one.warps for one in packs} == {1, 8}
+    assert [one for one in packs if int(one.constants["LOOK_BACK"]) < 32 * one.warps] == []

@@ -238,13 +238,14 @@ def test_rows_apart_from_each_other_are_read_by_their_stride():
 
 
 @triton.jit
-def look_back(told_ptr, row, nbytes, begin_ptr):
-    tl.store(begin_ptr, begin_record(told_ptr, tl.cast(row, tl.int64), tl.cast(nbytes, tl.int64)))
+def look_back(told_ptr, row, nbytes, begin_ptr, WINDOW: tl.constexpr):
+    begin = begin_record(told_ptr, tl.cast(row, tl.int64), tl.cast(nbytes, tl.int64), WINDOW)
+    tl.store(begin_ptr, begin)
 
 
 def begin_of(told, row, nbytes):
     begin = torch.zeros(1, dtype=torch.int64, device=told.device)
-    look_back[(1,)](told, row, nbytes, begin)
+    look_back[(1,)](told, row, nbytes, begin, WINDOW=64, num_warps=2, enable_fp_fusion=True)
     return begin.item()
 
 

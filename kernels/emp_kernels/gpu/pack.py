@@ -115,6 +115,7 @@ class PackLaunch:
             ALIGN=layout.align,
             ZEROS=self._zeros,
             EMIT=self._emit,
+            LOOK_BACK=max(32 * self._shape.warps, 64),  # a row a thread
             TILE=self._shape.tile,
             num_warps=self._shape.warps,
             enable_fp_fusion=True,

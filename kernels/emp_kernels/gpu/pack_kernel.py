@@ -19,9 +19,6 @@ from emp_kernels.gpu.pack_sections import write_codes, write_escapes, write_mask
 
 __all__ = ["END_KNOWN", "LENGTH_KNOWN", "begin_record", "pack_kernel"]
 
-WINDOW = tl.constexpr(64)
-"""Rows before its own that a program looks back at, at a time."""
-
 LENGTH_KNOWN = tl.constexpr(1 << 61)
 END_KNOWN = tl.constexpr(1 << 62)
 """What a row has told so far, besides the number of bytes: of its record, or up to its end."""
@@ -194,8 +191,18 @@ def _fullest_binades(
 
 
 @triton.jit
-def begin_record(told_ptr, row, nbytes):
-    """Tell how long a row's record is, and learn from the rows before it where it begins."""
+def begin_record(told_ptr, row, nbytes, WINDOW: tl.constexpr):
+    """Tell how long a row's record is, and learn from the rows before it where it begins.
+
+    Args:
+        told_ptr: As for `pack_kernel`.
+        row: Which one.
+        nbytes: Of its record, int64.
+        WINDOW: Rows before its own that the program looks at, at a time: as many as it has threads
+            or more. Of fewer each would be read by several threads, at different times; each of the
+            sums below takes what one of them has read, and if not all take the same one's, a row
+            would count by its length here and by its end there.
+    """
     tl.atomic_xchg(told_ptr + row, nbytes | LENGTH_KNOWN)
     begin = tl.full([], 0, tl.int64)
     last = row.to(tl.int64) - 1
@@ -256,6 +263,7 @@ def pack_kernel(
     ALIGN: tl.constexpr,
     ZEROS: tl.constexpr,
     EMIT: tl.constexpr,
+    LOOK_BACK: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Pack all rows; see the module."""
@@ -358,7 +366,7 @@ def pack_kernel(
                 code_length = _padded((k + DIGITS - 1) // DIGITS, ALIGN)
             escape_length = _padded(escaped * ITEM, ALIGN)
             nbytes = (mask_length + value_length).to(tl.int64) + code_length + escape_length
-            at = out_ptr + begin_record(told_ptr, row, nbytes) // ALIGN * ALIGN  # so Triton knows
+            at = out_ptr + begin_record(told_ptr, row, nbytes, LOOK_BACK) // ALIGN * ALIGN  # so Triton knows
             tl.debug_barrier()  # the scratch is written, and will be read by other threads
             write_mask(own_mask_ptr, at, mask_length, COLUMNS, TILE)
             at += mask_length
