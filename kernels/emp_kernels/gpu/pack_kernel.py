@@ -366,7 +366,8 @@ def pack_kernel(
                 code_length = _padded((k + DIGITS - 1) // DIGITS, ALIGN)
             escape_length = _padded(escaped * ITEM, ALIGN)
             nbytes = (mask_length + value_length).to(tl.int64) + code_length + escape_length
-            at = out_ptr + begin_record(told_ptr, row, nbytes, LOOK_BACK) // ALIGN * ALIGN  # so Triton knows
+            begin = begin_record(told_ptr, row, nbytes, LOOK_BACK)
+            at = out_ptr + begin // ALIGN * ALIGN  # so Triton knows
             tl.debug_barrier()  # the scratch is written, and will be read by other threads
             write_mask(own_mask_ptr, at, mask_length, COLUMNS, TILE)
             at += mask_length
