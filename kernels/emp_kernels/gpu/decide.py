@@ -362,7 +362,7 @@ def _tie_end(
         left = tl.full([], 0, tl.int32) + ties
         here = _ties(row_ptr, start, cut, COLUMNS, KEY_MASK, TILE)
         count = tl.sum(here, 0)
-        while count < left:
+        while (count < left) & (start + TILE < COLUMNS):
             left -= count
             start += TILE
             here = _ties(row_ptr, start, cut, COLUMNS, KEY_MASK, TILE)
