@@ -116,6 +116,8 @@ def _main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    # torch imports it where it is installed, 90 MB, and nothing is compiled here
+    sys.modules["triton"] = None  # type: ignore[assignment]
     try:
         decisions = _decide(json.load(sys.stdin))
         answer = {"decisions": {name: asdict(decision) for name, decision in decisions.items()}}

@@ -420,16 +420,20 @@ def test_without_triton_it_is_told_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
+    see_gpus(monkeypatch, 1)
     assert refusal_of("prune", "cuda", tmp_path) == (
         "OptionError: device is 'cuda'; the kernels for GPUs need Triton, which is not installed "
         "(pip install triton): choose auto or cpu\n"
     )
+    see_gpus(monkeypatch, 0, cuda=None)  # then Triton alone would not do
+    assert "is built without CUDA" in refusal_of("prune", "cuda", tmp_path)
 
 
 def test_a_triton_that_is_too_old_is_told_with_the_torch_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("triton.__version__", "3.3.1")
+    see_gpus(monkeypatch, 1)
     assert refusal_of("prune", "cuda", tmp_path) == (
         "OptionError: device is 'cuda'; the kernels for GPUs need Triton 3.4, which comes with "
         "torch 2.8; this is Triton 3.3.1: choose auto or cpu\n"

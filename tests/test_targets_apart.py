@@ -29,9 +29,15 @@ def ask(folder: Path, **options: object) -> TargetsQuestion:
 
 @pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("architecture", ["gpt2", "mixtral"])
-def test_another_process_decides_as_this_one_does(architecture: str, tiny_model) -> None:
+def test_another_process_decides_as_this_one_does_without_triton(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, architecture: str, tiny_model
+) -> None:
+    (tmp_path / "triton.py").write_text("raise SystemExit('it was imported')")
     folder = tiny_model(architecture)
-    with ask(folder, targets="all-linear", ignore=["down"]) as question:
+    with monkeypatch.context() as before:
+        before.syspath_prepend(tmp_path)
+        question = ask(folder, targets="all-linear", ignore=["down"])
+    with question:
         assert question._process is not None
         decisions = question.answer()
     expected = decide_targets(folder, read_tensors(folder), targets="all-linear", ignore=["down"])

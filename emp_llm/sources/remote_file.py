@@ -92,6 +92,8 @@ class RemoteFile:
         done = failures = 0
         with explained(self._repo_id, self._commit):
             while done < len(buffer):
+                if stopped():
+                    raise DownloadStoppedError
                 place, before = self._place, done
                 try:
                     parts = self._parts(place, start + done, start + len(buffer), any_server)

@@ -49,8 +49,12 @@ def find_devices(asked: str = "cuda") -> list[torch.device]:
     Raises:
         NoDeviceError: If there is none, or the kernels cannot run on it.
     """
-    if interpreted():
-        return [torch.device("cpu")]
+    try:
+        if interpreted():
+            return [torch.device("cpu")]
+    except NoDeviceError:
+        visible_gpus(asked)  # what torch lacks is told first: to install Triton would not do
+        raise
     devices = visible_gpus(asked)
     if torch.version.cuda is None:
         raise NoDeviceError(f"torch {torch.__version__} is not built for CUDA, as the kernels are")
