@@ -7,6 +7,8 @@ from emp_kernels.numbers import NumberFormat
 
 __all__ = [
     "COUNTS_IN_SHARED_MEMORY",
+    "keys_at",
+    "keys_of_tile",
     "magnitudes",
     "power_of_two",
     "scale_exponent",
@@ -18,6 +20,26 @@ _LARGEST_TILE = 4096
 
 COUNTS_IN_SHARED_MEMORY = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
 """Whether `tl.histogram` adds to shared memory; before, it compared each weight with each bin."""
+
+
+@triton.jit
+def keys_of_tile(row_ptr, start, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
+    """A tile of a row: the patterns as they are stored, their keys, int32, and which are none.
+
+    Past the row's end patterns and keys are 0.
+    """
+    return keys_at(row_ptr, start + tl.arange(0, TILE), COLUMNS, KEY_MASK, COLUMNS % TILE == 0)
+
+
+@triton.jit
+def keys_at(row_ptr, column, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, WHOLE: tl.constexpr):
+    """As `keys_of_tile`, for columns in any order; WHOLE: all of them are in the row."""
+    inside = column < COLUMNS
+    if WHOLE:
+        pattern = tl.load(row_ptr + column)
+    else:
+        pattern = tl.load(row_ptr + column, mask=inside, other=0)
+    return pattern, (pattern & KEY_MASK).to(tl.int32), inside
 
 
 @triton.jit

@@ -7,7 +7,14 @@ first from the device's memory, those that follow from its caches.
 import triton
 import triton.language as tl
 
-from emp_kernels.gpu.common import magnitudes, power_of_two, unscaled_magnitudes
+from emp_kernels.gpu.common import (
+    keys_at,
+    keys_of_tile,
+    magnitudes,
+    power_of_two,
+    unscaled_magnitudes,
+)
+from emp_kernels.gpu.search import enclose_in_window, find_kth
 
 __all__ = [
     "DOUBTFUL",
@@ -18,7 +25,6 @@ __all__ = [
     "columns_of_tile",
     "decide_row",
     "guess_threshold",
-    "keys_of_tile",
     "tile_keeps",
 ]
 
@@ -30,26 +36,6 @@ GIVEN = tl.constexpr(2)
 NOT_FINITE = tl.constexpr(1)
 DOUBTFUL = tl.constexpr(2)
 """Why a row was not worked on: it holds NaN or infinity; or float64 cannot decide its count."""
-
-
-@triton.jit
-def keys_of_tile(row_ptr, start, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
-    """A tile of a row: the patterns as they are stored, their keys, int32, and which are none.
-
-    Past the row's end patterns and keys are 0.
-    """
-    return _keys_at(row_ptr, start + tl.arange(0, TILE), COLUMNS, KEY_MASK, COLUMNS % TILE == 0)
-
-
-@triton.jit
-def _keys_at(row_ptr, column, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, WHOLE: tl.constexpr):
-    """As `keys_of_tile`, for columns in any order; WHOLE: all of them are in the row."""
-    inside = column < COLUMNS
-    if WHOLE:
-        pattern = tl.load(row_ptr + column)
-    else:
-        pattern = tl.load(row_ptr + column, mask=inside, other=0)
-    return pattern, (pattern & KEY_MASK).to(tl.int32), inside
 
 
 @triton.jit
@@ -142,116 +128,6 @@ def _count_kept(s1, s2, beta_slack, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _count_at(row_ptr, key, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
-    """How many keys of a row reach a key of 1 or more, and how many exceed it."""
-    count_T = tl.zeros([TILE], tl.int32)  # two counts in one: of no more than 2**15 tiles each
-    for start in range(0, COLUMNS, TILE):
-        _, key_T, _ = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
-        count_T += (key_T >= key).to(tl.int32) + ((key_T > key).to(tl.int32) << 16)
-    return tl.sum(count_T & 0xFFFF, 0), tl.sum(count_T >> 16, 0)
-
-
-@triton.jit
-def _find_kth(
-    row_ptr,
-    k,
-    guess,
-    low,
-    high,
-    reach_low,
-    reach_high,
-    WITH_GUESS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    KEY_MASK: tl.constexpr,
-    MANTISSA: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """The k-th largest key of a row, 1 ≤ k ≤ C.
-
-    It is tried where a straight line between the two counts that enclose k says that it lies, and
-    each third time in the middle, so that the search ends soon whatever the row holds. With a guess
-    that is tried first, and then where the key should be if a binade held a quarter of the row.
-
-    Args:
-        row_ptr: The row.
-        k: Which one.
-        guess: A key that is likely to be near it.
-        low: A key that it reaches.
-        high: A key that it does not reach.
-        reach_low: How many keys reach low: k or more.
-        reach_high: How many reach high: fewer.
-        WITH_GUESS: Whether to try the guess.
-
-    Returns:
-        (the key, how many of the keys that equal it are among the k largest, C where all are).
-    """
-    tries = tl.full([], 0 if WITH_GUESS else 2, tl.int32)
-    last = tl.full([], 0, tl.int32)
-    while (high - low > 1) & (reach_low > k):
-        span = (high - low).to(tl.float32)
-        step = span * 0.5
-        if tries == 0:
-            step = (guess - low).to(tl.float32)
-        elif tries == 1:  # `last` lies where the search has not come closer, or next to it
-            step = (guess - low).to(tl.float32) + (last - k).to(tl.float32) * (
-                (4 << MANTISSA) / COLUMNS
-            )
-        elif tries % 3 != 1:
-            ahead = (reach_low - k).to(tl.float32)
-            step = span * (ahead / tl.maximum(reach_low - reach_high, 1).to(tl.float32))
-        step = tl.minimum(tl.maximum(step, 1.0), span)  # float32 may be too large for int32
-        probe = low + tl.minimum(tl.maximum(step.to(tl.int32), 1), high - low - 1)
-        reach, exceed = _count_at(row_ptr, probe, COLUMNS, KEY_MASK, TILE)
-        last = reach
-        if exceed >= k:
-            low = probe + 1
-            reach_low = exceed
-        else:
-            high = probe
-            reach_high = reach
-            if reach >= k:
-                low = probe
-                reach_low = reach
-                high = probe + 1
-                reach_high = exceed
-        tries += 1
-    if (reach_low == k) & (high - low > 1):  # all that reach low, and the least of them is the one
-        low = _least_key(row_ptr, low, COLUMNS, KEY_MASK, TILE)
-    return low, tl.where(reach_low == k, COLUMNS, k - reach_high)
-
-
-@triton.jit
-def _least_key(row_ptr, low, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
-    """The least key of a row that reaches `low`, which one does."""
-    least_T = tl.full([TILE], KEY_MASK, tl.int32)
-    for start in range(0, COLUMNS, TILE):
-        _, key_T, inside_T = keys_of_tile(row_ptr, start, COLUMNS, KEY_MASK, TILE)
-        reaches_T = (key_T >= low) & inside_T
-        least_T = tl.minimum(least_T, tl.where(reaches_T, key_T, KEY_MASK))
-    return tl.min(least_T, 0)
-
-
-@triton.jit
-def _enclose_in_window(
-    k,
-    window,
-    count_B,
-    BINS: tl.constexpr,
-    SHIFT: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INFINITY: tl.constexpr,
-):
-    """What `_row_sums` has counted, as low, high, reach_low and reach_high for `_find_kth`."""
-    reach_B = tl.cumsum(count_B, 0, reverse=True)
-    enough_B = reach_B >= k
-    bin_ = tl.sum(enough_B.to(tl.int32), 0) - 1
-    low = tl.where(bin_ > 0, (window + bin_) << SHIFT, 0)
-    high = tl.where(bin_ < BINS - 1, (window + bin_ + 1) << SHIFT, INFINITY)
-    reach_low = tl.min(tl.where(enough_B, reach_B, COLUMNS), 0)
-    return low, high, reach_low, tl.max(tl.where(enough_B, 0, reach_B), 0)
-
-
-@triton.jit
 def decide_row(
     row_ptr,
     beta_ptr,
@@ -325,10 +201,10 @@ def decide_row(
                 reach_low = tl.full([], COLUMNS, tl.int32)
                 reach_high = tl.full([], 0, tl.int32)
                 if WITH_WINDOW:
-                    low, high, reach_low, reach_high = _enclose_in_window(
+                    low, high, reach_low, reach_high = enclose_in_window(
                         k, window, count_B, BINS, SHIFT, COLUMNS, INFINITY
                     )
-                cut, ties = _find_kth(
+                cut, ties = find_kth(
                     row_ptr,
                     k,
                     guess,
@@ -413,7 +289,7 @@ def tile_keeps(
     """
     WHOLE: tl.constexpr = COLUMNS % TILE == 0
     column_8N = columns_of_tile(start, TILE)
-    pattern_8N, key_8N, inside_8N = _keys_at(row_ptr, column_8N, COLUMNS, KEY_MASK, WHOLE)
+    pattern_8N, key_8N, inside_8N = keys_at(row_ptr, column_8N, COLUMNS, KEY_MASK, WHOLE)
     if RULE == GIVEN:
         chunk_N = start // 8 + tl.arange(0, TILE // 8)
         byte_N = tl.load(given_ptr + chunk_N, mask=chunk_N * 8 < COLUMNS, other=0).to(tl.int32)
