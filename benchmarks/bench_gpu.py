@@ -24,6 +24,11 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+try:
+    import triton  # noqa: F401 (what follows needs it)
+except ImportError:
+    raise SystemExit("the kernels for GPUs need Triton: pip install triton") from None
+
 import numpy as np
 import torch
 from bench_kernels import agree

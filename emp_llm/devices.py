@@ -81,7 +81,9 @@ class Devices:
         """Where the work is done, to be told of a stage; empty for the CPU."""
         if not self.gpus:
             return ""
-        return f" on {self.gpus[0]}" if len(self.gpus) == 1 else f" on {len(self.gpus)} GPUs"
+        if len(self.gpus) > 1:
+            return f" on {len(self.gpus)} GPUs"
+        return f" on {self.gpus[0]}" if self.gpus[0].type == "cuda" else " in Triton's interpreter"
 
     def workspace(self, thread: int) -> Workspace:
         """The workspace of a thread, to be made in it: thread i works on GPU i mod n."""
@@ -296,7 +298,7 @@ def _names_gpus(device: str) -> bool:
         return False
     kind, colon, number = device.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):
-        raise OptionError(f"device is {device!r}; choose one of auto, cpu, cuda and cuda:0")
+        raise OptionError(f"device is {device!r}; choose one of auto, cpu, cuda and cuda:N")
     return True
 
 

@@ -336,6 +336,7 @@ def test_progress_tells_which_gpus_work(
     monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path
 ) -> None:
     assert Devices((torch.device("cuda", 1),)).told == " on cuda:1"
+    assert Devices((torch.device("cpu"),)).told == " in Triton's interpreter"
     name_gpus(monkeypatch)
     out = ["--out", str(tmp_path / "out"), "--device", "cuda"]
     told = CliRunner().invoke(app, ["prune", str(source), *out]).stderr
@@ -466,7 +467,7 @@ def test_kernels_that_do_not_run_are_told_with_the_reason(
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:one", "CUDA", ""])
 def test_a_device_that_cannot_be_is_refused(device: str, tmp_path: Path) -> None:
     assert refusal_of("prune", device, tmp_path) == (
-        f"OptionError: device is '{device}'; choose one of auto, cpu, cuda and cuda:0\n"
+        f"OptionError: device is '{device}'; choose one of auto, cpu, cuda and cuda:N\n"
     )
 
 
