@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from emp_kernels.dispatch import Workspace, check_table, unpack_rows
+from emp_kernels.checks import check_table
+from emp_kernels.dispatch import Workspace, unpack_rows
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.rows import Bytes, Patterns, Table
 

@@ -3,7 +3,8 @@
 import format_reader
 import numpy as np
 import pytest
-from emp_kernels.dispatch import PerRow, check_table, pack_rows, unpack_rows
+from emp_kernels.checks import check_table
+from emp_kernels.dispatch import PerRow, pack_rows, unpack_rows
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.layout import RADICES, RowLayout
 from emp_kernels.numbers import BF16, F16, F32

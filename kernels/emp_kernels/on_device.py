@@ -2,8 +2,8 @@
 
 import torch
 
+from emp_kernels.checks import check_mask, check_payload
 from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.dispatch import check_mask, check_payload
 from emp_kernels.gpu import pruning
 from emp_kernels.gpu import unpack as unpacking
 from emp_kernels.layout import RowLayout

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import torch
 from emp_kernels.counting import SLACK, exact_count, exact_sums_of
 from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.errors import NonFiniteRowError
-from emp_kernels.gpu.common import COUNTS_IN_SHARED_MEMORY, tile_of
+from emp_kernels.gpu.common import COUNTS_IN_SHARED_MEMORY, scale_exponent, tile_of
 from emp_kernels.gpu.decide import DOUBTFUL, GIVEN, NOT_FINITE, PER_ROW, THRESHOLD
 from emp_kernels.gpu.histogram import count_equal_rows
 from emp_kernels.numbers import NumberFormat
@@ -144,6 +145,21 @@ class RowsOnDevice:
             table, stats, _ = self._figures()
             stats[~doubtful] = before[~doubtful]
         return RowFigures(table, stats)
+
+    def constants(self, rule: RuleTensors, shape: Shape) -> dict[str, Any]:
+        """What every kernel over rows is compiled for, and how it is launched."""
+        return {
+            "RULE": rule.kind,
+            "WITH_WINDOW": shape.window,
+            "COLUMNS": self.weights.shape[1],
+            "KEY_MASK": self.number_format.key_mask,
+            "INFINITY": self.number_format.infinity,
+            "MANTISSA": self.number_format.mantissa_bits,
+            "SCALE": scale_exponent(self.number_format),
+            "TILE": shape.tile,
+            "num_warps": shape.warps,
+            "enable_fp_fusion": True,
+        }
 
     def tensors_of(self, rule: Rule, kept: npt.NDArray[np.int64] | None = None) -> RuleTensors:
         """A rule for these rows; arguments as for `run`."""

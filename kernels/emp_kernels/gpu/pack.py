@@ -6,7 +6,6 @@ import torch
 import triton
 
 from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.gpu.common import scale_exponent
 from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, Shape, rows_of
 from emp_kernels.gpu.pack_kernel import pack_kernel
 from emp_kernels.layout import RowLayout
@@ -98,13 +97,6 @@ class PackLaunch:
             self._escapes_at,
             self._scratch_stride,
             self._mask_stride,
-            RULE=rule.kind,
-            WITH_WINDOW=self._shape.window,
-            COLUMNS=rows.weights.shape[1],
-            KEY_MASK=number_format.key_mask,
-            INFINITY=number_format.infinity,
-            MANTISSA=number_format.mantissa_bits,
-            SCALE=scale_exponent(number_format),
             SIGN=number_format.bits - 1,
             ITEM=number_format.item_bytes,
             DROPPED=layout.dropped_bits,
@@ -116,9 +108,7 @@ class PackLaunch:
             ZEROS=self._zeros,
             EMIT=self._emit,
             LOOK_BACK=max(32 * self._shape.warps, 64),  # a row a thread
-            TILE=self._shape.tile,
-            num_warps=self._shape.warps,
-            enable_fp_fusion=True,
+            **rows.constants(rule, self._shape),
         )
 
 

@@ -5,7 +5,6 @@ import numpy.typing as npt
 import torch
 
 from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.gpu.common import scale_exponent
 from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, Shape, rows_of
 from emp_kernels.gpu.prune_kernel import prune_kernel
 from emp_kernels.numbers import F32, NumberFormat
@@ -43,7 +42,7 @@ class PruneLaunch:
 
     def __call__(self, rule: RuleTensors) -> None:
         """Put it on the stream."""
-        rows, number_format = self.rows, self.rows.number_format
+        rows = self.rows
         prune_kernel[(self._shape.programs,)](
             rows.weights,
             rule.given,
@@ -57,17 +56,8 @@ class PruneLaunch:
             rule.threshold,
             rows.weights.stride(0),
             self._out.stride(0),
-            RULE=rule.kind,
-            WITH_WINDOW=self._shape.window,
-            COLUMNS=rows.weights.shape[1],
-            KEY_MASK=number_format.key_mask,
-            INFINITY=number_format.infinity,
-            MANTISSA=number_format.mantissa_bits,
-            SCALE=scale_exponent(number_format),
             MASK=self._out.dtype == torch.uint8,
-            TILE=self._shape.tile,
-            num_warps=self._shape.warps,
-            enable_fp_fusion=True,
+            **rows.constants(rule, self._shape),
         )
 
 

@@ -135,7 +135,7 @@ def unpack(
         payload: uint8, of `upload_records`: the block's records, one after the other, and at
             least 32 bytes that are not used.
         table: int64 [R, 3], their lines of the row table, each one that
-            `emp_kernels.dispatch.check_table` lets pass.
+            `emp_kernels.checks.check_table` lets pass.
         layout: The tensor's layout.
         out: int16 or int32 [R, C], of any strides, written. What it holds is unspecified where a
             record is damaged.

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from emp_kernels.devices import interpreted
-from emp_kernels.gpu.unpack_parts import LINE, load_escapes, next_place, spread, window
+from emp_kernels.gpu.unpack_parts import load_escapes, next_place, read_bits, read_line, window
 
 __all__ = ["unpack_bytes_row"]
 
@@ -140,17 +140,9 @@ def unpack_bytes_row(
     N: tl.constexpr = TILE // 8
     LIMIT: tl.constexpr = (RADIX << 7) - 1
     row = tl.program_id(0).to(tl.int64)
-    line = lines + row * LINE
-    k = tl.load(line).to(tl.int32)
-    escaped = tl.load(line + 1).to(tl.int32)
-    base = tl.load(line + 2).to(tl.uint32)
-    mask_at = tl.multiple_of(tl.load(line + 3), ALIGN)
-    values_at = tl.multiple_of(tl.load(line + 4), ALIGN)
-    codes_at = tl.multiple_of(tl.load(line + 5), ALIGN)
-    escapes_at = tl.multiple_of(tl.load(line + 6), ALIGN)
-    masked = tl.where((k > 0) & (k < columns), columns, 0)  # columns that the mask tells of
-    last = tl.load(payload + mask_at + masked // 8, mask=masked % 8 > 0, other=0).to(tl.int32)
-    bad = (last >> (masked % 8)) != 0
+    k, escaped, base, mask_at, values_at, codes_at, escapes_at, masked, bad = read_line(
+        payload, lines, row, columns, ALIGN
+    )
     reaches_infinity = base + LIMIT > (INFINITY >> DROPPED)
 
     chunk_N = tl.arange(0, N)
@@ -163,16 +155,9 @@ def unpack_bytes_row(
     turned = k * 0
     place = base * 0 + LOWEST
     for start in range(0, columns, TILE):
-        at_N = start // 8 + chunk_N
-        byte_N = tl.load(payload + mask_at + at_N, mask=at_N * 8 < masked, other=0).to(tl.uint32)
-        if k == columns:
-            byte_N = ((1 << tl.minimum(tl.maximum(k - at_N * 8, 0), 8)) - 1).to(tl.uint32)
-        bits_N = spread(byte_N)
-        sums_N = bits_N * 0x11111111  # in each four bits, how many are kept up to there
-        count_N = (sums_N >> 28).to(tl.int32)
-        rank_N = named + tl.cumsum(count_N, 0) - count_N
-        named += tl.sum(count_N, 0)
-        bits_N = tl.where(named <= k, bits_N, 0)
+        bits_N, sums_N, rank_N, named = read_bits(
+            payload + mask_at, start, k, masked, columns, named, N
+        )
         some_N = bits_N != 0
         before_N = sums_N << 4
 

@@ -7,14 +7,23 @@ A weight's rank j is how many of its row are kept before it: it tells where its 
 import triton
 import triton.language as tl
 
-__all__ = ["LINE", "find_word", "load_escapes", "load_word", "next_place", "spread", "window"]
+__all__ = [
+    "LINE",
+    "find_word",
+    "load_escapes",
+    "load_word",
+    "next_place",
+    "read_bits",
+    "read_line",
+    "window",
+]
 
 LINE = tl.constexpr(7)
 """Numbers of a row that a kernel takes: kept, escaped, base, and where its sections start."""
 
 
 @triton.jit
-def spread(byte):
+def _spread(byte):
     """The bits of a byte, each in four bits of a uint32 of its own."""
     bits = (byte | (byte << 12)) & 0x000F000F
     bits = (bits | (bits << 6)) & 0x03030303
@@ -72,3 +81,54 @@ def load_escapes(payload, at, rank, wanted, ITEM_BYTES: tl.constexpr):
     for i in tl.static_range(1, ITEM_BYTES):
         bits |= tl.load(start + i, mask=wanted, other=0).to(tl.uint32) << (8 * i)
     return bits
+
+
+@triton.jit
+def read_line(payload, lines, row, columns, ALIGN: tl.constexpr):
+    """A row's line, and what its mask alone tells.
+
+    Returns:
+        (weights kept, escapes, window base, where mask, values, codes and escapes begin, how many
+        columns the mask tells of, whether it names some past the last one).
+    """
+    line = lines + row * LINE
+    k = tl.load(line).to(tl.int32)
+    escaped = tl.load(line + 1).to(tl.int32)
+    base = tl.load(line + 2).to(tl.uint32)
+    mask_at = tl.multiple_of(tl.load(line + 3), ALIGN)
+    values_at = tl.multiple_of(tl.load(line + 4), ALIGN)
+    codes_at = tl.multiple_of(tl.load(line + 5), ALIGN)
+    escapes_at = tl.multiple_of(tl.load(line + 6), ALIGN)
+    masked = tl.where((k > 0) & (k < columns), columns, 0)
+    last = tl.load(payload + mask_at + masked // 8, mask=masked % 8 > 0, other=0).to(tl.int32)
+    bad = (last >> (masked % 8)) != 0
+    return k, escaped, base, mask_at, values_at, codes_at, escapes_at, masked, bad
+
+
+@triton.jit
+def read_bits(mask_ptr, start, k, masked, columns, named, N: tl.constexpr):
+    """A tile's mask: of each chunk of eight columns, a bit in every fourth for each kept one.
+
+    Args:
+        mask_ptr: The mask.
+        start: The tile's first column.
+        k: Weights kept in the row.
+        masked: Columns that the mask tells of.
+        columns: Columns of the row.
+        named: Columns that it has named before the tile.
+        N: Chunks of a tile.
+
+    Returns:
+        (bits [N], none once more than k are named; in each four bits, how many of the chunk are
+        kept up to there, [N]; rank of each chunk's first, [N]; columns named up to its end).
+    """
+    at_N = start // 8 + tl.arange(0, N)
+    byte_N = tl.load(mask_ptr + at_N, mask=at_N * 8 < masked, other=0).to(tl.uint32)
+    if k == columns:
+        byte_N = ((1 << tl.minimum(tl.maximum(k - at_N * 8, 0), 8)) - 1).to(tl.uint32)
+    bits_N = _spread(byte_N)
+    sums_N = bits_N * 0x11111111
+    count_N = (sums_N >> 28).to(tl.int32)
+    rank_N = named + tl.cumsum(count_N, 0) - count_N
+    named += tl.sum(count_N, 0)
+    return tl.where(named <= k, bits_N, 0), sums_N, rank_N, named
