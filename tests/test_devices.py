@@ -3,17 +3,14 @@
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from arriving import wait_for
 from checkpoints import F, H, files, kept_unfinished
 from emp_cli.app import app
-from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.dispatch import Workspace
 from emp_kernels.errors import NoDeviceError
 from typer.testing import CliRunner
@@ -252,77 +249,6 @@ def test_threads_work_on_the_gpus_in_turn() -> None:
     pieces = [Piece(0, compute, found.append) for _ in range(4)]
     run_pieces(pieces, threads=4, devices=Devices(tuple(TWO)))
     assert sorted(str(device) for device in found) == ["cpu:0", "cpu:0", "cpu:1", "cpu:1"]
-
-
-def test_after_an_error_the_stream_is_waited_for_and_the_error_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("torch.cuda.device", nullcontext)
-    monkeypatch.setattr("torch.cuda.stream", nullcontext)
-    waits: list[None] = []
-
-    class Broken:
-        def synchronize(self) -> None:
-            waits.append(None)
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    workspace = DeviceWorkspace(TWO[0])
-    workspace._stream = Broken()  # stands for that of a GPU
-    with pytest.raises(KeyboardInterrupt), workspace.active():
-        raise KeyboardInterrupt
-    assert len(waits) == 1
-
-
-@pytest.mark.parametrize("pinned", [True, False])
-def test_what_is_not_pinned_goes_to_a_gpu_through_memory_that_is(
-    monkeypatch: pytest.MonkeyPatch, pinned: bool
-) -> None:
-    """So that what is only there for the call may go while the copy is under way."""
-    workspace = DeviceWorkspace(TWO[0])
-    array = np.arange(5)
-    read = array if pinned else workspace.take("numbers on its way", 40)
-    workspace._stream = object()  # stands for that of a GPU
-    monkeypatch.setattr("torch.Tensor.is_pinned", lambda _: pinned)
-    copied: list[int] = []
-    copy = torch.Tensor.copy_
-
-    def noted(there: torch.Tensor, here: torch.Tensor, *, non_blocking: bool) -> torch.Tensor:
-        copied.append(here.data_ptr())
-        return copy(there, here, non_blocking=non_blocking)
-
-    monkeypatch.setattr("torch.Tensor.copy_", noted)
-    there = workspace.upload("numbers", array)
-    assert there.view(torch.int64).tolist() == [0, 1, 2, 3, 4]
-    assert copied == [read.ctypes.data]
-
-
-def test_threads_compile_in_turn_and_then_work_at_the_same_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("torch.cuda.device", nullcontext)
-    monkeypatch.setattr("torch.cuda.stream", nullcontext)
-    inside, together = threading.Lock(), threading.Barrier(2, timeout=30)
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            workspace = DeviceWorkspace(TWO[0])
-            workspace._stream = object()  # stands for that of a GPU
-            with workspace.active():
-                assert inside.acquire(blocking=False)
-                threading.Event().wait(0.05)
-                inside.release()
-            with workspace.active():
-                together.wait()
-        except BaseException as failure:
-            failures.append(failure)
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
 
 
 def name_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
