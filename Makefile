@@ -6,7 +6,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # a process a core: more threads of torch's would only be in each other's way
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 ALL_CORES := --numprocesses auto --dist worksteal
-KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,counting histogram kernels layout_choice masks sweep))
+KERNEL_TESTS := $(addprefix tests/kernels/test_,$(addsuffix .py,counting histogram kernels masks sweep)) \
+	tests/tensors/test_layout_choice.py
+# the tests of calibration that run models of transformers
+WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repaired_models scores walk))
 # even where the environment says not to: every process would compile it again
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -37,7 +40,7 @@ rest: .venv/test-installed
 
 # What touches transformers and the Hub, once more on the oldest versions that are tested.
 oldest: .venv/oldest
-	PYTHONPATH=.venv/oldest $(PYTEST) $(ALL_CORES) tests/integration
+	PYTHONPATH=.venv/oldest $(PYTEST) $(ALL_CORES) tests/integration $(WALK_TESTS)
 
 # torch first and by its exact pin: left to the resolver, a machine without a GPU pulls gigabytes of CUDA packages.
 .venv/torch: constraints.txt

@@ -139,7 +139,7 @@ class Watch:
 def prune(args: argparse.Namespace, model: str) -> Watch:
     """Prune a model one way."""
     import emp_llm
-    from emp_llm.calibration.options import CalibrationOptions
+    from emp_llm.options import CalibrationOptions
 
     criterion, _, repair = args.one.partition(" + repair ")
     folder = args.folder / "bench_calibration"
@@ -218,7 +218,7 @@ def run(way: str) -> dict[str, float]:
 
 def block_bytes(folder: Path) -> int:
     """Bytes of the first block's weights."""
-    from emp_llm.sources.checkpoint import open_checkpoint
+    from emp_llm.checkpoint.checkpoint import open_checkpoint
 
     tensors = open_checkpoint(folder).tensors
     return sum(e.nbytes for name, (_, e) in tensors.items() if name.startswith("model.layers.0."))

@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Time both ways in turn, after a round that does not count."""
     import torch
 
-    from emp_llm.perplexity import perplexity
+    from emp_llm.evaluation.perplexity import perplexity
 
     model, tokenizer, text = make(args)
     blocks = batches(args, text)
@@ -157,7 +157,7 @@ def peak(args: argparse.Namespace) -> int:
     """The most memory that one way had at once beyond what was there before it, in bytes."""
     import torch
 
-    from emp_llm.perplexity import perplexity
+    from emp_llm.evaluation.perplexity import perplexity
 
     model, tokenizer, text = make(args)
     blocks = batches(args, text)

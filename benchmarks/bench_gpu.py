@@ -34,16 +34,16 @@ import torch
 from bench_kernels import agree
 from common import DTYPES, GB, print_table, say, spread, write_json
 from emp_kernels import dispatch
-from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.devices import find_devices, interpreted
 from emp_kernels.errors import NoDeviceError
 from emp_kernels.gpu.pack import PackLaunch, pack
+from emp_kernels.gpu_devices import find_devices, interpreted
+from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.numbers import BF16
 from gpu_kernels import RULE, Case, Clock, Timed, random_patterns, row_layout
 
-from emp_llm.devices import Devices
-from emp_llm.geometry import Geometry
-from emp_llm.pipeline import Piece, run_pieces
+from emp_llm.runtime.devices import Devices
+from emp_llm.runtime.pipeline import Piece, run_pieces
+from emp_llm.tensors.geometry import Geometry
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,14 +21,15 @@ import numpy.typing as npt
 import torch
 from common import DTYPES, GB, gaussian, print_table, say, spread, write_json
 from emp_kernels import dispatch
-from emp_kernels.dispatch import Impl, PackedRows, PerRow, Workspace
+from emp_kernels.dispatch import Impl
 from emp_kernels.histogram import BlockHistogram
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import F32, NumberFormat
 from emp_kernels.reference import keep_mask, pack_row
+from emp_kernels.rows import PackedRows, PerRow, Workspace
 
-from emp_llm.geometry import Geometry
-from emp_llm.packed import PackedTensor
+from emp_llm.tensors.geometry import Geometry
+from emp_llm.tensors.packed import PackedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -33,14 +33,14 @@ from common import (
     spread_rows,
     write_json,
 )
-from emp_kernels.dispatch import Workspace
 from emp_kernels.reference import keep_mask
+from emp_kernels.rows import Workspace
 from timed_process import Run, run
 
-from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.sources.checkpoint import open_checkpoint
-from emp_llm.sources.files import OpenFiles
-from emp_llm.sources.safetensors_header import TensorEntry
+from emp_llm.checkpoint.checkpoint import open_checkpoint
+from emp_llm.checkpoint.open_files import OpenFiles
+from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.tensors.packed_reader import PackedReader, open_shard
 
 SAMPLED_ROWS, SAMPLED_BYTES = 3, 1 << 16
 

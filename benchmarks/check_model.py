@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import emp_llm
-from emp_llm.perplexity import perplexity
+from emp_llm.evaluation.perplexity import perplexity
 
 BETAS = (0.5, 1.0, 1.5)
 GRANULARITIES = ("row", "layer", "model")

@@ -29,7 +29,7 @@ from emp_llm import PruneOptions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from original_llamas import F, V, params, split, whole_model, write_original
+from support.original_llamas import F, V, params, split, whole_model, write_original
 
 BF16, F16 = torch.bfloat16, torch.float16
 LLAMA_3 = {"rope_theta": 500_000.0}

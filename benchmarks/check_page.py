@@ -22,8 +22,8 @@ from emp_kernels import reference
 from safetensors.torch import load_file
 
 import emp_llm
-from emp_llm.page.content import page_content
-from emp_llm.page.page import page_html
+from emp_llm.report.page.content import page_content
+from emp_llm.report.page.page import page_html
 
 DIGITS = 5.1e-6  # relative: reports hold six digits
 

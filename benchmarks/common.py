@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from emp_kernels.numbers import BF16, F16, F32, NumberFormat
 
-from emp_llm.sources.safetensors_header import encode_header
+from emp_llm.checkpoint.safetensors_header import encode_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -41,20 +41,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from emp_llm import PruneOptions
-from emp_llm.calibration.calibrating import Calibration, needs_of
-from emp_llm.calibration.criteria import Criterion, Taylor, register_criterion
-from emp_llm.calibration.decisions import DecisionStore
-from emp_llm.calibration.judging import pruned
-from emp_llm.calibration.options import CalibrationOptions
+from emp_llm.calibration.calibrate import Calibration, needs_of
+from emp_llm.calibration.criteria import Criterion, Taylor
+from emp_llm.calibration.criterion_registry import register_criterion
 from emp_llm.calibration.session import Session
 from emp_llm.calibration.statistics import Statistics
-from emp_llm.perplexity import perplexity
-from emp_llm.planned_run import PlannedRun
-from emp_llm.progress import SharedProgress, Silent
-from emp_llm.sources.files import OpenFiles
-from emp_llm.sources.hub import find_source
-from emp_llm.target import Target
-from emp_llm.texts import Text
+from emp_llm.calibration.target_judge import pruned
+from emp_llm.checkpoint.open_files import OpenFiles
+from emp_llm.evaluation.perplexity import perplexity
+from emp_llm.hub.source import find_source
+from emp_llm.options import CalibrationOptions
+from emp_llm.pruning.planned_run import PlannedRun
+from emp_llm.runtime.progress import SharedProgress, Silent
+from emp_llm.selection.mask_store import MaskStore
+from emp_llm.tensors.target import Target
+from emp_llm.texts.texts import Text
 
 CRITERIA = ("magnitude", "wanda", "obs", "taylor", "ria", "random")
 SETTINGS = {"own": (1.0, "criterion"), "1": (1.0, "magnitude"), "0.75": (0.75, "magnitude")}
@@ -212,14 +213,14 @@ class Bench:
         return {**vars(cell), "perplexity": here}
 
     @contextmanager
-    def _decided(self, options: PruneOptions) -> Iterator[tuple[DecisionStore, list[Target]]]:
+    def _decided(self, options: PruneOptions) -> Iterator[tuple[MaskStore, list[Target]]]:
         session = None
         if needs_of(options) and options.calibration is not None:
             session = self._session(options.calibration.seed)
         run = self._planned(options)
         with (
             tempfile.TemporaryDirectory(dir=self._folder) as folder,
-            DecisionStore(Path(folder)) as store,
+            MaskStore(Path(folder)) as store,
         ):
             Calibration(run, options, self._files, session).decide(store)
             yield store, [target for targets in run.targets.values() for target in targets]

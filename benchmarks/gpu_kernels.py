@@ -12,15 +12,15 @@ import torch
 from bench_kernels import agree, authors_way
 from common import DTYPES, GB
 from emp_kernels import dispatch
-from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.dispatch import PerRow
 from emp_kernels.gpu.histogram import count_bins, count_keys
 from emp_kernels.gpu.pack import PackLaunch, pack
-from emp_kernels.gpu.pruning import PruneLaunch, prune
+from emp_kernels.gpu.prune import PruneLaunch, prune
 from emp_kernels.gpu.unpack import UnpackLaunch, unpack
+from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import F32, NumberFormat
 from emp_kernels.reference import keep_mask
+from emp_kernels.rows import PerRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable

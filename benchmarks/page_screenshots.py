@@ -21,7 +21,7 @@ from common import say
 from PIL import Image
 
 import emp_llm
-from emp_llm.page.page import write_page
+from emp_llm.report.page.page import write_page
 
 WINDOWS = {"laptop": (1440, 1440, 1.0), "phone": (390, 1560, 1.5)}
 """Width, height and pixels of the picture for one of the page."""

@@ -28,10 +28,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from emp_llm.perplexity import perplexity
+from emp_llm.evaluation.perplexity import perplexity
 from emp_llm.rule import keep_mask
-from emp_llm.structure import find_places
-from emp_llm.texts import read_text
+from emp_llm.structure.places import find_places
+from emp_llm.texts.texts import read_text
 
 METHODS = {
     "dense": "dense",

@@ -29,7 +29,7 @@ import psutil
 from common import GB, MB, print_table, say, write_json
 from timed_process import resident_bytes
 
-from emp_llm.sources.safetensors_header import encode_header
+from emp_llm.checkpoint.safetensors_header import encode_header
 
 RESULTS = Path(__file__).parent / "results" / "prune.json"
 SHARD_BYTES = 5 * GB

@@ -31,7 +31,7 @@ import psutil
 from common import MB, make_checkpoint, say, write_json
 
 from emp_llm import verify
-from emp_llm.output_folder import STAGING_NAME
+from emp_llm.output.output_folder import STAGING_NAME
 
 # every so many bytes that are read, one read fails
 FAILING = """
@@ -49,7 +49,7 @@ main()
 """
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["emp_cli.prune", "emp_llm.pruning", "transformers"])
+CONTEXT.set_forkserver_preload(["emp_cli.prune", "emp_llm.entrypoints.prune", "transformers"])
 
 Hashes = dict[str, str]
 

@@ -27,7 +27,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from emp_llm.perplexity import Perplexity, perplexity
+from emp_llm.evaluation.perplexity import Perplexity, perplexity
 
 if TYPE_CHECKING:
     from collections.abc import Callable

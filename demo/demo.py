@@ -51,7 +51,7 @@ def measure(folder: Path) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from emp_llm.perplexity import perplexity  # has transformers know packed checkpoints, too
+    from emp_llm.evaluation.perplexity import perplexity
 
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder)

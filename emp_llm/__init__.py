@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
+from emp_llm._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from emp_llm.calibration.criteria import Criterion, register_criterion
-    from emp_llm.calibration.options import CalibrationOptions
-    from emp_llm.controls.comparison import compare
-    from emp_llm.difference import diff
+    from emp_llm.calibration.criteria import Criterion
+    from emp_llm.calibration.criterion_registry import register_criterion
+    from emp_llm.entrypoints.compare import compare
+    from emp_llm.entrypoints.diff import diff
+    from emp_llm.entrypoints.evaluate import evaluate
+    from emp_llm.entrypoints.inspect import inspect
+    from emp_llm.entrypoints.prune import prune
+    from emp_llm.entrypoints.push import push
+    from emp_llm.entrypoints.unpack import unpack
+    from emp_llm.entrypoints.verify import verify
     from emp_llm.errors import (
         CheckpointError,
         EmpError,
@@ -22,18 +30,13 @@ if TYPE_CHECKING:
         OptionError,
         OutputError,
     )
-    from emp_llm.evaluating import EvalOptions, evaluate
-    from emp_llm.inspecting import inspect
+    from emp_llm.evaluation.options import EvalOptions
     from emp_llm.integration.adapters import merge_adapter
     from emp_llm.integration.configs import EmpConfig
     from emp_llm.integration.saving import densify
     from emp_llm.integration.training import KeepSparsity, SparsityHold
-    from emp_llm.options import PruneOptions
-    from emp_llm.pruning import prune
-    from emp_llm.pushing import push
+    from emp_llm.options import CalibrationOptions, PruneOptions
     from emp_llm.rule import effective_number, keep_mask
-    from emp_llm.unpacking import unpack
-    from emp_llm.verification import verify
 
 __all__ = [
     "CalibrationOptions",
@@ -64,29 +67,27 @@ __all__ = [
     "verify",
 ]
 
-__version__ = "0.1.0"
-
 _HOMES = {
-    "CalibrationOptions": "calibration.options",
+    "CalibrationOptions": "options",
     "Criterion": "calibration.criteria",
     "EmpConfig": "integration.configs",
-    "EvalOptions": "evaluating",
+    "EvalOptions": "evaluation.options",
     "KeepSparsity": "integration.training",
     "PruneOptions": "options",
     "SparsityHold": "integration.training",
-    "compare": "controls.comparison",
+    "compare": "entrypoints.compare",
     "densify": "integration.saving",
-    "diff": "difference",
+    "diff": "entrypoints.diff",
     "effective_number": "rule",
-    "evaluate": "evaluating",
-    "inspect": "inspecting",
+    "evaluate": "entrypoints.evaluate",
+    "inspect": "entrypoints.inspect",
     "keep_mask": "rule",
     "merge_adapter": "integration.adapters",
-    "prune": "pruning",
-    "push": "pushing",
-    "register_criterion": "calibration.criteria",
-    "unpack": "unpacking",
-    "verify": "verification",
+    "prune": "entrypoints.prune",
+    "push": "entrypoints.push",
+    "register_criterion": "calibration.criterion_registry",
+    "unpack": "entrypoints.unpack",
+    "verify": "entrypoints.verify",
 }
 
 

@@ -14,7 +14,7 @@ Every message says what, where, what was found and what to do. Anything else tha
 and keeps its traceback.
 """
 
-from emp_llm.shown import message_line
+from emp_llm.messages import message_line
 
 __all__ = [
     "CheckpointError",

@@ -13,12 +13,12 @@ GPU = torch.cuda.is_available()
 if not GPU:  # Triton reads it where it is imported, and transformers imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from architectures import save_tiny_model
-from arriving import layer
-from checkpoints import DOWN, F, H, Tensors, files, llama_config, mlp, write_checkpoint
-from hub_server import HubServer
-from hub_uploads import UploadHub, User
-from loading import load_model, logits, state
+from support.architectures import save_tiny_model
+from support.arriving import layer
+from support.checkpoints import DOWN, F, H, Tensors, files, llama_config, mlp, write_checkpoint
+from support.hub_server import HubServer
+from support.hub_uploads import UploadHub, User
+from support.loading import load_model, logits, state
 
 from emp_llm import PruneOptions, prune
 

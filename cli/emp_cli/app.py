@@ -29,7 +29,7 @@ app.command("eval")(evaluate)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from emp_llm import __version__
+        from emp_llm._version import __version__
 
         typer.echo(f"emp-llm {__version__}")
         raise typer.Exit

@@ -19,7 +19,7 @@ from emp_cli.arguments import (
 from emp_cli.console import Clock, command, print_json, shown_progress
 
 if TYPE_CHECKING:
-    from emp_llm.controls.costs import Comparison, Cost
+    from emp_llm.comparison.costs import Comparison, Cost
 
 __all__ = ["compare"]
 
@@ -68,11 +68,11 @@ def compare(
     clock = Clock()
     multipliers = _numbers(betas)
     if plot is not None:
-        from emp_llm.controls.plot import check_plot
+        from emp_llm.comparison.plot import check_plot
 
         check_plot(plot)
     import emp_llm
-    from emp_llm.texts import read_text
+    from emp_llm.texts.texts import read_text
 
     with shown_progress() as progress:
         found = emp_llm.compare(
@@ -91,7 +91,7 @@ def compare(
             progress=progress,
         )
     if plot is not None:
-        from emp_llm.controls.plot import save_plot
+        from emp_llm.comparison.plot import save_plot
 
         save_plot(found, plot)
     if as_json:

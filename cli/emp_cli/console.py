@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import typer
 
 from emp_llm.errors import EmpError
-from emp_llm.progress import Progress, Silent
+from emp_llm.runtime.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -97,7 +97,7 @@ def _own_peak() -> int:
 
 def leads_team() -> bool:
     """Whether this process is the first, or only one, of those that were started together."""
-    from emp_llm.meeting import meeting_of
+    from emp_llm.runtime.launcher import meeting_of
 
     meeting = meeting_of(os.environ)
     return meeting is None or meeting.rank == 0

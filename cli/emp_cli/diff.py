@@ -62,7 +62,7 @@ def diff(
 
 def _show(found: Mapping[str, Any], *, by_tensor: bool) -> None:
     from emp_cli.tables import show
-    from emp_llm.shown import message_line
+    from emp_llm.messages import message_line
 
     for side in "ab":
         typer.echo(message_line(f"{side.upper()}  {_side(found[side])}"))

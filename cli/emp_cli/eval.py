@@ -10,7 +10,7 @@ from emp_cli.arguments import Context, Device, Dtype, Json, Model, Protocol, Rev
 from emp_cli.console import Clock, command, print_json, shown_progress
 
 if TYPE_CHECKING:
-    from emp_llm.evaluating import Evaluation, Figure
+    from emp_llm.evaluation.scores import Evaluation, Figure
 
 __all__ = ["evaluate"]
 
@@ -74,8 +74,8 @@ def evaluate(
     """Measure perplexity and zero-shot accuracy, alone or beside the dense model."""
     batch = _batch_size(batch_size)
     clock = Clock()
-    from emp_llm.evaluating import EvalOptions
-    from emp_llm.evaluating import evaluate as run
+    from emp_llm.entrypoints.evaluate import evaluate as run
+    from emp_llm.evaluation.options import EvalOptions
 
     names = [name.strip() for part in tasks or () for name in part.split(",") if name.strip()]
     options = EvalOptions(
@@ -91,7 +91,7 @@ def evaluate(
         batch_size=batch,
     )
     if save:
-        from emp_llm.evaluation_saving import check_can_save, save_results
+        from emp_llm.evaluation.saving import check_can_save, save_results
 
         check_can_save(model)
     with shown_progress() as progress:

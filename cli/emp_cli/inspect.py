@@ -18,8 +18,8 @@ from emp_cli.arguments import (
     Threads,
 )
 from emp_cli.console import Clock, command, print_json, shown_progress
+from emp_cli.option_parsing import beta_options
 from emp_cli.pictures import check_pictures, write_pictures
-from emp_cli.rule import beta_options
 from emp_llm.options import PruneOptions
 
 __all__ = ["inspect"]

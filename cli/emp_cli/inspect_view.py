@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from emp_cli.tables import count, found_lines, rule_in_short, search_table, size
-from emp_llm.shown import printable
+from emp_llm.messages import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +57,7 @@ _ASCII = _Signs(
 
 def report_with_parts(report: Fields) -> dict[str, Any]:
     """A report for programs: with its totals by kind of layer, and by block and kind."""
-    from emp_llm.report import cells, kinds
+    from emp_llm.report.totals import cells, kinds
 
     blocks = [
         {"block": block, "kind": kind} | totals for (block, kind), totals in cells(report).items()
@@ -91,7 +91,7 @@ class _View:
 
     def kinds(self) -> None:
         """Each kind of layer, and all of them."""
-        from emp_llm.report import kinds
+        from emp_llm.report.totals import kinds
 
         targets = self._report["totals"]["targets"]
         title = f"{self._report['source']['model']}  {rule_in_short(self._report)}"
@@ -123,7 +123,7 @@ class _View:
         """The sparsity of each block and kind of layer, a mark for each."""
         from rich.text import Text
 
-        from emp_llm.report import cells
+        from emp_llm.report.totals import cells
 
         parts = cells(self._report)
         blocks = list(dict.fromkeys(block for block, _ in parts))

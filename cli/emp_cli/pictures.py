@@ -10,11 +10,11 @@ __all__ = ["check_pictures", "write_pictures"]
 def check_pictures(html: Path | None, png: Path | None) -> None:
     """See that they can be made and written, before any work is done for them."""
     if html is not None:
-        from emp_llm.page.page import check_page
+        from emp_llm.report.page.page import check_page
 
         check_page(html)
     if png is not None:
-        from emp_llm.page.figures import check_figures
+        from emp_llm.report.page.paper_figures import check_figures
 
         check_figures(png)
 
@@ -34,12 +34,12 @@ def write_pictures(
 
     paths = []
     if html is not None:
-        from emp_llm.page.page import write_page
+        from emp_llm.report.page.page import write_page
 
         write_page(report, html, model=model)
         paths.append(html)
     if png is not None:
-        from emp_llm.page.figures import save_figures
+        from emp_llm.report.page.paper_figures import save_figures
 
         paths += save_figures(report, png)
     return [f"{path}: {size(path.stat().st_size)}" for path in paths]

@@ -30,8 +30,8 @@ from emp_cli.arguments import (
     Threads,
 )
 from emp_cli.console import Clock, command, leads_team, print_json, shown_progress
+from emp_cli.option_parsing import beta_options, calibration_options
 from emp_cli.push import send, show_sent
-from emp_cli.rule import beta_options, calibration_options
 from emp_llm.options import OutputFormat, PruneOptions
 
 __all__ = ["prune"]
@@ -133,7 +133,7 @@ def prune(
         return
     written = clock.to_dict()
     if as_json:
-        from emp_llm.report import kinds
+        from emp_llm.report.totals import kinds
 
         summary = {name: part for name, part in report.items() if name != "tensors"}
         content = {"out": str(out)} | summary | {"kinds": kinds(report)} | written
@@ -162,10 +162,10 @@ def _open_repository(repo: str, device: str, *, private: bool) -> str:
 
     None is made where the run's device is not there.
     """
-    from emp_llm.destination import open_destination
-    from emp_llm.devices import find_gpus
-    from emp_llm.meeting import meeting_of
-    from emp_llm.ranks import join_team
+    from emp_llm.hub.destination import open_destination
+    from emp_llm.runtime.devices import find_gpus
+    from emp_llm.runtime.launcher import meeting_of
+    from emp_llm.runtime.team import join_team
 
     with join_team(meeting_of(os.environ)) as team:
         find_gpus(device)

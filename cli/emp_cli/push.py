@@ -40,7 +40,7 @@ def push(
 def send(folder: Path, repo: str, *, private: bool, **options: Any) -> dict[str, Any]:  # noqa: ANN401
     """Verify a folder and upload it, with progress on stderr; returns what `emp_llm.push` does."""
     from emp_cli.tables import size
-    from emp_llm.pushing import check_folder, upload
+    from emp_llm.entrypoints.push import check_folder, upload
 
     with shown_progress() as progress:
         model = check_folder(folder, progress=progress)

@@ -24,7 +24,7 @@ def report(
     """Tell what prune did to a model, as it wrote it down; reads no weights."""
     clock = Clock()
     check_pictures(html, png)
-    from emp_llm.report_finding import find_report
+    from emp_llm.entrypoints.report import find_report
 
     found = find_report(model, revision=revision)
     written = write_pictures(found, html, png)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from emp_llm.prune_command import exact_beta
-from emp_llm.shown import printable
+from emp_llm.messages import printable
+from emp_llm.report.prune_command import exact_beta
 
 __all__ = [
     "count",
@@ -75,7 +75,7 @@ def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1) -> None
 
 def pruned_kinds(report: Mapping[str, Any]) -> None:
     """Print what pruning does to each kind of layer, and to all of them."""
-    from emp_llm.report import kinds
+    from emp_llm.report.totals import kinds
 
     header = ("layer", "tensors", "weights", "N_eff/N", "sparsity", "mass", "bytes", "ratio")
     parts = {**kinds(report), "all targets": report["totals"]["targets"]}

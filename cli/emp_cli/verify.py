@@ -43,7 +43,7 @@ def verify(
         whole = found["hashes"] or against is not None
         print_json({"folder": str(folder), "whole": whole} | found | clock.to_dict())
         return
-    from emp_llm.shown import message_line
+    from emp_llm.messages import message_line
 
     for line in _lines(folder, found):
         typer.echo(message_line(line))

@@ -12,17 +12,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from emp_llm.calibration.calibrating import Calibration
-from emp_llm.calibration.decisions import DecisionStore
-from emp_llm.calibration.forward import unchanged
+from emp_llm.calibration.calibrate import Calibration
+from emp_llm.calibration.forward_walk import unchanged
 from emp_llm.calibration.session import Session, recording
 from emp_llm.errors import OptionError
-from emp_llm.tally import digits
+from emp_llm.report.tensor_statistics import digits
+from emp_llm.selection.mask_store import MaskStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from emp_llm.planned_run import PlannedRun
+    from emp_llm.pruning.planned_run import PlannedRun
 
 __all__ = ["bisect_beta", "search_beta"]
 
@@ -36,7 +36,7 @@ _LONGEST = 138.0
 """Nats whose perplexity, 1e60, is the largest that is told."""
 
 
-def search_beta(run: PlannedRun, store: DecisionStore) -> tuple[float, list[dict[str, Any]]]:
+def search_beta(run: PlannedRun, store: MaskStore) -> tuple[float, list[dict[str, Any]]]:
     """Search for the least β by which the loss rises by no more than is allowed.
 
     Args:
@@ -48,7 +48,7 @@ def search_beta(run: PlannedRun, store: DecisionStore) -> tuple[float, list[dict
         per token and ``perplexity``.
 
     Raises:
-        CheckpointError: As `emp_llm.calibration.calibrating.calibrate` does.
+        CheckpointError: As `emp_llm.calibration.calibrate.calibrate` does.
         OptionError: As there.
         OSError: As there.
     """
@@ -74,7 +74,7 @@ def _search(run: PlannedRun, folder: Path) -> dict[str, Any]:
         def measure(beta: float) -> float:
             with (
                 TemporaryDirectory(dir=folder) as scratch,
-                DecisionStore(Path(scratch) / "tried") as decisions,
+                MaskStore(Path(scratch) / "tried") as decisions,
             ):
                 calibration = Calibration(run, replace(options, beta=beta), files, session)
                 calibration.decide(decisions)

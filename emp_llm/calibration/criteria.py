@@ -15,17 +15,12 @@ Shapes in names: R rows (outputs) and C columns (inputs) of a matrix.
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Set
-from importlib import import_module
-from inspect import isabstract
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, get_args
+from typing import TYPE_CHECKING, ClassVar
 
 from emp_llm.calibration.statistics import Need
 from emp_llm.errors import OptionError
-from emp_llm.sources.hub_errors import first_line
+from emp_llm.messages import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,13 +29,9 @@ if TYPE_CHECKING:
 
     from emp_llm.calibration.statistics import Statistics
 
-__all__ = [
-    "Criterion",
-    "criterion_names",
-    "find_criterion",
-    "register_criterion",
-    "score",
-]
+
+__all__ = ["Criterion", "score"]
+
 
 _CHUNK = 1 << 18  # scores in float64 at a time: 2 MiB
 _LEAST, _MOST = 2.0**-64, 2.0**127
@@ -278,7 +269,7 @@ class Random(Criterion):
         import numpy as np
         import torch
 
-        from emp_llm.controls.ranking import random_keys
+        from emp_llm.selection.ranking import random_keys
 
         scores_RC = torch.empty_like(weight_RC, device="cpu")
         for row, scores_C in enumerate(scores_RC):
@@ -298,133 +289,3 @@ def _inverse(sums: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.where(sums == 0, 0.0, 1.0 / sums)
-
-
-_registered: dict[str, type[Criterion]] = {
-    one.name: one for one in (Magnitude, Wanda, Ria, Taylor, Obs, Random)
-}
-
-
-def register_criterion(criterion: type[Criterion]) -> type[Criterion]:
-    """Make a criterion known by its name; can decorate its class.
-
-    Args:
-        criterion: A class that can be made without arguments.
-
-    Returns:
-        The same.
-
-    Raises:
-        OptionError: If it is none, or another one has that name.
-    """
-    _check_class(criterion, getattr(criterion, "__name__", repr(criterion)))
-    other = _registered.setdefault(criterion.name, criterion)
-    if other is not criterion:
-        raise OptionError(
-            f"criterion {criterion.name!r} is {other.__module__}.{other.__qualname__} already: "
-            "choose another name"
-        )
-    return criterion
-
-
-def criterion_names() -> tuple[str, ...]:
-    """The names of all that are registered, in order of registration."""
-    return tuple(_registered)
-
-
-def find_criterion(criterion: str | Criterion | type[Criterion]) -> Criterion:
-    """The criterion that is meant.
-
-    Args:
-        criterion: A registered name; ``module:Class``, where modules of the current directory can
-            be imported as well; or a criterion or its class itself.
-
-    Returns:
-        The criterion.
-
-    Raises:
-        OptionError: If there is none of that name, its module cannot be imported, or what is there
-            is no criterion.
-    """
-    if isinstance(criterion, Criterion):
-        return _checked(criterion)
-    if not isinstance(criterion, str):
-        return _made(criterion, repr(criterion))
-    if criterion in _registered:
-        return _made(_registered[criterion], criterion)
-    module, colon, name = criterion.partition(":")
-    if not (colon and module and name):
-        raise OptionError(
-            f"criterion is {criterion!r}; choose one of {', '.join(_registered)}, or give your "
-            "own as module:Class"
-        )
-    return _imported(criterion, module, name)
-
-
-def _imported(shown: str, module: str, name: str) -> Criterion:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        home = import_module(module)
-    except Exception as error:  # whatever a module of the user's raises
-        raise OptionError(
-            f"criterion {shown!r}: {module} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove(here)
-    if here not in sys.path:
-        sys.path.append(here)  # behind everything that is installed, for what is imported later
-    try:
-        value: object = home
-        for part in name.split("."):
-            value = getattr(value, part)
-    except AttributeError as error:
-        raise OptionError(
-            f"criterion {shown!r}: {module} ({getattr(home, '__file__', 'built in')}) has no "
-            f"{name}: name a class of it"
-        ) from error
-    return _checked(value) if isinstance(value, Criterion) else _made(value, shown)
-
-
-def _made(criterion: object, shown: str) -> Criterion:
-    checked = _check_class(criterion, shown)
-    try:
-        return checked()
-    except Exception as error:  # whatever a criterion of the user's raises
-        raise OptionError(
-            f"criterion {shown!r} cannot be made without arguments ({type(error).__name__}: "
-            f"{first_line(error)}): give its defaults, or name an object that is made already"
-        ) from error
-
-
-def _check_class(criterion: object, shown: str) -> type[Criterion]:
-    if not (isinstance(criterion, type) and issubclass(criterion, Criterion)):
-        kind = "class" if isinstance(criterion, type) else type(criterion).__name__
-        raise OptionError(
-            f"criterion {shown!r} is a {kind}, not a subclass of emp_llm.Criterion: derive "
-            "one with scores(weight_RC, found)"
-        )
-    if isabstract(criterion):
-        raise OptionError(f"criterion {shown!r} has no method scores(weight_RC, found): write it")
-    if not isinstance(criterion.needs, Set):
-        raise OptionError(
-            f"criterion {shown!r}: needs is {criterion.needs!r}; make it a frozenset, such as "
-            "frozenset({'norms'})"
-        )
-    unknown = sorted(map(str, set(criterion.needs) - set(get_args(Need))))
-    if unknown:
-        raise OptionError(
-            f"criterion {shown!r} needs {', '.join(unknown)}; calibration finds "
-            f"{', '.join(get_args(Need))}"
-        )
-    if "gradient" in criterion.needs and len(criterion.needs) > 1:
-        raise OptionError(
-            f"criterion {shown!r} needs {', '.join(sorted(criterion.needs))}; gradients are found "
-            "on a walk of their own: need the gradient alone, or none"
-        )
-    return criterion
-
-
-def _checked(criterion: Criterion) -> Criterion:
-    _check_class(type(criterion), type(criterion).__name__)
-    return criterion

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emp_llm.errors import OptionError
-from emp_llm.prune_steps import hash_name, new_hash
-from emp_llm.tokens import check_length, tokenized
+from emp_llm.files.checksum import hash_name, new_hash
+from emp_llm.texts.tokens import check_length, tokenized
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from emp_llm.calibration.options import CalibrationOptions
-    from emp_llm.texts import Text
+    from emp_llm.options import CalibrationOptions
+    from emp_llm.texts.texts import Text
 
 __all__ = ["Samples", "read_samples"]
 

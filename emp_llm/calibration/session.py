@@ -12,25 +12,25 @@ import transformers
 from torch.nn.functional import cross_entropy
 
 from emp_llm.calibration.activations import Activations, tensors_of
-from emp_llm.calibration.collecting import PartedError
+from emp_llm.calibration.input_statistics import PartedError
+from emp_llm.calibration.sample_walk import Walk
 from emp_llm.calibration.samples import read_samples
-from emp_llm.calibration.walk import Walk
-from emp_llm.calibration.weights import StreamedModel
+from emp_llm.calibration.streamed_model import StreamedModel
 from emp_llm.errors import CheckpointError, EmpError, OptionError
-from emp_llm.evaluated_model import load_tokenizer
-from emp_llm.loading import auto_class
-from emp_llm.sources.hub_errors import first_line
-from emp_llm.texts import read_text
-from emp_llm.tokens import positions_of
+from emp_llm.messages import first_line
+from emp_llm.structure.auto_class import auto_class
+from emp_llm.texts.texts import read_text
+from emp_llm.texts.tokenizer import load_tokenizer
+from emp_llm.texts.tokens import positions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from emp_llm.calibration.walk import Call
-    from emp_llm.planned_run import PlannedRun
-    from emp_llm.sources.files import OpenFiles
-    from emp_llm.target import Target
+    from emp_llm.calibration.sample_walk import Call
+    from emp_llm.checkpoint.open_files import OpenFiles
+    from emp_llm.pruning.planned_run import PlannedRun
+    from emp_llm.tensors.target import Target
 
 __all__ = ["Session", "recording"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from emp_llm.target import Target
+    from emp_llm.tensors.target import Target
 
     Known = Callable[[Target, int], "Statistics"]
     """What is known of each matrix of a target."""

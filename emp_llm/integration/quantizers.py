@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
+from emp_llm.checkpoint.open_files import OpenFiles
+from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.shard import Shard, read_shard
 from emp_llm.errors import CheckpointError, FormatError, OptionError
 from emp_llm.integration.configs import EmpConfig, PackedConfig
-from emp_llm.integration.feeding import FedConverter, FedPlainWeights, Feed, Placement
 from emp_llm.integration.saving import (
     PackedBefore,
     PackingConverter,
@@ -24,17 +26,16 @@ from emp_llm.integration.saving import (
     conversions_of,
     set_conversions,
 )
-from emp_llm.integration.sources import PrunedSource, Source, UnpackedSource
-from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX
-from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.pipeline import thread_count
-from emp_llm.selection import select
-from emp_llm.sources.files import OpenFiles
-from emp_llm.sources.safetensors_header import TensorEntry
-from emp_llm.sources.shard import Shard, read_shard
-from emp_llm.structure import find_places, land
-from emp_llm.target import Target
-from emp_llm.targets import decide, decide_targets
+from emp_llm.integration.tensor_readers import PrunedSource, Source, UnpackedSource
+from emp_llm.integration.weight_feed import FedConverter, FedPlainWeights, Feed, Placement
+from emp_llm.runtime.pipeline import thread_count
+from emp_llm.selection.selection import select
+from emp_llm.structure.landing import land
+from emp_llm.structure.places import find_places
+from emp_llm.structure.targets import decide, decide_targets
+from emp_llm.tensors.packed import META_SUFFIX, ROWS_SUFFIX
+from emp_llm.tensors.packed_reader import PackedReader, open_shard
+from emp_llm.tensors.target import Target
 
 __all__ = ["PackedQuantizer", "PruningQuantizer"]
 

@@ -6,11 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
-from emp_kernels.device_workspace import DeviceWorkspace
-from emp_kernels.dispatch import Workspace
+from emp_kernels.gpu_workspace import DeviceWorkspace
+from emp_kernels.rows import Workspace
 
-from emp_llm.geometry import Block
-from emp_llm.integration.sources import DenseWeights, DeviceWeights, Source
+from emp_llm.integration.tensor_readers import DenseWeights, DeviceWeights, Source
+from emp_llm.tensors.geometry import Block
 
 __all__ = ["Job", "MadeElsewhere", "ReadAhead", "Reading"]
 

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from emp_llm.packed import QUANT_METHOD
+from emp_llm.tensors.packed import QUANT_METHOD
 
 __all__ = ["register"]
 

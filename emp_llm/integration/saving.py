@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from emp_kernels.dispatch import PackedRows, Threshold, Workspace, pack_rows
+from emp_kernels.dispatch import pack_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RowLayout
-from emp_kernels.rows import Bytes, Patterns, Table
+from emp_kernels.rows import Bytes, PackedRows, Patterns, Table, Threshold, Workspace
 from transformers import PreTrainedModel
 from transformers.core_model_loading import (
     WeightConverter,
@@ -25,12 +25,12 @@ from transformers.core_model_loading import (
 )
 
 from emp_llm.errors import OptionError, OutputError
-from emp_llm.geometry import Block, Geometry
-from emp_llm.integration.feeding import ANYTHING, AsItIs, copy_slots
-from emp_llm.integration.sources import NUMBER_FORMATS, DenseWeights
-from emp_llm.layout_choice import choose_layout, packed_bytes, sample_rows
-from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
-from emp_llm.pipeline import Piece, run_pieces, thread_count
+from emp_llm.integration.tensor_readers import NUMBER_FORMATS, DenseWeights
+from emp_llm.integration.weight_feed import ANYTHING, AsItIs, copy_slots
+from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
+from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.layout_choice import choose_layout, packed_bytes, sample_rows
+from emp_llm.tensors.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
 
 __all__ = [
     "PackedBefore",

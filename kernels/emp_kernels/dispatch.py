@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from emp_kernels import plain_backend
+from emp_kernels import reference_backend as plain_backend
 from emp_kernels.checks import check_mask, check_payload
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import F32, NumberFormat
@@ -39,7 +39,7 @@ from emp_kernels.rows import (
 )
 
 if TYPE_CHECKING:
-    from emp_kernels.device_workspace import DeviceWorkspace
+    from emp_kernels.gpu_workspace import DeviceWorkspace
 
 __all__ = [
     "Given",
@@ -71,7 +71,7 @@ Impl = Literal["auto", "reference", "scalar", "simd", "triton"]
 
 def load_backend() -> None:
     """Import what the fastest backend needs, ahead of its first use."""
-    importlib.import_module("emp_kernels.numba_backend")
+    importlib.import_module("emp_kernels.cpu_backend")
 
 
 @cache
@@ -93,8 +93,8 @@ def device_workspace(impl: Impl, workspace: Workspace | None) -> "DeviceWorkspac
     there = workspace is not None and workspace.device is not None
     if impl != "triton" and not (impl == "auto" and there):
         return None
-    from emp_kernels.device_workspace import DeviceWorkspace
-    from emp_kernels.devices import find_devices
+    from emp_kernels.gpu_devices import find_devices
+    from emp_kernels.gpu_workspace import DeviceWorkspace
 
     if isinstance(workspace, DeviceWorkspace):
         return workspace
@@ -128,10 +128,10 @@ def pack_rows(
     if impl == "reference":
         return plain_backend.pack(weights, layout, rule, emit=emit)
     if there := device_workspace(impl, workspace):
-        from emp_kernels import triton_backend
+        from emp_kernels import gpu_backend as triton_backend
 
         return triton_backend.pack(weights, layout, rule, emit=emit, workspace=there)
-    from emp_kernels import numba_backend
+    from emp_kernels import cpu_backend as numba_backend
 
     simd = resolve(impl) == "simd"
     block = numba_backend.Block(weights, layout, rule, simd, workspace or Workspace())
@@ -166,10 +166,10 @@ def prune_rows(
     if impl == "reference":
         return plain_backend.prune(weights, layout, rule, out)
     if there := device_workspace(impl, workspace):
-        from emp_kernels import triton_backend
+        from emp_kernels import gpu_backend as triton_backend
 
         return triton_backend.prune(weights, number_format, rule, out, workspace=there)
-    from emp_kernels import numba_backend
+    from emp_kernels import cpu_backend as numba_backend
 
     simd = resolve(impl) == "simd"
     return numba_backend.Block(weights, layout, rule, simd, workspace or Workspace()).prune(out)
@@ -207,10 +207,10 @@ def select_rows(
     if impl == "reference":
         return plain_backend.select(scores, F32, rule, kept)
     if there := device_workspace(impl, workspace):
-        from emp_kernels import triton_backend
+        from emp_kernels import gpu_backend as triton_backend
 
         return triton_backend.select(scores, rule, kept, workspace=there)
-    from emp_kernels import numba_backend
+    from emp_kernels import cpu_backend as numba_backend
 
     simd = resolve(impl) == "simd"
     return numba_backend.select(scores, rule, kept, simd, workspace or Workspace())
@@ -248,11 +248,11 @@ def unpack_rows(
         plain_backend.unpack(payload, table, layout, out)
         return out
     if there := device_workspace(impl, workspace):
-        from emp_kernels import triton_backend
+        from emp_kernels import gpu_backend as triton_backend
 
         triton_backend.unpack(payload, table, layout, out, workspace=there)
         return out
-    from emp_kernels import numba_backend
+    from emp_kernels import cpu_backend as numba_backend
 
     simd = resolve(impl) == "simd"
     numba_backend.unpack(payload, sections, table, layout, out, simd, workspace or Workspace())
@@ -280,7 +280,7 @@ def count_rows(
     """
     if impl == "reference":
         return plain_backend.count(weights, number_format, betas)
-    from emp_kernels import numba_backend
+    from emp_kernels import cpu_backend as numba_backend
 
     return numba_backend.count(weights, number_format, betas)
 
@@ -306,7 +306,7 @@ def sweep_rows(
     """
     if impl == "reference":
         return plain_backend.sweep(weights, kept, layouts)
-    from emp_kernels import numba_backend
+    from emp_kernels import cpu_backend as numba_backend
 
     return numba_backend.sweep(weights, kept, layouts)
 
@@ -331,7 +331,7 @@ def trailing_zeros(
     """
     if impl == "reference":
         return plain_backend.trailing_zeros(weights, number_format, kept)
-    from emp_kernels import numba_backend
+    from emp_kernels import cpu_backend as numba_backend
 
     return numba_backend.trailing_zeros(weights, number_format, kept)
 
@@ -365,6 +365,6 @@ def turn(matrix: Patterns, out: Patterns, *, impl: Impl = "auto") -> None:
     if impl == "reference":
         plain_backend.turn(matrix, out)
         return
-    from emp_kernels import numba_backend
+    from emp_kernels import cpu_backend as numba_backend
 
     numba_backend.turn(matrix, out)

@@ -23,7 +23,7 @@ from emp_kernels.rows import Patterns, Workspace
 if TYPE_CHECKING:
     import torch
 
-    from emp_kernels.device_workspace import DeviceWorkspace
+    from emp_kernels.gpu_workspace import DeviceWorkspace
 
 __all__ = [
     "BINS",
@@ -269,7 +269,7 @@ def _counted_on(
     count: "Callable[[torch.Tensor], torch.Tensor]",
 ) -> Counts:
     """What is counted of weights there, int64, in a buffer of the workspace."""
-    from emp_kernels.triton_backend import upload_patterns
+    from emp_kernels.gpu_backend import upload_patterns
 
     with device.active():
         found = device.download("counts", count(upload_patterns(weights, device)))

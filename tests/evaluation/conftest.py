@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from word_models import TASKS, TEXT, known_model, save_words, word_model
+from support.word_models import TASKS, TEXT, known_model, save_words, word_model
 
 from emp_llm import prune
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import save_tiny_model
-from checkpoints import files
-from hub_server import HubServer
+from support.architectures import save_tiny_model
+from support.checkpoints import files
+from support.hub_server import HubServer
+from support.word_models import ODDS, TEXT, WORDS, known_model, save_words, word_model, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from word_models import ODDS, TEXT, WORDS, known_model, save_words, word_model, words
 
 import emp_llm
 from emp_llm import (
@@ -25,11 +25,11 @@ from emp_llm import (
     HubError,
     OptionError,
     evaluate,
-    evaluating,
     prune,
     unpack,
 )
-from emp_llm.zero_shot import PAPER7, find_tasks
+from emp_llm.entrypoints import evaluate as evaluating
+from emp_llm.evaluation.zero_shot import PAPER7, find_tasks
 
 # figures
 
@@ -266,7 +266,7 @@ def test_paper7_is_the_seven_tasks_once(monkeypatch: pytest.MonkeyPatch) -> None
             asked.extend(name for name in names if isinstance(name, str))
             return {"tasks": {name: object() for name in names}}
 
-    monkeypatch.setattr("emp_llm.zero_shot._default_manager", Manager)
+    monkeypatch.setattr("emp_llm.evaluation.zero_shot._default_manager", Manager)
     assert find_tasks(["boolq", "paper7"]).names == PAPER7
     assert asked == [
         *("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from emp_cli.app import app
+from support.word_models import TASKS, TEXT, known_model, save_words
 from typer.testing import CliRunner, Result
-from word_models import TASKS, TEXT, known_model, save_words
 
 
 def run(*arguments: object) -> Result:

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from checkpoints import files
-from word_models import words
+from support.checkpoints import files
+from support.word_models import words
 
 import emp_llm
 from emp_llm import EvalOptions, OptionError, evaluate
-from emp_llm.evaluation_saving import save_results
+from emp_llm.evaluation.saving import save_results
 
 
 def test_saved_figures_are_merged_and_the_rest_of_the_folder_stays(
@@ -63,7 +63,7 @@ def test_a_card_that_cannot_be_written_leaves_the_old_one(
         path.write_text("half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("emp_llm.evaluation_saving.write_card", fail)
+    monkeypatch.setattr("emp_llm.evaluation.saving.write_card", fail)
     with pytest.raises(emp_llm.OutputError, match="No space left on device"):
         save_results(packed, found.results())
     assert (packed / "README.md").read_bytes() == card

@@ -13,8 +13,8 @@ from fuzzing.headers import check_message, make_header
 from fuzzing.json_inputs import NAMES, spoiled, text_of
 from safetensors.numpy import save
 
+from emp_llm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from emp_llm.errors import EmpError
-from emp_llm.sources.checkpoint import Checkpoint, open_checkpoint
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 OUTSIDE = "../outside.safetensors"

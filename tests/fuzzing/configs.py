@@ -8,14 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from architectures import ARCHITECTURES, read_tensors, save_tiny_model
 from fuzzing.choices import Choices
 from fuzzing.headers import check_message
 from fuzzing.json_inputs import spoiled, text_of
+from support.architectures import ARCHITECTURES, read_tensors, save_tiny_model
 
-from emp_llm import meta_model
 from emp_llm.errors import EmpError
-from emp_llm.targets import decide_targets
+from emp_llm.structure import meta_model
+from emp_llm.structure.targets import decide_targets
 
 TRIED = ["llama", "qwen2", "gemma2", "gpt2", "mixtral", "t5", "gpt-oss"]
 

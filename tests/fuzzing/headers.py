@@ -9,8 +9,8 @@ import safetensors
 from fuzzing.choices import Choices
 from fuzzing.json_inputs import NAMES, spoiled, text_of
 
+from emp_llm.checkpoint.safetensors_header import ITEM_BITS, Header, encode_header, read_header_by
 from emp_llm.errors import EmpError
-from emp_llm.sources.safetensors_header import ITEM_BITS, Header, encode_header, read_header_by
 
 ONLY_OURS = re.compile(
     r"has .+ twice|dimensions, more than|characters, more than|tensor .+ is \["  # [dtype, shape, …]

@@ -8,23 +8,24 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-import format_reader
 import numpy as np
-from emp_kernels.dispatch import PerRow, pack_rows, resolve, unpack_rows
+from emp_kernels.dispatch import pack_rows, resolve, unpack_rows
 from emp_kernels.layout import DIGITS, RowLayout
 from emp_kernels.numbers import BF16, F16, F32
+from emp_kernels.rows import PerRow
 from fuzzing.choices import Choices, damaged
 from fuzzing.headers import check_message
-from packing import rows_of, tensor_of
-from rows import KINDS, GuardedWorkspace, guarded, make_rows
+from support import format_reader
+from support.packing import rows_of, tensor_of
+from support.rows import KINDS, GuardedWorkspace, guarded, make_rows
 
+from emp_llm.checkpoint.safetensors_header import encode_header, read_header_by
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import EmpError
-from emp_llm.geometry import Geometry
-from emp_llm.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
-from emp_llm.packed_reader import PackedReader, open_shard
-from emp_llm.sources.checkpoint import Shard
-from emp_llm.sources.safetensors_header import encode_header, read_header_by
-from emp_llm.sources.source_file import SourceFile
+from emp_llm.tensors.geometry import Geometry
+from emp_llm.tensors.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
+from emp_llm.tensors.packed_reader import PackedReader, open_shard
 
 SLOW = 20_000
 """Weights from which on the specification's reader takes too long."""

@@ -11,10 +11,10 @@ import torch
 from fuzzing.choices import Choices, damaged
 from fuzzing.headers import check_message
 
+from emp_llm.checkpoint.safetensors_header import ITEM_BITS
+from emp_llm.checkpoint.torch_save.file import open_torch_file
+from emp_llm.checkpoint.torch_save.header import read_torch_header, read_torch_header_by
 from emp_llm.errors import EmpError
-from emp_llm.sources.safetensors_header import ITEM_BITS
-from emp_llm.sources.torch_file import open_torch_file
-from emp_llm.sources.torch_header import read_torch_header, read_torch_header_by
 
 NAME = "pytorch_model.bin"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]

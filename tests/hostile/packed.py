@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import DOWN, GATE, UP
 from hostile.damage import WEIGHTS, Case, change_tensors, edit, replace_by_link
+from support.checkpoints import DOWN, GATE, UP
 
 ROWS, META = UP + ".emp_rows", UP + ".emp_meta"
 REPORT = "emp_report.json"

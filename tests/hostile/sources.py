@@ -5,8 +5,8 @@ import os
 import struct
 from pathlib import Path
 
-from checkpoints import DOWN, UP, H
 from hostile.damage import INDEX, WEIGHTS, Case, edit, make_sharded, put, rehead, replace_by_link
+from support.checkpoints import DOWN, UP, H
 
 
 def config(**fields: object) -> object:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from architectures import make_model
-from checkpoints import Tensors, bits, differing
-from fine_tuning import lost_zeros, make_trainer, pruned_model
-from loading import load_model, state
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from support.architectures import make_model
+from support.checkpoints import Tensors, bits, differing
+from support.fine_tuning import lost_zeros, make_trainer, pruned_model
+from support.loading import load_model, state
 
 from emp_llm import KeepSparsity, OptionError, SparsityHold, densify, merge_adapter
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import make_model
-from checkpoints import bits, load
-from expected_targets import EXPECTED
-from loading import Traces, load_model
 from safetensors.torch import save_file
+from support.architectures import make_model
+from support.checkpoints import bits, load
+from support.expected_targets import EXPECTED
+from support.loading import Traces, load_model
 from transformers import AutoConfig, BitsAndBytesConfig
 
 from emp_llm import CheckpointError, EmpConfig, FormatError, OptionError

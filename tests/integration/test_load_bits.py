@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import save_tiny_model
-from checkpoints import DOWN, GATE, UP, Tensors, bits, load
 from emp_kernels.numbers import BF16, F16, F32
-from packing import pack
-from rows import KINDS, make_rows
 from safetensors.torch import save_file
+from support.architectures import save_tiny_model
+from support.checkpoints import DOWN, GATE, UP, Tensors, bits, load
+from support.packing import pack
+from support.rows import KINDS, make_rows
 from transformers import LlamaForCausalLM
 
 from emp_llm import EmpConfig, PruneOptions, prune, unpack

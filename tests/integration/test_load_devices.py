@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import save_tiny_model
-from checkpoints import differing, load
 from emp_kernels.errors import NoDeviceError
-from loading import DTYPES, Traces, load_model, state
 from safetensors.torch import save_file
+from support.architectures import save_tiny_model
+from support.checkpoints import differing, load
+from support.loading import DTYPES, Traces, load_model, state
 
-from emp_llm import EmpConfig, devices, prune
-from emp_llm.devices import device_of_kernels
-from emp_llm.geometry import Geometry
-from emp_llm.integration.sources import DenseWeights
+from emp_llm import EmpConfig, prune
+from emp_llm.integration.tensor_readers import DenseWeights
+from emp_llm.runtime import devices
+from emp_llm.runtime.devices import device_of_kernels
+from emp_llm.tensors.geometry import Geometry
 
 interpreter = pytest.mark.interpreter
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -61,8 +62,8 @@ def nothing_left() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def few_rows_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows of four bfloat16 weights, so that tensors are filled in parts."""
-    monkeypatch.setattr("emp_llm.geometry.BLOCK_BYTES", 16)
-    monkeypatch.setattr("emp_llm.geometry.TRANSPOSED_BLOCK_BYTES", 16)
+    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", 16)
+    monkeypatch.setattr("emp_llm.tensors.geometry.TRANSPOSED_BLOCK_BYTES", 16)
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def kernels_make_weights() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DenseWeights, "empty", refuse)
         patch.setattr(
-            "emp_llm.integration.feeding.device_of_kernels", lambda _device: torch.device("cpu")
+            "emp_llm.integration.weight_feed.device_of_kernels", lambda _device: torch.device("cpu")
         )
         yield
 
@@ -160,8 +161,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Torch says that there are two GPUs, of which the second is the current one."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
-    monkeypatch.setattr("emp_kernels.devices.interpreted", lambda: False)
-    monkeypatch.setattr("emp_kernels.devices.find_devices", lambda name: [torch.device(name)])
+    monkeypatch.setattr("emp_kernels.gpu_devices.interpreted", lambda: False)
+    monkeypatch.setattr("emp_kernels.gpu_devices.find_devices", lambda name: [torch.device(name)])
     monkeypatch.setattr(devices, "_ready", lambda gpus, _trial: gpus)
     devices._unpacks.cache_clear()
     yield monkeypatch
@@ -199,7 +200,7 @@ def test_the_cpu_makes_weights_where_triton_is_missing(two_gpus: pytest.MonkeyPa
     def missing() -> bool:
         raise NoDeviceError("the kernels for GPUs need Triton, which is not installed")
 
-    two_gpus.setattr("emp_kernels.devices.interpreted", missing)
+    two_gpus.setattr("emp_kernels.gpu_devices.interpreted", missing)
     assert device_of_kernels("cuda:0") is None
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import differing, files, load
-from hub_server import HubServer
-from hub_uploads import UploadHub
-from loading import Traces, load_model, logits, state
+from support.checkpoints import differing, files, load
+from support.hub_server import HubServer
+from support.hub_uploads import UploadHub
+from support.loading import Traces, load_model, logits, state
 from transformers import AutoModel, AutoModelForCausalLM
 
 from emp_llm import EmpConfig, FormatError, densify, unpack

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from checkpoints import bits, load
-from expected_targets import EXPECTED
-from loading import load_model
+from support.checkpoints import bits, load
+from support.expected_targets import EXPECTED
+from support.loading import load_model
 
 import emp_llm
 

@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
-from checkpoints import DOWN, GATE, UP, Tensors, differing, llama_config, load, write_checkpoint
-from expected_targets import EXPECTED
-from loading import DTYPES, Traces, load_model, logits, state
+from support.architectures import ARCHITECTURES
+from support.checkpoints import (
+    DOWN,
+    GATE,
+    UP,
+    Tensors,
+    differing,
+    llama_config,
+    load,
+    write_checkpoint,
+)
+from support.expected_targets import EXPECTED
+from support.loading import DTYPES, Traces, load_model, logits, state
 from transformers import LlamaForCausalLM
 
 from emp_llm import EmpConfig, PruneOptions, densify, prune, unpack

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from architectures import save_tiny_model
-from processes import start
+from support.architectures import save_tiny_model
+from support.processes import start
 from transformers import LlamaForCausalLM
 from transformers.distributed.configuration_utils import DistributedConfig
 

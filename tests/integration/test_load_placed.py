@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import differing, load
-from loading import Traces, load_model, logits, state
+from support.checkpoints import differing, load
+from support.loading import Traces, load_model, logits, state
 
 from emp_llm import EmpConfig, unpack
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
-from checkpoints import (
+from safetensors.torch import save_file
+from support.architectures import ARCHITECTURES
+from support.checkpoints import (
     DOWN,
     GATE,
     UP,
@@ -23,9 +24,8 @@ from checkpoints import (
     pruned_by_rule,
     write_checkpoint,
 )
-from expected_targets import EXPECTED
-from loading import DTYPES, Traces, load_model, logits, state, zeros
-from safetensors.torch import save_file
+from support.expected_targets import EXPECTED
+from support.loading import DTYPES, Traces, load_model, logits, state, zeros
 from transformers import LlamaForCausalLM
 
 from emp_llm import EmpConfig, OptionError, PruneOptions, prune

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from architectures import make_model
-from checkpoints import differing, load, write_checkpoint
-from expected_targets import EXPECTED
-from loading import DTYPES, load_model, logits, state
 from safetensors.torch import save_file
+from support.architectures import make_model
+from support.checkpoints import differing, load, write_checkpoint
+from support.expected_targets import EXPECTED
+from support.loading import DTYPES, load_model, logits, state
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from emp_llm import EmpConfig, PruneOptions, prune

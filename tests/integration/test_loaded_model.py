@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import V
-from checkpoints import differing, load
-from expected_targets import EXPECTED
-from loading import load_model, logits, state
+from support.architectures import V
+from support.checkpoints import differing, load
+from support.expected_targets import EXPECTED
+from support.loading import load_model, logits, state
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import emp_llm

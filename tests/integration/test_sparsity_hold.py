@@ -5,10 +5,10 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-from architectures import make_model
-from checkpoints import differing
-from fine_tuning import batch, lost_zeros, pruned_model
-from loading import state
+from support.architectures import make_model
+from support.checkpoints import differing
+from support.fine_tuning import batch, lost_zeros, pruned_model
+from support.loading import state
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from architectures import make_model
-from checkpoints import differing, load
-from fine_tuning import TOKENS, batch, lost_zeros, make_trainer, pruned_model
-from loading import load_model, state
 from safetensors.torch import save_file
+from support.architectures import make_model
+from support.checkpoints import differing, load
+from support.fine_tuning import TOKENS, batch, lost_zeros, make_trainer, pruned_model
+from support.loading import load_model, state
 from transformers import PreTrainedModel, TrainerCallback
 
 from emp_llm import CheckpointError, KeepSparsity, OptionError, densify

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loading import load_model
+from support.loading import load_model
 
 from emp_llm import EmpConfig, FormatError, diff, verify
 

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.gpu.common import COUNTS_IN_SHARED_MEMORY, tile_of
+from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.numbers import F32, NumberFormat
 
 __all__ = ["Spread", "count_bins", "count_equal_rows", "count_keys", "count_low_parts"]

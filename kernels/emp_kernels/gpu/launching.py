@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 
 from emp_kernels.counting import SLACK, exact_count, exact_sums_of
-from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.gpu.common import COUNTS_IN_SHARED_MEMORY, scale_exponent, tile_of
 from emp_kernels.gpu.decide import DOUBTFUL, GIVEN, NOT_FINITE, PER_ROW, THRESHOLD
 from emp_kernels.gpu.histogram import count_equal_rows
+from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import Given, Patterns, PerRow, RowFigures, Rule, Threshold
 

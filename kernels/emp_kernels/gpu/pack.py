@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from emp_kernels.device_workspace import DeviceWorkspace
 from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, Shape, rows_of
 from emp_kernels.gpu.pack_kernel import pack_kernel
+from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import RowFigures, Rule
 

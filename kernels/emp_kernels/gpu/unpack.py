@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from emp_kernels import numba_backend
-from emp_kernels.device_workspace import DeviceWorkspace
+from emp_kernels import cpu_backend as numba_backend
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.gpu.common import tile_of
 from emp_kernels.gpu.unpack_bytes import unpack_bytes_row
 from emp_kernels.gpu.unpack_kernel import unpack_row
+from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Bytes, Table, Workspace
 

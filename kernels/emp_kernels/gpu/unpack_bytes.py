@@ -7,8 +7,8 @@ a chunk, a is columns 0 to 3 and b columns 4 to 7.
 import triton
 import triton.language as tl
 
-from emp_kernels.devices import interpreted
 from emp_kernels.gpu.unpack_parts import load_escapes, next_place, read_bits, read_line, window
+from emp_kernels.gpu_devices import interpreted
 
 __all__ = ["unpack_bytes_row"]
 

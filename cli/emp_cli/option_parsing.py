@@ -1,0 +1,73 @@
+"""What was asked for by words, as the library's options; what contradicts itself is wrong usage."""
+
+from typing import Any
+
+import typer
+
+from emp_llm.options import CalibrationOptions, PruneOptions
+
+__all__ = ["beta_options", "calibration_options"]
+
+
+def beta_options(
+    beta: str | float | None, target_sparsity: float | None, max_loss_increase: float | None
+) -> dict[str, Any]:
+    """How many weights stay, as fields of PruneOptions.
+
+    Raises:
+        typer.BadParameter: If β is given in more ways than one, or in none of those there are.
+    """
+    if beta is not None and target_sparsity is not None:
+        raise typer.BadParameter("finds β: leave --beta out", param_hint="--target-sparsity")
+    if beta == "auto" and max_loss_increase is None:
+        raise typer.BadParameter("auto goes with --max-loss-increase", param_hint="--beta")
+    if beta != "auto" and max_loss_increase is not None:
+        raise typer.BadParameter("goes with --beta auto only", param_hint="--max-loss-increase")
+    found = {"target_sparsity": target_sparsity, "max_loss_increase": max_loss_increase}
+    if beta is None or beta == "auto":
+        return found
+    try:
+        return found | {"beta": float(beta)}
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{beta!r} is neither a number nor auto", param_hint="--beta"
+        ) from error
+
+
+def calibration_options(
+    criterion: str,
+    text: str | None,
+    seed: int | None,
+    *,
+    sequential: bool,
+    samples: int | None,
+    length: int | None,
+    device: str,
+) -> CalibrationOptions | None:
+    """What calibration is asked for; None if nothing of it is.
+
+    Args:
+        criterion: What weights are ranked by.
+        text: The data.
+        seed: None if it is not given.
+        sequential: Whether blocks are fed by pruned ones.
+        samples: None if it is not given.
+        length: None if it is not given.
+        device: Where the work is done, calibration or not.
+
+    Raises:
+        typer.BadParameter: If something is asked of data that are not given.
+    """
+    others: dict[str, Any] = {"samples": samples, "length": length}
+    given = {name: value for name, value in others.items() if value is not None}
+    if text is None:
+        asked = [*given, *([] if sequential else ["no-sequential"])]
+        if criterion == PruneOptions.criterion and seed is not None:
+            asked.append("seed")
+        if asked:
+            raise typer.BadParameter("goes with --calibration only", param_hint=f"--{asked[0]}")
+        if seed is None:
+            return None
+    return CalibrationOptions(
+        text=text, seed=seed or 0, sequential=sequential, device=device, **given
+    )

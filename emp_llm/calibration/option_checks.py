@@ -1,0 +1,75 @@
+"""Which options go together, where scores come from data or β is searched for."""
+
+from emp_llm.errors import OptionError
+from emp_llm.options import CalibrationOptions, PruneOptions, counts_magnitudes
+
+__all__ = ["check_options"]
+
+_WITHOUT_SEQUENTIAL = "give --no-sequential (sequential=False)"
+
+
+def check_options(options: PruneOptions) -> None:
+    """Refuse options that cannot work together, before any work is done.
+
+    Plain magnitude imports nothing for it.
+
+    Raises:
+        OptionError: If there is no such criterion or device, or data is needed and not given, or
+            given and not needed, or all scores are needed before any can be known.
+    """
+    user = _user_of_data(options)
+    calibration = options.calibration
+    text = calibration.text if calibration is not None else None
+    if user is not None and text is None:
+        raise OptionError(
+            f"{user} needs data: give a text to calibrate on (--calibration), such as wikitext2 or "
+            "a file"
+        )
+    if user is None and text is not None:
+        raise OptionError(
+            f"calibration {text!r} would not be used: criterion {options.criterion!r} without "
+            "repair needs no data; leave it out, or choose such as --criterion wanda"
+        )
+    if calibration is not None and user is not None:
+        _check_all_known(options, calibration)
+        from emp_llm.runtime.devices import check_device
+
+        check_device(calibration.device)
+
+
+def _user_of_data(options: PruneOptions) -> str | None:
+    """What needs data, in words; None if nothing does."""
+    if options.criterion != "magnitude" and _needs(options.criterion):
+        return f"criterion {options.criterion!r}"
+    if options.repair != "none":
+        return f"repair {options.repair!r}"
+    if options.max_loss_increase is not None:
+        return "max_loss_increase, by which β is searched for,"
+    return None
+
+
+def _needs(criterion: str) -> frozenset[str]:
+    from emp_llm.calibration.criterion_registry import find_criterion
+
+    return frozenset(find_criterion(criterion).needs)
+
+
+def _check_all_known(options: PruneOptions, calibration: CalibrationOptions) -> None:
+    """Refuse what needs all scores before the first block is pruned, where that changes them."""
+    if not calibration.sequential or options.criterion == "magnitude":
+        return
+    needs = _needs(options.criterion)
+    if not needs or "gradient" in needs:  # known of the dense model before any block is pruned
+        return
+    if options.granularity == "model":
+        raise OptionError(
+            f"granularity 'model' ranks the scores of all blocks together, and those of criterion "
+            f"{options.criterion!r} depend on the blocks that were pruned before: "
+            f"{_WITHOUT_SEQUENTIAL}, or choose granularity 'row' or 'layer'"
+        )
+    if options.target_sparsity is not None and not counts_magnitudes(options):
+        raise OptionError(
+            f"target_sparsity needs the scores of all blocks to find β, and those of criterion "
+            f"{options.criterion!r} depend on the blocks that were pruned before: "
+            f"{_WITHOUT_SEQUENTIAL}, or --count-by magnitude, which the weights alone tell"
+        )

@@ -1,0 +1,306 @@
+"""A checkpoint in a local folder: which files hold its weights, and which travel with them.
+
+    config.json → weights file → index → shards → headers → the small files beside them
+
+Only headers are read. What belongs to the checkpoint is what transformers would load from the
+folder, so that what is pruned is what is used.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from emp_llm.checkpoint.json_files import read_json_object
+from emp_llm.checkpoint.meta_llama.layout import is_original, part_names, read_original
+from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME, OriginalParams
+from emp_llm.checkpoint.safetensors_header import Header, TensorEntry
+from emp_llm.checkpoint.shard import Shard, read_shard
+from emp_llm.checkpoint.small_files import CONFIG_NAME, PICKLES, other_files
+from emp_llm.errors import CheckpointError
+
+__all__ = [
+    "CONFIG_NAME",
+    "INDEX_NAME",
+    "WEIGHTS_NAME",
+    "Checkpoint",
+    "Shard",
+    "choose_weights",
+    "open_checkpoint",
+    "read_index",
+]
+
+
+WEIGHTS_NAME: Final = "model.safetensors"
+INDEX_NAME: Final = "model.safetensors.index.json"
+
+_SAFETENSORS = ".safetensors"
+_TORCH = ".bin"
+_TORCH_NAME = "pytorch_model.bin"
+_INDEX = ".index.json"
+_TORCH_INDEX = _TORCH_NAME + _INDEX
+_MAX_TENSORS = 1_000_000  # of all shards; some 0.5 kB of memory each
+_LONGEST_NAME = 255  # bytes, of a file on Linux
+_CHECKSUMS = ".chk"  # what Meta calls lists of them
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose structure has been checked.
+
+    Attributes:
+        folder: The folder it lies in.
+        shards: Its files of weights, sorted by name.
+        index_name: File name of the index, as of safetensors, or None where one file holds all
+            weights.
+        index_metadata: The index's own ``metadata``; empty where there is none.
+        config: The content of ``config.json``.
+        told_by: Paths, relative to the folder, of the files that say all this.
+        other_files: Paths, relative to the folder, of the small files that make it usable
+            (tokenizer, generation config, chat template, code, licence), sorted. Neither
+            ``config.json`` nor weights of any kind are among them.
+        original: What it says of itself if it is in Meta's original format, else None. It is then
+            seen in Hugging Face's layout: `shards` and `config` are in no file.
+    """
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    index_name: str | None
+    index_metadata: dict[str, Any]
+    config: dict[str, Any]
+    told_by: tuple[Path, ...]
+    other_files: tuple[Path, ...]
+    original: OriginalParams | None = None
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[Shard, TensorEntry]]:
+        """Every tensor by name, with the shard that holds it, in the order of the data."""
+        return {
+            entry.name: (shard, entry) for shard in self.shards for entry in shard.header.tensors
+        }
+
+    def without(self, names: Collection[str]) -> "Checkpoint":
+        """The checkpoint, as if some of its tensors were not there."""
+        if not names:
+            return self
+        return replace(self, shards=tuple(shard.without(names) for shard in self.shards))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors' data, headers not counted."""
+        return sum(entry.nbytes for _, entry in self.tensors.values())
+
+
+def open_checkpoint(
+    folder: Path, to_come: Mapping[str, Header] = MappingProxyType({})
+) -> Checkpoint:
+    """Open the checkpoint in a folder, reading headers only.
+
+    A folder without ``config.json`` may be in Meta's original format, with ``params.json``; see
+    `emp_llm.checkpoint.meta_llama.layout`. Otherwise the weights are those that transformers would
+    load:
+    the file that the config names under ``transformers_weights``, else ``model.safetensors``, else
+    the shards that ``model.safetensors.index.json`` names, else ``pytorch_model.bin`` or the shards
+    that its index names; and, where there are none, the only ``*.safetensors`` of the folder. An
+    index only says which files those are: of these, transformers loads every tensor, listed or not,
+    so every tensor of them belongs to the checkpoint here as well. What transformers would paper
+    over is refused: a listed tensor that its shard lacks (it would be initialised at random) and a
+    name in two shards (the last one would win).
+
+    Args:
+        folder: A local folder; one of the Hub's cache is one, too.
+        to_come: Headers, by file name, of weights that are still to be put in the folder.
+
+    Returns:
+        The checkpoint; its shards' headers have been checked, its data has not been read.
+
+    Raises:
+        CheckpointError: If a part is missing, damaged or contradicts another one.
+    """
+    names = _file_names(folder)
+    if CONFIG_NAME not in names and is_original([*names, *to_come]):
+        return _open_original(folder, [*names, *to_come], to_come)
+    config = _read_config(folder)
+    weights = choose_weights(config, [*names, *to_come], folder)
+    has_index = weights.endswith(_INDEX)
+    weight_map, index_metadata = read_index(folder / weights) if has_index else ({}, {})
+    shard_names = sorted(set(weight_map.values())) or [weights]
+    leads = weights if has_index else CONFIG_NAME
+    _check_present(folder, [name for name in shard_names if name not in to_come], leads)
+    shards = tuple(_open_shards(folder, shard_names, to_come))
+    _check_tensors(shards, weight_map)
+    index_name = None if not has_index else INDEX_NAME if weights == _TORCH_INDEX else weights
+    told_by = (Path(CONFIG_NAME), *([Path(weights)] if has_index else []))
+    small = other_files(folder)
+    return Checkpoint(folder, shards, index_name, index_metadata, config, told_by, small)
+
+
+def _open_original(folder: Path, names: Iterable[str], to_come: Mapping[str, Header]) -> Checkpoint:
+    parts = [read_shard(folder / name, to_come.get(name)) for name in part_names(names, folder)]
+    model = read_original(folder, parts, read_json_object(folder / PARAMS_NAME))
+    return Checkpoint(
+        folder,
+        model.shards,
+        INDEX_NAME if len(model.shards) > 1 else None,
+        {},
+        model.config,
+        (Path(PARAMS_NAME),),
+        tuple(file for file in other_files(folder) if not _is_of_original(file)),
+        model.params,
+    )
+
+
+def _is_of_original(file: Path) -> bool:
+    """Whether a small file only tells of weights in Meta's original format."""
+    return str(file) == PARAMS_NAME or file.suffix == _CHECKSUMS
+
+
+def _file_names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder}: there is no such folder; give a checkpoint's folder or its Hub id"
+        ) from error
+    except NotADirectoryError as error:
+        raise CheckpointError(
+            f"{folder}: is a file; give the folder of the checkpoint instead"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG_NAME).is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder}: holds a PEFT adapter, not a model: merge it into its base model first"
+            )
+        raise CheckpointError(
+            f"{folder}: has no {CONFIG_NAME}, which says what kind of model this is; "
+            "give the folder that save_pretrained wrote"
+        )
+    return read_json_object(folder / CONFIG_NAME)
+
+
+def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: object) -> str:
+    """Choose the file that leads to a checkpoint's weights, as transformers does.
+
+    Args:
+        config: The content of ``config.json``.
+        names: The file names beside it.
+        where: The folder or repository, for the error's text.
+
+    Returns:
+        The name of a ``.safetensors`` file, of ``pytorch_model.bin``, or of an index of such
+        files (``….index.json``).
+
+    Raises:
+        CheckpointError: If none of the names does, or several do and nothing says which.
+    """
+    present = set(names)
+    chosen = config.get("transformers_weights")
+    if chosen is not None:
+        _check_name(chosen, f"{CONFIG_NAME}, transformers_weights", (_SAFETENSORS, _INDEX))
+        return str(chosen)
+    for name in (WEIGHTS_NAME, INDEX_NAME, _TORCH_NAME, _TORCH_INDEX):
+        if name in present:
+            return name
+    others = sorted(name for name in present if name.endswith(_SAFETENSORS))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        raise CheckpointError(
+            f"{where}: has {len(others)} safetensors files ({others[0]}, …) and no {INDEX_NAME} "
+            "to say which ones make up the model: add the index"
+        )
+    pickles = sorted(name for name in present if name.endswith(PICKLES))
+    if pickles:
+        raise CheckpointError(
+            f"{where}: has neither safetensors nor {_TORCH_NAME}, only other weights "
+            f"({pickles[0]}); convert them first: load them with transformers and call "
+            "save_pretrained"
+        )
+    raise CheckpointError(
+        f"{where}: has neither {WEIGHTS_NAME} nor {INDEX_NAME}; give a checkpoint with its weights"
+    )
+
+
+def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Read the index of a sharded checkpoint.
+
+    Returns:
+        The name of each tensor with the file name of its shard, and the index's ``metadata``.
+
+    Raises:
+        CheckpointError: If it is no index, or names a file that cannot lie beside it.
+    """
+    index = read_json_object(path, strict=True)
+    weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{path.name}: has no weight_map of tensors to files; download the index again"
+        )
+    ending = _TORCH if path.name == _TORCH_INDEX else _SAFETENSORS
+    for tensor, name in weight_map.items():
+        _check_name(name, f"{path.name}: {tensor!r}", (ending,))
+    return weight_map, metadata if isinstance(metadata, dict) else {}
+
+
+def _check_name(name: object, where: str, endings: tuple[str, ...]) -> None:
+    """Refuse what is no plain file name: a checkpoint must not lead to files elsewhere."""
+    if (
+        not isinstance(name, str)
+        or not name.endswith(endings)
+        or any(character in name for character in "/\\\0")
+        or len(os.fsencode(name)) > _LONGEST_NAME
+    ):
+        raise CheckpointError(
+            f"{where} names the file {name!r:.120}; it must be a file name that ends in "
+            f"{' or '.join(endings)}, without a folder: put the weights beside the index"
+        )
+
+
+def _check_present(folder: Path, names: list[str], leads: str) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {leads} names {missing[0]}, which is not there "
+            f"({len(missing)} of {len(names)} files missing): download the checkpoint again"
+        )
+
+
+def _open_shards(
+    folder: Path, names: Iterable[str], to_come: Mapping[str, Header]
+) -> Iterator[Shard]:
+    count = 0
+    for name in names:
+        shard = read_shard(folder / name, to_come.get(name))
+        count += len(shard.header.tensors)
+        if count > _MAX_TENSORS:
+            raise CheckpointError(
+                f"{folder}: has more than {_MAX_TENSORS:,} tensors by {name}, five times as many "
+                "as models of 10^12 weights: fuse its experts"
+            )
+        yield shard
+
+
+def _check_tensors(shards: tuple[Shard, ...], weight_map: dict[str, str]) -> None:
+    holder: dict[str, str] = {}
+    for shard in shards:
+        for entry in shard.header.tensors:
+            first = holder.setdefault(entry.name, shard.name)
+            if first != shard.name:
+                raise CheckpointError(
+                    f"tensor {entry.name!r} is in {first} and again in {shard.name}; "
+                    "only one of them can be meant: save the checkpoint again"
+                )
+    for tensor, name in weight_map.items():
+        if holder.get(tensor) != name:
+            raise CheckpointError(
+                f"{name}: lacks tensor {tensor!r}, which the index says it holds: "
+                "index and shards are not of one checkpoint, download it again"
+            )

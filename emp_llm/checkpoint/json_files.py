@@ -1,0 +1,132 @@
+"""JSON that others wrote, read in bounded memory.
+
+Three bytes of JSON can become seventy in Python, and one wide character in a text makes all of it
+four times as large. The limits here lie far above what a checkpoint of 10^12 weights needs
+(210,000 tensors and 31 MB of header, were all of it in one file) and keep what is made of a
+hostile one below a gigabyte.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+from emp_llm.checkpoint.regular_file import open_regular
+from emp_llm.checkpoint.small_files import check_link
+from emp_llm.errors import CheckpointError
+from emp_llm.messages import shortened
+
+__all__ = ["MAX_JSON_BYTES", "JsonError", "check_size", "parse_json", "read_json_object"]
+
+
+MAX_JSON_BYTES: Final = 64_000_000
+
+_MAX_VALUES = 4_000_000  # counted as brackets, braces and commas: eight for a tensor in a header
+_MAX_DEPTH = 100  # transformers' own are 6 deep; json.dumps ends at some 900 and says so badly
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # it may have the other half beside it
+
+
+class JsonError(ValueError):
+    """A text is no JSON that can be read here. Says why: "is not UTF-8 text (...)"."""
+
+
+def parse_json(text: bytes, *, strict: bool = False) -> Any:  # noqa: ANN401 (any value)
+    """Read a JSON text.
+
+    Args:
+        text: UTF-8.
+        strict: Whether to refuse a name that occurs twice in an object, of which Python takes the
+            last, and NaN and Infinity, which are Python's own.
+
+    Returns:
+        Its value, which can be written again.
+
+    Raises:
+        JsonError: If it is none, or larger, deeper or made of more parts than any checkpoint needs.
+    """
+    check_size(text)
+    try:
+        value = json.loads(
+            text.decode(),
+            object_pairs_hook=_unique if strict else None,
+            parse_constant=_refuse_constant if strict else None,
+        )
+        if _HALF_CHARACTER.search(text):  # which no file can hold again
+            json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise JsonError(f"is not UTF-8 text ({error.reason})") from error
+    except RecursionError as error:
+        raise JsonError("nests lists or objects too deep") from error
+    except JsonError:
+        raise
+    except ValueError as error:
+        raise JsonError(f"is not JSON ({error})") from error
+    if text.count(b"[") + text.count(b"{") > _MAX_DEPTH and _is_deep(value):
+        raise JsonError("nests lists or objects too deep")
+    return value
+
+
+def check_size(text: bytes) -> None:
+    """Check that a JSON text is not larger than `parse_json` reads.
+
+    Raises:
+        JsonError: If it is.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise JsonError(f"is longer than the {MAX_JSON_BYTES:,} bytes that any checkpoint needs")
+    if sum(map(text.count, (b"[", b"{", b","))) > _MAX_VALUES:
+        raise JsonError(f"has more than the {_MAX_VALUES:,} values that any checkpoint needs")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise JsonError(f"has {shortened(twice)} twice, so what it means is open")
+    return fields
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _is_deep(value: object) -> bool:
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(_MAX_DEPTH):
+        level = [
+            part
+            for whole in level
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+            if isinstance(part, list | dict)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: A regular file, or a link to one of the same checkpoint.
+        strict: As for `emp_llm.checkpoint.json_files.parse_json`.
+
+    Raises:
+        CheckpointError: If it cannot be read, holds anything else, or is a link to elsewhere.
+    """
+    check_link(path, path.parent)
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size  # read() makes room for all it might get
+            fields = parse_json(file.read(min(size, MAX_JSON_BYTES) + 1), strict=strict)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except JsonError as error:
+        raise CheckpointError(f"{path}: {error}; download it again") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(
+            f"{path}: holds a JSON {type(fields).__name__}, not an object; download it again"
+        )
+    return fields

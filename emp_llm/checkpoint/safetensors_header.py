@@ -1,0 +1,334 @@
+"""The header of a safetensors file: read with every check, and written with room to spare.
+
+A file is 8 bytes (the header's length, little-endian), the header (a JSON object, which trailing
+spaces may pad) and the tensors' data, without holes. Nothing here reads or holds tensor data.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+from emp_llm.checkpoint.json_files import MAX_JSON_BYTES, JsonError, check_size, parse_json
+from emp_llm.checkpoint.regular_file import open_regular
+from emp_llm.errors import CheckpointError
+from emp_llm.messages import shortened
+
+__all__ = [
+    "ALIGNMENT",
+    "ITEM_BITS",
+    "Header",
+    "Read",
+    "TensorEntry",
+    "encode_header",
+    "read_header",
+    "read_header_by",
+]
+
+#: Bits of one item of every dtype that safetensors 0.8 knows. F4 and F6 pack several to a byte.
+ITEM_BITS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8"), 8),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+
+Read = Callable[[int, int], bytes]
+"""Returns the bytes of a file from an offset up to another, or those of them that it has."""
+
+#: Data written behind a header of ours starts at a multiple of this many bytes.
+ALIGNMENT: Final = 16
+
+_LENGTH_BYTES = 8
+_MAX_U64 = 2**64 - 1
+_MAX_NAME = 1024  # characters; the longest of transformers' models are below 200
+_MAX_DIMENSIONS = 64  # torch has no more
+_METADATA = "__metadata__"
+_GIT_LFS_POINTER = b"version https://git-lfs"
+_AGAIN = "the file is cut short or damaged: download it again"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a safetensors file.
+
+    Attributes:
+        name: The tensor's name, unique in its file.
+        dtype: A key of `ITEM_BITS`, such as ``BF16``.
+        shape: Sizes, outermost first; ``()`` for a scalar.
+        start: Offset of the first byte, from the beginning of the file.
+        end: Offset behind the last byte, from the beginning of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file says about itself.
+
+    Attributes:
+        metadata: The free-form strings under ``__metadata__``; empty where there are none.
+        tensors: The tensors in the order of their data.
+        data_start: Offset of the first byte of data, from the beginning of the file.
+        file_size: Bytes of the whole file.
+    """
+
+    metadata: dict[str, str]
+    tensors: tuple[TensorEntry, ...]
+    data_start: int
+    file_size: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file.
+
+    Everything is checked that the safetensors library checks when it opens a file; names that
+    occur twice and tensors that are not JSON objects, which it lets pass, are refused as well.
+
+    Args:
+        path: The file. Only its header is read.
+
+    Returns:
+        The header, whose tensors cover the file's data exactly, without holes or overlaps.
+
+    Raises:
+        CheckpointError: If the file cannot be read or is not a whole safetensors file.
+    """
+    try:
+        with open_regular(path) as file:
+            file_size = os.fstat(file.fileno()).st_size
+
+            def read(start: int, stop: int) -> bytes:
+                file.seek(start)
+                return file.read(stop - start)
+
+            return read_header_by(read, path.name, file_size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_header_by(read: Read, name: str, file_size: int) -> Header:
+    """Read and check the header of a safetensors file that lies anywhere; see `read_header`.
+
+    Args:
+        read: Returns the bytes of the file from an offset up to another, or those that it has.
+        name: The file's name, for errors.
+        file_size: Bytes of the whole file.
+
+    Raises:
+        CheckpointError: If it is not a whole safetensors file.
+    """
+    try:
+        length = _header_length(read(0, len(_GIT_LFS_POINTER)), file_size)
+        fields = _parse(read(_LENGTH_BYTES, _LENGTH_BYTES + length))
+        metadata = _metadata(fields.pop(_METADATA, None))
+        data_start = _LENGTH_BYTES + length
+        tensors = tuple(
+            sorted(
+                (_entry(name, field, data_start) for name, field in fields.items()),
+                key=lambda entry: (entry.start, entry.end, entry.name),
+            )
+        )
+        _check_cover(tensors, data_start, file_size)
+    except _DamagedError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    return Header(metadata, tensors, data_start, file_size)
+
+
+class _DamagedError(Exception):
+    """What is wrong with a file, before it is known which one."""
+
+
+def _header_length(head: bytes, file_size: int) -> int:
+    if head == _GIT_LFS_POINTER:
+        raise _DamagedError("is a Git LFS pointer, not the weights: run `git lfs pull` there")
+    if file_size < _LENGTH_BYTES:
+        raise _DamagedError(f"is {file_size} bytes, too short for a safetensors file; {_AGAIN}")
+    length: int = struct.unpack_from("<Q", head)[0]
+    if length > MAX_JSON_BYTES:
+        raise _DamagedError(
+            f"says its header is {length:,} bytes long, over the limit of {MAX_JSON_BYTES:,}; "
+            "this is not a safetensors file: download or convert it again"
+        )
+    if _LENGTH_BYTES + length > file_size:
+        raise _DamagedError(
+            f"is {file_size:,} bytes, its header alone needs {_LENGTH_BYTES + length:,}; {_AGAIN}"
+        )
+    return length
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        fields = parse_json(text, strict=True)
+    except JsonError as error:
+        raise _DamagedError(f"its header {error}; {_AGAIN}") from error
+    if not isinstance(fields, dict):
+        raise _DamagedError(
+            f"its header is {shortened(fields)}; it must be a JSON object: convert it again"
+        )
+    return fields
+
+
+def _metadata(field: object) -> dict[str, str]:
+    if field is None:
+        return {}
+    if not isinstance(field, dict):
+        raise _DamagedError(
+            f"its {_METADATA} is {shortened(field)}; it must map strings to strings"
+        )
+    for key, value in field.items():
+        if not isinstance(value, str):
+            raise _DamagedError(
+                f"its {_METADATA} has {shortened(value)} at {shortened(key)}; "
+                "values must be strings: save the checkpoint again with strings only"
+            )
+    return field
+
+
+def _entry(name: str, field: object, data_start: int) -> TensorEntry:
+    if not isinstance(field, dict):
+        raise _DamagedError(f"tensor {shortened(name)} is {shortened(field)}; {_AGAIN}")
+    if len(name) > _MAX_NAME:
+        raise _DamagedError(
+            f"tensor {shortened(name)} has a name of {len(name):,} characters, more than "
+            f"{_MAX_NAME:,}: rename it"
+        )
+    dtype, shape, offsets = field.get("dtype"), field.get("shape"), field.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_BITS:
+        raise _DamagedError(
+            f"tensor {shortened(name)} has dtype {shortened(dtype)}, which is not one of "
+            f"safetensors' {', '.join(ITEM_BITS)}: save it in one of these"
+        )
+    if not _are_sizes(shape):
+        raise _DamagedError(
+            f"tensor {shortened(name)} has shape {shortened(shape)}; "
+            f"sizes must be whole numbers from 0; {_AGAIN}"
+        )
+    if len(shape) > _MAX_DIMENSIONS:
+        raise _DamagedError(
+            f"tensor {shortened(name)} has {len(shape):,} dimensions, more than {_MAX_DIMENSIONS}"
+        )
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _DamagedError(
+            f"tensor {shortened(name)} has data_offsets {shortened(offsets)}; "
+            f"they must be its first byte and the byte behind its last; {_AGAIN}"
+        )
+    try:
+        nbytes = _nbytes(dtype, shape)
+    except ValueError as error:
+        raise _DamagedError(f"tensor {shortened(name)} {error}; {_AGAIN}") from error
+    start, end = offsets
+    if end - start != nbytes:
+        raise _DamagedError(
+            f"tensor {shortened(name)} has {end - start:,} bytes of data, "
+            f"{dtype} {shortened(shape)} needs {nbytes:,}; {_AGAIN}"
+        )
+    return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
+
+
+def _are_sizes(sizes: object) -> TypeGuard[list[int]]:
+    # type() rather than isinstance(): true is an int to Python
+    return isinstance(sizes, list) and all(
+        type(size) is int and 0 <= size <= _MAX_U64 for size in sizes
+    )
+
+
+def _nbytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes of a tensor; ValueError where they are no whole number or past 64 bits."""
+    items = 1
+    for size in shape:
+        items *= size
+        if items > _MAX_U64:  # at once, as the library does: a zero behind does not mend it
+            break
+    bits = items * ITEM_BITS[dtype]
+    if bits > _MAX_U64:
+        raise ValueError("has a shape whose product overflows 64 bits")
+    if bits % 8:
+        raise ValueError(f"has {items:,} items of {dtype}, which do not fill whole bytes")
+    return bits // 8
+
+
+def _check_cover(tensors: tuple[TensorEntry, ...], data_start: int, file_size: int) -> None:
+    position = data_start
+    for entry in tensors:
+        if entry.start != position:
+            problem = "overlaps another" if entry.start < position else "follows a hole"
+            raise _DamagedError(
+                f"tensor {shortened(entry.name)} {problem}: it starts at byte {entry.start:,}, "
+                f"not {position:,}; {_AGAIN}"
+            )
+        position = entry.end
+    if position != file_size:
+        raise _DamagedError(
+            f"is {file_size:,} bytes, its header promises {position:,}: download it again"
+        )
+
+
+def encode_header(
+    entries: Iterable[tuple[str, str, tuple[int, ...], int]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    reserve: int | None = None,
+) -> bytes:
+    """Write the header of a safetensors file: everything that comes before the data.
+
+    Args:
+        entries: Name, dtype, shape and bytes of each tensor, in the order of their data, which
+            must follow the header without holes.
+        metadata: Strings for ``__metadata__``; left out where there are none.
+        reserve: Bytes the result must have, a multiple of `ALIGNMENT`. A header can so be
+            replaced by another one later, under data that is already written.
+
+    Returns:
+        The 8 bytes of the length and the JSON, padded with spaces to ``reserve`` bytes, or else
+        to the next multiple of `ALIGNMENT`.
+
+    Raises:
+        ValueError: If an entry contradicts itself or occurs twice, or a header does not fit in
+            ``reserve``.
+        CheckpointError: If `read_header` would refuse it for its size or that of a name.
+    """
+    fields: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype, shape, nbytes in entries:
+        if name in fields or name == _METADATA:
+            raise ValueError(f"two tensors would be called {name!r}")
+        if len(name) > _MAX_NAME:
+            raise CheckpointError(
+                f"{shortened(name)} would have a name of {len(name):,} characters, more than "
+                f"{_MAX_NAME:,}: rename it in the source"
+            )
+        if nbytes != _nbytes(dtype, shape):
+            raise ValueError(f"{name!r}: {dtype} {shape} is not {nbytes} bytes")
+        offsets = (position, position + nbytes)
+        fields[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        position += nbytes
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    needed = _LENGTH_BYTES + len(text)
+    total = -(-needed // ALIGNMENT) * ALIGNMENT if reserve is None else reserve
+    if total < needed or total % ALIGNMENT:
+        raise ValueError(f"the header needs {needed} bytes, {total} were reserved")
+    padded = text.ljust(total - _LENGTH_BYTES)
+    try:
+        check_size(padded)
+    except JsonError as error:
+        raise CheckpointError(
+            f"the header of a shard to be written {error}: save the source in more shards"
+        ) from error
+    return struct.pack("<Q", len(padded)) + padded

@@ -1,0 +1,121 @@
+"""One file of a checkpoint's weights: what it holds, and how it is read.
+
+Everything heavy is imported when it is needed.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from emp_llm.checkpoint.safetensors_header import Header, Read, read_header, read_header_by
+from emp_llm.checkpoint.source_file import PlainFile, SourceFile
+from emp_llm.checkpoint.torch_save.header import read_torch_header, read_torch_header_by
+
+__all__ = ["Shard", "TorchShard", "read_any_header_by", "read_shard"]
+
+_SAFETENSORS = ".safetensors"
+_TORCH_PREFIX = "pytorch_"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of weights.
+
+    Attributes:
+        name: Its file name, which the index uses.
+        path: Where it lies, or will; in the Hub's cache this is a link.
+        header: What it holds.
+        made_from: The files that it is made from, where it is not just one of them.
+    """
+
+    name: str
+    path: Path
+    header: Header
+    made_from: "tuple[Shard, ...]" = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files on the disk that its bytes come from."""
+        return tuple(part.path for part in self.parts)
+
+    @property
+    def parts(self) -> "tuple[Shard, ...]":
+        """The files, as they lie on the disk, that it is made from: itself, if it is one."""
+        return self.made_from or (self,)
+
+    @property
+    def safetensors_name(self) -> str:
+        """What it is called as safetensors, the format of everything that is written."""
+        return self.name
+
+    def without(self, names: Collection[str]) -> Self:
+        """The file, as if some of its tensors were not there."""
+        tensors = tuple(entry for entry in self.header.tensors if entry.name not in names)
+        header = replace(self.header, tensors=tensors)
+        return replace(self, header=header, made_from=self.parts)
+
+    def read_header(self) -> Header:
+        """Read its header again.
+
+        Raises:
+            CheckpointError: If the file cannot be read or is not whole.
+        """
+        return read_header(self.path)
+
+    def open(self) -> SourceFile:
+        """Open it for reading, as the file that its header tells of.
+
+        Raises:
+            CheckpointError: If it cannot be opened.
+        """
+        return PlainFile(self.path)
+
+
+class TorchShard(Shard):
+    """A file that torch.save wrote."""
+
+    @property
+    def safetensors_name(self) -> str:
+        """As transformers calls it: pytorch_model-….bin is model-….safetensors."""
+        return Path(self.name.removeprefix(_TORCH_PREFIX)).stem + _SAFETENSORS
+
+    def read_header(self) -> Header:
+        """Read again what it holds."""
+        return read_torch_header(self.path)
+
+    def open(self) -> SourceFile:
+        """Open it for reading, as the file that its header tells of."""
+        from emp_llm.checkpoint.torch_save.file import open_torch_file
+
+        return open_torch_file(self.path)
+
+
+def read_shard(path: Path, header: Header | None = None) -> Shard:
+    """Read what a file of weights holds; by its name it is safetensors or one of torch.save.
+
+    Args:
+        path: The file.
+        header: What it is known to hold, if it is still to come.
+
+    Raises:
+        CheckpointError: If the file cannot be read or is not whole.
+    """
+    if path.suffix == _SAFETENSORS:
+        return Shard(path.name, path, header or read_header(path))
+    return TorchShard(path.name, path, header or read_torch_header(path))
+
+
+def read_any_header_by(read: Read, name: str, file_size: int) -> Header:
+    """Read what a file of weights holds that lies anywhere, as `read_shard` does.
+
+    Args:
+        read: Returns the bytes of the file from an offset up to another, or those that it has.
+        name: The file's name.
+        file_size: Bytes of the whole file.
+
+    Raises:
+        CheckpointError: If it is not whole.
+    """
+    is_safetensors = name.endswith(_SAFETENSORS)
+    return (read_header_by if is_safetensors else read_torch_header_by)(read, name, file_size)

@@ -1,0 +1,28 @@
+"""A file that torch.save wrote, as its header tells of it: every tensor by itself, and dense."""
+
+from pathlib import Path
+
+from emp_llm.checkpoint.assembled_file import AssembledFile
+from emp_llm.checkpoint.extents import Extent, Lying
+from emp_llm.checkpoint.safetensors_header import ITEM_BITS
+from emp_llm.checkpoint.source_file import PlainFile, SourceFile
+from emp_llm.checkpoint.torch_save.header import locate_tensors
+
+__all__ = ["open_torch_file"]
+
+
+def open_torch_file(path: Path) -> SourceFile:
+    """Open a file of torch.save for reading.
+
+    Raises:
+        CheckpointError: If it is not whole; see
+        `emp_llm.checkpoint.torch_save.header.locate_tensors`.
+    """
+    extents: list[Extent] = []
+    end = 0
+    for entry, tensor, start in locate_tensors(path):
+        if entry.start == end:  # else it is the same bytes as the one before
+            lying = Lying(0, start, tensor.shape, tensor.strides)
+            extents.append(Extent(end, entry.nbytes, ITEM_BITS[entry.dtype] // 8, (lying,)))
+            end = entry.end
+    return AssembledFile(path.name, [PlainFile(path)], extents)

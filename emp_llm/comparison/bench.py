@@ -1,0 +1,94 @@
+"""One model in memory at a time: loaded, pruned on the way or not, measured and forgotten."""
+
+import gc
+from typing import Any
+
+import torch
+
+from emp_llm.evaluation.model_loading import Dtype, Found, load_model
+from emp_llm.evaluation.perplexity import Perplexity, perplexity
+from emp_llm.integration.configs import EmpConfig
+from emp_llm.runtime.progress import Progress
+from emp_llm.texts.texts import Protocol, Text
+
+__all__ = ["Bench"]
+
+
+class Bench:
+    """Measures one model's perplexity on one text, as it is and pruned.
+
+    Args:
+        found: The model.
+        text: What it predicts.
+        context: As for `emp_llm.evaluation.perplexity.perplexity`.
+        protocol: As for `emp_llm.evaluation.perplexity.perplexity`.
+        dtype: As for `emp_llm.evaluation.model_loading.load_model`.
+        device: As for `emp_llm.evaluation.model_loading.load_model`.
+        progress: Told of the tokens of each measurement.
+
+    Attributes:
+        settings: What was asked for, as JSON can hold it.
+    """
+
+    def __init__(
+        self,
+        found: Found,
+        text: str | Text,
+        *,
+        context: int,
+        protocol: Protocol,
+        dtype: Dtype,
+        device: str,
+        progress: Progress,
+    ) -> None:
+        self._found = found
+        self._text = text if isinstance(text, Text) else Text("text", text)
+        self._context, self._protocol = context, protocol
+        self._dtype, self._device = dtype, device
+        self._progress = progress
+        self.settings: dict[str, Any] = {
+            "text": self._text.name,
+            "context": context,
+            "protocol": protocol,
+            "dtype": dtype,
+        }
+
+    def measure(self, label: str, pruning: EmpConfig | None = None) -> Perplexity:
+        """The perplexity of the model.
+
+        Args:
+            label: What progress calls this measurement.
+            pruning: How to prune the model while it is loaded; None to leave it dense.
+        """
+        model, tokenizer = load_model(
+            self._found, dtype=self._dtype, device=self._device, pruning=pruning
+        )
+        try:
+            return perplexity(
+                model,
+                tokenizer,
+                self._text,
+                context=self._context,
+                protocol=self._protocol,
+                progress=_Labelled(self._progress, label),
+            )
+        finally:
+            # before the next one is loaded; models hold themselves in circles
+            del model
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+class _Labelled:
+    """Progress whose stages go by another name."""
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress = progress
+        self._label = label
+
+    def begin(self, stage: str, total: int, unit: str = "B") -> None:  # noqa: ARG002
+        self._progress.begin(self._label, total, unit)
+
+    def advance(self, count: int) -> None:
+        self._progress.advance(count)

@@ -1,0 +1,105 @@
+"""What was measured: the cost of each way to prune, beside the dense model's and EMP's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal, get_args
+
+from emp_llm.evaluation.perplexity import Perplexity
+
+__all__ = ["CONTROLS", "Comparison", "Control", "Cost", "Method"]
+
+Control = Literal["magnitude-row", "magnitude-layer", "pq-index", "random"]
+Method = Literal["dense", "emp"] | Control
+
+CONTROLS: tuple[Control, ...] = get_args(Control)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one way to prune costs.
+
+    Attributes:
+        method: The way.
+        beta: The β whose number of weights it keeps; None for the dense model.
+        weights: Weights of all targets.
+        kept: How many of them stay.
+        runs: What was measured; more than once only where chance decides.
+    """
+
+    method: Method
+    beta: float | None
+    weights: int
+    kept: int
+    runs: tuple[Perplexity, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the targets' weights that do not stay."""
+        return (self.weights - self.kept) / self.weights
+
+    @property
+    def perplexity(self) -> float:
+        """Mean over the runs."""
+        return fmean(run.perplexity for run in self.runs)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation of the runs' perplexities; None for a single run."""
+        return stdev(run.perplexity for run in self.runs) if len(self.runs) > 1 else None
+
+    def above(self, other: "Cost") -> float:
+        """By what share the perplexity is above another one's; negative where it is below."""
+        return self.perplexity / other.perplexity - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON can hold it."""
+        return {
+            "method": self.method,
+            "beta": self.beta,
+            "weights": self.weights,
+            "kept": self.kept,
+            "sparsity": self.sparsity,
+            "perplexity": self.perplexity,
+            "deviation": self.deviation,
+            "runs": [asdict(run) for run in self.runs],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `emp_llm.compare` found.
+
+    Attributes:
+        source: Name and revision of the model.
+        settings: What was asked for.
+        costs: The dense model's first, then for each β EMP's and those of its controls.
+    """
+
+    source: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    costs: Sequence[Cost]
+
+    @property
+    def dense(self) -> Cost:
+        """The model as it is."""
+        return self.costs[0]
+
+    def emp(self, beta: float | None) -> Cost:
+        """EMP at a β; the dense model for None."""
+        return next(c for c in self.costs if c.beta == beta and c.method in ("dense", "emp"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON can hold it, with each cost relative to the dense model and to EMP."""
+        return {
+            "source": dict(self.source),
+            "settings": dict(self.settings),
+            "results": [
+                cost.to_dict()
+                | {
+                    "above_dense": cost.above(self.dense),
+                    "above_emp": cost.above(self.emp(cost.beta)),
+                }
+                for cost in self.costs
+            ],
+        }

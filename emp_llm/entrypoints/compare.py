@@ -1,0 +1,181 @@
+"""What EMP costs, and what the same number of weights costs when they are chosen otherwise.
+
+    dense → for each β: EMP → at the number of weights that EMP keeps: every control
+
+One model is in memory at a time, and no second copy of its weights: each is loaded anew, pruned
+tensor by tensor on the way, so that every control starts from the checkpoint's own weights.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from emp_llm.checkpoint.checkpoint import open_checkpoint
+from emp_llm.checkpoint.open_files import OpenFiles
+from emp_llm.comparison.bench import Bench
+from emp_llm.comparison.choices import Choices
+from emp_llm.comparison.control_model import ChoiceConfig
+from emp_llm.comparison.costs import CONTROLS, Comparison, Control, Cost, Method
+from emp_llm.entrypoints.inspect import inspect
+from emp_llm.errors import OptionError
+from emp_llm.evaluation.model_loading import Dtype, find_model
+from emp_llm.integration.configs import EmpConfig
+from emp_llm.options import PruneOptions
+from emp_llm.runtime.devices import check_device
+from emp_llm.runtime.pipeline import thread_count
+from emp_llm.runtime.progress import Progress, Silent
+from emp_llm.tensors.target import Target
+from emp_llm.texts.texts import Protocol, Text, check_protocol
+
+__all__ = ["BETAS", "RANDOM_RUNS", "compare"]
+
+BETAS = (0.5, 0.75, 1.0, 1.25)
+RANDOM_RUNS = 3
+
+Report = Mapping[str, Any]
+
+
+def compare(
+    model: str | os.PathLike[str],
+    text: str | Text,
+    *,
+    betas: Sequence[float] = BETAS,
+    targets: str = "mlp",
+    ignore: Sequence[str] = (),
+    context: int = 2048,
+    protocol: Protocol = "paper",
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    random_runs: int = RANDOM_RUNS,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure what EMP costs in perplexity, and what other choices of as many weights cost.
+
+    For each β, EMP (groups are rows, scores are magnitudes) says how many weights of the targets
+    stay. Each control keeps the very same number of the very same tensors' weights:
+
+        magnitude-row     the largest of each row, of every row the same share
+        magnitude-layer   the largest of each matrix, of every matrix the same share
+        pq-index          the largest of each row, as many as the PQ index of Diao et al. gives it
+                          (see `emp_llm.comparison.pq_index`)
+        random            any of each row, of every row the same share
+
+    Counts are whole numbers whose sums are equal to the last weight; a weight that stays may be
+    zero itself. Weights are ranked in the checkpoint's dtype, and cast once they are pruned.
+
+    Args:
+        model: A folder, or a model of the Hugging Face Hub: a dense causal language model.
+        text: What the models predict.
+        betas: EMP's multipliers.
+        targets: As for `PruneOptions`.
+        ignore: As for `PruneOptions`.
+        context: As for `emp_llm.evaluation.perplexity.perplexity`.
+        protocol: As for `emp_llm.evaluation.perplexity.perplexity`.
+        dtype: What the models compute in, by torch's name; ``auto`` for the checkpoint's own.
+        device: ``auto`` (all GPUs there are, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: Of the first random run; the others count on from it.
+        random_runs: How often to prune at random for each β; 0 to leave it out.
+        revision: Branch, tag or commit of a model of the Hub.
+        progress: Told how the work goes on.
+
+    Raises:
+        CheckpointError: If the model cannot be pruned; HubError if it cannot be fetched.
+        OptionError: If an option is out of its range.
+    """
+    rules = [PruneOptions(beta=b, targets=targets, ignore=tuple(ignore)) for b in betas]
+    _check(betas, seed, random_runs, dtype)
+    check_protocol(protocol)
+    check_device(device)
+    seeds = range(seed, seed + random_runs)
+    progress = progress or Silent()
+    found = find_model(model, revision=revision, progress=progress)
+    source = found.source
+    reports = [inspect(source.folder, rule, curve=False, progress=progress) for rule in rules]
+    bench = Bench(
+        found,
+        text,
+        context=context,
+        protocol=protocol,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+    )
+    choices = _choices(source.folder, reports[0], progress)
+    costs = [_dense(bench, reports[0])]
+    for rule, report in zip(rules, reports, strict=True):
+        costs += _emp_and_controls(bench, rule, report, choices, seeds)
+    return Comparison(
+        source={
+            "model": source.repo_id or source.folder.resolve().name,
+            "revision": source.revision,
+        },
+        settings={
+            "betas": list(betas),
+            "granularity": "row",
+            "targets": targets,
+            "ignore": list(ignore),
+            "seeds": list(seeds),
+        }
+        | bench.settings,
+        costs=costs,
+    )
+
+
+def _check(betas: Sequence[float], seed: int, random_runs: int, dtype: str) -> None:
+    if not betas or len(set(betas)) != len(betas):
+        raise OptionError(f"betas are {list(betas)}; give one or more, each once")
+    for name, number in (("seed", seed), ("random_runs", random_runs)):
+        if number < 0:
+            raise OptionError(f"{name} is {number}; give 0 or more")
+    if dtype not in get_args(Dtype):
+        raise OptionError(f"dtype is {dtype!r}; choose one of {', '.join(get_args(Dtype))}")
+
+
+def _choices(folder: Path, report: Report, progress: Progress) -> Choices:
+    tensors = open_checkpoint(folder).tensors
+    targets = [
+        Target.of(*tensors[name], transposed=fields["transposed"])
+        for name, fields in report["tensors"].items()
+        if fields["pruned"]
+    ]
+    progress.begin("measuring PQ index", sum(target.entry.nbytes for target in targets))
+    with OpenFiles() as files:
+        return Choices(targets, files, threads=thread_count(None), progress=progress.advance)
+
+
+def _dense(bench: Bench, report: Report) -> Cost:
+    weights = report["totals"]["targets"]["weights"]
+    measured = bench.measure("dense")
+    return Cost(method="dense", beta=None, weights=weights, kept=weights, runs=(measured,))
+
+
+def _emp_and_controls(
+    bench: Bench, rule: PruneOptions, report: Report, choices: Choices, seeds: Sequence[int]
+) -> Iterator[Cost]:
+    """The cost of EMP and, at the number of weights that it keeps, those of the controls."""
+    targets, ignore = rule.targets, rule.ignore
+    totals = report["totals"]["targets"]
+
+    def cost(method: Method, *ways: EmpConfig) -> Cost:
+        runs = tuple(bench.measure(f"{method}, β = {rule.beta:g}", way) for way in ways)
+        return Cost(
+            method=method,
+            beta=rule.beta,
+            weights=totals["weights"],
+            kept=totals["kept"],
+            runs=runs,
+        )
+
+    def control(name: Control, seed: int | None = None) -> EmpConfig:
+        choice = choices.choose(name, totals["kept"], seed)
+        return ChoiceConfig(choice, targets=targets, ignore=ignore)
+
+    yield cost("emp", EmpConfig(beta=rule.beta, targets=targets, ignore=ignore))
+    for name in CONTROLS:
+        if name != "random":
+            yield cost(name, control(name))
+        elif seeds:
+            yield cost(name, *(control(name, seed) for seed in seeds))

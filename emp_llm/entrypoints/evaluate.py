@@ -1,0 +1,171 @@
+"""What pruning cost: a model's perplexity and its answers, beside those of the dense one.
+
+texts and tasks → model found, verified → loaded, scored, let go → the dense one likewise
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emp_llm.errors import OptionError
+from emp_llm.evaluation.model_loading import Found, find_model, load_model
+from emp_llm.evaluation.perplexity import perplexity
+from emp_llm.evaluation.zero_shot import Tasks, find_tasks, score_tasks
+from emp_llm.runtime.devices import check_device
+from emp_llm.runtime.progress import Progress, Silent
+from emp_llm.texts.texts import Text, read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from emp_llm.evaluation.options import EvalOptions
+from emp_llm.evaluation.scores import Evaluation, ModelScores
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    options: EvalOptions,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    against: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a model's perplexity on texts and its answers to tasks.
+
+    Models are loaded one after the other: there is never more than one of them in memory, and
+    measuring adds no copy of it. Texts and tasks are read and packed folders verified before the
+    first one is loaded.
+
+    Args:
+        model: A folder, dense or packed, or a model of the Hub; or one that is loaded already.
+        options: What is measured, and how.
+        tokenizer: Goes with a loaded model; others bring their own.
+        against: The model to compare with, mostly the one that was pruned.
+        revision: Branch, tag or commit of `model` on the Hub.
+        progress: Told how the work goes on.
+
+    Returns:
+        The figures of both.
+
+    Raises:
+        OptionError: If a text, a task, the device or a value is none that can be.
+        CheckpointError: If a model cannot be loaded; HubError if the Hub refuses, also for data.
+        FormatError: If a packed folder is not as it was written.
+    """
+    progress = progress or Silent()
+    if not isinstance(model, str | os.PathLike) and tokenizer is None:
+        raise OptionError("tokenizer is missing: give that of the loaded model with it")
+    check_device(options.device)
+    texts = _read_texts(options)
+    include_path = None if options.include_path is None else Path(options.include_path)
+    tasks = find_tasks(options.tasks, include_path) if options.tasks else None
+    work = _Work(options, texts, tasks, progress)
+    beside = None if against is None else find_model(against, progress=progress)
+    if isinstance(model, str | os.PathLike):
+        scores = work.score_found(find_model(model, revision=revision, progress=progress))
+    else:
+        assert tokenizer is not None  # noqa: S101 (checked above)
+        scores = work.score(model, tokenizer, name=type(model).__name__)
+    return Evaluation(
+        options=options,
+        model=scores,
+        against=None if beside is None else work.score_found(beside),
+    )
+
+
+def _read_texts(options: EvalOptions) -> list[Text]:
+    texts = [read_text(name, protocol=options.protocol) for name in dict.fromkeys(options.texts)]
+    names = [text.name for text in texts]
+    for name in names:
+        if names.count(name) > 1:
+            raise OptionError(f"two texts are called {name}: rename one of the files")
+    return texts
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done with each model."""
+
+    options: EvalOptions
+    texts: list[Text]
+    tasks: Tasks | None
+    progress: Progress
+
+    def score_found(self, found: Found) -> ModelScores:
+        """Load a model, score it and let it go."""
+        import torch
+
+        options = self.options
+        try:
+            model, tokenizer = load_model(found, dtype=options.dtype, device=options.device)
+            return self.score(
+                model,
+                tokenizer,
+                name=found.name,
+                revision=found.source.revision,
+                packed=found.packed,
+            )
+        finally:
+            model = tokenizer = None  # type: ignore[assignment]
+            gc.collect()  # models and lm-eval hold themselves in circles
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        revision: str | None = None,
+        packed: bool = False,
+    ) -> ModelScores:
+        """Score a model that is loaded."""
+        import torch
+
+        options = self.options
+        try:
+            texts = {
+                text.name: perplexity(
+                    model,
+                    tokenizer,
+                    text,
+                    context=options.context,
+                    protocol=options.protocol,
+                    progress=self.progress,
+                )
+                for text in self.texts
+            }
+            tasks = (
+                score_tasks(
+                    model,
+                    tokenizer,
+                    self.tasks,
+                    num_fewshot=options.num_fewshot,
+                    limit=options.limit,
+                    batch_size=options.batch_size,
+                    progress=self.progress,
+                )
+                if self.tasks
+                else {}
+            )
+        except torch.OutOfMemoryError as error:
+            raise OptionError(
+                f"{name}: the GPU's memory is too small for it: give a smaller context or batch "
+                "size, another dtype, or the device cpu"
+            ) from error
+        return ModelScores(
+            model=name,
+            revision=revision,
+            packed=packed,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            texts=texts,
+            tasks=tasks,
+        )

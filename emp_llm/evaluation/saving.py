@@ -1,0 +1,69 @@
+"""The figures of an evaluation, added to the folder of the model and to its card."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from emp_llm.checkpoint.json_files import read_json_object
+from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.errors import OptionError, OutputError
+from emp_llm.files.atomic import replace_file, write_json
+from emp_llm.report.card.card import write_card
+from emp_llm.report.evaluation_results import TaskResult, read_results
+from emp_llm.report.file import read_report
+from emp_llm.report.file_names import CARD_NAME, EVAL_NAME, REPORT_NAME
+from emp_llm.tensors.packed import is_packed
+
+__all__ = ["check_can_save", "save_results"]
+
+
+def check_can_save(folder: str | os.PathLike[str]) -> None:
+    """See that figures could be added to a folder, before any work is done for them.
+
+    Raises:
+        OptionError: If it is no folder that emp-llm wrote.
+        OutputError: If it cannot be written to.
+        FormatError: If the figures that it has are malformed.
+    """
+    path = Path(folder)
+    if not (path / CONFIG_NAME).is_file():
+        raise OptionError(
+            f"{path}: is no folder of a model, so there is nowhere to save to: download or prune "
+            "it to a folder first, or leave save out"
+        )
+    if not (path / REPORT_NAME).is_file() and not is_packed(read_json_object(path / CONFIG_NAME)):
+        raise OptionError(
+            f"{path}: was not written by emp-llm, and its card is not emp-llm's to change: leave "
+            "save out"
+        )
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path}: cannot be written to; leave save out, or copy the folder")
+    read_results(path)
+
+
+def save_results(folder: str | os.PathLike[str], results: Iterable[TaskResult]) -> None:
+    """Add figures to a folder's ``emp_eval.json`` and to its card.
+
+    A figure takes the place of an older one of the same task, data set and metric; how it was
+    measured is part of the metric's name. Each of the two files is whole at any time.
+
+    Raises:
+        OptionError: If it is no folder that emp-llm wrote.
+        OutputError: If it cannot be written to.
+        FormatError: If the figures that it has are malformed.
+    """
+    check_can_save(folder)
+    path = Path(folder)
+    merged = {(one.task, one.dataset, one.metric): one for one in read_results(path)}
+    merged |= {(one.task, one.dataset, one.metric): one for one in results}
+    content = {"results": [asdict(one) for one in merged.values()]}
+    card, read = path / CARD_NAME, read_report(path)
+    try:
+        replace_file(path / EVAL_NAME, lambda new: write_json(new, content))
+        replace_file(card, lambda new: write_card(new, card, read))
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or path}: cannot be written: {error.strerror}; free some space or "
+            "copy the folder elsewhere"
+        ) from error

@@ -1,0 +1,116 @@
+"""What the Hub, or the way to it, refused: in one line, with what to do."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emp_llm.errors import HubError
+from emp_llm.messages import first_line
+
+__all__ = ["AGAIN", "DownloadStoppedError", "check_room", "explained", "refusals"]
+
+
+AGAIN = "run the command again, files that are complete are kept"
+
+
+class DownloadStoppedError(Exception):
+    """A download was told to stop."""
+
+
+@contextmanager
+def explained(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Make what huggingface_hub raises a HubError.
+
+    Args:
+        repo_id: The repository that is asked for.
+        revision: The branch, tag or commit that is asked for.
+    """
+    try:
+        yield
+    except refusals() as error:
+        raise HubError(_explain(error, repo_id, revision)) from error
+
+
+def refusals(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
+    """What huggingface_hub raises where the Hub, or the way to it, refuses; and more."""
+    from huggingface_hub import errors
+
+    return (
+        OSError,
+        RuntimeError,  # of hf_xet, and around what an upload's thread raises
+        errors.HTTPError,  # type: ignore[attr-defined]  # httpx2's, or httpx's before 2.0
+        *more,
+    )
+
+
+def _explain(error: BaseException, name: str, revision: str | None) -> str:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__
+    page = f"{constants.ENDPOINT}/{name}"
+    match error:
+        case errors.OfflineModeIsEnabled():
+            return (
+                f"{name} is not whole in the cache ({constants.HF_HUB_CACHE}), and "
+                "HF_HUB_OFFLINE forbids to fetch it: unset that, or give a local folder"
+            )
+        case errors.GatedRepoError():
+            return (
+                f"{name} is gated: accept its terms at {page}, then run `hf auth login` "
+                "or set HF_TOKEN"
+            )
+        case errors.RepositoryNotFoundError():
+            return (
+                f"{name} is neither a local folder nor a model at {constants.ENDPOINT} that "
+                "you may see: check the name or, if it is private, run `hf auth login`"
+            )
+        case errors.RevisionNotFoundError():
+            return f"{name} has no revision {revision!r}: choose one of {page}/tree/main"
+        case errors.LocalTokenNotFoundError():
+            return f"{name} cannot be fetched without a token: run `hf auth login`"
+        case errors.HfHubHTTPError():
+            return f"{name}: {_explain_status(error.response.status_code)}"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return _no_room(constants.HF_HUB_CACHE, "is full")
+        case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
+            return f"{error.filename or constants.HF_HUB_CACHE}: {error.strerror}; set HF_HOME"
+    return (
+        f"{name}: the connection to {constants.ENDPOINT} failed ({first_line(error)}): "
+        f"check the network, then {AGAIN}"
+    )
+
+
+def _explain_status(status: int) -> str:
+    match status:
+        case 401:
+            return "the Hub does not accept the token: run `hf auth login` or set HF_TOKEN anew"
+        case 403:
+            return "the token does not allow this: give it the right to read the repository"
+        case 429:
+            return f"the Hub asks for fewer requests (429): wait some minutes, then {AGAIN}"
+    return f"the Hub answered with status {status}: wait some minutes, then {AGAIN}"
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk of a folder of the cache has no room for.
+
+    Args:
+        folder: In the cache.
+        needed: Bytes that will be on its disk at once, over those that are there.
+
+    Raises:
+        HubError: If fewer are left.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise HubError(_no_room(folder, f"has {free:,} bytes left, {needed:,} are needed"))
+
+
+def _no_room(where: object, state: str) -> str:
+    return (
+        f"the disk of the Hub's cache {state} ({where}): free some space or set HF_HOME to a "
+        f"folder on a larger disk, then {AGAIN}"
+    )

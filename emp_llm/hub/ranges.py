@@ -1,0 +1,184 @@
+"""Shards of the Hub of which only the targets are read, by ranges, and nothing is kept.
+
+What will be read is known beforehand, and in which order: several requests are under way at once,
+ahead of the work, and no more is in memory than was agreed on, unless the work waits for it.
+"""
+
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from emp_llm.checkpoint.open_files import OpenFiles
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.hub.download_errors import DownloadStoppedError
+from emp_llm.hub.repository import Repository
+from emp_llm.tensors.read_order import Span
+
+__all__ = ["RangeFiles"]
+
+
+_REQUESTS = 8
+"""Under way at once, so that it is the network that sets the pace and not its delay."""
+
+_MEMORY_BYTES = 96 << 20
+"""That have arrived or are under way."""
+
+_PATIENCE = 0.5
+"""Seconds that requests get to end which are not wanted any more."""
+
+
+class RangeFiles(OpenFiles):
+    """Files of shards, of some of which only spans are fetched, ahead of being read.
+
+    Leaving the ``with`` block stops that.
+
+    Args:
+        repository: Where from.
+        wanted: The spans, in about the order in which they will be read. What lies in no span
+            cannot be read of their shards. Those of other shards are in the cache.
+    """
+
+    def __init__(self, repository: Repository, wanted: Iterable[Span]) -> None:
+        super().__init__()
+        self._repository = repository
+        self._spans = list(wanted)
+        self._changed = threading.Condition()
+        self._numbers = {span: number for number, span in enumerate(self._spans)}
+        self._next = self._held = 0
+        self._awaited: list[int] = []  # the numbers of spans that somebody waits for
+        self._failure: BaseException | None = None
+        self._stopped = False
+        self._files: dict[str, _RangeFile] = {}
+        by_shard: dict[str, list[Span]] = {}
+        for span in self._spans:
+            by_shard.setdefault(span.shard.name, []).append(span)
+        for name, parts in by_shard.items():
+            self._files[name] = _RangeFile(name, self, parts)
+        self._hub_files = {
+            name: repository.file(name, parts[0].shard.header.file_size)
+            for name, parts in by_shard.items()
+        }
+        repository.expect(sum(span.nbytes for span in self._spans))
+        self._threads: list[threading.Thread] = []
+
+    def __exit__(self, *error: object) -> None:
+        self.abandon()
+        end = time.monotonic() + _PATIENCE
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        super().__exit__(*error)
+
+    def file(self, shard: Shard) -> SourceFile:
+        """A shard's file."""
+        with self._changed:
+            if not self._threads:
+                self._threads = [
+                    threading.Thread(target=self._fetch, name=f"emp-range-{i}", daemon=True)
+                    for i in range(_REQUESTS)
+                ]
+                for thread in self._threads:
+                    thread.start()
+        return self._files.get(shard.name) or super().file(shard)
+
+    def done(self, shard: Shard) -> None:
+        """No more is to be read of a shard."""
+        if shard.name not in self._files:
+            super().done(shard)
+
+    def abandon(self) -> None:
+        """Stop fetching, and let nobody wait any longer."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def take(self, span: Span, start: int, buffer: memoryview) -> None:
+        """Fill a buffer from a span; wait until that has arrived.
+
+        Raises:
+            HubError: If something could not be fetched.
+        """
+        with self._changed:
+            self._awaited.append(self._numbers[span])
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: span.arrived or self._failure or self._stopped)
+            self._awaited.remove(self._numbers[span])
+            if self._failure is not None:
+                raise self._failure
+            if not span.arrived or span.data is None:
+                raise DownloadStoppedError
+            data = memoryview(span.data)
+        buffer[:] = data[start - span.start : start - span.start + len(buffer)]
+        with self._changed:
+            span.left -= len(buffer)
+            if span.left <= 0:
+                span.data = None
+                self._held -= span.nbytes
+                self._changed.notify_all()
+
+    def _fetch(self) -> None:
+        try:
+            while (span := self._claim()) is not None:
+                file = self._hub_files[span.shard.name]
+                assert span.data is not None  # noqa: S101 (made when it was claimed)
+                file.read_into(span.start, memoryview(span.data), stopped=lambda: self._stopped)
+                self._repository.fetched(span.nbytes)
+                with self._changed:
+                    span.arrived = True
+                    self._changed.notify_all()
+        except DownloadStoppedError:
+            pass
+        except BaseException as failure:  # take raises it again
+            with self._changed:
+                self._failure = self._failure or failure
+                self._stopped = True
+                self._changed.notify_all()
+
+    def _claim(self) -> Span | None:
+        """The next span to fetch, once there is room for it; None if there is none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._has_room())
+            if self._stopped or self._next == len(self._spans):
+                return None
+            span = self._spans[self._next]
+            self._next += 1
+            self._held += span.nbytes
+            span.data = bytearray(span.nbytes)
+            return span
+
+    def _has_room(self) -> bool:
+        if self._next == len(self._spans) or not self._held:
+            return True
+        # what all wait for may come before the samples that fill the room
+        if self._next <= min(self._awaited, default=-1):
+            return True
+        return self._held + self._spans[self._next].nbytes <= _MEMORY_BYTES
+
+
+class _RangeFile(SourceFile):
+    """A shard of which spans are fetched."""
+
+    def __init__(self, name: str, files: RangeFiles, parts: Sequence[Span]) -> None:
+        self.name = name
+        self._files = files
+        self._exact: dict[tuple[int, int], list[Span]] = {}
+        for span in parts:  # a row that is sampled may be all of a block as well
+            self._exact.setdefault((span.start, span.stop), []).append(span)
+        self._choosing = threading.Lock()
+        self._parts = sorted(parts, key=lambda span: span.start)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer from the span that it is, or lies in."""
+        stop = offset + len(buffer)
+        with self._choosing:
+            exact = self._exact.get((offset, stop), [])
+            # of several, each is read once
+            span = exact.pop(0) if len(exact) > 1 else next(iter(exact), None)
+        if span is None:
+            at = bisect_right(self._parts, offset, key=lambda span: span.start) - 1
+            span = next(s for s in reversed(self._parts[: at + 1]) if stop <= s.stop)
+        self._files.take(span, offset, buffer)
+
+    def close(self) -> None:
+        """Nothing more is to be read."""

@@ -1,0 +1,305 @@
+"""One repository of the Hugging Face Hub, fetched into the Hub's own cache.
+
+    config and index → the small files → the shards' headers, and later each shard
+
+Only what a pruned checkpoint is made from is downloaded: the weights that transformers would
+load and the small files, not the same weights in other formats. What is in the cache is taken from
+there.
+"""
+
+import glob
+from collections.abc import Callable, Collection
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from emp_llm.checkpoint.checkpoint import choose_weights, read_index
+from emp_llm.checkpoint.json_files import read_json_object
+from emp_llm.checkpoint.meta_llama.layout import is_original, part_names
+from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME
+from emp_llm.checkpoint.safetensors_header import Header
+from emp_llm.checkpoint.shard import Shard, read_any_header_by
+from emp_llm.checkpoint.small_files import CONFIG_NAME, is_small_file
+from emp_llm.errors import CheckpointError, HubError
+from emp_llm.hub.download_errors import AGAIN, DownloadStoppedError, check_room, explained
+from emp_llm.hub.remote_file import RemoteFile
+from emp_llm.runtime.progress import SharedProgress
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils.tqdm import tqdm
+
+__all__ = ["IN_WORK", "Repository"]
+
+IN_WORK = 2
+"""Shards that are on disk at once where they are discarded: one worked on, one that arrives."""
+
+_LEADING = [
+    *(CONFIG_NAME, "*.safetensors.index.json", "pytorch_model.bin.index.json"),
+    PARAMS_NAME,
+]
+_COUNT_BYTES = {"snapshot_download", "http_get", "xet_get"}
+
+
+class Repository:
+    """A repository, and the way to it.
+
+    Args:
+        repo_id: Its name.
+        token: Access token; None takes the one logged in with, False none.
+        progress: Told of what is fetched.
+    """
+
+    def __init__(self, repo_id: str, token: str | bool | None, progress: SharedProgress) -> None:
+        self._repo_id = repo_id
+        self._token = token
+        self._progress = progress
+        self._commit: str | None = None
+
+    def fetch_all_but_data(
+        self, revision: str | None, *, discard: bool, whole: bool
+    ) -> tuple[Path, dict[str, Header]]:
+        """Fetch all of a checkpoint but the data of the shards that are not in the cache.
+
+        Args:
+            revision: Branch, tag or commit; the default branch if None.
+            discard: Whether the disk need only hold the shards in work.
+            whole: Whether anything but config and index will be needed from the disk.
+
+        Returns:
+            The snapshot's folder in the cache, and the headers of those shards by file name.
+
+        Raises:
+            HubError: If the Hub or the way to it refuses, the repository holds no weights or
+                damaged ones, or the disk has no room for what is missing.
+        """
+        folder = self._snapshot(revision, _LEADING)
+        self._commit = folder.name
+        sizes = self._sizes(folder)
+        shards, others = self._choose(folder, sizes)
+        to_come = [name for name in shards if not (folder / name).is_file()]
+        missing = [name for name in others if whole and not (folder / name).is_file()]
+        in_work = IN_WORK if discard and CONFIG_NAME in sizes else len(to_come)
+        at_once = sorted((sizes[name] for name in to_come), reverse=True)[:in_work]
+        nbytes = sum(sizes[name] for name in missing)
+        if whole and (missing or to_come):
+            check_room(folder, nbytes + sum(at_once))
+        if missing:
+            report = _Report(self._progress.advance)
+            self._progress.begin("downloading", nbytes)
+            self._snapshot(self._commit, [glob.escape(name) for name in missing], report)
+        for name in sorted({*shards, *others}.difference(to_come)):
+            if whole or (folder / name).is_file():
+                self._check_size(folder, name, sizes[name])
+        return folder, {name: self._remote_header(name, sizes[name]) for name in to_come}
+
+    def file(self, name: str, size: int) -> RemoteFile:
+        """A file of it, of so many bytes, as it lies on the Hub."""
+        return RemoteFile(self._repo_id, self._commit, self._token, name, size)
+
+    def expect(self, nbytes: int) -> None:
+        """So many bytes will be fetched: tell the progress how much is to come."""
+        self._progress.expect(nbytes)
+
+    def fetched(self, nbytes: int) -> None:
+        """So many of them have come; for those who do not `download` them."""
+        self._progress.fetched(nbytes)
+
+    def download(self, shard: Shard, stopped: Callable[[], bool]) -> bool:
+        """Download a shard into the cache.
+
+        Args:
+            shard: One that was not there when its header was read.
+            stopped: Asked now and then whether to stop.
+
+        Returns:
+            Whether it was downloaded; False if it has come there in some other way.
+
+        Raises:
+            DownloadStoppedError: If it was stopped.
+            HubError: If the Hub or the way to it refuses, or the file is not the one expected.
+        """
+        from huggingface_hub import hf_hub_download
+
+        report = _Report(self._progress.fetched, stopped)
+        with explained(self._repo_id, self._commit):
+            hf_hub_download(
+                self._repo_id,
+                shard.name,
+                revision=self._commit,
+                token=self._token,
+                tqdm_class=_bar_class(report),
+            )
+        self._progress.fetched(shard.header.file_size - report.done)
+        self._check_size(shard.path.parent, shard.name, shard.header.file_size)
+        self._check_header(shard)
+        return report.began
+
+    def discard(self, path: Path) -> None:
+        """Delete a downloaded file from the cache: the snapshot's link and what it leads to.
+
+        Raises:
+            HubError: If it cannot be deleted.
+        """
+        try:
+            blob = path.parent / path.readlink() if path.is_symlink() else None
+            path.unlink()
+            if blob is not None and blob.is_symlink():
+                _discard_shared(blob)
+            elif blob is not None:
+                blob.unlink()
+        except OSError as error:
+            raise HubError(
+                f"{path}: cannot be deleted: {error.strerror}; leave out --discard-source"
+            ) from error
+
+    def _snapshot(
+        self, revision: str | None, patterns: list[str], report: "_Report | None" = None
+    ) -> Path:
+        """Download what matches and is not in the cache; return the snapshot's folder in it."""
+        from huggingface_hub import snapshot_download
+
+        with explained(self._repo_id, revision):
+            return Path(
+                snapshot_download(
+                    self._repo_id,
+                    revision=revision,
+                    token=self._token,
+                    allow_patterns=patterns,
+                    tqdm_class=_bar_class(report or _Report(lambda _nbytes: None)),
+                )
+            )
+
+    def _sizes(self, folder: Path) -> dict[str, int]:
+        """Every file of the repository with its bytes; offline, as far as the cache knows them."""
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+        try:
+            tree = get_cached_repo_tree(self._repo_id, revision=self._commit)
+        except CachedRepoTreeNotFoundError:
+            paths = [path for path in folder.rglob("*") if path.is_file()]
+            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+        return {file.path: file.size for file in tree}
+
+    def _choose(self, folder: Path, names: Collection[str]) -> tuple[list[str], list[str]]:
+        """Choose the shards and the other files that a pruned checkpoint is made from, by path."""
+        try:
+            beside = [name for name in names if "/" not in name]
+            leads, shards = self._choose_weights(folder, beside)
+        except CheckpointError as error:
+            raise (
+                error if isinstance(error, HubError) else HubError(f"{self._repo_id}: {error}")
+            ) from error
+        needed = {*leads, *shards}
+        absent = sorted(needed.difference(names))
+        if absent:
+            raise HubError(
+                f"{self._repo_id}: {absent[0]} is missing, in the repository or, offline, in the "
+                f"cache ({len(absent)} of {len(needed)} files): go online or give another revision"
+            )
+        small = {name for name in names if is_small_file(PurePosixPath(name))}
+        return sorted(shards), sorted(needed.union(small).difference(shards))
+
+    def _choose_weights(self, folder: Path, names: list[str]) -> tuple[set[str], set[str]]:
+        """Choose the files that tell of the weights, and the files of the weights."""
+        if CONFIG_NAME in names:
+            weights = choose_weights(read_json_object(folder / CONFIG_NAME), names, self._repo_id)
+            is_index = weights.endswith(".json")
+            shards = set(read_index(folder / weights)[0].values()) if is_index else {weights}
+            return {CONFIG_NAME, weights}, shards
+        if is_original(names):
+            return {PARAMS_NAME}, set(part_names(names, self._repo_id))
+        raise HubError(
+            f"{self._repo_id} has no {CONFIG_NAME}, so it is no transformers model: "
+            "give another repository or revision"
+        )
+
+    def _check_size(self, folder: Path, name: str, size: int) -> None:
+        """Refuse a damaged file: huggingface_hub takes what is in its cache for whole."""
+        found = (folder / name).stat().st_size
+        if found != size:
+            raise HubError(
+                f"{self._repo_id}: {name} is {found:,} bytes in the cache and {size:,} on the "
+                f"Hub: delete {(folder / name).resolve()}, then {AGAIN}"
+            )
+
+    def _check_header(self, shard: Shard) -> None:
+        """Refuse a shard that is not what was planned for."""
+        try:
+            same = shard.read_header() == shard.header
+        except CheckpointError:
+            same = False
+        if not same:
+            raise HubError(
+                f"{self._repo_id}: {shard.name} has another header in the cache than on the Hub: "
+                f"delete {shard.path.resolve()}, then {AGAIN}"
+            )
+
+    def _remote_header(self, name: str, size: int) -> Header:
+        file = self.file(name, size)
+        try:
+            return read_any_header_by(file.read, name, size)
+        except CheckpointError as error:
+            raise (
+                error if isinstance(error, HubError) else HubError(f"{self._repo_id}: {error}")
+            ) from error
+
+
+def _discard_shared(blob: Path) -> None:
+    """Delete a link into the store that all of the cache shares, and what only it leads to."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import DeleteCacheStrategy  # type: ignore[attr-defined]
+
+    nothing: frozenset[Path] = frozenset()
+    DeleteCacheStrategy(
+        expected_freed_size=0,
+        blobs=frozenset({blob}),
+        refs=nothing,
+        repos=nothing,
+        snapshots=nothing,
+        cache_dir=Path(constants.HF_HUB_CACHE),
+    ).execute()
+
+
+class _Report:
+    """Counts what downloads have done, and passes it on.
+
+    Attributes:
+        done: Bytes that came.
+        began: Whether any download has begun.
+    """
+
+    def __init__(
+        self, advance: Callable[[int], None], stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.done = 0
+        self.began = False
+        self.stopped = stopped
+        self._advance = advance
+
+    def add(self, nbytes: int) -> None:
+        self.done += nbytes
+        self._advance(nbytes)
+
+
+def _bar_class(report: _Report) -> "type[tqdm]":
+    """Make a progress bar for huggingface_hub that draws nothing and tells the report."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: object, name: str | None = None, **kwargs: object) -> None:
+            # others count files, or what is on the wire, which may be compressed
+            kind = (name or "").removeprefix("huggingface_hub.")
+            self._counts = kind in _COUNT_BYTES
+            self._can_raise = kind == "http_get"  # the others are called by threads of hf_xet
+            report.began |= self._counts
+            kwargs["disable"] = True
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts:
+                report.add(int(n or 0))
+            if self._can_raise and report.stopped():
+                raise DownloadStoppedError
+            return None
+
+    return Bar

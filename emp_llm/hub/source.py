@@ -1,0 +1,197 @@
+"""A model by name: a local folder as it is, or a repository of the Hugging Face Hub.
+
+    name → folder? → yes: that folder
+                   → no: the cache's snapshot, whose shards may still have to arrive
+
+Either way the checkpoint's structure is known and its files are opened by `Source.files`, which
+waits for those that are on their way. ``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT`` and
+``HF_HUB_OFFLINE`` mean what they mean to huggingface_hub.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emp_llm.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from emp_llm.checkpoint.open_files import OpenFiles
+from emp_llm.checkpoint.safetensors_header import Header
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.errors import CheckpointError, OptionError
+from emp_llm.hub.arrivals import Arrivals
+from emp_llm.hub.download_errors import explained
+from emp_llm.hub.repository import Repository
+from emp_llm.messages import first_line
+from emp_llm.runtime.progress import SharedProgress
+
+if TYPE_CHECKING:
+    from emp_llm.tensors.target import Target
+
+__all__ = ["Source", "find_file", "find_source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint lies and where it came from.
+
+    Attributes:
+        folder: The local folder.
+        repo_id: The Hub's name of it, such as ``meta-llama/Llama-2-7b-hf``; None if it was local.
+        revision: The commit, as 40 hexadecimal digits; None if it was local.
+        to_come: Headers, by file name, of the shards that are still to be fetched.
+    """
+
+    folder: Path
+    repo_id: str | None = None
+    revision: str | None = None
+    to_come: Mapping[str, Header] = field(default_factory=dict, compare=False)
+    _repository: Repository | None = field(default=None, compare=False, repr=False)
+    _discard: bool = field(default=False, compare=False, repr=False)
+
+    def open_checkpoint(self) -> Checkpoint:
+        """The checkpoint, those of its shards included that are still to be fetched.
+
+        Raises:
+            CheckpointError: As `emp_llm.checkpoint.checkpoint.open_checkpoint` does.
+        """
+        return open_checkpoint(self.folder, self.to_come)
+
+    def ranges(self, targets: "Sequence[Target]") -> OpenFiles:
+        """The files of these targets' shards, which will be read once and in this order.
+
+        Of shards that are not there only the targets are fetched, and nothing of them is kept;
+        those that `torch.save` wrote cannot be read so, and are fetched as by `files`.
+        """
+        from emp_llm.hub.ranges import RangeFiles
+        from emp_llm.tensors.read_order import has_ranges, spans
+
+        awaited = [target for target in targets if target.shard.name in self.to_come]
+        if not all(has_ranges(target.shard) for target in targets):
+            return self.files({target.shard.name: target.shard for target in targets}.values())
+        if self._repository is None or not awaited:
+            return OpenFiles()
+        return RangeFiles(self._repository, chain.from_iterable(map(spans, awaited)))
+
+    def files(self, shards: Iterable[Shard]) -> OpenFiles:
+        """The files of these shards, which will be asked for in this order.
+
+        Those that are not there are fetched one after the other once the first is asked for.
+        """
+        awaited = [
+            shard for shard in shards if any(part.name in self.to_come for part in shard.parts)
+        ]
+        if self._repository is None or not awaited:
+            return OpenFiles()
+        return Arrivals(self._repository, awaited, self.to_come, discard=self._discard)
+
+
+def find_source(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    discard: bool = False,
+    whole: bool = True,
+    progress: SharedProgress,
+) -> Source:
+    """Find a model's folder; one of the Hub's is fetched, except for its shards' data.
+
+    Args:
+        model: A local folder, which comes first, or a Hub id (``name`` or ``user/name``).
+        revision: Branch, tag or commit on the Hub; the default branch if None.
+        token: Access token; None takes the one logged in with, False none.
+        discard: Whether each shard that will be fetched is deleted when it is done with.
+        whole: Whether all of the checkpoint is wanted; otherwise, for `Source.ranges`, its small
+            files are left where they are.
+        progress: Told of the download, here and whenever shards are fetched.
+
+    Returns:
+        The folder; with its repository and commit where it comes from the Hub. That its content
+        is a sound checkpoint is for `Source.open_checkpoint` to check.
+
+    Raises:
+        OptionError: If a revision is given for a local folder, or it would be discarded.
+        CheckpointError: If ``model`` is neither an existing folder nor a name the Hub could have.
+        HubError: If the Hub or the way to it refuses, or the repository holds no weights.
+    """
+    model = os.fspath(model)
+    if folder := _local_folder(model):
+        _check_no_revision(model, revision)
+        if discard:
+            raise OptionError(
+                f"discard_source: {model} is a local folder, which is never deleted: leave it "
+                "out, or give a Hub id"
+            )
+        return Source(folder)
+    _check_repo_id(model)
+    repository = Repository(model, token, progress)
+    folder, to_come = repository.fetch_all_but_data(revision, discard=discard, whole=whole)
+    return Source(folder, model, folder.name, to_come, repository, discard)
+
+
+def find_file(
+    model: str | os.PathLike[str],
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Path | None:
+    """Find one small file of a model; of the Hub's nothing else is fetched.
+
+    Arguments and errors are those of `find_source`.
+
+    Returns:
+        Its path; None if the model has no such file.
+    """
+    model = os.fspath(model)
+    if folder := _local_folder(model):
+        _check_no_revision(model, revision)
+        return folder / name if (folder / name).is_file() else None
+    _check_repo_id(model)
+    from huggingface_hub import errors, hf_hub_download
+
+    with explained(model, revision):
+        try:
+            return Path(hf_hub_download(model, name, revision=revision, token=token))
+        except errors.LocalEntryNotFoundError:  # is one of the next, but says that it is offline
+            raise
+        except errors.EntryNotFoundError:
+            return None
+
+
+def _check_no_revision(folder: str, revision: str | None) -> None:
+    if revision is not None:
+        raise OptionError(
+            f"revision is {revision!r}, but {folder} is a local folder, which has none: "
+            "leave it out, or give a Hub id"
+        )
+
+
+def _local_folder(model: str) -> Path | None:
+    try:
+        path = Path(model).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a home of nobody
+        raise CheckpointError(
+            f"{model}: cannot be read: {first_line(error)}; check the path"
+        ) from error
+    if is_file:
+        raise CheckpointError(f"{model}: is a file; give the folder of the checkpoint instead")
+    return path if is_folder and model else None
+
+
+def _check_repo_id(model: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise CheckpointError(f"{model}: there is no such folder; check the path")
+    try:
+        validate_repo_id(model)
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{model!r} is neither an existing folder nor a possible Hub id "
+            f"({first_line(error)}); give a folder, or an id such as 'meta-llama/Llama-2-7b-hf'"
+        ) from error

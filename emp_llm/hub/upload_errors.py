@@ -1,0 +1,85 @@
+"""What the Hub, or the way to it, refused of an upload: in one line, with what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from emp_llm.errors import HubError
+from emp_llm.hub.download_errors import refusals
+from emp_llm.messages import first_line
+
+__all__ = ["upload_explained"]
+
+
+@contextmanager
+def upload_explained(repo_id: str, again: str) -> Iterator[None]:
+    """Make what huggingface_hub raises a HubError.
+
+    Args:
+        repo_id: The repository that is written to.
+        again: What to do once the cause is gone.
+    """
+    try:
+        yield
+    except refusals(ValueError) as error:  # of a card's metadata
+        message = _explain(error, repo_id, again)
+        if message is None:
+            raise
+        raise HubError(message) from error
+
+
+def _explain(error: BaseException, name: str, again: str) -> str | None:
+    """The one line; None for what is not of the Hub's making."""
+    from huggingface_hub import constants, errors
+
+    if type(error) is RuntimeError and error.__cause__:
+        error = error.__cause__
+    hub = constants.ENDPOINT
+    match error:
+        case errors.OfflineModeIsEnabled():
+            return f"{name}: HF_HUB_OFFLINE forbids to upload: unset it, then {again}"
+        case errors.RepositoryNotFoundError():
+            return (
+                f"{name} does not exist at {hub}, or the token may not see it: check the name, or "
+                f"take a token of its owner (`hf auth login`, HF_TOKEN), then {again}"
+            )
+        case errors.RevisionNotFoundError():
+            return f"{name} has no such revision: choose one of {hub}/{name}/tree/main"
+        case errors.HfHubHTTPError():
+            return f"{name}: {_explain_status(error, hub, again)}"
+        case ValueError() if "metadata in README.md" in str(error):
+            faults = "; ".join(line.strip("- ") for line in str(error).splitlines()[1:])
+            return (
+                f"{name}: the Hub refuses the metadata of README.md ({faults}): correct what is "
+                f"between its lines of ---, then {again}"
+            )
+        case ValueError():
+            return None
+        case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
+            return f"{error.filename}: {error.strerror}: mend that, then {again}"
+    return (
+        f"{name}: the connection to {hub} failed ({first_line(error)}): check the network, then "
+        f"{again}"
+    )
+
+
+def _explain_status(error: Exception, hub: str, again: str) -> str:
+    status = error.response.status_code  # type: ignore[attr-defined]  # of HfHubHTTPError
+    said = getattr(error, "server_message", None)
+    told = f" ({' '.join(said.split())})" if said else ""
+    match status:
+        case 401:
+            return (
+                "the Hub does not accept the token: run `hf auth login` or set HF_TOKEN anew, "
+                f"then {again}"
+            )
+        case 403:
+            return (
+                f"the token may not write to it{told}: give it the right at {hub}/settings/tokens, "
+                "take one of its owner, or propose the files with `emp-llm push --create-pr`; then "
+                f"{again}"
+            )
+        case 429:
+            return f"the Hub asks for fewer requests (429): wait some minutes, then {again}"
+        case _ if status < 500:
+            return f"the Hub refuses the upload with status {status}{told}: mend that, then {again}"
+    return f"the Hub answered with status {status}{told}: wait some minutes, then {again}"

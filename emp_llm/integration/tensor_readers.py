@@ -1,0 +1,273 @@
+"""Whole tensors of a checkpoint, read off its files block by block: pruned, or unpacked.
+
+The CPU makes them, or the kernels of the GPU that they are to be on: there only packed rows, or
+rows to be pruned, are handed on, and no more than a block of them at a time.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from emp_kernels.dispatch import prune_rows, turn
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.gpu_workspace import DeviceWorkspace
+from emp_kernels.numbers import BF16, F16, F32, NumberFormat
+from emp_kernels.rows import Patterns, Workspace
+
+from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.selection.selection import Selection
+from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.packed_reader import PackedReader
+from emp_llm.tensors.row_reader import block_memory
+from emp_llm.tensors.target import Target
+
+__all__ = [
+    "NUMBER_FORMATS",
+    "DenseWeights",
+    "DeviceWeights",
+    "PrunedSource",
+    "Source",
+    "TargetSource",
+    "UnpackedSource",
+]
+
+NUMBER_FORMATS: dict[torch.dtype, NumberFormat] = {
+    torch.bfloat16: BF16,
+    torch.float16: F16,
+    torch.float32: F32,
+}
+"""The number formats that are pruned and packed, by torch's dtype."""
+
+_DTYPES = {number_format.name: dtype for dtype, number_format in NUMBER_FORMATS.items()}
+
+
+class DenseWeights:
+    """A dense tensor on the CPU, seen as rows.
+
+    Args:
+        tensor: Contiguous, of a dtype in NUMBER_FORMATS.
+        geometry: How its rows run.
+    """
+
+    def __init__(self, tensor: torch.Tensor, geometry: Geometry) -> None:
+        self.tensor = tensor
+        self.geometry = geometry
+        storage = geometry.number_format.storage
+        bits: Patterns = _patterns(tensor).numpy().view(storage)
+        self._matrices: Patterns = bits.reshape(geometry.matrices, *geometry.shape[-2:])
+
+    @classmethod
+    def empty(cls, geometry: Geometry) -> "DenseWeights":
+        """A tensor to be filled; what it holds is unspecified."""
+        tensor = torch.empty(geometry.shape, dtype=_DTYPES[geometry.number_format.name])
+        return cls(tensor, geometry)
+
+    def in_place(self, block: Block) -> Patterns | None:
+        """The memory of a block's rows, [rows, columns]; None where they run across it."""
+        if self.geometry.transposed:
+            return None
+        rows: Patterns = self._matrices[block.matrix, block.start : block.stop]
+        return rows
+
+    def rows(self, block: Block, workspace: Workspace) -> Patterns:
+        """A block's rows, [rows, columns], C-contiguous; in the workspace if need be."""
+        rows = self.in_place(block)
+        if rows is None:
+            rows = block_memory(self.geometry, block, workspace)
+            turn(self._matrices[block.matrix, :, block.start : block.stop], rows)
+        return rows
+
+    def place(self, block: Block, rows: Patterns) -> None:
+        """Put a transposed block's rows, [rows, columns], where they belong."""
+        turn(rows, self._matrices[block.matrix, :, block.start : block.stop])
+
+
+class DeviceWeights:
+    """A dense tensor on a GPU, to be filled block by block; what it holds is unspecified.
+
+    Args:
+        geometry: How its rows run.
+        device: The GPU.
+
+    Attributes:
+        tensor: It.
+    """
+
+    def __init__(self, geometry: Geometry, device: torch.device) -> None:
+        dtype = _DTYPES[geometry.number_format.name]
+        self.tensor = torch.empty(geometry.shape, dtype=dtype, device=device)
+        if device.type == "cuda":
+            # its memory may be that of tensors which kernels on this thread's stream still read
+            torch.cuda.current_stream(device).synchronize()
+        self._transposed = geometry.transposed
+        bits = _patterns(self.tensor)
+        self._matrices = bits.view(geometry.matrices, *geometry.shape[-2:])
+
+    def rows(self, block: Block) -> torch.Tensor:
+        """The memory of a block's rows, int16 or int32 [rows, columns] of any strides."""
+        matrix = self._matrices[block.matrix]
+        return (matrix.T if self._transposed else matrix)[block.start : block.stop]
+
+    def place(self, block: Block, rows: Patterns, workspace: DeviceWorkspace) -> None:
+        """Put a block's rows where they belong.
+
+        Args:
+            block: Which rows.
+            rows: [rows, columns]; not to be changed before the workspace is waited for.
+            workspace: Of the GPU; its stream copies them.
+        """
+        with workspace.active():
+            here = torch.from_numpy(rows.view(f"i{rows.itemsize}"))
+            self.rows(block).copy_(here, non_blocking=True)
+
+
+def _patterns(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bits, int16 or int32."""
+    return tensor.detach().view(torch.int16 if tensor.itemsize == 2 else torch.int32)
+
+
+class Source(ABC):
+    """A tensor of a checkpoint.
+
+    Attributes:
+        geometry: How its rows run.
+    """
+
+    geometry: Geometry
+
+    def blocks(self) -> Sequence[Block]:
+        """The blocks that it is read in."""
+        return list(self.geometry.blocks())
+
+    @abstractmethod
+    def fill(self, weights: DenseWeights, block: Block, workspace: Workspace) -> None:
+        """Read one block; on any thread.
+
+        Args:
+            weights: The tensor that is filled.
+            block: Which rows.
+            workspace: Buffers of this thread.
+        """
+
+    @abstractmethod
+    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+        """Read one block to a GPU; on any thread. As `fill`, and it is there on return.
+
+        Args:
+            weights: The tensor that is filled.
+            block: Which rows.
+            workspace: Buffers of this thread, for the GPU.
+        """
+
+
+class TargetSource(Source):
+    """A target that is changed as it is read.
+
+    Args:
+        target: The tensor.
+        file: Its file.
+    """
+
+    def __init__(self, target: Target, file: SourceFile) -> None:
+        self.geometry = target.geometry
+        self._target = target
+        self._file = file
+
+    def fill(self, weights: DenseWeights, block: Block, workspace: Workspace) -> None:
+        """Read and prune one block.
+
+        Raises:
+            CheckpointError: If it cannot be read or holds what cannot be pruned.
+        """
+        memory = weights.in_place(block)
+        rows = self._target.read(self._file, block, workspace, memory)
+        self._prune(rows, block, workspace)
+        if memory is None:
+            weights.place(block, rows)
+
+    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+        """Read and prune one block, and hand it on.
+
+        Raises:
+            CheckpointError: As `fill`.
+        """
+        rows = self._target.read(self._file, block, workspace)
+        self._prune(rows, block, workspace)
+        weights.place(block, rows, workspace)
+        workspace.wait()
+
+    @abstractmethod
+    def _prune(self, rows: Patterns, block: Block, workspace: Workspace) -> None:
+        """Put +0.0 in the place of the weights of a block's rows that do not stay."""
+
+
+class PrunedSource(TargetSource):
+    """A target, pruned by the rule as it is read.
+
+    Args:
+        target: The tensor.
+        file: Its file.
+        selection: What to keep.
+    """
+
+    def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
+        super().__init__(target, file)
+        self._selection = selection
+
+    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+        """Read one block, hand it on, and prune it where it lies then.
+
+        Raises:
+            CheckpointError: As `fill`.
+        """
+        from emp_kernels.gpu_tensors import prune_there
+
+        rows = self._target.read(self._file, block, workspace)
+        rule = self._selection.rule(self._target, block)
+        there, number_format = weights.rows(block), self.geometry.number_format
+        try:
+            with workspace.active():
+                weights.place(block, rows, workspace)
+                prune_there(there, number_format, rule, workspace=workspace)
+        except NonFiniteRowError as error:
+            raise self._target.not_finite(block, error) from error
+
+    def _prune(self, rows: Patterns, block: Block, workspace: Workspace) -> None:
+        rule = self._selection.rule(self._target, block)
+        try:
+            prune_rows(rows, self.geometry.number_format, rule, out=rows, workspace=workspace)
+        except NonFiniteRowError as error:
+            raise self._target.not_finite(block, error) from error
+
+
+class UnpackedSource(Source):
+    """A packed tensor, unpacked as it is read.
+
+    Args:
+        reader: The tensor.
+    """
+
+    def __init__(self, reader: PackedReader) -> None:
+        self.geometry = reader.geometry
+        self._reader = reader
+
+    def fill(self, weights: DenseWeights, block: Block, workspace: Workspace) -> None:
+        """Read and unpack one block.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+            FormatError: If it is damaged.
+        """
+        memory = weights.in_place(block)
+        rows = self._reader.read(block, workspace, memory).rows
+        if memory is None:
+            weights.place(block, rows)
+
+    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+        """Read one block, and unpack it where it is to lie.
+
+        Raises:
+            CheckpointError: As `fill`.
+            FormatError: As `fill`.
+        """
+        self._reader.read_there(block, workspace, weights.rows(block))

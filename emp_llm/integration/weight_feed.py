@@ -1,0 +1,297 @@
+"""transformers' conversions of weights, fed with tensors that are pruned or unpacked already.
+
+transformers collects, for each parameter, the checkpoint's tensors that become it, converts them
+and puts the result in its place. The converters here collect tensors of `Feed` instead of what
+lies in the file. So every conversion sees whole dense tensors under the checkpoint's names, and
+what is pruned is what the checkpoint holds, before it is merged, split or cast.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import (
+    ConversionOps,
+    WeightConverter,
+    WeightTransform,
+    build_glob_alternation,
+)
+from transformers.integrations.accelerate import get_device
+
+from emp_llm.integration.read_ahead import Job, MadeElsewhere, ReadAhead, Reading
+from emp_llm.integration.tensor_readers import Source
+from emp_llm.runtime.devices import device_of_kernels
+from emp_llm.runtime.pipeline import thread_count
+
+__all__ = [
+    "ANYTHING",
+    "AsItIs",
+    "FedConverter",
+    "FedPlainWeights",
+    "Feed",
+    "Placement",
+    "copy_slots",
+]
+
+ANYTHING = ".*"
+"""The pattern of converters that choose by other means than a pattern."""
+
+
+class Placement:
+    """Where transformers puts each parameter, and in which dtype.
+
+    Args:
+        model: The model that is being loaded, on the meta device.
+
+    Attributes:
+        device_map: As transformers has it by now; None for the CPU.
+        shapes: Each parameter's shape by its name.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.device_map: dict[str, Any] | None = None
+        state = model.state_dict()
+        self.shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._dtypes = {name: tensor.dtype for name, tensor in state.items()}
+        self._prefix = f"{model.base_model_prefix}."
+        dtype = model.config.dtype  # by now that of the model, whatever was asked for
+        self._plan: dict[str, torch.dtype] = (
+            model._get_dtype_plan(dtype) if isinstance(dtype, torch.dtype) else {}
+        )
+        self._planned, self._patterns, _ = build_glob_alternation(list(self._plan))
+
+    def device(self, name: str) -> Any:  # noqa: ANN401 (whatever the device map says)
+        """The device of a parameter; the CPU if it is offloaded to the disk."""
+        return get_device(self.device_map or {"": "cpu"}, name, valid_torch_device=True)
+
+    def on_disk(self, name: str) -> bool:
+        """Whether a parameter is offloaded to the disk; its name may lack the model's prefix."""
+        names = (name, self._prefix + name, name.removeprefix(self._prefix))
+        known = next((name for name in names if name in self._dtypes), None)
+        return known is not None and get_device(self.device_map or {"": "cpu"}, known) == "disk"
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The dtype of a parameter."""
+        planned = self._planned.search(name) if self._plan else None
+        if planned is not None and planned.lastgroup is not None:
+            return self._plan[self._patterns[planned.lastgroup]]
+        return self._dtypes.get(name)
+
+
+class Feed:
+    """The tensors that are pruned or unpacked, as transformers asks for them.
+
+    Args:
+        sources: They, by their name in the checkpoint.
+        sizes: Bytes of every tensor of the checkpoint, by name.
+        planes: Names of planes, which are no tensors of the model.
+        placement: Where parameters go.
+        resources: Closed where a tensor cannot be made; its threads end then, too.
+
+    Attributes:
+        delivered: Names of the tensors that were given out.
+        parameters: Names, in the model, of the parameters made from them.
+        missing: Names of the parameters that nothing in the checkpoint becomes, once it is loaded.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        sizes: Mapping[str, int],
+        planes: Iterable[str],
+        placement: Placement,
+        resources: ExitStack,
+    ) -> None:
+        self.placement = placement
+        self.delivered: set[str] = set()
+        self.parameters: set[str] = set()
+        self._sources = sources
+        self._sizes = sizes
+        self._planes = frozenset(planes)
+        self._ahead = ReadAhead(thread_count(None))
+        self._resources = resources
+        resources.callback(self._ahead.close)
+        self._loading_info: Any = None
+
+    def __deepcopy__(self, _memo: object) -> "Feed":
+        return self
+
+    def offers(self, name: str) -> bool:
+        """Whether a name is one of a tensor."""
+        return name not in self._planes
+
+    def wants(self, name: str) -> bool:
+        """Whether a tensor that no conversion changes is to come from here.
+
+        What is offloaded to the disk as it lies in the file stays there.
+        """
+        return self.offers(name) and (name in self._sources or not self.placement.on_disk(name))
+
+    def announce(
+        self, name: str, target: str, pattern: str, plain: Callable[[], torch.Tensor]
+    ) -> Callable[[], torch.Tensor]:
+        """Announce that transformers will want a tensor.
+
+        Args:
+            name: Its name in the checkpoint.
+            target: The parameter that it becomes, or is the first to become.
+            pattern: What it was found by.
+            plain: Makes it from the file, placed, if it is neither pruned nor unpacked.
+
+        Returns:
+            What makes it.
+        """
+        source = self._sources.get(name)
+        if source is None:
+            job: Job = MadeElsewhere(plain, self._sizes.get(name, 0))
+            self._ahead.add(job, target, pattern)
+            return lambda: self._take(job)
+        job = Reading(source, device_of_kernels(self.placement.device(target)))
+        self._ahead.add(job, target, pattern)
+
+        def make() -> torch.Tensor:
+            tensor = self._take(job)
+            self.delivered.add(name)
+            return tensor.to(self.placement.device(target), self.placement.dtype(target))
+
+        return make
+
+    def _take(self, job: Job) -> torch.Tensor:
+        try:
+            return self._ahead.take(job)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def note(self, sources: Iterable[str], parameters: Iterable[str], loading_info: object) -> None:
+        """Take note of parameters that were made.
+
+        Args:
+            sources: Names of the tensors they were made from.
+            parameters: Their names in the model.
+            loading_info: transformers' own account.
+        """
+        self._loading_info = loading_info
+        if not self._sources.keys().isdisjoint(sources):
+            self.parameters.update(parameters)
+
+    @property
+    def missing(self) -> set[str]:
+        """See the class."""
+        return set() if self._loading_info is None else set(self._loading_info.missing_keys)
+
+
+class FedConverter(WeightConverter):
+    """One of the model's own converters, fed.
+
+    Args:
+        original: The converter; it is left as it is.
+        feed: What feeds it.
+    """
+
+    __slots__ = ("feed", "original")
+
+    def __init__(self, original: WeightConverter, feed: Feed) -> None:
+        copy_slots(original, self)
+        self.original = original
+        self.feed = feed
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        """One for another parameter; transformers makes one for each tensor of the checkpoint."""
+        copy = type(self).__new__(type(self))
+        copy_slots(self, copy)
+        copy.collected_tensors = defaultdict(list)
+        copy.layer_targets = defaultdict(set)
+        return copy
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        """As the original does, but for planes."""
+        if not self.feed.offers(source_key):
+            return source_key, None
+        return super().rename_source_key(source_key)
+
+    def add_tensor(
+        self,
+        target_key: str,
+        source_key: str,
+        source_pattern: str,
+        future: Any,  # noqa: ANN401 (a function here, for transformers uses no threads of its own)
+    ) -> None:
+        """Collect the feed's tensor."""
+        made: Any = self.feed.announce(source_key, target_key, source_pattern, future)
+        super().add_tensor(target_key, source_key, source_pattern, made)
+
+    def convert(self, layer_name: str, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+        """As the original does."""
+        sources = {name for names in self.layer_targets.values() for name in names}
+        made: dict[str, Any] = super().convert(layer_name, *args, **kwargs)
+        self.feed.note(sources, made, kwargs.get("loading_info"))
+        self._report_misfits(made, kwargs.get("loading_info"))
+        return made
+
+    def _report_misfits(self, made: dict[str, Any], loading_info: Any) -> None:  # noqa: ANN401
+        """Take out tensors of another shape than their parameter's, as transformers does.
+
+        While there is a quantizer, transformers 5.17 puts in place whatever it is given.
+        """
+        for name, value in list(made.items()):
+            shape = (value[0] if isinstance(value, list) else value).shape
+            expected = self.feed.placement.shapes.get(name, shape)
+            if shape != expected:
+                del made[name]
+                loading_info.missing_keys.discard(name)
+                loading_info.mismatched_keys.add((name, shape, expected))
+
+
+class FedPlainWeights(FedConverter):
+    """Takes every tensor that no converter of the model wants, as it is.
+
+    A converter, not a renaming: transformers takes renamed weights that are offloaded to the disk
+    for those in the file, and would read them from there again.
+
+    Args:
+        feed: What feeds it.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__(WeightConverter(ANYTHING, ANYTHING, [AsItIs()]), feed)
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        """Take it under its name."""
+        if not self.feed.wants(source_key):
+            return source_key, None
+        self._was_used = True
+        return source_key, ANYTHING
+
+
+class AsItIs(ConversionOps):
+    """The conversion that changes nothing."""
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],  # noqa: ARG002
+        target_patterns: list[str],  # noqa: ARG002
+        **context: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """The tensor itself, under the parameter's name."""
+        (tensors,) = input_dict.values()
+        return {context["full_layer_name"]: tensors[0]}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """Itself."""
+        return self
+
+
+def copy_slots(source: WeightTransform, target: WeightTransform) -> None:
+    """Give one of transformers' transforms all that another one has."""
+    for kind in type(source).__mro__:
+        for slot in getattr(kind, "__slots__", ()):
+            if hasattr(source, slot):
+                object.__setattr__(target, slot, getattr(source, slot))

@@ -1,0 +1,7 @@
+"""The folder that a run writes: whole, or not there; resumed by the same command.
+
+meta_llama_files  config and tokenizer of a checkpoint in Meta's format
+sidecar_files     index, config and files that travel along
+journal           what a run has finished
+output_folder     the folder itself, published in one step
+"""

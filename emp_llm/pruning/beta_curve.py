@@ -1,0 +1,189 @@
+"""Sparsity, bytes and retained mass at every β, from the same pass over the weights as one β takes.
+
+A row's N_eff does not depend on β, so its counts at all β follow from one sum, and one sort of it
+tells what it would come to, packed, at each of them.
+"""
+
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from emp_kernels.dispatch import count_rows, sweep_rows
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.layout import RowLayout
+from emp_kernels.rows import Patterns, RowFigures, Workspace
+
+from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.pruning.target_jobs import TargetJob
+from emp_llm.report.tensor_statistics import digits, ratio
+from emp_llm.runtime.pipeline import Write
+from emp_llm.selection.selection import Selection
+from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.layout_choice import choose_layouts, sample_rows
+from emp_llm.tensors.packed import PackedTensor, padding
+from emp_llm.tensors.target import Target
+
+__all__ = ["CurveJob", "build_curve", "grid"]
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+_STEPS = (
+    *(0.05, 0.1, 0.2, 0.25, 0.3, 0.4),
+    *(i / 20 for i in range(10, 27)),
+    *(1.4, 1.5, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0),
+)
+"""Close together where β is chosen from; Gaussian weights are all kept from π/2 on."""
+
+
+def grid(beta: float) -> tuple[float, ...]:
+    """The β that a curve is worked out for: usual ones and this one, ascending, then infinity.
+
+    Infinity stands for the β, not known yet, that keeps all rows whole.
+    """
+    return (*sorted({*_STEPS, beta}), math.inf)
+
+
+@dataclass(frozen=True)
+class CurveRows(RowFigures):
+    """What was decided for a block of rows, and what it would come to at P values of β.
+
+    Attributes:
+        kept: int64 [P], weights that stay.
+        kept_mass: float64 [P], Σ|w| of them.
+        record_bytes: int64 [P], bytes of the rows' records.
+    """
+
+    kept: Counts
+    kept_mass: Floats
+    record_bytes: Counts
+
+
+class CurveJob(TargetJob):
+    """Finds what packing a target would give at every β, and writes nothing; rows are groups.
+
+    Args:
+        target: The tensor.
+        file: Its file.
+        selection: What to keep.
+
+    Attributes:
+        betas: The values of β.
+        kept: int64 [P], weights that stay at each.
+        kept_mass: float64 [P], Σ|w| of them.
+        nbytes: int64 [P], bytes of all planes; once all is settled.
+        least_fraction: The smallest N_eff / N of a row that is not all zeros; infinity if all are.
+    """
+
+    def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
+        super().__init__(target, file, selection)
+        self.betas = grid(selection.beta)
+        self.kept = np.zeros(len(self.betas), np.int64)
+        self.kept_mass = np.zeros(len(self.betas))
+        self.nbytes = np.zeros(len(self.betas), np.int64)
+        self.least_fraction = math.inf
+        self._asked = self.betas.index(selection.beta)
+        self._layouts: list[RowLayout] = []
+        self._deciding = threading.Lock()
+
+    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> CurveRows:  # noqa: ARG002
+        """Counts of a block at every β, and what they come to."""
+        layouts = self._decide_layouts()
+        counts = count_rows(weights, self.target.geometry.number_format, self.betas)
+        swept = sweep_rows(weights, counts.kept, layouts)
+        asked = counts.kept[:, self._asked], swept.escaped[:, self._asked]
+        return CurveRows(
+            table=np.stack([*asked, np.zeros_like(asked[0])], axis=1),
+            stats=np.column_stack([counts.stats, swept.kept_mass[:, self._asked]]),
+            kept=counts.kept.sum(axis=0),
+            kept_mass=swept.kept_mass.sum(axis=0),
+            record_bytes=swept.record_bytes,
+        )
+
+    def settle(self, block: Block, rows: RowFigures) -> Write | None:  # noqa: ARG002
+        """Add a block up."""
+        assert isinstance(rows, CurveRows)  # noqa: S101 (what compute returns)
+        self.kept += rows.kept
+        self.kept_mass += rows.kept_mass
+        self.nbytes += rows.record_bytes
+        s1, s2 = rows.stats[:, 0], rows.stats[:, 1]
+        with_mass = s2 > 0
+        if with_mass.any():
+            n_eff = s1[with_mass] ** 2 / s2[with_mass]
+            least = float(n_eff.min()) / self.target.geometry.columns
+            self.least_fraction = min(self.least_fraction, least)
+        return None
+
+    def settle_end(self) -> tuple[int, Write | None]:
+        """Bytes of all planes at the β that was asked for."""
+        packed = PackedTensor(self.target.geometry, self._layouts[self._asked])
+        ends = [len(padding(records)) for records in self.nbytes.tolist()]
+        self.nbytes += np.array(ends) + packed.table_bytes + len(packed.encode_meta())
+        return int(self.nbytes[self._asked]), None
+
+    def _decide_layouts(self) -> Sequence[RowLayout]:
+        """The layout of the whole tensor at each β; decided once."""
+        with self._deciding:
+            if not self._layouts:
+                geometry, workspace = self.target.geometry, Workspace()
+                sample = sample_rows(
+                    geometry, lambda block: self.target.read(self.file, block, workspace)
+                )
+                try:
+                    kept = count_rows(sample, geometry.number_format, self.betas).kept
+                except NonFiniteRowError:  # the block that holds the row tells of it
+                    kept = np.zeros((len(sample), len(self.betas)), np.int64)
+                self._layouts = choose_layouts(sample, geometry, kept)
+            return self._layouts
+
+
+def build_curve(jobs: Sequence[CurveJob], kinds: Mapping[str, str]) -> dict[str, Any]:
+    """The curve of a report.
+
+    Args:
+        jobs: Done, one for each target.
+        kinds: The kind of layer of each, by its name.
+
+    Returns:
+        ``beta``, ascending; the last one is the least, rounded up to six digits, that keeps every
+        row whole that is not all zeros. For all ``targets`` and for each of ``kinds``, one number
+        for each β: ``kept`` (weights), ``bytes`` (packed, as `prune` would write them),
+        ``sparsity`` and ``retained_mass``.
+    """
+    least = min((job.least_fraction for job in jobs), default=math.inf)
+    end = _rounded_up(1 / least)
+    points = [p for p, beta in enumerate(jobs[0].betas) if beta < end or beta == math.inf]
+    grouped: dict[str, list[CurveJob]] = {}
+    for job in jobs:
+        grouped.setdefault(kinds[job.target.name], []).append(job)
+    return {
+        "beta": [*(jobs[0].betas[p] for p in points[:-1]), end],
+        "targets": _add_up(jobs, points),
+        "kinds": {kind: _add_up(part, points) for kind, part in sorted(grouped.items())},
+    }
+
+
+def _rounded_up(value: float) -> float:
+    """To six significant digits."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - 5)
+    return digits(math.ceil(value / unit * (1 - 1e-12)) * unit)
+
+
+def _add_up(jobs: Iterable[CurveJob], points: Sequence[int]) -> dict[str, Any]:
+    parts = list(jobs)
+    weights = sum(job.figures.weights for job in parts)
+    mass = sum(job.figures.mass for job in parts)
+    kept = [sum(int(job.kept[p]) for job in parts) for p in points]
+    kept_mass = [sum(float(job.kept_mass[p]) for job in parts) for p in points]
+    return {
+        "kept": kept,
+        "bytes": [sum(int(job.nbytes[p]) for job in parts) for p in points],
+        "sparsity": [ratio(weights - count, weights) for count in kept],
+        "retained_mass": [ratio(part, mass, empty=1.0) for part in kept_mass],
+    }

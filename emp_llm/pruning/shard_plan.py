@@ -1,0 +1,106 @@
+"""What becomes of one shard: which tensors the new file holds, in which order, and the work.
+
+Tensors whose bytes are a multiple of 16, which packed ones always are, come first, by name: so
+work for the processor and work for the disk take turns. The few others follow, wide items first.
+So every tensor starts at a multiple of its items' size, and the same tensors always make the same
+file.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from emp_llm.checkpoint.checkpoint import WEIGHTS_NAME, Checkpoint
+from emp_llm.checkpoint.safetensors_header import ALIGNMENT, ITEM_BITS, TensorEntry
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.options import OutputFormat
+from emp_llm.pruning.copy_job import CopyJob
+from emp_llm.pruning.shard_writer import Entry, ShardWriter
+from emp_llm.pruning.target_jobs import DenseJob, PackJob, TargetJob
+from emp_llm.selection.selection import Selection
+from emp_llm.tensors.target import Target
+
+__all__ = ["ShardPlan", "file_order", "output_name"]
+
+
+def output_name(checkpoint: Checkpoint, shard: Shard) -> str:
+    """The file name of a shard in the result: the source's, or one that transformers looks for.
+
+    transformers looks for `model.safetensors`, for what an index names and for what the config
+    names under ``transformers_weights``, not for a lone file of another name.
+    """
+    if checkpoint.index_name is None and "transformers_weights" not in checkpoint.config:
+        return WEIGHTS_NAME
+    return shard.safetensors_name
+
+
+def file_order(entry: TensorEntry, *, packed: bool = False) -> tuple[bool, int, str]:
+    """The sorting key of a tensor in a file.
+
+    Args:
+        entry: The tensor, as it is when it is not packed.
+        packed: Whether it is.
+    """
+    if packed or entry.nbytes % ALIGNMENT == 0:
+        return False, 0, entry.name
+    return True, -ITEM_BITS[entry.dtype], entry.name
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A source shard and what is to become of it.
+
+    Attributes:
+        shard: The source.
+        entries: Its tensors, in the order they will have.
+        targets: Those of them that are pruned, by name.
+        output_format: What becomes of these.
+    """
+
+    shard: Shard
+    entries: tuple[TensorEntry, ...]
+    targets: Mapping[str, Target]
+    output_format: OutputFormat
+
+    @classmethod
+    def make(
+        cls, shard: Shard, targets: Iterable[Target], output_format: OutputFormat
+    ) -> "ShardPlan":
+        """Plan a shard whose targets these are."""
+        by_name = {target.name: target for target in targets}
+        packed = by_name if output_format == "packed" else {}
+        entries = sorted(
+            shard.header.tensors, key=lambda entry: file_order(entry, packed=entry.name in packed)
+        )
+        return cls(shard, tuple(entries), by_name, output_format)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the new file will be written from its beginning to its end, roughly."""
+        transposed = any(target.geometry.transposed for target in self.targets.values())
+        return self.output_format == "packed" or not transposed
+
+    def entries_at_most(self) -> Iterator[Entry]:
+        """The new header's entries, with sizes that the ones to come cannot exceed."""
+        for entry in self.entries:
+            if self.output_format == "packed" and entry.name in self.targets:
+                yield from PackJob.entries_at_most(self.targets[entry.name])
+            else:
+                yield from CopyJob.entries(entry)
+
+    def jobs(
+        self, file: SourceFile, selection: Selection, writer: ShardWriter
+    ) -> Iterator[TargetJob | CopyJob]:
+        """The work, in order.
+
+        Args:
+            file: The source's file.
+            selection: What to keep of the targets.
+            writer: The new file.
+        """
+        prune_to = PackJob if self.output_format == "packed" else DenseJob
+        for entry in self.entries:
+            if entry.name in self.targets:
+                yield prune_to(self.targets[entry.name], file, selection, writer)
+            else:
+                yield CopyJob(entry, selection.copied_from(entry, file), writer)

@@ -1,0 +1,115 @@
+"""One safetensors file written as its tensors come, of sizes that are known only then.
+
+The header stands first in the file but is known last, so room is kept for it; the format lets
+spaces fill what is left. The file gets its name when all of it is on disk.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from emp_kernels.rows import Bytes
+
+from emp_llm.checkpoint.safetensors_header import encode_header
+from emp_llm.files.direct_file import Flusher, open_disk_file
+from emp_llm.tensors.geometry import Block, Geometry
+
+__all__ = ["Entry", "ShardWriter"]
+
+_UNFINISHED = ".partial"
+
+Entry = tuple[str, str, tuple[int, ...], int]
+"""Name, dtype, shape and bytes of a tensor."""
+
+
+class ShardWriter:
+    """Writes one safetensors file.
+
+    Room is given out by `allot`, from one thread at a time, and written to from any thread.
+
+    Args:
+        path: The file; it has this name once it is complete and on disk, not before.
+        at_most: Name, dtype, shape and bytes of its tensors, none smaller than they will be:
+            they set the room for the header.
+        metadata: Its header's metadata.
+        flusher: The thread that waits for the disk.
+        in_order: Whether the room is written to roughly in the order it is given out.
+        finished: Called from the flusher's thread when the file has its name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        at_most: Iterable[Entry],
+        metadata: Mapping[str, str],
+        flusher: Flusher,
+        *,
+        in_order: bool,
+        finished: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._path = path
+        self._finished = finished
+        self._partial = path.with_name(path.name + _UNFINISHED)
+        self._metadata = metadata
+        self._flusher = flusher
+        self._reserved = len(encode_header(at_most, metadata))
+        self._file = open_disk_file(
+            self._partial, flusher, head_bytes=self._reserved, in_order=in_order
+        )
+        self._lock = threading.Lock()
+        self._entries: list[Entry] = []
+        self._end = self._reserved
+        self._unwritten = 0
+        self._closing = self._complete = False
+
+    def allot(self, nbytes: int) -> int:
+        """Make room behind what has been allotted; returns its offset in the file."""
+        with self._lock:
+            offset = self._end
+            self._end += nbytes
+            self._unwritten += nbytes
+        return offset
+
+    def add_entries(self, entries: Iterable[Entry]) -> None:
+        """Tell of tensors, in the order of their room."""
+        self._entries.extend(entries)
+
+    def write(self, offset: int, data: Bytes) -> None:
+        """Write uint8 data to room that was allotted. OSErrors pass."""
+        self._file.write(offset, data)
+        self._note(written=data.size)
+
+    def write_rows(
+        self,
+        geometry: Geometry,
+        offset: int,
+        block: Block,
+        weights: npt.NDArray[np.unsignedinteger],
+    ) -> None:
+        """Write a block of rows of a dense tensor whose room starts at offset. OSErrors pass."""
+        for at, data in geometry.placed(offset, block, weights):
+            self.write(at, data)
+
+    def close_when_written(self) -> None:
+        """No more is to be allotted: finish the file once all of its room is written to."""
+        self._note(closing=True)
+
+    def release(self) -> None:
+        """Close the file if it was not finished; after the flusher has ended."""
+        self._file.close()
+
+    def _note(self, *, written: int = 0, closing: bool = False) -> None:
+        with self._lock:
+            self._unwritten -= written
+            self._closing |= closing
+            complete = self._closing and not self._unwritten and not self._complete
+            self._complete |= complete
+        if complete:
+            self._flusher.submit(self._finish)
+
+    def _finish(self) -> None:
+        self._file.finish(encode_header(self._entries, self._metadata, reserve=self._reserved))
+        self._partial.rename(self._path)
+        self._finished()

@@ -1,0 +1,119 @@
+"""The model card of a written folder: the source's own, with what was done to it on top.
+
+What is ours stands between two marks and is replaced where a card is written again. Of the
+metadata, ours are ``library_name``, a few tags, ``base_model`` where the source is a model of the
+Hub, and the ``model-index`` with the figures of an evaluation. There is no ``base_model_relation``
+for pruned models: of those the Hub knows (finetune, adapter, merge, quantized) none is one.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emp_llm.checkpoint.json_files import read_json_object
+from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.report.card.metadata import read_card
+from emp_llm.report.card.text import describe
+from emp_llm.report.evaluation_results import TaskResult, read_results
+from emp_llm.report.file_names import FIGURE_NAME
+from emp_llm.tensors.packed import is_packed
+
+if TYPE_CHECKING:
+    from huggingface_hub import CardData
+
+__all__ = ["write_card"]
+
+_BEGIN, _END = "<!-- emp-llm -->", "<!-- /emp-llm -->"
+_OUR_SECTION = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END) + "\n*", re.DOTALL)
+_SOURCE_NOTE = "\nWhat follows is the card of the model it was made from.\n"
+_EMPTY_LINES = re.compile(r"\A(?:[ \t]*\n)+")
+
+_TAGS = ("emp", "pruned", "sparse")
+_PACKED_TAGS = ("emp-llm",)
+
+
+def write_card(
+    path: Path,
+    source_card: Path,
+    report: Mapping[str, Any] | None,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Write a model card beside the ``config.json`` and, if they are there, figure and evaluation.
+
+    The same arguments and files give the same bytes, whenever and wherever.
+
+    Args:
+        path: Where to.
+        source_card: The card of the model that was pruned or unpacked, or with `repo_id` the
+            folder's own. Its metadata and its text are kept, but for what an earlier `write_card`
+            said and for a source's figures, which are not those of the pruned model.
+        report: What was done; None if nothing is known of it.
+        repo_id: The Hub id that the folder goes to.
+        revision: The branch there, if it is not the default one.
+
+    Raises:
+        FormatError: If ``emp_eval.json`` is malformed.
+    """
+    config = read_json_object(path.parent / CONFIG_NAME)
+    results = read_results(path.parent)
+    card = read_card(source_card)
+    _set_metadata(card.data, report, packed=is_packed(config))
+    figures = card.data.pop("model-index")
+    if repo_id is None:
+        figures = None
+    if results:
+        name = repo_id or f"{report['source']['model'] if report else 'model'}-emp"
+        figures = _model_index(figures, results, name.rpartition("/")[2])
+    if figures:
+        card.data["model-index"] = figures
+    rest = _EMPTY_LINES.sub("", _OUR_SECTION.sub("", card.text)).rstrip()
+    parts = [f"{rest}\n"] if rest else []
+    if report is not None or is_packed(config):
+        figure = FIGURE_NAME if (path.parent / FIGURE_NAME).is_file() else None
+        section = describe(config, report, results, name=repo_id, revision=revision, figure=figure)
+        source = _SOURCE_NOTE if report is not None and rest else ""
+        parts.insert(0, f"{_BEGIN}\n{section}{source}{_END}\n")
+    card.text = "\n" + "\n".join(parts)
+    path.write_text(str(card), encoding="utf-8", newline="\n")
+
+
+def _set_metadata(data: "CardData", report: Mapping[str, Any] | None, *, packed: bool) -> None:
+    data["library_name"] = "transformers"
+    others = [tag for tag in data.get("tags", []) if tag not in (*_TAGS, *_PACKED_TAGS)]
+    data["tags"] = [*others, *_TAGS, *(_PACKED_TAGS if packed else ())]
+    if report and report["source"]["revision"]:
+        data["base_model"] = report["source"]["model"]
+        data.pop("base_model_relation")  # was the source's, to the model it came from
+
+
+def _model_index(
+    older: list[dict[str, Any]] | None, results: Sequence[TaskResult], name: str
+) -> list[dict[str, Any]]:
+    """The figures as the Hub takes them, with those that a card already has of other tasks."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import (
+        eval_results_to_model_index,
+        model_index_to_eval_results,
+    )
+
+    new = [
+        EvalResult(
+            task_type=result.task.type,
+            task_name=result.task.name,
+            dataset_type=result.dataset.type,
+            dataset_name=result.dataset.name,
+            metric_type=result.metric.type,
+            metric_name=result.metric.name,
+            metric_value=result.value,
+        )
+        for result in results
+    ]
+    try:
+        present = model_index_to_eval_results(older)[1] if older else []
+    except (KeyError, TypeError, AttributeError):  # not as the Hub takes it
+        present = []
+    others = [old for old in present if not any(old.is_equal_except_value(one) for one in new)]
+    return eval_results_to_model_index(name, [*others, *new])

@@ -1,0 +1,38 @@
+"""The lines of Python that load a written folder."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from emp_llm.structure.auto_class import auto_class
+from emp_llm.tensors.packed import is_packed
+
+__all__ = ["ANY_NAME", "loading_code"]
+
+
+ANY_NAME = "path or id of this model"
+"""Stands in the lines where it is not known yet what the model will be called."""
+
+
+def loading_code(config: Mapping[str, Any], name: str, revision: str | None = None) -> list[str]:
+    """Write the lines of Python that load a model.
+
+    Args:
+        config: The content of its ``config.json``.
+        name: Its folder or Hub id.
+        revision: Where on the Hub it is, if not on the default branch.
+    """
+    loader = auto_class(config)
+    arguments = [_literal(name)]
+    if revision is not None:
+        arguments.append(f"revision={_literal(revision)}")
+    needed = ["import emp_llm  # registers the packed format"] if is_packed(config) else []
+    return [
+        *needed,
+        f"from transformers import {loader}",
+        f"model = {loader}.from_pretrained({', '.join(arguments)})",
+    ]
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,44 @@
+"""The report of a written folder, read with every check of its form."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emp_llm.files.atomic import _indented, write_json
+from emp_llm.report.file_names import REPORT_NAME
+from emp_llm.report.schema import read_report_file
+
+__all__ = ["read_report", "write_report"]
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report of a folder; None if it has none.
+
+    Raises:
+        CheckpointError: If it cannot be read or is not JSON.
+        FormatError: If it is not one that emp-llm wrote.
+    """
+    path = folder / REPORT_NAME
+    return read_report_file(path) if path.is_file() else None
+
+
+_MOST_INDENTED = 10_000
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write a report into a folder: as other JSON, but one of very many tensors a line for each.
+
+    Indented, the report of 70,000 tensors comes near the size that is read of any JSON.
+    """
+    if len(report["tensors"]) <= _MOST_INDENTED:
+        write_json(folder / REPORT_NAME, report)
+        return
+    lines = (
+        f"    {json.dumps(name, ensure_ascii=False)}: {json.dumps(fields, ensure_ascii=False)}"
+        for name, fields in report["tensors"].items()
+    )
+    before, after = _indented({**report, "tensors": None}).split('\n  "tensors": null', 1)
+    tensors = ",\n".join(lines)
+    text = f'{before}\n  "tensors": {{\n{tensors}\n  }}{after}\n'
+    (folder / REPORT_NAME).write_text(text, encoding="utf-8")

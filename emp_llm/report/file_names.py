@@ -1,0 +1,11 @@
+"""The files that a pruned folder holds beside its weights, by name."""
+
+__all__ = ["CARD_NAME", "EVAL_NAME", "FIGURE_NAME", "OF_THEIR_OWN", "REPORT_NAME"]
+
+CARD_NAME = "README.md"
+REPORT_NAME = "emp_report.json"
+FIGURE_NAME = "emp_report.svg"
+EVAL_NAME = "emp_eval.json"
+
+OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
+"""A report with its figure, and what is written again after it: by people, `eval` and `push`."""

@@ -1,0 +1,66 @@
+"""What a report says of the files beside it, so that `verify` can tell whether one has changed."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from emp_llm.checkpoint.regular_file import open_regular
+from emp_llm.checkpoint.safetensors_header import read_header
+from emp_llm.errors import CheckpointError
+from emp_llm.files.checksum import COPY_BYTES, hash_name, new_hash
+from emp_llm.report.file_names import OF_THEIR_OWN
+
+__all__ = ["describe_file", "describe_files", "visible_files"]
+
+
+_SHARD = ".safetensors"
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Describe the files of a written folder, by their paths in it.
+
+    Left out are hidden files, the model card with its figure, the report and the evaluation.
+
+    Raises:
+        CheckpointError: If one cannot be read.
+    """
+    return {
+        name: describe_file(folder / name)
+        for name in visible_files(folder)
+        if name not in OF_THEIR_OWN
+    }
+
+
+def visible_files(folder: Path) -> list[str]:
+    """Paths, in a folder, of all files in it that are not hidden nor in a hidden folder; sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in _walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent) / name for name in names if not name.startswith("."))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Describe one file: its ``bytes``, and the ``hash`` of all of them.
+
+    Of safetensors, whose tensors have hashes of their own, it is the ``header_hash``, of what comes
+    before the tensors' data.
+
+    Raises:
+        CheckpointError: If it cannot be read, or is called safetensors and is none.
+    """
+    is_shard = path.suffix == _SHARD
+    left = read_header(path).data_start if is_shard else -1
+    checksum = new_hash()
+    try:
+        with open_regular(path) as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            while data := file.read(min(left, COPY_BYTES) if is_shard else COPY_BYTES):
+                left -= len(data)
+                checksum.update(data)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    return {"bytes": nbytes, "header_hash" if is_shard else "hash": hash_name(checksum)}

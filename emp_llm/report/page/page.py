@@ -1,0 +1,83 @@
+"""The page: a report's content, style and script in one HTML file that opens without a network."""
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from emp_llm.errors import OptionError
+from emp_llm.files.atomic import check_place, write_whole
+from emp_llm.report.page.colours import LEAST_SPREAD, RAMP
+from emp_llm.report.page.content import page_content
+
+__all__ = ["check_page", "page_html", "write_page"]
+
+_SCRIPTS = ("draw", "curve", "blocks", "rows", "table", "main")
+
+
+def check_page(path: Path) -> None:
+    """See that a page can be written, before there is anything to write.
+
+    Raises:
+        OptionError: If the file's name is none of a page.
+        OutputError: If it could not be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(
+            f"html is {str(path)!r}; give the name of an HTML file, such as report.html"
+        )
+    check_place(path)
+
+
+def write_page(report: Mapping[str, Any], path: Path, *, model: str | None = None) -> None:
+    """Write a report as one self-contained page, in the place of an older one.
+
+    Args:
+        report: Of `emp_llm.inspect`, or a folder's ``emp_report.json``.
+        path: The HTML file. It is whole at any time.
+        model: The model as the page's command names it; by default as the report does.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    write_whole(path, page_html(report, model=model).encode())
+
+
+def page_html(report: Mapping[str, Any], *, model: str | None = None) -> str:
+    """The page that `write_page` writes. It depends on nothing but its arguments."""
+    content = page_content(report, model=model) | {"ramp": RAMP, "least_spread": LEAST_SPREAD}
+    style = _asset("page.css")
+    body = "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
+    opening = 'const content = JSON.parse(document.getElementById("content").textContent);'
+    script = f'"use strict";\n{opening}\n{body}'
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return Template(_asset("page.html")).substitute(
+        title=html.escape(f"{content['source']['model']}: Effective Model Pruning"),
+        policy=policy,
+        style=style,
+        script=script,
+        content=_inert(content),
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("emp_llm.report.page") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """The source that a policy allows a text between two tags by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _inert(content: Mapping[str, Any]) -> str:
+    """JSON in ASCII without a character that could end its element or begin another one."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return text.translate({ord(character): f"\\u{ord(character):04x}" for character in "<>&"})

@@ -1,0 +1,50 @@
+"""The command that makes the weights of a report again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from emp_llm.options import CalibrationOptions, PruneOptions
+
+__all__ = ["exact_beta", "prune_words"]
+
+
+def prune_words(
+    report: Mapping[str, Any], *, out: str, model: str | None = None, beta: bool = True
+) -> list[str]:
+    """The words of the command, with the options that are not the default.
+
+    Args:
+        report: Of the model that is to be pruned in the same way.
+        out: The folder to write.
+        model: The model; by default as the report names it.
+        beta: Whether to give the report's β.
+    """
+    rule, default = report["rule"], PruneOptions()
+    data = rule.get("calibration") or {}
+    usual_data = CalibrationOptions()
+    words = ["emp-llm", "prune", model or report["source"]["model"], "--out", out]
+    for option, value, usual in (
+        ("--revision", report["source"]["revision"], None),
+        ("--beta", exact_beta(rule["beta"]) if beta else None, exact_beta(default.beta)),
+        ("--granularity", rule["granularity"], default.granularity),
+        ("--targets", rule["targets"], default.targets),
+        *(("--ignore", pattern, None) for pattern in rule["ignore"]),
+        ("--criterion", rule["criterion"], default.criterion),
+        ("--count-by", rule.get("count_by"), default.count_by),
+        ("--repair", rule.get("repair"), default.repair),
+        ("--calibration", data.get("text"), None),
+        ("--samples", data.get("samples"), usual_data.samples),
+        ("--length", data.get("length"), usual_data.length),
+        ("--seed", data.get("seed"), usual_data.seed),
+        ("--format", report["format"], default.output_format),
+    ):
+        if value not in (usual, None):
+            words += [option, str(value)]
+    if data.get("sequential", usual_data.sequential) is False:
+        words.append("--no-sequential")
+    return words
+
+
+def exact_beta(beta: float) -> str:
+    """The shortest text that is this very number."""
+    return repr(float(beta)).removesuffix(".0")

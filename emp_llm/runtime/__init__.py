@@ -1,0 +1,9 @@
+"""What a run works with: threads, processes, GPUs and progress. Knows nothing of checkpoints.
+
+progress  reporting how far long work is
+launcher  who takes part: torchrun, accelerate launch or srun
+team      the processes of a run and what they exchange
+gpu_gain  the seconds a GPU would save
+devices   the GPUs a run works on
+pipeline  pieces of work on several threads, with one order of results
+"""

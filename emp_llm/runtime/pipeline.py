@@ -1,0 +1,203 @@
+"""Pieces of work on several threads, with one order for everything that order can change.
+
+Each piece is computed on any thread, then settled in the order of the pieces (offsets are given
+out, sums and hashes go on), then written on its thread. So the bytes do not depend on the number
+of threads, and no more than one piece a thread is in memory.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from emp_kernels.rows import Workspace
+
+from emp_llm.errors import OptionError
+from emp_llm.runtime.devices import CPU, Devices
+
+__all__ = ["Advance", "Piece", "Write", "run_pieces", "thread_count"]
+
+Write = Callable[[], None]
+
+Advance = Callable[[int], None]
+"""Told the bytes of input that each piece settled, from one thread at a time."""
+
+
+_FEWEST_ON_GPU, _MOST_ON_GPU = 3, 8
+"""Threads a GPU: one copies there, one computes, one copies back; and as many as fill its bus."""
+
+
+def thread_count(threads: int | None, processes: int = 1, gpus: int = 0) -> int:
+    """The number of threads that was asked for; for None, this process's share of usable cores.
+
+    With GPUs, None gives 3 threads for each of them at least, whatever the cores, so that reading,
+    copies, kernels and writing overlap, and 8 at most, which read faster than its bus carries.
+
+    Args:
+        threads: What was asked for.
+        processes: How many processes on this machine work at the same time.
+        gpus: How many GPUs this process works on.
+
+    Raises:
+        OptionError: If it is less than 1.
+    """
+    if threads is None:
+        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        cores = len(usable) if usable else os.cpu_count() or 1
+        share = max(1, cores // processes)
+        return min(max(share, _FEWEST_ON_GPU * gpus), _MOST_ON_GPU * gpus) if gpus else share
+    if threads < 1:
+        raise OptionError(f"threads is {threads}; give 1 or more, or None for all cores")
+    return threads
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of work.
+
+    Attributes:
+        nbytes: Bytes of input that it stands for.
+        compute: Does the work, at the same time as other pieces. What it returns may lie in the
+            workspace, which is its thread's until the piece is written.
+        settle: Takes note of what compute returned, in order, quickly; what is left to write, if
+            anything, is returned.
+    """
+
+    nbytes: int
+    compute: Callable[[Workspace], Any]
+    settle: Callable[[Any], Write | None]
+
+    @classmethod
+    def note(cls, settle: Callable[[], Write | None]) -> "Piece":
+        """A piece that only takes note of what came before it."""
+        return cls(0, lambda _workspace: None, lambda _result: settle())
+
+
+class _Run:
+    """The state that the threads of one run share."""
+
+    def __init__(
+        self,
+        pieces: Iterable[Piece],
+        threads: int,
+        devices: Devices,
+        progress: Advance | None,
+        abandon: Callable[[], None],
+    ) -> None:
+        self.workers = [
+            threading.Thread(target=self.work, args=(i,), name=f"emp-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        self.devices = devices
+        self.pieces: Iterator[tuple[int, Piece]] = iter(enumerate(pieces))
+        self.progress = progress
+        self.abandon = abandon
+        self.working = self.ended = 0
+        self.pulling = threading.Lock()
+        self.turn = threading.Condition()
+        self.next_turn = 0
+        self.failure: BaseException | None = None
+
+    def work(self, thread: int) -> None:
+        with self.turn:
+            self.working += 1
+        try:
+            workspace = self.devices.workspace(thread)
+            while (numbered := self.pull()) is not None:
+                number, piece = numbered
+                result = piece.compute(workspace)
+                write = self.settle_in_turn(number, piece, result)
+                if write is not None:
+                    write()
+        except _StoppedError:
+            pass
+        except BaseException as failure:  # run_pieces raises it again
+            self.stop(self.devices.explained(failure, thread))
+        finally:
+            with self.turn:
+                self.working -= 1
+                self.ended += 1
+                self.turn.notify_all()
+
+    def pull(self) -> tuple[int, Piece] | None:
+        with self.pulling:
+            if self.failure is not None:
+                return None
+            return next(self.pieces, None)
+
+    def settle_in_turn(self, number: int, piece: Piece, result: Any) -> Write | None:  # noqa: ANN401
+        with self.turn:
+            self.turn.wait_for(lambda: self.next_turn == number or self.failure is not None)
+            if self.failure is not None:
+                raise _StoppedError
+            write = piece.settle(result)
+            if self.progress is not None:
+                self.progress(piece.nbytes)
+            self.next_turn += 1
+            self.turn.notify_all()
+        return write
+
+    def stop(self, failure: BaseException) -> None:
+        with self.turn:
+            if self.failure is None:
+                self.failure = failure
+            self.turn.notify_all()
+        self.abandon()
+
+    def wait(self) -> None:
+        """Wait until no thread works any more, and none will.
+
+        After a failure, those that have not begun end at once. Threads are not joined before: one
+        whose join was interrupted counts as ended.
+        """
+        with self.turn:
+            self.turn.wait_for(
+                lambda: (
+                    not self.working
+                    and (self.failure is not None or self.ended == len(self.workers))
+                )
+            )
+        for worker in self.workers:
+            if worker.is_alive():
+                worker.join()
+
+
+class _StoppedError(Exception):
+    """Another thread failed."""
+
+
+def run_pieces(
+    pieces: Iterable[Piece],
+    *,
+    threads: int,
+    devices: Devices = CPU,
+    progress: Advance | None = None,
+    abandon: Callable[[], None] = lambda: None,
+) -> None:
+    """Run all pieces; return when the last one is written.
+
+    Args:
+        pieces: The work, in its order; taken from one thread at a time, as it is needed.
+        threads: How many threads compute and write; 1 or more.
+        devices: What their kernels work on.
+        progress: Told of each piece.
+        abandon: Called when the run has failed, so that what its threads may be waiting for in
+            `pieces` keeps them no longer.
+
+    Raises:
+        BaseException: The first failure of a piece, or KeyboardInterrupt; all threads have ended.
+    """
+    run = _Run(pieces, threads, devices, progress, abandon)
+    try:
+        for worker in run.workers:
+            worker.start()
+        run.wait()
+    except BaseException as interruption:
+        run.stop(interruption)
+        with suppress(KeyboardInterrupt):
+            run.wait()
+        raise
+    if run.failure is not None:
+        raise run.failure

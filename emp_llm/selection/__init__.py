@@ -1,0 +1,11 @@
+"""Which weights stay: the rule over groups of any size, and masks that data decided.
+
+ranking           the largest of a group, or random ones
+block_pass        one pass over the row blocks of targets
+group_search      the threshold of a group larger than a row
+mask_store        masks and repaired weights on disk
+selection         masks by the weights alone
+stored_selection  masks from the store
+group_numbers     N_eff of every group, and what each β keeps
+target_sparsity   the β that gives a total sparsity
+"""

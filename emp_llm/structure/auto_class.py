@@ -1,0 +1,36 @@
+"""The class of transformers that a config is loaded with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["auto_class"]
+
+
+# an architecture called …ForCausalLM is loaded by AutoModelForCausalLM, and so on
+_HEADS = (
+    *("CausalLM", "MaskedLM", "PreTraining", "SequenceClassification", "TokenClassification"),
+    *("QuestionAnswering", "MultipleChoice", "NextSentencePrediction", "ImageClassification"),
+)
+
+
+def auto_class(config: Mapping[str, Any]) -> str:
+    """Choose the class of transformers that loads a model, by its configuration.
+
+    Told from the architecture's name alone, without transformers; ``AutoModel``, which loads every
+    model without its head, where the name does not say.
+    """
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(name, str):
+        return "AutoModel"
+    for head in _HEADS:
+        if name.endswith(f"For{head}"):
+            return f"AutoModelFor{head}"
+    if name.endswith("LMHeadModel"):  # GPT-2 and its time
+        return "AutoModelForCausalLM"
+    if name.endswith("ForConditionalGeneration"):
+        if "vision_config" in config:
+            return "AutoModelForImageTextToText"
+        if config.get("is_encoder_decoder") is True and "num_mel_bins" not in config:
+            return "AutoModelForSeq2SeqLM"
+    return "AutoModel"

@@ -1,0 +1,268 @@
+"""Which tensors of a checkpoint are pruned, and why the others are not."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from emp_llm.errors import CheckpointError
+from emp_llm.structure.landing import Landing, read_structure
+from emp_llm.structure.places import Place
+
+__all__ = ["TargetDecision", "decide", "decide_targets", "module_name"]
+
+_DTYPES = ("BF16", "F16", "F32")
+_NAMED_TARGETS = ("mlp", "attention", "all-linear")
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetDecision:
+    """Whether one tensor of a checkpoint is pruned.
+
+    Attributes:
+        name: Its name in the checkpoint.
+        prune: Whether it is pruned.
+        reason: Why, or why not, in a few plain words.
+        kind: What its layer is called inside its block, for tables: 'up_proj', 'experts.w1'; as
+            much of the path as tells it from the block's other layers. Outside blocks, and for
+            what is no linear layer, the name of its module.
+        block: Prefix, in the checkpoint's names, of the block it lies in, such as
+            'model.layers.3'; None outside blocks.
+        transposed: Whether it lies [.., in, out], so that the weights into one output neuron run
+            along dimension -2; otherwise they run along dimension -1.
+        tied_to: Name of the tensor that holds the same parameter by the model's structure, so that
+            the model is whole without this one; None if there is none.
+    """
+
+    name: str
+    prune: bool
+    reason: str
+    kind: str
+    block: str | None
+    transposed: bool
+    tied_to: str | None = None
+
+
+def decide_targets(
+    folder: Path,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    *,
+    targets: str = "mlp",
+    ignore: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, TargetDecision]:
+    """Decide, on the model's structure, which tensors of a checkpoint are pruned.
+
+    Targets are matrices of linear layers: ``nn.Linear``, transformers' ``Conv1D`` and the fused
+    weights of experts, whether the checkpoint holds them fused or one by one. Embeddings, the
+    output head and whatever is tied to them, norms, biases and routers are never targets. See
+    `emp_llm.structure.landing.read_structure` for what counts as a block, as attention and as a
+    router.
+
+    Args:
+        folder: The checkpoint's folder; only its ``config.json`` is read.
+        tensors: The checkpoint's tensors: name to (safetensors dtype such as "BF16", shape).
+        targets: ``mlp`` (linear layers inside blocks and outside their attention), ``attention``
+            (inside it), ``all-linear`` (both), or a regular expression searched in the
+            checkpoint's names, which reaches linear layers outside blocks as well.
+        ignore: Regular expressions; a target whose name one of them is found in is left.
+        config: The content of ``config.json``, where it is in no folder.
+
+    Returns:
+        A decision for each tensor, in the order given.
+
+    Raises:
+        CheckpointError: If the config does not tell the model's structure (see
+            `emp_llm.structure.meta_model.build_meta_model`), a tensor does not fit it, a target is
+            not float16, bfloat16 or float32, or nothing is a target.
+    """
+    shapes = {name: shape for name, (_, shape) in tensors.items()}
+    landings = read_structure(folder, shapes, config)
+    return decide(str(folder), tensors, landings, targets=targets, ignore=ignore)
+
+
+def decide(
+    where: str,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    landings: Mapping[str, Landing | None],
+    *,
+    targets: str,
+    ignore: Sequence[str],
+) -> dict[str, TargetDecision]:
+    """`decide_targets`, knowing where each tensor lands.
+
+    Args:
+        where: What the tensors are of, for errors.
+        tensors: As for `decide_targets`.
+        landings: For each tensor where it goes in the model.
+        targets: As for `decide_targets`.
+        ignore: As for `decide_targets`.
+
+    Raises:
+        CheckpointError: As `decide_targets` does, but for the config.
+    """
+    for name, (_, shape) in tensors.items():
+        _check_shape(name, shape, landings[name])
+    kinds = _kinds(landings)
+    rule = _Rule(targets, tuple(ignore))
+    decisions = {
+        name: _decide(name, shape, landings[name], kinds[name], rule)
+        for name, (_, shape) in tensors.items()
+    }
+    holders = {landing.name: name for name, landing in landings.items() if landing is not None}
+    for name, landing in landings.items():
+        tied_to = landing and holders.get(landing.place.tied_to or "")
+        if tied_to:
+            decisions[name] = replace(decisions[name], tied_to=tied_to)
+    for name, (dtype, _) in tensors.items():
+        if decisions[name].prune:
+            _check_dtype(decisions[name], dtype)
+    if not any(decision.prune for decision in decisions.values()):
+        raise _nothing_matches(where, landings, kinds, rule)
+    return decisions
+
+
+@dataclass(frozen=True)
+class _Rule:
+    targets: str
+    ignore: tuple[str, ...]
+
+
+def _decide(
+    name: str, shape: tuple[int, ...], landing: Landing | None, kind: str, rule: _Rule
+) -> TargetDecision:
+    if landing is None:
+        return TargetDecision(
+            name=name,
+            prune=False,
+            reason="not part of the model",
+            kind=kind,
+            block=None,
+            transposed=False,
+        )
+    place = landing.place
+    why_not = _why_not(name, shape, place, rule)
+    return TargetDecision(
+        name=name,
+        prune=why_not is None,
+        reason=why_not or _why(place),
+        kind=kind,
+        block=_block_in_checkpoint(name, place.block) if place.block else None,
+        transposed=place.why_not is None and place.transposed != landing.flipped,
+    )
+
+
+def _why(place: Place) -> str:
+    if place.attention:
+        return "linear layer of attention"
+    return "linear layer of an expert" if place.expert else "linear layer outside attention"
+
+
+def _why_not(name: str, shape: tuple[int, ...], place: Place, rule: _Rule) -> str | None:
+    if place.why_not is not None:
+        return place.why_not
+    if len(shape) not in (2, 3):
+        return "not a matrix"
+    if 0 in shape:
+        return "without any weight"
+    off_target = _off_target(name, place, rule.targets)
+    if off_target is not None:
+        return off_target
+    hit = next((pattern for pattern in rule.ignore if re.search(pattern, name)), None)
+    return None if hit is None else f"ignored by --ignore {hit!r}"
+
+
+def _off_target(name: str, place: Place, targets: str) -> str | None:
+    if targets not in _NAMED_TARGETS:
+        return None if re.search(targets, name) else "not matched by the targets"
+    if place.block is None:
+        return "outside the blocks"
+    if targets == "mlp" and place.attention:
+        return "attention (targets=mlp)"
+    if targets == "attention" and not place.attention:
+        return "not attention (targets=attention)"
+    return None
+
+
+def _block_in_checkpoint(name: str, block: str) -> str:
+    """Cut a checkpoint's name after the block's index, for the model may call the block otherwise.
+
+    >>> _block_in_checkpoint("h.3.mlp.c_fc.weight", "transformer.h.3")
+    'h.3'
+    """
+    parts = name.split(".")
+    *_, list_name, index = block.split(".")
+    ends = [i for i, part in enumerate(parts) if part == index and i > 0]
+    end = next((i for i in ends if parts[i - 1] == list_name), next(iter(ends), None))
+    return block if end is None else ".".join(parts[: end + 1])
+
+
+def _kinds(landings: Mapping[str, Landing | None]) -> dict[str, str]:
+    """Name each layer by the shortest end of its path that no other layer of a block has."""
+    paths = {name: _path_in_block(name, landing) for name, landing in landings.items()}
+    ends = Counter(path[i:] for path in set(paths.values()) for i in range(len(path)))
+    kinds = {path: _kind(path, ends) for path in set(paths.values())}
+    return {name: kinds[path] or module_name(name) for name, path in paths.items()}
+
+
+def _path_in_block(name: str, landing: Landing | None) -> tuple[str, ...]:
+    """Path of a linear layer below its block, without indices; empty for anything else."""
+    if landing is None or landing.place.why_not is not None or landing.place.block is None:
+        return ()
+    path = name.removeprefix(_block_in_checkpoint(name, landing.place.block) + ".")
+    return tuple(part for part in path.removesuffix(".weight").split(".") if not part.isdigit())
+
+
+def _kind(path: tuple[str, ...], ends: Counter[tuple[str, ...]]) -> str:
+    least = 2 if "experts" in path[-2:-1] else 1
+    lengths = range(least, len(path))
+    length = next((n for n in lengths if ends[path[-n:]] == 1), len(path))
+    return ".".join(path[-length:])
+
+
+def module_name(name: str) -> str:
+    """The last part of a tensor's name that names a module.
+
+    >>> module_name("model.layers.3.mlp.up_proj.weight")
+    'up_proj'
+    """
+    parts = name.split(".")
+    return parts[-2] if len(parts) > 1 else name
+
+
+def _check_shape(name: str, shape: tuple[int, ...], landing: Landing | None) -> None:
+    if landing is None or not landing.whole or landing.place.shape in (None, shape):
+        return
+    raise CheckpointError(
+        f"{name!r} has the shape {list(shape)}, but by config.json {landing.name!r} has "
+        f"{list(landing.place.shape or ())}: the weights and the config do not belong together"
+    )
+
+
+def _check_dtype(decision: TargetDecision, dtype: str) -> None:
+    if dtype not in _DTYPES:
+        layer = decision.kind.rpartition(".")[2]
+        raise CheckpointError(
+            f"{decision.name!r} is {dtype}; emp-llm prunes float16, bfloat16 and float32. "
+            f"Load a dequantized checkpoint or add --ignore {layer!r}."
+        )
+
+
+def _nothing_matches(
+    where: str, landings: Mapping[str, Landing | None], kinds: Mapping[str, str], rule: _Rule
+) -> CheckpointError:
+    linear = {
+        kinds[name]: name
+        for name, landing in landings.items()
+        if landing is not None and landing.place.why_not is None
+    }
+    options = " ".join([f"targets {rule.targets!r}", *(f"ignore {p!r}" for p in rule.ignore)])
+    found = (
+        f"linear layers it has: {', '.join(map(repr, list(linear.values())[:_EXAMPLES]))}"
+        if linear
+        else "it has no linear layer that can be pruned"
+    )
+    return CheckpointError(f"{where}: nothing to prune with {options}; {found}")

@@ -1,0 +1,132 @@
+"""`decide_targets` in a process of its own, which ends when it has answered.
+
+What it imports (torch and transformers) takes seconds and 300 MB, of which pruning needs nothing
+more afterwards. Where they are imported already, the decision is made at once, here.
+
+The question goes to ``python -m emp_llm.structure.targets_process`` as JSON on stdin, the answer
+comes back as JSON on stdout.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from emp_llm import errors
+from emp_llm.structure.targets import TargetDecision, decide_targets
+
+__all__ = ["TargetsQuestion"]
+
+_MEMORY = 8 << 30
+
+
+class TargetsQuestion:
+    """The question which tensors are pruned; asked when it is made, answered when it is asked for.
+
+    To be used as a context manager: leaving it ends the process.
+
+    Args:
+        folder: As for `decide_targets`.
+        tensors: As for `decide_targets`.
+        targets: As for `decide_targets`.
+        ignore: As for `decide_targets`.
+        config: As for `decide_targets`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+        *,
+        targets: str,
+        ignore: Sequence[str],
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._question: dict[str, Any] = {
+            "folder": str(folder),
+            "tensors": tensors,
+            "targets": targets,
+            "ignore": list(ignore),
+            "config": config,
+        }
+        self._process = None if "transformers" in sys.modules else _start(self._question)
+
+    def __enter__(self) -> "TargetsQuestion":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+    def answer(self) -> dict[str, TargetDecision]:
+        """The decisions.
+
+        Raises:
+            CheckpointError: As `decide_targets` does.
+        """
+        if self._process is None:
+            return _decide(self._question)
+        output, complaint = self._process.communicate()
+        if self._process.returncode < 0:  # by a signal, as when memory is short
+            raise errors.CheckpointError(
+                f"{self._question['folder']}: the process that builds the model of config.json was "
+                f"ended by {signal.Signals(-self._process.returncode).name}: see that the config "
+                "is the right one and that there is memory"
+            )
+        if self._process.returncode:
+            raise RuntimeError(f"deciding the targets failed:\n{complaint.decode().strip()}")
+        answer = json.loads(output)
+        if "error" in answer:
+            raise getattr(errors, answer["error"])(answer["message"])
+        return {name: TargetDecision(**fields) for name, fields in answer["decisions"].items()}
+
+
+def _start(question: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "emp_llm.structure.targets_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,  # Ctrl-C is for this process to tell of
+    )
+    assert process.stdin is not None  # noqa: S101 (a pipe was asked for)
+    with suppress(BrokenPipeError), process.stdin as pipe:  # else it has ended, and says why
+        pipe.write(json.dumps(question).encode())
+    process.stdin = None
+    return process
+
+
+def _decide(question: Mapping[str, Any]) -> dict[str, TargetDecision]:
+    tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in question["tensors"].items()}
+    more = {name: question[name] for name in ("targets", "ignore", "config")}
+    return decide_targets(Path(question["folder"]), tensors, **more)
+
+
+def _main() -> None:
+    # a config can ask for any number of things; torch and transformers alone take 400 MB
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    # torch imports it where it is installed, 90 MB, and nothing is compiled here
+    sys.modules["triton"] = None  # type: ignore[assignment]
+    try:
+        decisions = _decide(json.load(sys.stdin))
+        answer = {"decisions": {name: asdict(decision) for name, decision in decisions.items()}}
+        json.dump(answer, sys.stdout)
+    except errors.EmpError as error:
+        json.dump({"error": type(error).__name__, "message": str(error)}, sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()
+    sys.stdout.flush()
+    os._exit(0)  # to take apart what was imported would take as long as to answer a small question

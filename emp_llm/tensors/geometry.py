@@ -1,0 +1,210 @@
+"""How the rows of a tensor lie in its file, and how blocks of them are read and written.
+
+A row is always the weights into one output neuron. In nn.Linear's [out, in] rows lie one after the
+other; in Conv1D's [in, out], and in experts fused that way, they are columns of the stored matrix.
+Tensors of three or more dimensions are stacks of matrices, [E, out, in] or [E, in, out].
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from emp_kernels.dispatch import turn
+from emp_kernels.numbers import NumberFormat
+from emp_kernels.rows import Bytes, Patterns, Workspace
+
+from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.errors import CheckpointError
+
+__all__ = ["BLOCK_BYTES", "Block", "Geometry"]
+
+BLOCK_BYTES = 4 << 20
+"""Weights that are handled at a time, as long as a row is shorter: they stay in the CPU's cache."""
+
+TRANSPOSED_BLOCK_BYTES = 32 << 20
+"""The same where rows are columns of the file: of wider matrices each column is read by itself.
+
+Those of GPT-2 XL and of gpt-oss's experts are whole, in 16 bits.
+"""
+
+_TURNED_BYTES = 1 << 20
+"""Of such a block, what is turned at a time: it stays in the cache that a core has of its own."""
+
+_TURNED_COLUMNS = 128
+"""Are turned at a time at least, so that pieces of rows are not shorter than lines of the cache."""
+
+_BLOCK_ROWS = 1 << 16  # for what goes with a row, such as its line of the table, is in memory too
+
+_MOST_MATRICES = 1 << 16  # more than a hundred times the experts of a layer
+_MOST_ROWS = 1 << 24  # six times those of a layer's 384 experts of 7,168 neurons, stored as one
+_MOST_COLUMNS = 1 << 22  # a hundred times the inputs of any layer
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows start to stop of one matrix of a tensor."""
+
+    matrix: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """A tensor seen as matrices of rows.
+
+    Attributes:
+        number_format: Format of the weights.
+        shape: The tensor's shape in the file, two dimensions or more.
+        transposed: Whether rows run along the last dimension but one.
+
+    Raises:
+        CheckpointError: If there are more matrices, rows or columns than of any model: a few bytes
+            can claim any number of them, and memory is needed for each row and for all of one.
+    """
+
+    number_format: NumberFormat
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        for what, count, most in (
+            ("matrices", self.matrices, _MOST_MATRICES),
+            ("rows", self.rows, _MOST_ROWS),
+            ("columns", self.columns, _MOST_COLUMNS),
+        ):
+            if count > most:
+                raise CheckpointError(
+                    f"the shape {list(self.shape)} has {count:,} {what}; emp-llm takes up to "
+                    f"{most:,}: leave the tensor out with --ignore"
+                )
+
+    @property
+    def matrices(self) -> int:
+        """Matrices in the stack, E."""
+        return math.prod(self.shape[:-2])
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of one matrix: output neurons."""
+        return self.shape[-1] if self.transposed else self.shape[-2]
+
+    @property
+    def columns(self) -> int:
+        """Weights in a row: inputs of a neuron."""
+        return self.shape[-2] if self.transposed else self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all matrices."""
+        return self.matrices * self.matrix_rows
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.columns * self.number_format.item_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.rows * self.row_bytes
+
+    def blocks(self) -> Iterator[Block]:
+        """The tensor's rows in order, in blocks that no thread count or memory limit changes."""
+        step = self._block_rows
+        for matrix in range(self.matrices):
+            for start in range(0, self.matrix_rows, step):
+                yield Block(matrix, start, min(start + step, self.matrix_rows))
+
+    def block_number(self, block: Block) -> int:
+        """Which one of `blocks` a block is."""
+        a_matrix = -(-self.matrix_rows // self._block_rows)
+        return block.matrix * a_matrix + block.start // self._block_rows
+
+    @property
+    def _block_rows(self) -> int:
+        size = TRANSPOSED_BLOCK_BYTES if self.transposed else BLOCK_BYTES
+        return min(max(1, size // self.row_bytes), _BLOCK_ROWS)
+
+    def block_bytes(self, block: Block) -> int:
+        """Bytes of a block's weights."""
+        return (block.stop - block.start) * self.row_bytes
+
+    def first_row(self, block: Block) -> int:
+        """Number of a block's first row among all rows of the tensor."""
+        return block.matrix * self.matrix_rows + block.start
+
+    def read(
+        self, file: SourceFile, offset: int, block: Block, memory: Patterns, workspace: Workspace
+    ) -> None:
+        """Read a block's rows.
+
+        Args:
+            file: The file.
+            offset: Where the tensor starts in it, in bytes.
+            block: Which rows.
+            memory: uint16 or uint32 [rows, columns], C-contiguous; their bit patterns, written.
+            workspace: Buffers to use again.
+        """
+        if not self.transposed:
+            at = offset + self.first_row(block) * self.row_bytes
+            file.read_into(at, _bytes(memory).data)
+            return
+        for columns in self._turned_at_once(block):
+            turned = memory[:, columns.start : columns.stop]
+            flat = workspace.take("columns", turned.nbytes)[: turned.nbytes]
+            for at, start, stop in self._stretches(offset, block, columns):
+                file.read_into(at, flat.data[start:stop])
+            turn(flat.view(memory.dtype).reshape(turned.shape[::-1]), turned)
+
+    def placed(self, offset: int, block: Block, weights: Patterns) -> Iterator[tuple[int, Bytes]]:
+        """Where a block's rows, [rows, columns], are to be written, so that `read` finds them.
+
+        Args:
+            offset: Where the tensor starts in the file, in bytes.
+            block: Which rows.
+            weights: Their bit patterns, C-contiguous.
+
+        Yields:
+            Offsets in the file, each with the uint8 data that goes there: to be written before the
+            next is asked for.
+        """
+        if not self.transposed:
+            yield offset + self.first_row(block) * self.row_bytes, _bytes(weights)
+            return
+        buffer = np.empty(0, weights.dtype)
+        for columns in self._turned_at_once(block):
+            rows = weights[:, columns.start : columns.stop]
+            if buffer.size < rows.size:
+                buffer = np.empty(rows.size, weights.dtype)
+            turned = buffer[: rows.size].reshape(rows.shape[::-1])
+            turn(rows, turned)
+            flat = _bytes(turned)
+            for at, start, stop in self._stretches(offset, block, columns):
+                yield at, flat[start:stop]
+
+    def _turned_at_once(self, block: Block) -> Iterator[range]:
+        """All columns, in order, by those of a transposed block that are turned at a time."""
+        column_bytes = (block.stop - block.start) * self.number_format.item_bytes
+        some = max(1, _TURNED_BYTES // (column_bytes * _TURNED_COLUMNS)) * _TURNED_COLUMNS
+        for start in range(0, self.columns, some):
+            yield range(start, min(start + some, self.columns))
+
+    def _stretches(
+        self, offset: int, block: Block, columns: range
+    ) -> Iterator[tuple[int, int, int]]:
+        """Where columns of a transposed block lie: in the file, and from – to among themselves."""
+        item = self.number_format.item_bytes
+        line = self.matrix_rows * item
+        first = offset + (block.matrix * self.columns + columns.start) * line + block.start * item
+        width = (block.stop - block.start) * item
+        if width == line:
+            yield first, 0, len(columns) * line
+            return
+        for column in range(len(columns)):
+            yield first + column * line, column * width, (column + 1) * width
+
+
+def _bytes(weights: Patterns) -> Bytes:
+    return weights.reshape(-1).view(np.uint8)

@@ -1,0 +1,69 @@
+"""The tensors of a checkpoint, packed or plain: known by headers, opened when they are read."""
+
+from dataclasses import dataclass
+
+from emp_llm.checkpoint.checkpoint import Checkpoint
+from emp_llm.checkpoint.open_files import OpenFiles
+from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.tensors.packed import Planes, find_packed
+from emp_llm.tensors.packed_reader import PackedReader
+
+__all__ = ["PlainTensor", "StoredTensor", "stored_tensors"]
+
+
+@dataclass(frozen=True)
+class PlainTensor:
+    """A tensor that is stored weight by weight, and its file."""
+
+    file: SourceFile
+    entry: TensorEntry
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint.
+
+    Attributes:
+        name: Its name.
+        shard: The shard that holds it.
+        place: Where it lies there; the planes of a packed one.
+    """
+
+    name: str
+    shard: Shard
+    place: TensorEntry | Planes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are stored of it."""
+        return self.place.nbytes
+
+    def open(self, files: OpenFiles) -> PlainTensor | PackedReader:
+        """Open it; waits for a shard that is still to arrive.
+
+        Raises:
+            CheckpointError: If its file cannot be read.
+            FormatError: If it is packed and damaged.
+        """
+        file = files.file(self.shard)
+        if isinstance(self.place, Planes):
+            return PackedReader(file, self.place)
+        return PlainTensor(file, self.place)
+
+
+def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint by name, in the order of the data.
+
+    Raises:
+        FormatError: If a plane of a packed one is missing.
+    """
+    found = {}
+    for shard in checkpoint.shards:
+        packed, plain = find_packed(shard.name, shard.header.tensors)
+        for name, planes in packed.items():
+            found[name] = StoredTensor(name, shard, planes)
+        for entry in plain:
+            found[entry.name] = StoredTensor(entry.name, shard, entry)
+    return found

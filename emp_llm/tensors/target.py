@@ -1,0 +1,92 @@
+"""A tensor that is pruned: where it lies, how its rows run, and the layout they are packed in."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.layout import RowLayout
+from emp_kernels.numbers import FORMATS
+from emp_kernels.rows import Patterns, Workspace
+
+from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.errors import CheckpointError
+from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.row_reader import PlainReader
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A tensor of the source that is pruned.
+
+    Attributes:
+        shard: The file it lies in.
+        entry: Its place there.
+        geometry: How its rows run.
+    """
+
+    shard: Shard
+    entry: TensorEntry
+    geometry: Geometry
+    _layouts: dict[str, RowLayout] = field(default_factory=dict, init=False, repr=False)
+    _deciding: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @classmethod
+    def of(cls, shard: Shard, entry: TensorEntry, *, transposed: bool) -> "Target":
+        """A tensor of a shard, whose dtype is one that can be pruned.
+
+        Raises:
+            CheckpointError: If its shape is out of all bounds.
+        """
+        try:
+            geometry = Geometry(
+                number_format=FORMATS[entry.dtype], shape=entry.shape, transposed=transposed
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{shard.name}: {entry.name!r}: {error}") from error
+        return cls(shard, entry, geometry)
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.entry.name
+
+    def read(
+        self, file: SourceFile, block: Block, workspace: Workspace, memory: Patterns | None = None
+    ) -> Patterns:
+        """Read a block's bit patterns, [rows, columns].
+
+        Args:
+            file: The shard's file.
+            block: Which rows.
+            workspace: Buffers to use again.
+            memory: Room for them, C-contiguous, where they will lie; in the workspace if None.
+
+        Raises:
+            CheckpointError: If the file cannot be read.
+        """
+        return PlainReader(file, self.entry, self.geometry).read(block, workspace, memory).rows
+
+    def not_finite(self, block: Block, error: NonFiniteRowError) -> CheckpointError:
+        """The error that names the tensor and row where a block holds NaN or infinity."""
+        row = self.geometry.first_row(block) + error.row
+        return CheckpointError(
+            f"{self.shard.name}: {self.name!r} row {row} holds NaN or infinity, which have no "
+            f"magnitude to rank: repair the checkpoint or leave the tensor out with --ignore"
+        )
+
+    def layout(self, choose: Callable[[], RowLayout]) -> RowLayout:
+        """The layout for the whole tensor, chosen once."""
+        with self._deciding:
+            if "chosen" not in self._layouts:
+                self._layouts["chosen"] = choose()
+            return self._layouts["chosen"]
+
+    @property
+    def decided_layout(self) -> RowLayout:
+        """The layout, once `layout` has decided it."""
+        return self._layouts["chosen"]

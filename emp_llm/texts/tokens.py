@@ -1,0 +1,64 @@
+"""A text as a model's tokens, and whether the model can take them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from emp_llm.errors import OptionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from emp_llm.texts.texts import Text
+
+__all__ = ["check_length", "positions_of", "tokenized"]
+
+
+def positions_of(config: Any) -> int | None:  # noqa: ANN401 (transformers leaves it open)
+    """How many tokens a model can see at once, by its configuration; None if that has no limit."""
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions
+
+
+def check_length(name: str, length: int, positions: int | None) -> None:
+    """Refuse blocks that predict nothing, or that a model has no positions for.
+
+    Raises:
+        OptionError: If the length, called by that name, is below 2 or above the positions.
+    """
+    if length < 2:
+        raise OptionError(
+            f"{name} is {length}; a block that short predicts nothing: give 2 or more"
+        )
+    if positions is not None and length > positions:
+        raise OptionError(
+            f"{name} is {length}; this model has {positions} positions: give {positions} or less"
+        )
+
+
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, text: Text, embeddings: int, *, offsets: bool = False
+) -> dict[str, Any]:
+    """What the tokenizer makes of the whole text, with the special tokens that it adds by itself.
+
+    Args:
+        tokenizer: It is left as it is.
+        text: Of any length.
+        embeddings: How many tokens the model knows.
+        offsets: Whether to ask for ``offset_mapping``, which fast tokenizers have.
+
+    Returns:
+        ``input_ids``, and what else was asked for.
+
+    Raises:
+        OptionError: If it gives tokens that the model does not have.
+    """
+    # verbose=False: the whole text is longer than the model's positions, and is meant to be
+    encoded = tokenizer(text.text, verbose=False, return_offsets_mapping=offsets)
+    ids: list[int] = encoded["input_ids"]
+    if ids and max(ids) >= embeddings:
+        raise OptionError(
+            f"the tokenizer gives token {max(ids)} for {text.name}, the model has {embeddings} "
+            "embeddings: it is the tokenizer of another model, give the model's own"
+        )
+    return dict(encoded)

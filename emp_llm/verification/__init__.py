@@ -1,0 +1,9 @@
+"""Proofs: a written folder is whole, and is what pruning its source gives.
+
+folder_checks       files that are no tensors
+tensor_checks       one tensor of a written folder
+weight_differences  the weights of two tensors, compared
+target_comparison   a target against its source
+source_comparison   a folder against its source
+written_folder      a folder by itself
+"""

@@ -1,0 +1,117 @@
+"""What the files of a written folder are checked for, apart from the tensors in them."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emp_llm.checkpoint.checkpoint import Checkpoint, read_index
+from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.errors import FormatError
+from emp_llm.report.file_names import OF_THEIR_OWN, REPORT_NAME
+from emp_llm.report.folder_files import describe_file, visible_files
+
+__all__ = [
+    "changed_files",
+    "check_index",
+    "check_no_other_weights",
+    "check_written_alike",
+    "file_fault",
+    "other_files",
+]
+
+_WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?|pytorch_model[^/]*\.bin(\.index\.json)?")
+"""What some program takes for weights of the model when it finds it in the folder itself."""
+
+
+def changed_files(
+    checkpoint: Checkpoint, described: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """The configuration and small files that are not as the report describes them, or missing."""
+    folder = checkpoint.folder
+    return tuple(
+        name
+        for name, fields in described.items()
+        if name != checkpoint.index_name
+        and "hash" in fields  # else it is a shard's header
+        and not ((folder / name).is_file() and describe_file(folder / name) == fields)
+    )
+
+
+def file_fault(folder: Path, name: str) -> FormatError:
+    """The error that tells of a small file that has changed."""
+    state = "is not as it was written" if (folder / name).is_file() else "is missing"
+    return FormatError(
+        f"{folder}: {name} {state}, by {REPORT_NAME}; take it from the source, or prune again"
+    )
+
+
+def other_files(
+    checkpoint: Checkpoint, described: Mapping[str, Mapping[str, Any]] | None
+) -> tuple[str, ...]:
+    """Paths of the visible files that are no part of the checkpoint, as far as is known."""
+    known = {*_weights_files(checkpoint), CONFIG_NAME, *OF_THEIR_OWN, *(described or {})}
+    if described is None:
+        known.update(path.as_posix() for path in checkpoint.other_files)
+    return tuple(name for name in visible_files(checkpoint.folder) if name not in known)
+
+
+def check_no_other_weights(checkpoint: Checkpoint) -> None:
+    """See that no file lies in the folder that some program would take for weights of the model.
+
+    Raises:
+        FormatError: If one does.
+    """
+    known = _weights_files(checkpoint)
+    for name in visible_files(checkpoint.folder):
+        if _WEIGHTS.fullmatch(name) and name not in known:
+            raise FormatError(
+                f"{checkpoint.folder}: {name} is no part of the checkpoint, yet some programs "
+                "would load it; take it out of the folder"
+            )
+
+
+def check_index(checkpoint: Checkpoint, *, sizes: bool) -> None:
+    """See that the index, if there is one, names every tensor and its shard.
+
+    Args:
+        checkpoint: The checkpoint.
+        sizes: Whether its ``total_size`` must be right; some programs write another one.
+
+    Raises:
+        FormatError: If it does not.
+    """
+    if checkpoint.index_name is None:
+        return
+    told, metadata = read_index(checkpoint.folder / checkpoint.index_name)
+    for name, (shard, _) in checkpoint.tensors.items():
+        if told.get(name) != shard.name:
+            raise FormatError(
+                f"{checkpoint.index_name}: says tensor {name!r} is in {told.get(name)}; "
+                f"it is in {shard.name}"
+            )
+    if sizes and metadata.get("total_size") != checkpoint.nbytes:
+        raise FormatError(
+            f"{checkpoint.index_name}: total_size is {metadata.get('total_size')}, the tensors "
+            f"have {checkpoint.nbytes} bytes"
+        )
+
+
+def check_written_alike(checkpoint: Checkpoint, described: Mapping[str, Mapping[str, Any]]) -> None:
+    """See that shards' headers and the index are, byte for byte, as the report describes them.
+
+    Raises:
+        FormatError: If one is not.
+    """
+    for name in sorted(_weights_files(checkpoint)):
+        found, told = describe_file(checkpoint.folder / name), described.get(name)
+        if found != told:
+            raise FormatError(
+                f"{checkpoint.folder}: {name} has {found}, {REPORT_NAME} says {told}: the folder "
+                "is not as it was written; download or prune it again"
+            )
+
+
+def _weights_files(checkpoint: Checkpoint) -> set[str]:
+    index = [checkpoint.index_name] if checkpoint.index_name else []
+    return {*index, *(shard.name for shard in checkpoint.shards)}

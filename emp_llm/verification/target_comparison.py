@@ -1,0 +1,255 @@
+"""Targets of a source, each compared with what a written folder has of it.
+
+ComparedTarget    the rule decides once more, and kept weights are the source's
+RepairedTarget    the rule decides once more, and kept weights have changed
+GivenTarget       masks came from data: what can be told without these
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from emp_kernels.dispatch import count_rows, prune_rows, select_rows
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.numbers import NumberFormat
+from emp_kernels.rows import Patterns, PerRow, RowFigures, Threshold, Workspace
+
+from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.errors import FormatError
+from emp_llm.options import PruneOptions
+from emp_llm.pruning.target_jobs import TargetJob
+from emp_llm.runtime.pipeline import Piece
+from emp_llm.selection.selection import Selection
+from emp_llm.tensors.bit_patterns import first_difference, in_words
+from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.row_reader import block_memory
+from emp_llm.tensors.target import Target
+from emp_llm.verification.tensor_checks import CheckedBlock, RowsCheck
+
+__all__ = ["OTHER", "ComparedTarget", "GivenTarget", "RepairedTarget"]
+
+OTHER = "that is not what prune makes of it; prune it again, or give the right source"
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _ComparedRows(RowFigures):
+    """A block of rows, what is stored of it, and how it differs from what pruning leaves."""
+
+    checked: CheckedBlock
+    fault: FormatError | None
+
+
+class ComparedTarget(TargetJob):
+    """Prunes a target, and compares it with the rows of a written folder.
+
+    Args:
+        target: The tensor in the source.
+        file: Its file.
+        selection: What to keep.
+        check: The tensor in the folder.
+        source: What the source is called, for errors.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        file: SourceFile,
+        selection: Selection,
+        check: RowsCheck,
+        source: str,
+    ) -> None:
+        super().__init__(target, file, selection)
+        self._check = check
+        self._source = source
+
+    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> _ComparedRows:
+        """Figures of a block, and whether its weights are the same in both."""
+        geometry = self.target.geometry
+        rule = self._selection.rule(self.target, block)
+        memory = block_memory(geometry, block, workspace, "stored")
+        checked = self._check.read(block, workspace, memory)
+        pruned = prune_rows(weights, geometry.number_format, rule, out=weights, workspace=workspace)
+        at = first_difference(checked.rows, pruned.weights)
+        fault = None
+        if at is not None:
+            fault = self._differs(block, *at, int(checked.rows[at]), int(pruned.weights[at]))
+        return _ComparedRows(pruned.table, pruned.stats, checked, fault)
+
+    def _differs(
+        self, block: Block, row: int, column: int, found: int, expected: int
+    ) -> FormatError:
+        is_, must_be = _both(self.target, found, expected)
+        because = ""
+        if not expected:
+            because = ", for the rule prunes it"
+        elif not found:
+            because = ", for the rule keeps it"
+        return self._check.fault(
+            f"{_place(self.target, block, row, column)} is {is_}; by {self._source} it must be "
+            f"{must_be}{because}",
+            OTHER,
+        )
+
+    def settle(self, block: Block, rows: RowFigures) -> None:  # noqa: ARG002
+        """Take note of what is stored; of several faults the first is told."""
+        assert isinstance(rows, _ComparedRows)  # noqa: S101 (what compute returns)
+        if rows.fault is not None:
+            raise rows.fault
+        self._check.take(rows.checked)
+
+    def settle_end(self) -> tuple[int, None]:
+        """Bytes of the tensor in the folder."""
+        self._check.conclude()
+        return self._check.nbytes, None
+
+
+class RepairedTarget(ComparedTarget):
+    """A target whose masks the rule gives, and whose kept weights have changed."""
+
+    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> _ComparedRows:
+        """Figures of a block, and whether it keeps what the rule keeps."""
+        geometry = self.target.geometry
+        rule = self._selection.rule(self.target, block)
+        memory = block_memory(geometry, block, workspace, "stored")
+        checked = self._check.read(block, workspace, memory)
+        scores = geometry.number_format.magnitudes(weights).astype(np.float32)
+        assert isinstance(rule, PerRow | Threshold)  # noqa: S101 (what magnitudes are decided by)
+        decided = select_rows(
+            scores.view(np.uint32), _of_scores(rule, geometry.number_format), workspace=workspace
+        )
+        bits = np.unpackbits(decided.mask, axis=1, count=geometry.columns, bitorder="little")
+        fault = None
+        if (at := _first((checked.rows != 0) & (bits == 0))) is not None:
+            fault = self._differs(block, *at, int(checked.rows[at]), 0)
+        kept = self._check.kept_rows(block)
+        if fault is None and kept is not None:
+            fault = _other_count(
+                self._check, self.target, block, kept != decided.table[:, 0], kept, self._source
+            )
+        return _ComparedRows(decided.table, decided.stats, checked, fault)
+
+
+def _of_scores(rule: PerRow | Threshold, number_format: NumberFormat) -> PerRow | Threshold:
+    """The same for the magnitudes as float32."""
+    if isinstance(rule, PerRow):
+        return rule
+    key = np.array([rule.key], number_format.storage)
+    magnitude = number_format.magnitudes(key).astype(np.float32)
+    return Threshold(int(magnitude.view(np.uint32)[0]), rule.ties)
+
+
+class GivenTarget:
+    """A target whose masks came from data.
+
+    Every weight of it is the source's or +0.0, if it was not repaired, and rows keep as many as
+    their magnitudes say, where these were counted.
+
+    Args:
+        target: The tensor in the source.
+        file: Its file.
+        options: The rule that the folder was pruned by.
+        check: The tensor in the folder.
+        repaired: Whether its kept weights have changed.
+        source: What the source is called, for errors.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        file: SourceFile,
+        options: PruneOptions,
+        check: RowsCheck,
+        *,
+        repaired: bool,
+        source: str,
+    ) -> None:
+        self._target = target
+        self._file = file
+        self._counted = options.count_by == "magnitude" and options.granularity == "row"
+        self._beta = options.beta
+        self._check = check
+        self._repaired = repaired
+        self._source = source
+
+    def pieces(self) -> Iterator[Piece]:
+        """The work, in order."""
+        geometry = self._target.geometry
+        for block in geometry.blocks():
+            yield Piece(geometry.block_bytes(block), partial(self._compare, block), self._settle)
+        yield Piece.note(self._check.conclude)
+
+    def _compare(
+        self, block: Block, workspace: Workspace
+    ) -> tuple[CheckedBlock, FormatError | None]:
+        geometry, source = self._target.geometry, self._source
+        weights = self._target.read(self._file, block, workspace)
+        checked = self._check.read(
+            block, workspace, block_memory(geometry, block, workspace, "stored")
+        )
+        found = checked.rows
+        if not self._repaired and (at := _first((found != weights) & (found != 0))) is not None:
+            is_, was = _both(self._target, int(found[at]), int(weights[at]))
+            place = _place(self._target, block, *at)
+            what = f"{place} is {is_}; in {source} it is {was}, of which pruning leaves that or 0.0"
+            return checked, self._check.fault(what, OTHER)
+        if not self._counted:
+            return checked, None
+        kept = self._check.kept_rows(block)
+        try:
+            counts = count_rows(weights, geometry.number_format, [self._beta]).kept[:, 0]
+        except NonFiniteRowError as error:
+            raise self._target.not_finite(block, error) from error
+        if kept is not None:
+            bad = kept != counts
+        else:  # where a zero stays there is no telling
+            kept = np.count_nonzero(found, axis=1)
+            key_mask = geometry.number_format.storage.type(geometry.number_format.key_mask)
+            zeros = geometry.columns if self._repaired else (weights & key_mask == 0).sum(axis=1)
+            bad = (kept > counts) | (kept + zeros < counts)
+        return checked, _other_count(self._check, self._target, block, bad, kept, source)
+
+    def _settle(self, compared: tuple[CheckedBlock, FormatError | None]) -> None:
+        checked, fault = compared
+        if fault is not None:
+            raise fault
+        self._check.take(checked)
+
+
+def _first(bad: Mask) -> tuple[int, int] | None:
+    """Row and column of the first of some weights, bool [R, C]; None if there is none."""
+    if not bad.any():
+        return None
+    row, column = np.unravel_index(int(bad.argmax()), bad.shape)
+    return int(row), int(column)
+
+
+def _place(target: Target, block: Block, row: int, column: int) -> str:
+    return f"row {target.geometry.first_row(block) + row:,} column {column:,}"
+
+
+def _both(target: Target, found: int, expected: int) -> tuple[str, str]:
+    is_, must_be = (in_words(bits, target.geometry.number_format) for bits in (found, expected))
+    return is_, must_be
+
+
+def _other_count(
+    check: RowsCheck,
+    target: Target,
+    block: Block,
+    bad: Mask,
+    kept: npt.NDArray[np.int64],
+    source: str,
+) -> FormatError | None:
+    """The error that tells of the first row, bool [R], which keeps another number of weights."""
+    if not bad.any():
+        return None
+    row = int(bad.argmax())
+    return check.fault(
+        f"row {target.geometry.first_row(block) + row:,} keeps {kept[row]:,} weights, which is not "
+        f"as many as its magnitudes in {source} say",
+        OTHER,
+    )

@@ -1,0 +1,263 @@
+"""What one tensor of a written folder is checked for, in pieces; see `emp_llm.runtime.pipeline`.
+
+RowsCheck    a tensor that was pruned: every row, decoded where it is packed
+BytesCheck   any other tensor, byte by byte
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from emp_kernels.numbers import FORMATS
+from emp_kernels.rows import Bytes, Patterns, Workspace
+
+from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.errors import FormatError
+from emp_llm.files.checksum import COPY_BYTES, hash_name, new_hash
+from emp_llm.report.file_names import REPORT_NAME
+from emp_llm.report.tensor_statistics import ratio
+from emp_llm.runtime.pipeline import Piece
+from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.packed_reader import PackedReader, open_shard
+from emp_llm.tensors.row_reader import PlainReader, RowReader
+
+__all__ = ["BytesCheck", "CheckedBlock", "RowsCheck", "TensorCheck", "shard_checks"]
+
+_AGAIN = "the folder is not as it was written; download or prune it again"
+
+Fields = Mapping[str, Any]
+"""What a report says of a tensor."""
+
+
+def shard_checks(
+    shard: Shard, file: SourceFile, tensors: Mapping[str, Fields] | None
+) -> "Iterator[TensorCheck]":
+    """The checks of a shard's tensors, the packed ones first.
+
+    Args:
+        shard: A shard of a written folder.
+        file: Its file.
+        tensors: What the report says of each tensor; None if there is no report, so that packed
+            tensors are the pruned ones.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+        FormatError: If a tensor is not the one that the report tells of.
+    """
+    readers, plain = open_shard(shard, file)
+    if tensors is not None:
+        for name in [*readers, *(entry.name for entry in plain)]:
+            if name not in tensors:
+                raise FormatError(f"{shard.name}: tensor {name!r} is not in {REPORT_NAME}")
+    for name, reader in readers.items():
+        yield _packed_check(shard.name, reader, tensors and tensors[name])
+    for entry in plain:
+        yield _plain_check(shard.name, file, entry, tensors and tensors[entry.name])
+
+
+def _packed_check(where: str, reader: PackedReader, fields: Fields | None) -> "RowsCheck":
+    check = RowsCheck(where, reader, fields, kept=reader.kept)
+    if fields is not None:
+        geometry = reader.geometry
+        found = (geometry.number_format.name, list(geometry.shape), geometry.transposed)
+        expected = (fields["dtype"], fields["shape"], fields.get("transposed"))
+        if found != expected:
+            raise check.fault(f"is packed as {found}, the report says {expected}")
+        check.expect(kept=check.kept, bytes_before=geometry.nbytes)
+    return check
+
+
+def _plain_check(
+    where: str, file: SourceFile, entry: TensorEntry, fields: Fields | None
+) -> "TensorCheck":
+    if fields is None:
+        return BytesCheck(where, file, entry, None)
+    bytes_check = BytesCheck(where, file, entry, fields)
+    if entry.dtype != fields["dtype"] or list(entry.shape) != fields["shape"]:
+        raise bytes_check.fault(
+            f"is {entry.dtype} {list(entry.shape)}, the report says {fields['dtype']} "
+            f"{fields['shape']}"
+        )
+    bytes_check.expect(bytes_before=entry.nbytes)
+    if not fields["pruned"]:
+        return bytes_check
+    if entry.dtype not in FORMATS:
+        raise bytes_check.fault(f"is {entry.dtype}, which emp-llm does not prune")
+    geometry = Geometry(
+        number_format=FORMATS[entry.dtype], shape=entry.shape, transposed=fields["transposed"]
+    )
+    return RowsCheck(where, PlainReader(file, entry, geometry), fields, kept=fields["kept"])
+
+
+class TensorCheck(ABC):
+    """What one tensor is checked for.
+
+    Args:
+        where: Its file.
+        name: The tensor.
+        fields: What the report says of it; None if there is no report.
+        nbytes: Bytes that are stored of it.
+
+    Attributes:
+        name: The tensor.
+        nbytes: Bytes that are stored of it.
+        fields: What the report says of it.
+        rows: How many rows of it are checked.
+        kept: How many weights are kept in them.
+    """
+
+    rows = kept = 0
+
+    def __init__(self, where: str, name: str, fields: Fields | None, nbytes: int) -> None:
+        self.name = name
+        self.nbytes = nbytes
+        self.fields = fields
+        self._where = where
+        self._checksum = new_hash()
+        self.expect(bytes_after=nbytes)
+        if fields is not None:
+            weights = math.prod(fields["shape"])
+            self.expect(weights=weights)
+            if fields["pruned"]:
+                columns = fields["shape"][-2 if fields["transposed"] else -1]
+                sparsity = ratio(weights - fields["kept"], weights)
+                self.expect(rows=weights // columns, sparsity=sparsity)
+            else:
+                self.expect(kept=weights)
+
+    @abstractmethod
+    def pieces(self) -> Iterator[Piece]:
+        """The work, in order."""
+
+    def conclude(self) -> None:
+        """Compare the checksum; all parts are taken note of."""
+        if self.fields is None:
+            return
+        found = hash_name(self._checksum)
+        if found != self.fields["hash"]:
+            raise self.fault(f"has the hash {found}, the report says {self.fields['hash']}")
+
+    def expect(self, **figures: object) -> None:
+        """Compare figures with the report's, if there is one."""
+        if self.fields is None:
+            return
+        for name, found in figures.items():
+            told = self.fields.get(name)
+            if found != told:
+                raise self.fault(f"has {name} = {found}, the report says {told}")
+
+    def fault(self, what: str, remedy: str = _AGAIN) -> FormatError:
+        """The error that tells what is wrong with the tensor."""
+        return FormatError(f"{self._where}: tensor {self.name!r} {what}: {remedy}")
+
+
+class CheckedBlock(NamedTuple):
+    """A block of rows that was read.
+
+    Attributes:
+        stored: uint8 [bytes], what is stored of it.
+        rows: uint16 or uint32 [rows, columns], its weights' bit patterns.
+        non_zero: How many of the patterns are not 0.
+    """
+
+    stored: Bytes
+    rows: Patterns
+    non_zero: int
+
+
+class RowsCheck(TensorCheck):
+    """Every row of a tensor that was pruned, and how many weights are left in them.
+
+    Args:
+        where: Its file.
+        reader: The tensor.
+        fields: What the report says of it; None if there is no report.
+        kept: How many of its weights are kept.
+    """
+
+    def __init__(self, where: str, reader: RowReader, fields: Fields | None, *, kept: int) -> None:
+        super().__init__(where, reader.name, fields, reader.nbytes)
+        self.geometry = reader.geometry
+        self.rows = reader.geometry.rows
+        self.kept = kept
+        self._reader = reader
+        self._non_zero = 0
+
+    def pieces(self) -> Iterator[Piece]:
+        """The work, block by block."""
+        for block in self.geometry.blocks():
+            yield Piece(self._reader.block_bytes(block), partial(self.read, block), self.take)
+        yield Piece.note(self.conclude)
+
+    def read(
+        self, block: Block, workspace: Workspace, memory: Patterns | None = None
+    ) -> CheckedBlock:
+        """Read a block; on any thread. `RowReader.read` tells of the arguments."""
+        stored, rows = self._reader.read(block, workspace, memory)
+        return CheckedBlock(stored, rows, int(np.count_nonzero(rows)))
+
+    def kept_rows(self, block: Block) -> npt.NDArray[np.int64] | None:
+        """How many weights each row of a block keeps, int64 [R]; None where nothing tells it."""
+        return self._reader.kept_rows(block)
+
+    def take(self, block: CheckedBlock) -> None:
+        """Take note of a block; in order."""
+        self._non_zero += block.non_zero
+        self._checksum.update(block.stored.data)
+
+    def conclude(self) -> None:
+        """Compare the checksum, and see that no more weights are left than are kept."""
+        self._checksum.update(self._reader.end_bytes)
+        super().conclude()
+        if self._non_zero > self.kept:
+            raise self.fault(
+                f"has {self._non_zero:,} weights that are not zero, the report says it keeps "
+                f"{self.kept:,}"
+            )
+
+
+class BytesCheck(TensorCheck):
+    """The bytes of a tensor that was not pruned.
+
+    Args:
+        where: Its file's name.
+        file: Its file.
+        entry: Its place there.
+        fields: What the report says of it; None if there is no report.
+    """
+
+    def __init__(
+        self, where: str, file: SourceFile, entry: TensorEntry, fields: Fields | None
+    ) -> None:
+        super().__init__(where, entry.name, fields, entry.nbytes)
+        self.entry = entry
+        self._file = file
+
+    def pieces(self) -> Iterator[Piece]:
+        """The work, a stretch at a time; none of it if there is no checksum to compare."""
+        if self.fields is None:
+            return
+        for start, nbytes in self.stretches():
+            yield Piece(nbytes, partial(self.read, start, nbytes), self.take)
+        yield Piece.note(self.conclude)
+
+    def stretches(self) -> Iterator[tuple[int, int]]:
+        """Where the stretches of bytes start in the tensor, and how long they are."""
+        for start in range(0, self.entry.nbytes, COPY_BYTES):
+            yield start, min(COPY_BYTES, self.entry.nbytes - start)
+
+    def read(self, start: int, nbytes: int, workspace: Workspace) -> Bytes:
+        """Read a stretch, uint8; on any thread. It lies in the workspace."""
+        data = workspace.take("weights", nbytes)[:nbytes]
+        self._file.read_into(self.entry.start + start, data.data)
+        return data
+
+    def take(self, data: Bytes) -> None:
+        """Take note of a stretch; in order."""
+        self._checksum.update(data.data)

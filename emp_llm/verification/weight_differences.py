@@ -1,0 +1,210 @@
+"""How the weights of a tensor differ between two checkpoints, in pieces of work for the pipeline.
+
+A weight is *kept* if it is not zero, of whichever sign. Of dtypes that are not pruned every item
+counts as kept.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from emp_kernels.numbers import FORMATS, NumberFormat
+from emp_kernels.rows import Patterns, Workspace
+
+from emp_llm.checkpoint.safetensors_header import ITEM_BITS
+from emp_llm.files.checksum import COPY_BYTES
+from emp_llm.report.tensor_statistics import digits, ratio
+from emp_llm.runtime.pipeline import Piece
+from emp_llm.tensors.bit_patterns import as_float32
+from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.packed_reader import PackedReader
+from emp_llm.tensors.row_reader import PlainReader, RowReader, block_memory
+from emp_llm.tensors.stored_tensors import PlainTensor
+
+__all__ = ["Counts", "compare", "count_differences", "kinds_in_words"]
+
+_SLICE = 1 << 16
+"""Weights that are counted at a time: what is made of them stays in the processor's cache."""
+
+
+@dataclass
+class Counts:
+    """What was counted of some weights, on both sides, A and B.
+
+    Attributes:
+        weights: The weights.
+        kept_a: How many of them A keeps.
+        kept_b: How many B keeps.
+        kept_both: How many both keep.
+        changed: How many both keep whose bits differ.
+        largest_change: The most that a finite one of these differs by.
+        not_finite: How many are NaN or infinite in A or in B, of those that differ.
+        zero_signs: How many are +0.0 on one side and -0.0 on the other.
+        bytes_a: Bytes that A takes for them.
+        bytes_b: Bytes that B takes.
+        tensors: The tensors.
+        same: How many of them are the same to the bit.
+        same_masks: In how many both keep the same weights.
+    """
+
+    weights: int = 0
+    kept_a: int = 0
+    kept_b: int = 0
+    kept_both: int = 0
+    changed: int = 0
+    largest_change: float = 0.0
+    not_finite: int = 0
+    zero_signs: int = 0
+    bytes_a: int = 0
+    bytes_b: int = 0
+    tensors: int = 0
+    same: int = 0
+    same_masks: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Add those of other weights."""
+        largest = max(self.largest_change, other.largest_change)
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        self.largest_change = largest
+
+    def end_tensor(self) -> None:
+        """All weights of one tensor are counted: tell whether it is the same."""
+        alike = self.kept_a == self.kept_both == self.kept_b
+        self.tensors, self.same_masks = 1, int(alike)
+        self.same = int(alike and not self.changed and not self.zero_signs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it, shares and the change to six digits.
+
+        ``overlap`` is the share of the weights that either keeps which both keep; 1 if there is
+        none. ``a_in_b`` is the share of A's kept weights that B keeps, ``b_in_a`` the other way.
+        """
+        both = self.kept_both
+        return vars(self) | {
+            "largest_change": digits(self.largest_change),
+            "overlap": ratio(both, self.kept_a + self.kept_b - both, empty=1.0),
+            "a_in_b": ratio(both, self.kept_a, empty=1.0),
+            "b_in_a": ratio(both, self.kept_b, empty=1.0),
+        }
+
+
+def kinds_in_words(
+    a: PlainTensor | PackedReader, b: PlainTensor | PackedReader
+) -> tuple[str, str] | None:
+    """Dtype and shape of two tensors that cannot be compared; None if they can be."""
+    (words_a, turned_a), (words_b, turned_b) = _kind(a), _kind(b)
+    if words_a != words_b:
+        return words_a, words_b
+    if {turned_a, turned_b} == {True, False}:
+        turned = {True: "packed by columns", False: "packed by rows"}
+        return f"{words_a} {turned[turned_a is True]}", f"{words_b} {turned[turned_b is True]}"
+    return None
+
+
+def _kind(tensor: PlainTensor | PackedReader) -> tuple[str, bool | None]:
+    """Dtype and shape in words, and whether rows are columns; None if nothing says so."""
+    if isinstance(tensor, PlainTensor):
+        return f"{tensor.entry.dtype} {list(tensor.entry.shape)}", None
+    geometry = tensor.geometry
+    return f"{geometry.number_format.name} {list(geometry.shape)}", geometry.transposed
+
+
+def compare(
+    a: PlainTensor | PackedReader, b: PlainTensor | PackedReader, total: Counts
+) -> Iterator[Piece]:
+    """The work of comparing two tensors that can be compared.
+
+    Args:
+        a: The one.
+        b: The other.
+        total: Counts the differences; all of them once the pieces are settled.
+    """
+    if isinstance(a, PlainTensor) and isinstance(b, PlainTensor):
+        for start in range(0, a.entry.nbytes, COPY_BYTES):
+            nbytes = min(COPY_BYTES, a.entry.nbytes - start)
+            yield Piece(2 * nbytes, partial(_compare_stretch, a, b, start, nbytes), total.add)
+    else:
+        geometry = next(side.geometry for side in (a, b) if isinstance(side, PackedReader))
+        rows_a, rows_b = (
+            PlainReader(side.file, side.entry, geometry) if isinstance(side, PlainTensor) else side
+            for side in (a, b)
+        )
+        for block in geometry.blocks():
+            nbytes = rows_a.block_bytes(block) + rows_b.block_bytes(block)
+            yield Piece(nbytes, partial(_compare_block, rows_a, rows_b, block), total.add)
+    yield Piece.note(total.end_tensor)
+
+
+def _compare_block(a: RowReader, b: RowReader, block: Block, workspace: Workspace) -> Counts:
+    rows_a = a.read(block, workspace).rows
+    memory = block_memory(b.geometry, block, workspace, "stored")
+    rows_b = b.read(block, workspace, memory).rows
+    return count_differences(rows_a, rows_b, a.geometry.number_format)
+
+
+def _compare_stretch(
+    a: PlainTensor, b: PlainTensor, start: int, nbytes: int, workspace: Workspace
+) -> Counts:
+    data_a, data_b = (workspace.take(name, nbytes)[:nbytes] for name in ("weights", "stored"))
+    a.file.read_into(a.entry.start + start, data_a.data)
+    b.file.read_into(b.entry.start + start, data_b.data)
+    number_format = FORMATS.get(a.entry.dtype)
+    if number_format is not None:
+        storage = number_format.storage
+        return count_differences(data_a.view(storage), data_b.view(storage), number_format)
+    item = max(1, ITEM_BITS[a.entry.dtype] // 8)  # of smaller items whole bytes are counted
+    unequal = (data_a != data_b).reshape(-1, item).any(axis=1)
+    count, changed = unequal.size, int(np.count_nonzero(unequal))
+    return Counts(weights=count, kept_a=count, kept_b=count, kept_both=count, changed=changed)
+
+
+def count_differences(a: Patterns, b: Patterns, number_format: NumberFormat) -> Counts:
+    """Count how weights given as bit patterns differ.
+
+    Args:
+        a: uint16 or uint32, of any shape.
+        b: As many.
+        number_format: The format of both.
+    """
+    counts = Counts()
+    flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+    for start in range(0, flat_a.size, _SLICE):
+        stop = start + _SLICE
+        counts.add(_count_slice(flat_a[start:stop], flat_b[start:stop], number_format))
+    return counts
+
+
+def _count_slice(a: Patterns, b: Patterns, number_format: NumberFormat) -> Counts:
+    key_mask = number_format.storage.type(number_format.key_mask)
+    unequal, keys_a = a != b, a & key_mask
+    if not unequal.any():
+        kept = int(np.count_nonzero(keys_a))
+        return Counts(weights=a.size, kept_a=kept, kept_b=kept, kept_both=kept)
+    keys_b = b & key_mask
+    keeps_a, keeps_b = keys_a != 0, keys_b != 0
+    keeps_both = keeps_a & keeps_b
+    changed = unequal & keeps_both
+    counts = Counts(
+        weights=a.size,
+        kept_a=int(np.count_nonzero(keeps_a)),
+        kept_b=int(np.count_nonzero(keeps_b)),
+        kept_both=int(np.count_nonzero(keeps_both)),
+        changed=int(np.count_nonzero(changed)),
+    )
+    # what differs is kept by both, or by one, or is zero on both sides
+    by_one = counts.kept_a + counts.kept_b - 2 * counts.kept_both
+    counts.zero_signs = int(np.count_nonzero(unequal)) - counts.changed - by_one
+    infinity = number_format.infinity
+    if max(keys_a.max(), keys_b.max()) >= infinity:
+        wild = unequal & ((keys_a >= infinity) | (keys_b >= infinity))
+        counts.not_finite = int(np.count_nonzero(wild))
+        changed &= ~wild
+    if changed.any():
+        with np.errstate(invalid="ignore"):  # of what is not finite
+            change = as_float32(a, number_format).astype(np.float64)
+            change -= as_float32(b, number_format)
+        counts.largest_change = float(np.abs(change).max(where=changed, initial=0.0))
+    return counts

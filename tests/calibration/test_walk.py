@@ -1,0 +1,62 @@
+"""A model that is streamed block by block computes what it computes whole."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.architectures import ARCHITECTURES
+from support.streaming import SAMPLES, inputs_of, load_whole, streamed, tokens, walk_through
+
+from emp_llm.calibration.sample_walk import Call, Walk
+from emp_llm.calibration.streamed_model import StreamedModel
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are quicker so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+TinyModel = Callable[..., Path]
+
+
+def twice(model: StreamedModel, walk: Walk, unit: str, calls: list[Call]) -> None:
+    """Let all samples pass a block, once to look and once to go on."""
+    others = tuple(f"{other}." for other in model.units if other != unit)
+    for name, parameter in model.model.named_parameters(remove_duplicate=False):
+        assert parameter.is_meta or not name.startswith(others), name
+    for call in calls:
+        with walk.present(call):
+            walk.own_forward(unit)(*call.args, **call.kwargs)
+    for call in calls:
+        with walk.present(call):
+            walk.pass_on(call, walk.own_forward(unit)(*call.args, **call.kwargs))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_streamed_model_gives_the_logits_of_the_whole_one_to_the_bit(
+    tiny_model: TinyModel, tmp_path: Path, architecture: str
+) -> None:
+    folder, ids = tiny_model(architecture, torch.float32), tokens()
+    whole = load_whole(architecture, folder)
+
+    def logits(model: Any, sample: int) -> torch.Tensor:
+        found = model(**inputs_of(whole, ids[sample : sample + 1]), use_cache=False).logits
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    with streamed(folder) as model:
+        found = walk_through(model, tmp_path, lambda sample: logits(model.model, sample), twice)
+        assert all(
+            parameter.is_meta
+            for unit in model.units
+            for parameter in model.module(unit).parameters()
+        )
+    with torch.no_grad():
+        expected = [logits(whole, sample) for sample in range(SAMPLES)]
+    assert torch.equal(torch.cat(found), torch.cat(expected))

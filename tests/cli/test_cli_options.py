@@ -1,0 +1,221 @@
+"""Options of the command line that find β and take scores from data: what goes with what."""
+
+import json
+from pathlib import Path
+
+import pytest
+from emp_cli.app import app
+from emp_cli.tables import found_lines, search_table
+from support.checkpoints import files
+from typer.testing import CliRunner, Result
+
+from emp_llm import OptionError, PruneOptions, inspect, prune
+from emp_llm.calibration.option_checks import check_options
+from emp_llm.options import CalibrationOptions
+
+PRUNE = ("prune", "model", "--out", "out")
+
+
+def run(*arguments: object) -> Result:
+    """Run a command in this process; what no command foresees is raised."""
+    return CliRunner().invoke(app, [str(part) for part in arguments], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--beta much",
+        "--beta auto",
+        "--max-loss-increase 1",
+        "--beta 0.5 --max-loss-increase 1",
+        "--beta 1 --target-sparsity 0.5",
+        "--beta auto --max-loss-increase 1 --target-sparsity 0.5",
+        "--target-sparsity half",
+        "--count-by weights",
+        "--repair all",
+        "--samples 4",
+        "--length 16",
+        "--no-sequential",
+        "--seed 1",
+        "--calibration wikitext2 --samples 0",
+        "--calibration wikitext2 --length 1",
+        "--calibration wikitext2 --seed -1",
+    ],
+)
+def test_options_that_contradict_each_other_are_wrong_usage(arguments: str) -> None:
+    result = run(*PRUNE, *arguments.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("beta", ["", "--beta 0.5"])
+def test_the_option_that_lacks_its_companion_is_the_one_that_is_named(beta: str) -> None:
+    assert "--max-loss-increase: goes with --beta auto only" in " ".join(
+        run(*PRUNE, *beta.split(), "--max-loss-increase", "1").stderr.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--target-sparsity 0", "target_sparsity is 0.0"),
+        ("--target-sparsity 1", "target_sparsity is 1.0"),
+        ("--target-sparsity -0.5", "target_sparsity is -0.5"),
+        ("--target-sparsity nan", "target_sparsity is nan"),
+        ("--beta auto --max-loss-increase nan", "max_loss_increase is nan"),
+        ("--beta auto --max-loss-increase 0", "max_loss_increase is 0.0"),
+        ("--beta auto --max-loss-increase 1", "max_loss_increase, by which β is searched for"),
+        ("--criterion wanda", "criterion 'wanda' needs data: give a text"),
+        ("--criterion obs --seed 1", "criterion 'obs' needs data: give a text"),
+        ("--repair bias", "repair 'bias' needs data: give a text"),
+        ("--repair obs --criterion random", "repair 'obs' needs data: give a text"),
+        ("--criterion wander", "criterion is 'wander'; choose one of magnitude, wanda,"),
+        ("--criterion no_such_module:Mine", "no_such_module cannot be imported"),
+        ("--calibration wikitext2", "calibration 'wikitext2' would not be used"),
+        ("--calibration wikitext2 --criterion random", "'wikitext2' would not be used"),
+        ("--calibration wikitext2 --criterion wanda --device tpu", "device"),
+        (
+            "--calibration wikitext2 --criterion wanda --target-sparsity 0.5",
+            "(sequential=False), or --count-by magnitude",
+        ),
+        ("--calibration c4 --criterion ria --granularity model", "give --no-sequential"),
+    ],
+)
+def test_what_cannot_be_done_ends_with_1_and_one_line(arguments: str, told: str) -> None:
+    result = run(*PRUNE, *arguments.split())
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("OptionError: ")
+    assert result.stderr.count("\n") == 1
+    assert told in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sequential"),
+    [
+        ({"criterion": "wanda", "target_sparsity": 0.5}, False),
+        ({"criterion": "wanda", "target_sparsity": 0.5, "count_by": "magnitude"}, True),
+        ({"criterion": "ria", "granularity": "model"}, False),
+        ({"criterion": "taylor", "granularity": "model"}, True),
+        ({"repair": "obs", "granularity": "model"}, True),
+        ({"repair": "obs", "target_sparsity": 0.5}, True),
+        ({"max_loss_increase": 1.0}, True),
+        ({"criterion": "obs", "repair": "bias"}, True),
+    ],
+)
+def test_what_can_be_done_with_data_is_let_pass(
+    options: dict[str, object], sequential: bool
+) -> None:
+    calibration = CalibrationOptions(text="wikitext2", sequential=sequential, device="cpu")
+    check_options(PruneOptions(calibration=calibration, **options))
+
+
+@pytest.mark.parametrize(
+    "calibration", [None, CalibrationOptions(seed=3)], ids=["without a seed", "with a seed"]
+)
+def test_random_scores_need_no_data(calibration: CalibrationOptions | None) -> None:
+    check_options(PruneOptions(criterion="random", target_sparsity=0.5, calibration=calibration))
+
+
+def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def taken(
+        _model: str, _out: Path, options: PruneOptions, *, device: str, **_others: object
+    ) -> None:
+        asked["options"], asked["device"] = options, device
+        raise OptionError("enough")
+
+    monkeypatch.setattr("emp_llm.prune", taken)
+    run(
+        *(*PRUNE, "--beta", "auto", "--max-loss-increase", "1.5", "--criterion", "wanda"),
+        *("--count-by", "magnitude", "--repair", "bias", "--calibration", "c4", "--samples", "9"),
+        *("--length", "64", "--seed", "5", "--no-sequential", "--device", "cpu"),
+    )
+    calibration = CalibrationOptions(
+        text="c4", samples=9, length=64, seed=5, sequential=False, device="cpu"
+    )
+    assert asked["device"] == "cpu"
+    assert asked["options"] == PruneOptions(
+        max_loss_increase=1.5,
+        criterion="wanda",
+        count_by="magnitude",
+        repair="bias",
+        calibration=calibration,
+    )
+
+
+def test_a_seed_alone_goes_with_random_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+    monkeypatch.setattr("emp_llm.prune", lambda _model, _out, options, **_: asked.update(o=options))
+    with pytest.raises(TypeError):  # no report to be shown
+        run(*PRUNE, "--criterion", "random", "--seed", "3")
+    assert asked["o"].calibration == CalibrationOptions(seed=3)
+
+
+@pytest.mark.parametrize("command", ["prune", "inspect"])
+def test_the_beta_that_was_found_is_told_with_what_stays(
+    source: Path, tmp_path: Path, command: str
+) -> None:
+    out = ["--out", tmp_path / "out"] if command == "prune" else []
+    report = prune(source, tmp_path / "expected", PruneOptions(target_sparsity=0.4))
+    result = run(command, source, *out, "--target-sparsity", 0.4)
+    assert result.exit_code == 0
+    beta = repr(report["rule"]["beta"])
+    assert f"found: --beta {beta}, by which 432 of 720 weights stay\n" in result.stdout
+    assert "finding β" in result.stderr
+    again = run("prune", source, "--out", tmp_path / "again", "--beta", beta)
+    assert again.exit_code == 0
+    written = files(tmp_path / "again")
+    assert {n for n, content in files(tmp_path / "expected").items() if written[n] != content} == {
+        "emp_report.json"
+    }
+
+
+def test_json_holds_what_was_sought_and_found(source: Path, tmp_path: Path) -> None:
+    result = run("prune", source, "--out", tmp_path / "out", "--target-sparsity", 0.4, "--json")
+    content = json.loads(result.stdout)
+    assert content["target_sparsity"] == 0.4
+    assert content["totals"]["targets"]["kept"] == 432
+    shown = run("report", tmp_path / "out").stdout
+    assert f"found: --beta {content['rule']['beta']!r}, by which 432 of 720 weights stay" in shown
+
+
+def test_a_report_tells_what_was_tried_and_which_data_were_taken(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = {
+        "rule": {
+            "beta": 0.875,
+            "repair": "obs",
+            "calibration": {
+                "text": "c4",
+                "samples": 9,
+                "length": 64,
+                "seed": 5,
+                "sequential": True,
+            },
+        },
+        "search": [
+            {"beta": None, "loss": 3.25, "perplexity": 25.79},
+            {"beta": 0.875, "loss": 3.5, "perplexity": 1233.5},
+        ],
+        "search_data": {"text": "train.txt"},
+        "max_loss_increase": 8.0,
+        "calibration": {"without_tokens": ["a", "b"]},
+        "totals": {"targets": {"kept": 1234, "weights": 5678}},
+    }
+    assert found_lines(report) == [
+        "found: --beta 0.875, by which 1,234 of 5,678 weights stay",
+        "calibrated on c4: 9 × 64 tokens, seed 5, sequential",
+        "repaired: the weights that stay have changed",
+        "ranked by magnitude, for no token reached them: 2 matrices",
+    ]
+    search_table(report)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["dense", "3.2500", "25.79"] in lines
+    assert ["0.875", "3.5000", "+7.69%", "1,233.50"] in lines
+    assert ["tried", "on", "train.txt,", "to", "stay", "within", "+8%"] in lines
+
+
+def test_inspect_searches_for_no_loss(source: Path) -> None:
+    with pytest.raises(OptionError, match="inspect runs no model"):
+        inspect(source, PruneOptions(max_loss_increase=1.0))
