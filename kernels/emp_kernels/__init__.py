@@ -1,4 +1,22 @@
-"""The rule and the packed rows: reference, CPU kernels and their dispatch.
+"""The rule on rows of bit patterns, and packed rows: in plain Python, for CPUs and for GPUs.
 
 Knows nothing of checkpoints or of transformers. `dispatch` is the way in.
+
+errors             what a kernel can find wrong with a row, or with the machine
+numbers            bf16, fp16 and fp32 as bit patterns, and the integers that hold them
+layout             where the bytes of a packed row lie
+rows               row blocks: what is asked of a backend, and what it returns
+checks             arguments are checked before a kernel reads them
+counting           how many weights to keep, exactly
+reference          the rule and the packed row in plain numpy and Python
+reference_backend  the reference, row by row over a row block
+cpu/               kernels for CPUs, compiled by numba
+cpu_backend        calls the kernels for CPUs
+gpu_devices        which GPUs the kernels can run on
+gpu_workspace      memory and a stream of a GPU for one thread
+gpu/               kernels for GPUs, compiled by Triton
+gpu_backend        calls the kernels for GPUs on arrays of the host
+gpu_tensors        calls the kernels for GPUs on tensors that stay there
+dispatch           chooses the backend, and calls it
+histogram          magnitudes of a whole group counted, and the threshold they give
 """

@@ -1,8 +1,13 @@
-"""The CPU kernels, compiled by numba when they are first used and cached on disk.
+"""The kernels for CPUs, compiled by numba when they are first used and cached on disk.
 
-numba looks only at a kernel's own file to see whether its cached code is still right, not at the
-files of the kernels it calls. So code that was compiled before any file here changed is thrown
-away first.
+simd       vector instructions that numba has no name for
+select     sums, k-th largest key and kept weights of one row
+histogram  bit patterns counted
+pack       rows to packed records
+masks      scores to masks, and rows packed by given masks
+sweep      what rows would come to at many counts at once
+unpack     packed records to rows
+turn       a matrix turned, so that its columns become rows
 """
 
 from contextlib import suppress
@@ -12,7 +17,15 @@ __all__ = ["drop_stale_code"]
 
 
 def drop_stale_code(folder: Path) -> None:
-    """Remove compiled kernels from a folder's ``__pycache__`` that are older than its sources."""
+    """Remove compiled kernels from a folder's ``__pycache__`` that are older than its sources.
+
+    To decide whether a cached kernel is still valid, numba looks at the file that defines it, not
+    at the files of the kernels that are compiled into it. So a change of `select` alone would leave
+    the old code of `pack` in use; here any change of a source removes all that was compiled before.
+
+    Args:
+        folder: Of the sources. Nothing happens where it must not be written to.
+    """
     newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
     for compiled in folder.glob("__pycache__/*.nb[ci]"):
         # another process may remove it first; where nothing can be removed the package was
