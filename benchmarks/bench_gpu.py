@@ -308,7 +308,7 @@ def measure_host(sizes: Sizes, device: torch.device) -> dict[str, Any]:
         pinned = weights.pin_memory() if device.type == "cuda" else weights
         rows = pinned.numpy().view(np.uint16).reshape(shape)
         geometry = Geometry(number_format=BF16, shape=shape)
-        blocks += [rows[block.start : block.stop] for block in geometry.blocks()]
+        blocks += [rows[block.start : block.stop] for block in geometry.row_blocks()]
     check_host(blocks, device)
 
     def packed(block: Patterns, workspace: Workspace) -> int:

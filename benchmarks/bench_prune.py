@@ -186,7 +186,7 @@ def check_row(reader: PackedReader, row: int, file: BinaryIO, start: int) -> Non
     source = os.pread(file.fileno(), geometry.row_bytes, start + row * geometry.row_bytes)
     weights = np.frombuffer(source, geometry.number_format.storage)
     keep = keep_mask(geometry.number_format.magnitudes(weights), beta=1.0)
-    block = next(b for b in geometry.blocks() if row < geometry.first_row(b) + b.stop - b.start)
+    block = next(b for b in geometry.row_blocks() if row < geometry.first_row(b) + b.stop - b.start)
     found = reader.read(block, workspace).rows[row - geometry.first_row(block)]
     if not np.array_equal(found, np.where(keep, weights, 0)):
         raise AssertionError(f"{reader.name!r} row {row} is not what the rule makes of it")

@@ -32,7 +32,7 @@ from emp_llm.selection.group_search import GroupSearch
 from emp_llm.selection.mask_store import BlockWriter, MaskStore
 from emp_llm.selection.selection import Selection, count_together, select
 from emp_llm.selection.target_sparsity import find_beta
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
 __all__ = ["Decided", "check_scores", "decide", "decide_together", "save_scores"]
@@ -259,7 +259,7 @@ def decide_together(
 def _decide_by(selection: Selection, target: Target, file: SourceFile, writer: BlockWriter) -> None:
     """Write what a selection that was made of the scores keeps of a target."""
     workspace, groups = Workspace(), selection.groups[target.name]
-    for number, block in enumerate(target.geometry.blocks()):
+    for number, block in enumerate(target.geometry.row_blocks()):
         rule = selection.thresholds[target.name][number]
         rows = select_rows(target.read(file, block, workspace), rule)
         first = groups[block.matrix : block.matrix + 1] if not block.start else ()
@@ -277,7 +277,7 @@ def _decide_apart(
     """Decide on a target matrix by matrix."""
     geometry = target.geometry
     for matrix in range(geometry.matrices):
-        whole = Block(matrix, 0, geometry.matrix_rows)
+        whole = RowBlock(matrix, 0, geometry.matrix_rows)
         scores = scored.read(score_file, whole, Workspace()).view(np.float32)
         weights = scores.view(np.uint32)  # of which nothing is read
         if options.count_by == "magnitude":

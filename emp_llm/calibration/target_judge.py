@@ -19,7 +19,7 @@ from emp_llm.calibration.freed_memory import give_back
 from emp_llm.calibration.masks import decide
 from emp_llm.calibration.repair import bias_change, repair_obs
 from emp_llm.calibration.streamed_model import DTYPES
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,7 +85,7 @@ class Judge:
         Raises:
             CheckpointError: If it cannot be read, or holds NaN or infinity.
         """
-        whole = Block(matrix, 0, target.geometry.matrix_rows)
+        whole = RowBlock(matrix, 0, target.geometry.matrix_rows)
         patterns = target.read(self._files.file(target.shard), whole, Workspace())
         values = torch.from_numpy(patterns.view(_SIGNED[patterns.itemsize]))
         weight_RC = values.view(DTYPES[target.geometry.number_format.name]).to(

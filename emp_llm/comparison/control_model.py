@@ -21,7 +21,7 @@ from emp_llm.integration.configs import EmpConfig
 from emp_llm.integration.quantizers import PruningQuantizer
 from emp_llm.integration.tensor_readers import Source, TargetSource
 from emp_llm.selection.ranking import keep_largest, magnitude_keys, random_keys
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
 __all__ = ["Choice", "ChoiceConfig", "Scope"]
@@ -89,17 +89,17 @@ class _ChosenSource(TargetSource):
         super().__init__(target, file)
         self._choice = choice
 
-    def blocks(self) -> Sequence[Block]:
+    def row_blocks(self) -> Sequence[RowBlock]:
         """Blocks of rows, or whole matrices where these are the groups."""
         if self._choice.scope == "row":
-            return super().blocks()
+            return super().row_blocks()
         rows = self.geometry.matrix_rows
-        return [Block(matrix, 0, rows) for matrix in range(self.geometry.matrices)]
+        return [RowBlock(matrix, 0, rows) for matrix in range(self.geometry.matrices)]
 
     def _prune(
         self,
         rows: Patterns,
-        block: Block,
+        block: RowBlock,
         workspace: Workspace,  # noqa: ARG002
     ) -> None:
         by_row = self._choice.scope == "row"

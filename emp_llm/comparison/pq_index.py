@@ -37,7 +37,7 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.comparison.allocation import Floats
 from emp_llm.runtime.pipeline import Advance, Piece, run_pieces
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
 __all__ = ["P", "Q", "power_sums", "retained_bound"]
@@ -80,7 +80,7 @@ def power_sums(
     def pieces() -> Iterator[Piece]:
         for target in targets:
             file = files.file(target.shard)
-            for block in target.geometry.blocks():
+            for block in target.geometry.row_blocks():
                 nbytes = target.geometry.block_bytes(block)
                 yield Piece(nbytes, partial(_sums, target, block, file), parts[target.name].append)
 
@@ -92,7 +92,7 @@ def power_sums(
 
 
 def _sums(
-    target: Target, block: Block, file: SourceFile, workspace: Workspace
+    target: Target, block: RowBlock, file: SourceFile, workspace: Workspace
 ) -> tuple[Floats, Floats]:
     weights_RC = target.read(file, block, workspace)
     magnitudes_RC = target.geometry.number_format.magnitudes(weights_RC)

@@ -25,7 +25,7 @@ from emp_llm.report.report import Outcome
 from emp_llm.runtime.pipeline import Piece, Write, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.selection.selection import Selection
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
 __all__ = ["inspect"]
@@ -98,7 +98,7 @@ class _StatsJob(TargetJob):
         super().__init__(target, file, selection)
         self.stats: list[npt.NDArray[np.float64]] = []
 
-    def settle(self, block: Block, rows: RowFigures) -> Write | None:
+    def settle(self, block: RowBlock, rows: RowFigures) -> Write | None:
         """Take note of a block."""
         self.stats.append(rows.stats)
         return super().settle(block, rows)  # type: ignore[safe-super]

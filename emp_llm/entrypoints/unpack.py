@@ -33,7 +33,7 @@ from emp_llm.runtime.gpu_gain import Work
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.team import Team
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.packed import QUANT_METHOD
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 
@@ -204,9 +204,9 @@ class _UnpackJob:
 
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""
-        for block in self._reader.geometry.blocks():
+        for block in self._reader.geometry.row_blocks():
             nbytes = self._reader.block_bytes(block)
             yield Piece(nbytes, partial(self._decode, block), partial(self._rows.place, block))
 
-    def _decode(self, block: Block, workspace: Workspace) -> Patterns:
+    def _decode(self, block: RowBlock, workspace: Workspace) -> Patterns:
         return self._reader.read(block, workspace).rows

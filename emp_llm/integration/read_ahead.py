@@ -10,7 +10,7 @@ from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.rows import Workspace
 
 from emp_llm.integration.tensor_readers import DenseWeights, DeviceWeights, Source
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 
 __all__ = ["Job", "MadeElsewhere", "ReadAhead", "Reading"]
 
@@ -59,9 +59,11 @@ class Reading:
             if self._device is None
             else DeviceWeights(geometry, self._device)
         )
-        self._parts = [pool.submit(self._fill, weights, block) for block in self._source.blocks()]
+        self._parts = [
+            pool.submit(self._fill, weights, block) for block in self._source.row_blocks()
+        ]
 
-    def _fill(self, weights: DenseWeights | DeviceWeights, block: Block) -> None:
+    def _fill(self, weights: DenseWeights | DeviceWeights, block: RowBlock) -> None:
         if isinstance(weights, DenseWeights):
             self._source.fill(weights, block, _workspace())
         else:

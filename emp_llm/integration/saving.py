@@ -28,7 +28,7 @@ from emp_llm.errors import OptionError, OutputError
 from emp_llm.integration.tensor_readers import NUMBER_FORMATS, DenseWeights
 from emp_llm.integration.weight_feed import ANYTHING, AsItIs, copy_slots
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
-from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.layout_choice import choose_layout, packed_bytes, sample_rows
 from emp_llm.tensors.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
 
@@ -320,7 +320,7 @@ def _pack_blocks(weights: DenseWeights, layout: RowLayout) -> tuple[list[Table],
     tables: list[Table] = []
     records: list[Bytes] = []
 
-    def compute(block: Block, workspace: Workspace) -> PackedRows:
+    def compute(block: RowBlock, workspace: Workspace) -> PackedRows:
         rows = weights.rows(block, workspace)
         return pack_rows(rows, layout, _what_is_there(rows, geometry), workspace=workspace)
 
@@ -330,7 +330,7 @@ def _pack_blocks(weights: DenseWeights, layout: RowLayout) -> tuple[list[Table],
 
     pieces = (
         Piece(geometry.block_bytes(block), partial(compute, block), settle)
-        for block in geometry.blocks()
+        for block in geometry.row_blocks()
     )
     run_pieces(pieces, threads=thread_count(None))
     return tables, records

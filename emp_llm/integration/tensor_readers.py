@@ -16,7 +16,7 @@ from emp_kernels.rows import Patterns, Workspace
 
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.selection.selection import Selection
-from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.packed_reader import PackedReader
 from emp_llm.tensors.row_reader import block_memory
 from emp_llm.tensors.target import Target
@@ -62,14 +62,14 @@ class DenseWeights:
         tensor = torch.empty(geometry.shape, dtype=_DTYPES[geometry.number_format.name])
         return cls(tensor, geometry)
 
-    def in_place(self, block: Block) -> Patterns | None:
+    def in_place(self, block: RowBlock) -> Patterns | None:
         """The memory of a block's rows, [rows, columns]; None where they run across it."""
         if self.geometry.transposed:
             return None
         rows: Patterns = self._matrices[block.matrix, block.start : block.stop]
         return rows
 
-    def rows(self, block: Block, workspace: Workspace) -> Patterns:
+    def rows(self, block: RowBlock, workspace: Workspace) -> Patterns:
         """A block's rows, [rows, columns], C-contiguous; in the workspace if need be."""
         rows = self.in_place(block)
         if rows is None:
@@ -77,7 +77,7 @@ class DenseWeights:
             turn(self._matrices[block.matrix, :, block.start : block.stop], rows)
         return rows
 
-    def place(self, block: Block, rows: Patterns) -> None:
+    def place(self, block: RowBlock, rows: Patterns) -> None:
         """Put a transposed block's rows, [rows, columns], where they belong."""
         turn(rows, self._matrices[block.matrix, :, block.start : block.stop])
 
@@ -103,12 +103,12 @@ class DeviceWeights:
         bits = _patterns(self.tensor)
         self._matrices = bits.view(geometry.matrices, *geometry.shape[-2:])
 
-    def rows(self, block: Block) -> torch.Tensor:
+    def rows(self, block: RowBlock) -> torch.Tensor:
         """The memory of a block's rows, int16 or int32 [rows, columns] of any strides."""
         matrix = self._matrices[block.matrix]
         return (matrix.T if self._transposed else matrix)[block.start : block.stop]
 
-    def place(self, block: Block, rows: Patterns, workspace: DeviceWorkspace) -> None:
+    def place(self, block: RowBlock, rows: Patterns, workspace: DeviceWorkspace) -> None:
         """Put a block's rows where they belong.
 
         Args:
@@ -135,12 +135,12 @@ class Source(ABC):
 
     geometry: Geometry
 
-    def blocks(self) -> Sequence[Block]:
+    def row_blocks(self) -> Sequence[RowBlock]:
         """The blocks that it is read in."""
-        return list(self.geometry.blocks())
+        return list(self.geometry.row_blocks())
 
     @abstractmethod
-    def fill(self, weights: DenseWeights, block: Block, workspace: Workspace) -> None:
+    def fill(self, weights: DenseWeights, block: RowBlock, workspace: Workspace) -> None:
         """Read one block; on any thread.
 
         Args:
@@ -150,7 +150,9 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+    def fill_there(
+        self, weights: DeviceWeights, block: RowBlock, workspace: DeviceWorkspace
+    ) -> None:
         """Read one block to a GPU; on any thread. As `fill`, and it is there on return.
 
         Args:
@@ -173,7 +175,7 @@ class TargetSource(Source):
         self._target = target
         self._file = file
 
-    def fill(self, weights: DenseWeights, block: Block, workspace: Workspace) -> None:
+    def fill(self, weights: DenseWeights, block: RowBlock, workspace: Workspace) -> None:
         """Read and prune one block.
 
         Raises:
@@ -185,7 +187,9 @@ class TargetSource(Source):
         if memory is None:
             weights.place(block, rows)
 
-    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+    def fill_there(
+        self, weights: DeviceWeights, block: RowBlock, workspace: DeviceWorkspace
+    ) -> None:
         """Read and prune one block, and hand it on.
 
         Raises:
@@ -197,7 +201,7 @@ class TargetSource(Source):
         workspace.wait()
 
     @abstractmethod
-    def _prune(self, rows: Patterns, block: Block, workspace: Workspace) -> None:
+    def _prune(self, rows: Patterns, block: RowBlock, workspace: Workspace) -> None:
         """Put +0.0 in the place of the weights of a block's rows that do not stay."""
 
 
@@ -214,7 +218,9 @@ class PrunedSource(TargetSource):
         super().__init__(target, file)
         self._selection = selection
 
-    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+    def fill_there(
+        self, weights: DeviceWeights, block: RowBlock, workspace: DeviceWorkspace
+    ) -> None:
         """Read one block, hand it on, and prune it where it lies then.
 
         Raises:
@@ -232,7 +238,7 @@ class PrunedSource(TargetSource):
         except NonFiniteRowError as error:
             raise self._target.not_finite(block, error) from error
 
-    def _prune(self, rows: Patterns, block: Block, workspace: Workspace) -> None:
+    def _prune(self, rows: Patterns, block: RowBlock, workspace: Workspace) -> None:
         rule = self._selection.rule(self._target, block)
         try:
             prune_rows(rows, self.geometry.number_format, rule, out=rows, workspace=workspace)
@@ -251,7 +257,7 @@ class UnpackedSource(Source):
         self.geometry = reader.geometry
         self._reader = reader
 
-    def fill(self, weights: DenseWeights, block: Block, workspace: Workspace) -> None:
+    def fill(self, weights: DenseWeights, block: RowBlock, workspace: Workspace) -> None:
         """Read and unpack one block.
 
         Raises:
@@ -263,7 +269,9 @@ class UnpackedSource(Source):
         if memory is None:
             weights.place(block, rows)
 
-    def fill_there(self, weights: DeviceWeights, block: Block, workspace: DeviceWorkspace) -> None:
+    def fill_there(
+        self, weights: DeviceWeights, block: RowBlock, workspace: DeviceWorkspace
+    ) -> None:
         """Read one block, and unpack it where it is to lie.
 
         Raises:

@@ -22,7 +22,7 @@ from emp_llm.pruning.target_jobs import TargetJob
 from emp_llm.report.tensor_statistics import digits, ratio
 from emp_llm.runtime.pipeline import Write
 from emp_llm.selection.selection import Selection
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.layout_choice import choose_layouts, sample_rows
 from emp_llm.tensors.packed import PackedTensor, padding
 from emp_llm.tensors.target import Target
@@ -90,7 +90,7 @@ class CurveJob(TargetJob):
         self._layouts: list[RowLayout] = []
         self._deciding = threading.Lock()
 
-    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> CurveRows:  # noqa: ARG002
+    def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> CurveRows:  # noqa: ARG002
         """Counts of a block at every β, and what they come to."""
         layouts = self._decide_layouts()
         counts = count_rows(weights, self.target.geometry.number_format, self.betas)
@@ -104,7 +104,7 @@ class CurveJob(TargetJob):
             record_bytes=swept.record_bytes,
         )
 
-    def settle(self, block: Block, rows: RowFigures) -> Write | None:  # noqa: ARG002
+    def settle(self, block: RowBlock, rows: RowFigures) -> Write | None:  # noqa: ARG002
         """Add a block up."""
         assert isinstance(rows, CurveRows)  # noqa: S101 (what compute returns)
         self.kept += rows.kept

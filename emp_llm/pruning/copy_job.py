@@ -10,7 +10,7 @@ from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.files.checksum import COPY_BYTES, new_hash
 from emp_llm.pruning.shard_writer import Entry, ShardWriter
 from emp_llm.runtime.pipeline import Piece, Write
-from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 
 __all__ = ["CopyJob", "DenseRows"]
 
@@ -75,7 +75,7 @@ class DenseRows:
         self._writer = writer
         self._offset = -1
 
-    def place(self, block: Block, weights: Patterns) -> Write:
+    def place(self, block: RowBlock, weights: Patterns) -> Write:
         """Give a block its place; in order."""
         if self._offset < 0:
             self._offset = self._writer.allot(self._entry.nbytes)

@@ -14,7 +14,7 @@ from emp_kernels.rows import Bytes
 
 from emp_llm.checkpoint.safetensors_header import encode_header
 from emp_llm.files.direct_file import Flusher, open_disk_file
-from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 
 __all__ = ["Entry", "ShardWriter"]
 
@@ -85,7 +85,7 @@ class ShardWriter:
         self,
         geometry: Geometry,
         offset: int,
-        block: Block,
+        block: RowBlock,
         weights: npt.NDArray[np.unsignedinteger],
     ) -> None:
         """Write a block of rows of a dense tensor whose room starts at offset. OSErrors pass."""

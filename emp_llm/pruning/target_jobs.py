@@ -21,7 +21,7 @@ from emp_llm.pruning.shard_writer import Entry, ShardWriter
 from emp_llm.report.tensor_statistics import GroupTally, TensorStatistics
 from emp_llm.runtime.pipeline import Piece, Write
 from emp_llm.selection.selection import Selection
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
 from emp_llm.tensors.target import Target
 
@@ -56,13 +56,13 @@ class TargetJob(ABC):
 
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""
-        for block in self.target.geometry.blocks():
+        for block in self.target.geometry.row_blocks():
             nbytes = self.target.geometry.block_bytes(block)
             compute = partial(self._compute_block, block)
             yield Piece(nbytes, compute, partial(self._settle_block, block))
         yield Piece.note(self._finish)
 
-    def _compute_block(self, block: Block, workspace: Workspace) -> RowFigures:
+    def _compute_block(self, block: RowBlock, workspace: Workspace) -> RowFigures:
         weights = self._selection.read(self.target, self.file, block, workspace)
         try:
             rows = self.compute(block, weights, workspace)
@@ -70,7 +70,7 @@ class TargetJob(ABC):
             raise self.target.not_finite(block, error) from error
         return self._selection.told(self.target, block, rows)
 
-    def _settle_block(self, block: Block, rows: RowFigures) -> Write | None:
+    def _settle_block(self, block: RowBlock, rows: RowFigures) -> Write | None:
         self._tally.add(rows)
         return self.settle(block, rows)
 
@@ -80,11 +80,11 @@ class TargetJob(ABC):
         return write
 
     @abstractmethod
-    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> RowFigures:
+    def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> RowFigures:
         """Decide on a block; on any thread."""
 
     @abstractmethod
-    def settle(self, block: Block, rows: RowFigures) -> Write | None:
+    def settle(self, block: RowBlock, rows: RowFigures) -> Write | None:
         """Give a block its place, where it is to be written."""
 
     @abstractmethod
@@ -101,13 +101,13 @@ class MeasureJob(TargetJob):
         super().__init__(target, file, selection)
         self._nbytes = 0
 
-    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> PackedRows:
+    def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> PackedRows:
         """Table and stats of a block, and its records if the job emits them."""
         rule = self._selection.rule(self.target, block)
         layout = self._selection.layout(self.target, self.file)
         return pack_rows(weights, layout, rule, emit=self.emits, workspace=workspace)
 
-    def settle(self, block: Block, rows: RowFigures) -> Write | None:  # noqa: ARG002
+    def settle(self, block: RowBlock, rows: RowFigures) -> Write | None:  # noqa: ARG002
         """Count the bytes that its records would take."""
         table = rows.table
         self._nbytes += int(self._packed().layout.sections(table[:, 0], table[:, 1]).sum())
@@ -160,7 +160,7 @@ class PackJob(MeasureJob):
         most = target.geometry.nbytes * 8 + 64
         return cls.entries(target, most, most, most)
 
-    def settle(self, block: Block, rows: RowFigures) -> Write:
+    def settle(self, block: RowBlock, rows: RowFigures) -> Write:
         """Give the records their place."""
         assert isinstance(rows, PackedRows)  # noqa: S101 (what compute returns)
         super().settle(block, rows)
@@ -202,13 +202,13 @@ class DenseJob(TargetJob):
         self._rows = DenseRows(self.entry, target.geometry, writer)
         self.checksum = self._rows.checksum
 
-    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> PrunedRows:
+    def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> PrunedRows:
         """A block with zeros in it, in place, and its table and stats."""
         rule = self._selection.rule(self.target, block)
         number_format = self.target.geometry.number_format
         return prune_rows(weights, number_format, rule, out=weights, workspace=workspace)
 
-    def settle(self, block: Block, rows: RowFigures) -> Write:
+    def settle(self, block: RowBlock, rows: RowFigures) -> Write:
         """Give the rows their place."""
         assert isinstance(rows, PrunedRows)  # noqa: S101 (what compute returns)
         return self._rows.place(block, rows.weights)

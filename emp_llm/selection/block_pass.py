@@ -12,7 +12,7 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.runtime.devices import CPU, Devices
 from emp_llm.runtime.pipeline import Advance, Piece, run_pieces
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
 __all__ = ["BlockPass"]
@@ -37,9 +37,9 @@ class BlockPass:
     def run(
         self,
         targets: Iterable[Target],
-        examine: Callable[[Target, Block, Any, Workspace], Any],
-        gather: Callable[[Target, Block, Any], None],
-        unless: Callable[[Target, Block], bool] = lambda _t, _b: False,
+        examine: Callable[[Target, RowBlock, Any, Workspace], Any],
+        gather: Callable[[Target, RowBlock, Any], None],
+        unless: Callable[[Target, RowBlock], bool] = lambda _t, _b: False,
     ) -> None:
         """Read and examine all blocks.
 
@@ -53,7 +53,7 @@ class BlockPass:
             CheckpointError: If a target cannot be read or holds NaN or infinity.
         """
 
-        def look(target: Target, block: Block, file: SourceFile, workspace: Workspace) -> Any:  # noqa: ANN401
+        def look(target: Target, block: RowBlock, file: SourceFile, workspace: Workspace) -> Any:  # noqa: ANN401
             weights = target.read(file, block, workspace)
             try:
                 return examine(target, block, weights, workspace)
@@ -63,7 +63,7 @@ class BlockPass:
         def pieces() -> Iterator[Piece]:
             for target in targets:
                 file = self.files.file(target.shard)
-                for block in target.geometry.blocks():
+                for block in target.geometry.row_blocks():
                     settle = partial(gather, target, block)
                     if unless(target, block):
                         yield Piece.note(partial(settle, None))

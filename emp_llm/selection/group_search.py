@@ -20,7 +20,7 @@ from emp_kernels.rows import Patterns, Threshold, Workspace
 from emp_llm.report.tensor_statistics import Group
 from emp_llm.runtime.team import Team
 from emp_llm.selection.block_pass import BlockPass
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
 __all__ = ["GroupSearch"]
@@ -104,7 +104,7 @@ class _Survey:
         open_groups: dict[Matrix, MagnitudeHistogram] = {}
         searches: dict[Matrix, GroupSearch] = {}
 
-        def gather(target: Target, block: Block, counted: BlockHistogram) -> None:
+        def gather(target: Target, block: RowBlock, counted: BlockHistogram) -> None:
             group = self._group_of[target.name, block.matrix]
             open_groups.setdefault(group, MagnitudeHistogram()).add(counted)
             if self._team is None and block.stop == target.geometry.matrix_rows:
@@ -127,10 +127,10 @@ class _Survey:
         """For float32 weights: the lower bits of those in each group's bin."""
         sums: dict[Matrix, Counts] = {}
 
-        def search(target: Target, block: Block) -> GroupSearch:
+        def search(target: Target, block: RowBlock) -> GroupSearch:
             return searches[self._group_of[target.name, block.matrix]]
 
-        def gather(target: Target, block: Block, counts: Counts | None) -> None:
+        def gather(target: Target, block: RowBlock, counts: Counts | None) -> None:
             group = self._group_of[target.name, block.matrix]
             if counts is not None:
                 sums[group] = sums[group] + counts if group in sums else counts
@@ -161,17 +161,17 @@ class _Survey:
         """
         counted: dict[str, list[int | None]] = {target.name: [] for target in self._targets}
 
-        def needless(target: Target, block: Block) -> bool:
+        def needless(target: Target, block: RowBlock) -> bool:
             found = self._found(searches, target, block)
             _, exact = native_threshold(target.geometry.number_format, found[0])
             return not exact or found[1] in (0, found[2])
 
-        def count(target: Target, block: Block, weights: Patterns, workspace: Workspace) -> int:
+        def count(target: Target, block: RowBlock, weights: Patterns, workspace: Workspace) -> int:
             number_format = target.geometry.number_format
             key, _ = native_threshold(number_format, self._found(searches, target, block)[0])
             return count_equal(weights, number_format, key, workspace)
 
-        def gather(target: Target, _block: Block, equal: int | None) -> None:
+        def gather(target: Target, _block: RowBlock, equal: int | None) -> None:
             counted[target.name].append(equal)
 
         self._pass.run(self._targets, count, gather, unless=needless)
@@ -191,7 +191,7 @@ class _Survey:
         thresholds: dict[str, list[Threshold]] = {}
         for target in targets:
             chosen = thresholds[target.name] = []
-            for block, equal in zip(target.geometry.blocks(), equals[target.name], strict=True):
+            for block, equal in zip(target.geometry.row_blocks(), equals[target.name], strict=True):
                 group = self._group_of[target.name, block.matrix]
                 found = self._found(searches, target, block)
                 key, exact = native_threshold(target.geometry.number_format, found[0])
@@ -204,7 +204,7 @@ class _Survey:
         return thresholds
 
     def _found(
-        self, searches: Mapping[Matrix, GroupSearch], target: Target, block: Block
+        self, searches: Mapping[Matrix, GroupSearch], target: Target, block: RowBlock
     ) -> tuple[int, int, int]:
         found = searches[self._group_of[target.name, block.matrix]].found
         assert found is not None  # noqa: S101 (the passes before have found it)

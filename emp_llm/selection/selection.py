@@ -24,7 +24,7 @@ from emp_llm.runtime.pipeline import Advance
 from emp_llm.runtime.team import Team
 from emp_llm.selection.block_pass import BlockPass
 from emp_llm.selection.group_search import _Survey
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.layout_choice import choose_layout, sample_rows
 from emp_llm.tensors.target import Target
 
@@ -54,19 +54,19 @@ class Selection:
         """The groups that a target's matrices belong to, in order; None where each row is one."""
         return self.groups.get(target.name)
 
-    def rule(self, target: Target, block: Block) -> Rule:
+    def rule(self, target: Target, block: RowBlock) -> Rule:
         """What to keep of one of a target's blocks."""
         if not self.thresholds:
             return PerRow(self.beta)
         return self.thresholds[target.name][target.geometry.block_number(block)]
 
     def read(
-        self, target: Target, file: SourceFile, block: Block, workspace: Workspace
+        self, target: Target, file: SourceFile, block: RowBlock, workspace: Workspace
     ) -> Patterns:
         """Read the weights of a target's rows that are kept or go; as `Target.read`."""
         return target.read(file, block, workspace)
 
-    def told(self, target: Target, block: Block, rows: RowFigures) -> RowFigures:  # noqa: ARG002
+    def told(self, target: Target, block: RowBlock, rows: RowFigures) -> RowFigures:  # noqa: ARG002
         """What is to be told of a block that was pruned."""
         return rows
 
@@ -92,7 +92,7 @@ class Selection:
 
     def _sample_rule(self, target: Target) -> Rule:
         """What to keep of the rows that `sample_rows` takes: by the rule for the first block."""
-        return self.rule(target, next(target.geometry.blocks()))
+        return self.rule(target, next(target.geometry.row_blocks()))
 
 
 def passes(options: PruneOptions) -> int:

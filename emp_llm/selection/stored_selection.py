@@ -12,7 +12,7 @@ from emp_llm.options import PruneOptions
 from emp_llm.report.tensor_statistics import Group
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.selection.selection import Selection
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.layout_choice import sample_rows
 from emp_llm.tensors.target import Target
 
@@ -41,19 +41,19 @@ class GivenSelection(Selection):
         """The groups of scores that a target's matrices belong to."""
         return self._store.groups(target.name) or None
 
-    def rule(self, target: Target, block: Block) -> Rule:
+    def rule(self, target: Target, block: RowBlock) -> Rule:
         """The mask of one of a target's blocks."""
         first, stop = _rows(target, block)
         return Given(self._store.read_mask(target.name, first, stop))
 
     def read(
-        self, target: Target, file: SourceFile, block: Block, workspace: Workspace
+        self, target: Target, file: SourceFile, block: RowBlock, workspace: Workspace
     ) -> Patterns:
         """The repaired weights of a target's rows, or the source's."""
         weights = self._store.weights(target.name, *_rows(target, block))
         return super().read(target, file, block, workspace) if weights is None else weights
 
-    def told(self, target: Target, block: Block, rows: RowFigures) -> RowFigures:
+    def told(self, target: Target, block: RowBlock, rows: RowFigures) -> RowFigures:
         """The block's rows, with the figures of their scores."""
         return replace(rows, stats=self._store.stats(target.name, *_rows(target, block)))
 
@@ -65,13 +65,13 @@ class GivenSelection(Selection):
     def _sample_rule(self, target: Target) -> Rule:
         """The masks of these very rows."""
 
-        def masks(block: Block) -> Patterns:
+        def masks(block: RowBlock) -> Patterns:
             return self._store.read_mask(target.name, *_rows(target, block))
 
         return Given(np.ascontiguousarray(sample_rows(target.geometry, masks)))
 
 
-def _rows(target: Target, block: Block) -> tuple[int, int]:
+def _rows(target: Target, block: RowBlock) -> tuple[int, int]:
     """A block's rows, among those of the whole tensor."""
     first = target.geometry.first_row(block)
     return first, first + block.stop - block.start

@@ -26,7 +26,7 @@ from emp_llm.options import Granularity, PruneOptions
 from emp_llm.runtime.team import Team
 from emp_llm.selection.block_pass import BlockPass
 from emp_llm.selection.group_numbers import GroupNumbers
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
 __all__ = ["beta_for_sparsity", "find_beta", "measure_groups", "shortest_decimal"]
@@ -96,7 +96,7 @@ def measure_groups(
     together = granularity == "model"
     histogram = MagnitudeHistogram()
 
-    def gather(target: Target, block: Block, counted: BlockHistogram) -> None:
+    def gather(target: Target, block: RowBlock, counted: BlockHistogram) -> None:
         nonlocal histogram
         histogram.add(counted)
         if not together and block.stop == target.geometry.matrix_rows:
@@ -117,7 +117,7 @@ def measure_groups(
 def _measure_rows(groups: GroupNumbers, targets: Collection[Target], block_pass: BlockPass) -> None:
     begun: set[str] = set()
 
-    def gather(target: Target, _block: Block, counted: RowCounts) -> None:
+    def gather(target: Target, _block: RowBlock, counted: RowCounts) -> None:
         if target.name not in begun:
             begun.add(target.name)
             read = partial(_read_row, target, block_pass)
@@ -132,7 +132,7 @@ def _measure_rows(groups: GroupNumbers, targets: Collection[Target], block_pass:
 def _read_row(target: Target, block_pass: BlockPass, row: int) -> Patterns:
     matrix, start = divmod(row, target.geometry.matrix_rows)
     file = block_pass.files.file(target.shard)
-    return target.read(file, Block(matrix, start, start + 1), Workspace())
+    return target.read(file, RowBlock(matrix, start, start + 1), Workspace())
 
 
 def beta_for_sparsity(

@@ -17,12 +17,12 @@ from emp_kernels.rows import Bytes, Patterns, Workspace
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError
 
-__all__ = ["BLOCK_BYTES", "Block", "Geometry"]
+__all__ = ["ROW_BLOCK_BYTES", "Geometry", "RowBlock"]
 
-BLOCK_BYTES = 4 << 20
+ROW_BLOCK_BYTES = 4 << 20
 """Weights that are handled at a time, as long as a row is shorter: they stay in the CPU's cache."""
 
-TRANSPOSED_BLOCK_BYTES = 32 << 20
+TRANSPOSED_ROW_BLOCK_BYTES = 32 << 20
 """The same where rows are columns of the file: of wider matrices each column is read by itself.
 
 Those of GPT-2 XL and of gpt-oss's experts are whole, in 16 bits.
@@ -42,7 +42,7 @@ _MOST_COLUMNS = 1 << 22  # a hundred times the inputs of any layer
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Rows start to stop of one matrix of a tensor."""
 
     matrix: int
@@ -110,33 +110,33 @@ class Geometry:
         """Bytes of the whole tensor."""
         return self.rows * self.row_bytes
 
-    def blocks(self) -> Iterator[Block]:
+    def row_blocks(self) -> Iterator[RowBlock]:
         """The tensor's rows in order, in blocks that no thread count or memory limit changes."""
         step = self._block_rows
         for matrix in range(self.matrices):
             for start in range(0, self.matrix_rows, step):
-                yield Block(matrix, start, min(start + step, self.matrix_rows))
+                yield RowBlock(matrix, start, min(start + step, self.matrix_rows))
 
-    def block_number(self, block: Block) -> int:
+    def block_number(self, block: RowBlock) -> int:
         """Which one of `blocks` a block is."""
         a_matrix = -(-self.matrix_rows // self._block_rows)
         return block.matrix * a_matrix + block.start // self._block_rows
 
     @property
     def _block_rows(self) -> int:
-        size = TRANSPOSED_BLOCK_BYTES if self.transposed else BLOCK_BYTES
+        size = TRANSPOSED_ROW_BLOCK_BYTES if self.transposed else ROW_BLOCK_BYTES
         return min(max(1, size // self.row_bytes), _BLOCK_ROWS)
 
-    def block_bytes(self, block: Block) -> int:
+    def block_bytes(self, block: RowBlock) -> int:
         """Bytes of a block's weights."""
         return (block.stop - block.start) * self.row_bytes
 
-    def first_row(self, block: Block) -> int:
+    def first_row(self, block: RowBlock) -> int:
         """Number of a block's first row among all rows of the tensor."""
         return block.matrix * self.matrix_rows + block.start
 
     def read(
-        self, file: SourceFile, offset: int, block: Block, memory: Patterns, workspace: Workspace
+        self, file: SourceFile, offset: int, block: RowBlock, memory: Patterns, workspace: Workspace
     ) -> None:
         """Read a block's rows.
 
@@ -158,7 +158,9 @@ class Geometry:
                 file.read_into(at, flat.data[start:stop])
             turn(flat.view(memory.dtype).reshape(turned.shape[::-1]), turned)
 
-    def placed(self, offset: int, block: Block, weights: Patterns) -> Iterator[tuple[int, Bytes]]:
+    def placed(
+        self, offset: int, block: RowBlock, weights: Patterns
+    ) -> Iterator[tuple[int, Bytes]]:
         """Where a block's rows, [rows, columns], are to be written, so that `read` finds them.
 
         Args:
@@ -184,7 +186,7 @@ class Geometry:
             for at, start, stop in self._stretches(offset, block, columns):
                 yield at, flat[start:stop]
 
-    def _turned_at_once(self, block: Block) -> Iterator[range]:
+    def _turned_at_once(self, block: RowBlock) -> Iterator[range]:
         """All columns, in order, by those of a transposed block that are turned at a time."""
         column_bytes = (block.stop - block.start) * self.number_format.item_bytes
         some = max(1, _TURNED_BYTES // (column_bytes * _TURNED_COLUMNS)) * _TURNED_COLUMNS
@@ -192,7 +194,7 @@ class Geometry:
             yield range(start, min(start + some, self.columns))
 
     def _stretches(
-        self, offset: int, block: Block, columns: range
+        self, offset: int, block: RowBlock, columns: range
     ) -> Iterator[tuple[int, int, int]]:
         """Where columns of a transposed block lie: in the file, and from – to among themselves."""
         item = self.number_format.item_bytes

@@ -16,7 +16,7 @@ from emp_kernels.layout import RADICES, RowLayout
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import Given, Patterns, PerRow, Rule, Threshold
 
-from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 
 __all__ = ["choose_layout", "choose_layouts", "packed_bytes", "sample_blocks", "sample_rows"]
 
@@ -25,7 +25,7 @@ _LONG_ROW = 2048
 """Rows from this many columns on start at 16-byte boundaries; shorter ones would pay over 1 %."""
 
 
-def sample_rows(geometry: Geometry, read: Callable[[Block], Patterns]) -> Patterns:
+def sample_rows(geometry: Geometry, read: Callable[[RowBlock], Patterns]) -> Patterns:
     """Up to _SAMPLED_ROWS rows, evenly spaced; of a transposed tensor, within a first block.
 
     Args:
@@ -36,17 +36,17 @@ def sample_rows(geometry: Geometry, read: Callable[[Block], Patterns]) -> Patter
         Bit patterns, [rows, columns].
     """
     if geometry.transposed:
-        first = read(next(geometry.blocks()))
+        first = read(next(geometry.row_blocks()))
         return first[_spaced(len(first))]
     return np.concatenate([read(block).copy() for block in sample_blocks(geometry)])
 
 
-def sample_blocks(geometry: Geometry) -> list[Block]:
+def sample_blocks(geometry: Geometry) -> list[RowBlock]:
     """What `sample_rows` reads."""
     if geometry.transposed:
-        return [next(geometry.blocks())]
+        return [next(geometry.row_blocks())]
     numbers = [divmod(row, geometry.matrix_rows) for row in _spaced(geometry.rows)]
-    return [Block(m, r, r + 1) for m, r in numbers]
+    return [RowBlock(m, r, r + 1) for m, r in numbers]
 
 
 def choose_layout(sample: Patterns, geometry: Geometry, rule: Rule) -> RowLayout:

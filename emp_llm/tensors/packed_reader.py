@@ -16,9 +16,9 @@ from emp_llm.checkpoint.safetensors_header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
-from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.packed import MAX_META_BYTES, PackedTensor, Planes, find_packed, padding
-from emp_llm.tensors.row_reader import StoredBlock, block_memory
+from emp_llm.tensors.row_reader import StoredRows, block_memory
 
 if TYPE_CHECKING:
     import torch
@@ -97,19 +97,19 @@ class PackedReader:
         padding = self._read(planes.records.start + used, planes.records.nbytes - used)
         return padding + self._plane(planes.rows) + self._plane(planes.meta)
 
-    def block_bytes(self, block: Block) -> int:
+    def block_bytes(self, block: RowBlock) -> int:
         """Bytes of a block's records."""
         number = self.geometry.block_number(block)
         return self._starts[number + 1] - self._starts[number]
 
-    def kept_rows(self, block: Block) -> npt.NDArray[np.int64]:
+    def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64]:
         """How many weights each row of a block keeps, int64 [R]."""
         first = self.geometry.first_row(block)
         return self._table(first, first + block.stop - block.start)[:, 0]
 
     def read(
-        self, block: Block, workspace: Workspace, memory: Patterns | None = None
-    ) -> StoredBlock:
+        self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
+    ) -> StoredRows:
         """Read and unpack a block, one of the geometry's; see `RowReader`.
 
         Raises:
@@ -122,9 +122,11 @@ class PackedReader:
             rows = unpack_rows(records, table, self.packed.layout, out=out, workspace=workspace)
         except DamagedRowError as error:
             raise self._damaged_row(block, error) from error
-        return StoredBlock(records, rows)
+        return StoredRows(records, rows)
 
-    def read_there(self, block: Block, workspace: "DeviceWorkspace", out: "torch.Tensor") -> None:
+    def read_there(
+        self, block: RowBlock, workspace: "DeviceWorkspace", out: "torch.Tensor"
+    ) -> None:
         """Read a block, one of the geometry's, and unpack it on a GPU.
 
         Args:
@@ -144,12 +146,12 @@ class PackedReader:
         except DamagedRowError as error:
             raise self._damaged_row(block, error) from error
 
-    def _stored(self, block: Block, workspace: Workspace) -> tuple[Bytes, Table]:
+    def _stored(self, block: RowBlock, workspace: Workspace) -> tuple[Bytes, Table]:
         """A block's records and their lines of the row table."""
         first = self.geometry.first_row(block)
         return self._records(block, workspace), self._table(first, first + block.stop - block.start)
 
-    def _records(self, block: Block, workspace: Workspace) -> Bytes:
+    def _records(self, block: RowBlock, workspace: Workspace) -> Bytes:
         nbytes = self.block_bytes(block)
         data = workspace.take("records", nbytes)[:nbytes]
         at = self.planes.records.start + self._starts[self.geometry.block_number(block)]
@@ -167,7 +169,7 @@ class PackedReader:
     def _read_table(self) -> tuple[int, list[int]]:
         """Check all of the row table: weights kept, where each block's records start, their end."""
         geometry, layout = self.geometry, self.packed.layout
-        firsts = np.array([geometry.first_row(block) for block in geometry.blocks()])
+        firsts = np.array([geometry.first_row(block) for block in geometry.row_blocks()])
         kept, end, starts = 0, 0, []
         for first in range(0, geometry.rows, _TABLE_ROWS):
             stop = min(first + _TABLE_ROWS, geometry.rows)
@@ -202,7 +204,7 @@ class PackedReader:
         self._file.read_into(at, memoryview(data))
         return bytes(data)
 
-    def _damaged_row(self, block: Block, error: DamagedRowError) -> FormatError:
+    def _damaged_row(self, block: RowBlock, error: DamagedRowError) -> FormatError:
         return self._damage(f"row {self.geometry.first_row(block) + error.row}: {error.fault}")
 
     def _damage(self, fault: str) -> FormatError:

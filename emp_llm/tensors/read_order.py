@@ -60,6 +60,6 @@ def spans(target: Target) -> Iterator[Span]:
             start = at + matrix * size
             yield Span(shard, start, start + size, size + (0 if matrix else sample_bytes))
         return
-    for block in (*sampled, *geometry.blocks()):
+    for block in (*sampled, *geometry.row_blocks()):
         start = at + geometry.first_row(block) * geometry.row_bytes
         yield Span(shard, start, start + geometry.block_bytes(block), geometry.block_bytes(block))

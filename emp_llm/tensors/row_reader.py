@@ -8,12 +8,12 @@ from emp_kernels.rows import Bytes, Patterns, Workspace
 
 from emp_llm.checkpoint.safetensors_header import TensorEntry
 from emp_llm.checkpoint.source_file import SourceFile
-from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 
-__all__ = ["PlainReader", "RowReader", "StoredBlock", "block_memory"]
+__all__ = ["PlainReader", "RowReader", "StoredRows", "block_memory"]
 
 
-class StoredBlock(NamedTuple):
+class StoredRows(NamedTuple):
     """A block of rows.
 
     Attributes:
@@ -44,15 +44,15 @@ class RowReader(Protocol):
     def end_bytes(self) -> bytes:
         """What is stored of it behind the last block."""
 
-    def block_bytes(self, block: Block) -> int:
+    def block_bytes(self, block: RowBlock) -> int:
         """Bytes that are stored of a block."""
 
-    def kept_rows(self, block: Block) -> npt.NDArray[np.int64] | None:
+    def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64] | None:
         """How many weights each row of a block keeps, int64 [R]; None where that is not stored."""
 
     def read(
-        self, block: Block, workspace: Workspace, memory: Patterns | None = None
-    ) -> StoredBlock:
+        self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
+    ) -> StoredRows:
         """Read a block.
 
         Args:
@@ -68,7 +68,7 @@ class RowReader(Protocol):
 
 
 def block_memory(
-    geometry: Geometry, block: Block, workspace: Workspace, name: str = "weights"
+    geometry: Geometry, block: RowBlock, workspace: Workspace, name: str = "weights"
 ) -> Patterns:
     """Room in a workspace for a block's rows, [rows, columns]."""
     nbytes = geometry.block_bytes(block)
@@ -102,18 +102,18 @@ class PlainReader:
         """Bytes of its weights."""
         return self._entry.nbytes
 
-    def block_bytes(self, block: Block) -> int:
+    def block_bytes(self, block: RowBlock) -> int:
         """Bytes of a block's weights."""
         return self.geometry.block_bytes(block)
 
-    def kept_rows(self, block: Block) -> None:
+    def kept_rows(self, block: RowBlock) -> None:
         """Nothing tells a zero that is kept from one that is not."""
 
     def read(
-        self, block: Block, workspace: Workspace, memory: Patterns | None = None
-    ) -> StoredBlock:
+        self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
+    ) -> StoredRows:
         """Read a block."""
         if memory is None:
             memory = block_memory(self.geometry, block, workspace)
         self.geometry.read(self._file, self._entry.start, block, memory, workspace)
-        return StoredBlock(memory.reshape(-1).view(np.uint8), memory)
+        return StoredRows(memory.reshape(-1).view(np.uint8), memory)

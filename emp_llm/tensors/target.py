@@ -13,7 +13,7 @@ from emp_llm.checkpoint.safetensors_header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError
-from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.row_reader import PlainReader
 
 __all__ = ["Target"]
@@ -56,7 +56,11 @@ class Target:
         return self.entry.name
 
     def read(
-        self, file: SourceFile, block: Block, workspace: Workspace, memory: Patterns | None = None
+        self,
+        file: SourceFile,
+        block: RowBlock,
+        workspace: Workspace,
+        memory: Patterns | None = None,
     ) -> Patterns:
         """Read a block's bit patterns, [rows, columns].
 
@@ -71,7 +75,7 @@ class Target:
         """
         return PlainReader(file, self.entry, self.geometry).read(block, workspace, memory).rows
 
-    def not_finite(self, block: Block, error: NonFiniteRowError) -> CheckpointError:
+    def not_finite(self, block: RowBlock, error: NonFiniteRowError) -> CheckpointError:
         """The error that names the tensor and row where a block holds NaN or infinity."""
         row = self.geometry.first_row(block) + error.row
         return CheckpointError(

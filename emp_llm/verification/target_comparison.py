@@ -23,7 +23,7 @@ from emp_llm.pruning.target_jobs import TargetJob
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.selection.selection import Selection
 from emp_llm.tensors.bit_patterns import first_difference, in_words
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.row_reader import block_memory
 from emp_llm.tensors.target import Target
 from emp_llm.verification.tensor_checks import CheckedBlock, RowsCheck
@@ -66,7 +66,7 @@ class ComparedTarget(TargetJob):
         self._check = check
         self._source = source
 
-    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> _ComparedRows:
+    def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> _ComparedRows:
         """Figures of a block, and whether its weights are the same in both."""
         geometry = self.target.geometry
         rule = self._selection.rule(self.target, block)
@@ -80,7 +80,7 @@ class ComparedTarget(TargetJob):
         return _ComparedRows(pruned.table, pruned.stats, checked, fault)
 
     def _differs(
-        self, block: Block, row: int, column: int, found: int, expected: int
+        self, block: RowBlock, row: int, column: int, found: int, expected: int
     ) -> FormatError:
         is_, must_be = _both(self.target, found, expected)
         because = ""
@@ -94,7 +94,7 @@ class ComparedTarget(TargetJob):
             OTHER,
         )
 
-    def settle(self, block: Block, rows: RowFigures) -> None:  # noqa: ARG002
+    def settle(self, block: RowBlock, rows: RowFigures) -> None:  # noqa: ARG002
         """Take note of what is stored; of several faults the first is told."""
         assert isinstance(rows, _ComparedRows)  # noqa: S101 (what compute returns)
         if rows.fault is not None:
@@ -110,7 +110,7 @@ class ComparedTarget(TargetJob):
 class RepairedTarget(ComparedTarget):
     """A target whose masks the rule gives, and whose kept weights have changed."""
 
-    def compute(self, block: Block, weights: Patterns, workspace: Workspace) -> _ComparedRows:
+    def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> _ComparedRows:
         """Figures of a block, and whether it keeps what the rule keeps."""
         geometry = self.target.geometry
         rule = self._selection.rule(self.target, block)
@@ -178,12 +178,12 @@ class GivenTarget:
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""
         geometry = self._target.geometry
-        for block in geometry.blocks():
+        for block in geometry.row_blocks():
             yield Piece(geometry.block_bytes(block), partial(self._compare, block), self._settle)
         yield Piece.note(self._check.conclude)
 
     def _compare(
-        self, block: Block, workspace: Workspace
+        self, block: RowBlock, workspace: Workspace
     ) -> tuple[CheckedBlock, FormatError | None]:
         geometry, source = self._target.geometry, self._source
         weights = self._target.read(self._file, block, workspace)
@@ -227,7 +227,7 @@ def _first(bad: Mask) -> tuple[int, int] | None:
     return int(row), int(column)
 
 
-def _place(target: Target, block: Block, row: int, column: int) -> str:
+def _place(target: Target, block: RowBlock, row: int, column: int) -> str:
     return f"row {target.geometry.first_row(block) + row:,} column {column:,}"
 
 
@@ -239,7 +239,7 @@ def _both(target: Target, found: int, expected: int) -> tuple[str, str]:
 def _other_count(
     check: RowsCheck,
     target: Target,
-    block: Block,
+    block: RowBlock,
     bad: Mask,
     kept: npt.NDArray[np.int64],
     source: str,

@@ -23,7 +23,7 @@ from emp_llm.files.checksum import COPY_BYTES, hash_name, new_hash
 from emp_llm.report.file_names import REPORT_NAME
 from emp_llm.report.tensor_statistics import ratio
 from emp_llm.runtime.pipeline import Piece
-from emp_llm.tensors.geometry import Block, Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 from emp_llm.tensors.row_reader import PlainReader, RowReader
 
@@ -191,18 +191,18 @@ class RowsCheck(TensorCheck):
 
     def pieces(self) -> Iterator[Piece]:
         """The work, block by block."""
-        for block in self.geometry.blocks():
+        for block in self.geometry.row_blocks():
             yield Piece(self._reader.block_bytes(block), partial(self.read, block), self.take)
         yield Piece.note(self.conclude)
 
     def read(
-        self, block: Block, workspace: Workspace, memory: Patterns | None = None
+        self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
     ) -> CheckedBlock:
         """Read a block; on any thread. `RowReader.read` tells of the arguments."""
         stored, rows = self._reader.read(block, workspace, memory)
         return CheckedBlock(stored, rows, int(np.count_nonzero(rows)))
 
-    def kept_rows(self, block: Block) -> npt.NDArray[np.int64] | None:
+    def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64] | None:
         """How many weights each row of a block keeps, int64 [R]; None where nothing tells it."""
         return self._reader.kept_rows(block)
 

@@ -18,7 +18,7 @@ from emp_llm.files.checksum import COPY_BYTES
 from emp_llm.report.tensor_statistics import digits, ratio
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.tensors.bit_patterns import as_float32
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.packed_reader import PackedReader
 from emp_llm.tensors.row_reader import PlainReader, RowReader, block_memory
 from emp_llm.tensors.stored_tensors import PlainTensor
@@ -132,13 +132,13 @@ def compare(
             PlainReader(side.file, side.entry, geometry) if isinstance(side, PlainTensor) else side
             for side in (a, b)
         )
-        for block in geometry.blocks():
+        for block in geometry.row_blocks():
             nbytes = rows_a.block_bytes(block) + rows_b.block_bytes(block)
             yield Piece(nbytes, partial(_compare_block, rows_a, rows_b, block), total.add)
     yield Piece.note(total.end_tensor)
 
 
-def _compare_block(a: RowReader, b: RowReader, block: Block, workspace: Workspace) -> Counts:
+def _compare_block(a: RowReader, b: RowReader, block: RowBlock, workspace: Workspace) -> Counts:
     rows_a = a.read(block, workspace).rows
     memory = block_memory(b.geometry, block, workspace, "stored")
     rows_b = b.read(block, workspace, memory).rows

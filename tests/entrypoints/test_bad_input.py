@@ -139,7 +139,7 @@ def test_a_target_that_is_not_finite_is_named_with_its_row(
     granularity: str,
     value: float,
 ) -> None:
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", 3 * H * 2)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", 3 * H * 2)
     tensors = mlp(H, F)
     tensors[GATE][17, 5] = value
     source = write_checkpoint(tmp_path / "source", llama_config(H, F), tensors)

@@ -251,7 +251,7 @@ def test_other_shards_and_small_blocks_change_nothing(
     assert diff(written["packed"], sharded)["same_weights"]
     assert diff(sharded, written["packed"])["same_weights"]
     once = diff(written["packed"], written["sparser dense"], threads=1)
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", 3 * F * 2)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", 3 * F * 2)
     monkeypatch.setattr("emp_llm.verification.weight_differences.COPY_BYTES", 16)
     assert diff(written["packed"], written["sparser dense"], threads=5) == once
     assert (

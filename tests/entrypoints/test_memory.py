@@ -45,7 +45,7 @@ TARGET_BYTES = 3 * 1024 * 8192 * 2
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (
-        "tensors.geometry.BLOCK_BYTES",
+        "tensors.geometry.ROW_BLOCK_BYTES",
         "files.direct_file.CHUNK_BYTES",
         "pruning.copy_job.COPY_BYTES",
         "verification.tensor_checks.COPY_BYTES",

@@ -161,7 +161,7 @@ def test_fp16_weights_that_were_bf16_are_packed_without_their_three_zero_bits(
 def test_the_folder_does_not_depend_on_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granularity: str, output_format: str
 ) -> None:
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", 50)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", 50)
     monkeypatch.setattr("emp_llm.files.checksum.COPY_BYTES", 64)
     tensors = {DOWN: few_values(H, F), GATE: few_values(F, H, seed=1)}
     source = write_checkpoint(

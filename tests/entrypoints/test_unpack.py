@@ -57,7 +57,7 @@ def test_unpacking_does_not_depend_on_threads_and_blocks(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unpack(packed, tmp_path / "once", threads=1)
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", 50)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", 50)
     for threads in (1, 2, 5):
         unpack(packed, tmp_path / str(threads), threads=threads)
         assert files(tmp_path / str(threads)) == files(tmp_path / "once")
@@ -69,7 +69,7 @@ def test_transposed_tensors_are_unpacked_block_by_block(
 ) -> None:
     prune(tiny_model("gpt-oss"), tmp_path / "packed")
     unpack(tmp_path / "packed", tmp_path / "whole")
-    monkeypatch.setattr("emp_llm.tensors.geometry.TRANSPOSED_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("emp_llm.tensors.geometry.TRANSPOSED_ROW_BLOCK_BYTES", block_bytes)
     unpack(tmp_path / "packed", tmp_path / "blocks")
     assert files(tmp_path / "blocks") == files(tmp_path / "whole")
 

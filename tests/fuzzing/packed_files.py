@@ -216,7 +216,7 @@ def _decoded(reader: PackedReader) -> tuple[PackedReader, np.ndarray]:
     geometry = reader.geometry
     rows = np.empty((geometry.rows, geometry.columns), geometry.number_format.storage)
     workspace = GuardedWorkspace(0xFF)
-    for block in geometry.blocks():
+    for block in geometry.row_blocks():
         first = geometry.first_row(block)
         records, weights = reader.read(block, workspace)
         _check_backends(reader, first, weights, records)

@@ -49,7 +49,7 @@ def test_large_tensors_are_fetched_block_by_block(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read_order, "_SMALL_TENSOR", 1000)
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", 2000)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", 2000)
     folder = write_checkpoint(tmp_path / "local", llama_config(50, 70), mlp(50, 70))
     hub.commit("me/model", files(folder))
     found = inspect("me/model")
@@ -67,7 +67,7 @@ def test_rows_so_long_that_samples_are_blocks_and_fill_the_room_are_fetched(
 ) -> None:
     monkeypatch.setattr(read_order, "_SMALL_TENSOR", 1000)
     monkeypatch.setattr(read_ranges, "_MEMORY_BYTES", 500)
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", block_bytes)
     folder = write_checkpoint(tmp_path / "local", llama_config(50, 70), mlp(50, 70))
     hub.commit("me/model", files(folder))
     found: list[dict] = []
@@ -82,7 +82,7 @@ def test_rows_across_a_matrix_are_fetched_with_it(
     hub: HubServer, tiny_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read_order, "_SMALL_TENSOR", 100)
-    monkeypatch.setattr("emp_llm.tensors.geometry.TRANSPOSED_BLOCK_BYTES", 500)
+    monkeypatch.setattr("emp_llm.tensors.geometry.TRANSPOSED_ROW_BLOCK_BYTES", 500)
     for architecture in ("gpt2", "gpt-oss"):
         folder = tiny_model(architecture)
         hub.commit("me/model", files(folder))

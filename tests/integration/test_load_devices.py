@@ -62,8 +62,8 @@ def nothing_left() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def few_rows_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows of four bfloat16 weights, so that tensors are filled in parts."""
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", 16)
-    monkeypatch.setattr("emp_llm.tensors.geometry.TRANSPOSED_BLOCK_BYTES", 16)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", 16)
+    monkeypatch.setattr("emp_llm.tensors.geometry.TRANSPOSED_ROW_BLOCK_BYTES", 16)
 
 
 @contextmanager

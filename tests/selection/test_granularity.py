@@ -238,7 +238,7 @@ def test_a_tensor_in_many_blocks_gives_the_same_files(
     source = write_checkpoint(tmp_path / "source", llama_config(H, F), tensors)
     options = PruneOptions(granularity=granularity, output_format=output_format)
     prune(source, tmp_path / "whole", options)
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", block_bytes)
     prune(source, tmp_path / "blocks", options)
     assert files(tmp_path / "blocks") == files(tmp_path / "whole")
 
@@ -254,7 +254,7 @@ def test_a_transposed_tensor_in_many_blocks_is_pruned_by_the_same_rule(
     granularity: str,
     block_bytes: int,
 ) -> None:
-    monkeypatch.setattr("emp_llm.tensors.geometry.TRANSPOSED_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("emp_llm.tensors.geometry.TRANSPOSED_ROW_BLOCK_BYTES", block_bytes)
     names = EXPECTED[architecture].mlp
     source, rule = tiny_model(architecture), {"beta": 1.0, "granularity": granularity}
     assert_rule_holds(source, tmp_path, names, names, **rule)

@@ -98,7 +98,7 @@ def read_with_ours(path: Path) -> dict[str, np.ndarray]:
 def _read(reader: PackedReader) -> np.ndarray:
     geometry, workspace = reader.geometry, Workspace()
     rows = np.empty((geometry.rows, geometry.columns), geometry.number_format.storage)
-    for block in geometry.blocks():
+    for block in geometry.row_blocks():
         first = geometry.first_row(block)
         weights = reader.read(block, workspace).rows
         rows[first : first + len(weights)] = weights

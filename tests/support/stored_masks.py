@@ -22,7 +22,7 @@ from emp_llm.calibration.masks import decide
 from emp_llm.options import CalibrationOptions
 from emp_llm.pruning.planned_run import PlannedRun
 from emp_llm.selection.mask_store import MaskStore
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 
 CALIBRATION = CalibrationOptions(text="some/text", samples=4, seed=3)
 CALIBRATING = "emp_llm.calibration.calibrate"
@@ -54,7 +54,7 @@ def calibrate(run: PlannedRun, store: MaskStore) -> None:
                     geometry = target.geometry
                     scores = scores_of(target.name, geometry.rows, geometry.columns)
                     for matrix in range(geometry.matrices):
-                        whole = Block(matrix, 0, geometry.matrix_rows)
+                        whole = RowBlock(matrix, 0, geometry.matrix_rows)
                         first = geometry.first_row(whole)
                         bits = target.read(files.file(target.shard), whole, Workspace())
                         decided = decide(

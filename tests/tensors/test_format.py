@@ -32,8 +32,8 @@ SHAPES = [(1, 1), (3, 5), (1, 130), (2, 3, 8), (2, 1, 1), (2, 2, 3, 9)]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("number_format", NUMBER_FORMATS, ids=lambda f: f.name)
 def test_both_readers_get_every_bit_back(number_format, shape, transposed, tmp_path, monkeypatch):
-    monkeypatch.setattr(geometry_module, "BLOCK_BYTES", 40)  # many blocks
-    monkeypatch.setattr(geometry_module, "TRANSPOSED_BLOCK_BYTES", 40)
+    monkeypatch.setattr(geometry_module, "ROW_BLOCK_BYTES", 40)  # many blocks
+    monkeypatch.setattr(geometry_module, "TRANSPOSED_ROW_BLOCK_BYTES", 40)
     planes, expected = {}, {}
     for kind in KINDS:
         dense = make_rows(kind, number_format, (shape[0], int(np.prod(shape[1:])))).reshape(shape)

@@ -175,7 +175,7 @@ def opened(tmp_path):
 
 def decode_all(reader):
     workspace = Workspace()
-    for block in reader.geometry.blocks():
+    for block in reader.geometry.row_blocks():
         reader.read(block, workspace)
 
 
@@ -188,7 +188,7 @@ def test_a_reader_tells_what_the_tensor_is_in_a_dense_file(opened, planes):
 def test_the_end_of_a_packed_tensor_is_its_padding_table_and_parameters(opened, planes):
     reader = opened(planes)
     whole = b"".join(planes[name].tobytes() for name in ("x", "x.emp_rows", "x.emp_meta"))
-    used = sum(reader.block_bytes(block) for block in reader.geometry.blocks())
+    used = sum(reader.block_bytes(block) for block in reader.geometry.row_blocks())
     assert used < len(whole)
     assert reader.end_bytes == whole[used:]
 
@@ -225,9 +225,9 @@ def test_an_impossible_line_of_the_table_is_refused_with_its_row(opened, planes)
 
 
 def test_a_damaged_row_is_named_by_its_number_in_the_tensor(opened, planes, monkeypatch):
-    monkeypatch.setattr(geometry_module, "BLOCK_BYTES", 160)  # two rows a block
+    monkeypatch.setattr(geometry_module, "ROW_BLOCK_BYTES", 160)  # two rows a block
     reader = opened(planes)
-    fifth = sum(reader.block_bytes(block) for block in list(reader.geometry.blocks())[:2])
+    fifth = sum(reader.block_bytes(block) for block in list(reader.geometry.row_blocks())[:2])
     records = planes["x"].copy()
     records[fifth] ^= 1
     with pytest.raises(FormatError, match=r"packed tensor 'x' is damaged: row 4: its mask names"):
@@ -250,7 +250,7 @@ def test_flipped_bits_decode_or_are_refused_and_nothing_else(opened, planes, see
 def test_padding_that_is_not_zero_is_refused(opened):
     planes = pack("x", make_rows("gaussian", BF16, (5, 40)), BF16)  # 30 bytes of numbers
     reader = opened(planes)
-    assert sum(map(reader.block_bytes, reader.geometry.blocks())) < planes["x"].size
+    assert sum(map(reader.block_bytes, reader.geometry.row_blocks())) < planes["x"].size
     for name in ("x", "x.emp_rows"):
         plane = planes[name].copy()
         plane[-1] = 1

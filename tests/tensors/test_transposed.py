@@ -85,7 +85,9 @@ def test_blocks_of_columns_are_read_and_placed_some_columns_at_a_time(
     columns, rows, dtype = 300, 40, number_format.storage.type
     monkeypatch.setattr(geometry_module, "_TURNED_BYTES", 1)
     monkeypatch.setattr(
-        geometry_module, "TRANSPOSED_BLOCK_BYTES", block_rows * columns * np.dtype(dtype).itemsize
+        geometry_module,
+        "TRANSPOSED_ROW_BLOCK_BYTES",
+        block_rows * columns * np.dtype(dtype).itemsize,
     )
     stored = counted(2 * columns, rows, dtype).reshape(2, columns, rows)
     path = tmp_path / "file"
@@ -93,7 +95,7 @@ def test_blocks_of_columns_are_read_and_placed_some_columns_at_a_time(
     geometry = Geometry(number_format=number_format, shape=stored.shape, transposed=True)
     written = bytearray(len(path.read_bytes()))
     file = PlainFile(path)
-    for block in geometry.blocks():
+    for block in geometry.row_blocks():
         read = np.zeros((block.stop - block.start, columns), dtype)
         geometry.read(file, 6, block, read, GuardedWorkspace(0))
         assert (read == stored[block.matrix, :, block.start : block.stop].T).all()

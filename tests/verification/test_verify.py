@@ -438,7 +438,7 @@ def test_verify_does_not_depend_on_threads(written: dict[str, Path]) -> None:
 def test_a_flipped_bit_in_a_late_block_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", 20)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", 20)
     source = write_checkpoint(tmp_path / "source", llama_config(H, F), {UP: few_values(F, H)})
     prune(source, tmp_path / "out")
     edit_shard(tmp_path / "out" / "model.safetensors", lambda tensors: flip_last_value(tensors[UP]))

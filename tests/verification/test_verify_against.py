@@ -136,7 +136,7 @@ def test_what_was_unpacked_is_compared(source: Path, tmp_path: Path) -> None:
 def test_many_small_blocks_and_threads_compare_the_same(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granularity: str
 ) -> None:
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", 3 * F * 2)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", 3 * F * 2)
     prune(source, tmp_path / "out", PruneOptions(granularity=granularity))
     once = verify(tmp_path / "out", against=source, threads=1)
     assert once == verify(tmp_path / "out", against=source, threads=5)
@@ -398,7 +398,7 @@ def test_a_source_of_torch_save_is_compared(written: Path, tmp_path: Path) -> No
 def test_of_several_faults_the_first_is_told(
     written: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emp_llm.tensors.geometry.BLOCK_BYTES", H * 2)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", H * 2)
     weights = expected()[UP]
     replace_weights(written, UP, torch.where(weights != 0, -weights, weights))
     row, column = weights.nonzero()[0].tolist()

@@ -31,7 +31,7 @@ from emp_llm import CheckpointError, FormatError, PruneOptions, diff, prune, unp
 from emp_llm.calibration.masks import decide
 from emp_llm.pruning.planned_run import PlannedRun
 from emp_llm.selection.mask_store import MaskStore
-from emp_llm.tensors.geometry import Block
+from emp_llm.tensors.geometry import RowBlock
 
 __all__ = ["given"]
 
@@ -189,7 +189,7 @@ def repair_magnitudes(run: PlannedRun, store: MaskStore) -> None:
     with run.source.files(run.checkpoint.shards) as files, store.writer("all") as block:
         for target in targets:
             geometry = target.geometry
-            whole = Block(0, 0, geometry.rows)
+            whole = RowBlock(0, 0, geometry.rows)
             bits = target.read(files.file(target.shard), whole, Workspace())
             scores = geometry.number_format.magnitudes(bits).astype(np.float32)
             decided = decide(target.name, scores, bits, geometry.number_format, run.options)
