@@ -1,4 +1,22 @@
-"""The command line of emp-llm: ``emp-llm COMMAND …`` or ``python -m emp_cli COMMAND …``."""
+"""The command line of emp-llm: ``emp-llm COMMAND …`` or ``python -m emp_cli COMMAND …``.
+
+tables          tables and totals that fit 80 columns
+console         progress, errors, exit status, JSON: what every command does with the terminal
+arguments       arguments and options that several commands share
+option_parsing  options as the library takes them; contradictions are wrong usage
+inspect_view    what `inspect` and `report` print
+pictures        the page and the figures that both write on request
+compare         emp-llm compare
+diff            emp-llm diff
+eval            emp-llm eval
+inspect         emp-llm inspect
+push            emp-llm push
+prune           emp-llm prune, which can push what it wrote
+report          emp-llm report
+unpack          emp-llm unpack
+verify          emp-llm verify
+app             the commands, put together
+"""
 
 import io
 import signal

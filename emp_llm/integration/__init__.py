@@ -1,15 +1,15 @@
 """emp-llm inside transformers: pruning while loading, packed checkpoints, and fine-tuning.
 
-    registration   tells transformers of what follows, once it is imported
-    configs        EmpConfig, and what a packed checkpoint's config.json says
-    quantizers     what happens before, while and after weights are loaded
-    sources        whole tensors off the files: pruned, or unpacked, on the CPU or on a GPU
-    read_ahead     several of them at once, on all cores
-    feeding        transformers' conversions, fed with them
-    saving         transformers' conversions, packing what they give; `densify`
-    zeros          masks of what was pruned, a bit a weight, and putting the zeros back
-    training       `KeepSparsity` and `SparsityHold`, which hold them while a model is trained
-    adapters       `merge_adapter`, which holds them while adapters are merged
+configs         `EmpConfig`, and what a packed checkpoint's config.json says
+tensor_readers  whole tensors read from the files: pruned, or unpacked, on the CPU or on a GPU
+read_ahead      several of them read at once, on all cores
+weight_feed     transformers' weight conversions, which get those tensors
+saving          transformers' weight conversions, which pack what they give; `densify`
+zeros           masks of pruned parameters, a bit a weight, and putting the zeros back
+training        `KeepSparsity` and `SparsityHold`, which keep the zeros while a model is trained
+adapters        `merge_adapter`, which keeps them while adapters are merged
+quantizers      what happens before, while and after weights are loaded
+registration    makes `configs` and `quantizers` known to transformers
 
 transformers calls every ``quantization_config`` a quantization; nothing here quantizes. The model
 that comes out is an ordinary one: dense weights with zeros, no hooks, no modules of ours.
