@@ -38,8 +38,8 @@ from emp_kernels.rows import Workspace
 from timed_process import Run, run
 
 from emp_llm.checkpoint.checkpoint import open_checkpoint
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
-from emp_llm.checkpoint.safetensors_header import TensorEntry
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 
 SAMPLED_ROWS, SAMPLED_BYTES = 3, 1 << 16

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from emp_llm.checkpoint.checkpoint import Checkpoint
+    from emp_llm.checkpoint.header import TensorEntry
     from emp_llm.checkpoint.open_files import OpenFiles
-    from emp_llm.checkpoint.safetensors_header import TensorEntry
 
 __all__ = ["DTYPES", "Fed", "StreamedModel", "Weights"]
 

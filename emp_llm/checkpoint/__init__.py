@@ -3,6 +3,8 @@
 regular_file        regular files only: no pipe, no device
 small_files         files beside the weights, and links that are refused
 json_files          JSON from strangers, read in bounded memory
+dtypes              the dtypes of tensors by name
+header              what a file of weights says it holds
 source_file         a file of weights: any of its bytes, into a buffer
 extents             where the bytes of tensors lie
 assembled_file      a file of weights assembled while it is read

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from emp_llm.checkpoint.header import Header, TensorEntry
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.meta_llama.layout import is_original, part_names, read_original
 from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME, OriginalParams
-from emp_llm.checkpoint.safetensors_header import Header, TensorEntry
 from emp_llm.checkpoint.shard import Shard, read_shard
 from emp_llm.checkpoint.small_files import CONFIG_NAME, PICKLES, other_files
 from emp_llm.errors import CheckpointError

@@ -5,94 +5,41 @@ spaces may pad) and the tensors' data, without holes. Nothing here reads or hold
 """
 
 import json
-import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
+from emp_llm.checkpoint.dtypes import ITEM_BITS
+from emp_llm.checkpoint.header import (
+    DOWNLOAD_AGAIN,
+    Header,
+    ReadRange,
+    TensorEntry,
+    UnreadableError,
+    check_no_pointer,
+    open_ranges,
+    unreadable_named,
+)
 from emp_llm.checkpoint.json_files import MAX_JSON_BYTES, JsonError, check_size, parse_json
-from emp_llm.checkpoint.regular_file import open_regular
 from emp_llm.errors import CheckpointError
 from emp_llm.messages import shortened
 
 __all__ = [
     "ALIGNMENT",
-    "ITEM_BITS",
-    "Header",
-    "Read",
-    "TensorEntry",
     "encode_header",
     "read_header",
     "read_header_by",
 ]
 
-#: Bits of one item of every dtype that safetensors 0.8 knows. F4 and F6 pack several to a byte.
-ITEM_BITS: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("F4",), 4),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    **dict.fromkeys(("BOOL", "U8", "I8"), 8),
-    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
-    **dict.fromkeys(("I32", "U32", "F32"), 32),
-    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
-}
-
-Read = Callable[[int, int], bytes]
-"""Returns the bytes of a file from an offset up to another, or those of them that it has."""
-
-#: Data written behind a header of ours starts at a multiple of this many bytes.
 ALIGNMENT: Final = 16
+"""Data written behind a header of ours starts at a multiple of this many bytes."""
 
 _LENGTH_BYTES = 8
 _MAX_U64 = 2**64 - 1
 _MAX_NAME = 1024  # characters; the longest of transformers' models are below 200
 _MAX_DIMENSIONS = 64  # torch has no more
 _METADATA = "__metadata__"
-_GIT_LFS_POINTER = b"version https://git-lfs"
-_AGAIN = "the file is cut short or damaged: download it again"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor of a safetensors file.
-
-    Attributes:
-        name: The tensor's name, unique in its file.
-        dtype: A key of `ITEM_BITS`, such as ``BF16``.
-        shape: Sizes, outermost first; ``()`` for a scalar.
-        start: Offset of the first byte, from the beginning of the file.
-        end: Offset behind the last byte, from the beginning of the file.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor's data."""
-        return self.end - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a safetensors file says about itself.
-
-    Attributes:
-        metadata: The free-form strings under ``__metadata__``; empty where there are none.
-        tensors: The tensors in the order of their data.
-        data_start: Offset of the first byte of data, from the beginning of the file.
-        file_size: Bytes of the whole file.
-    """
-
-    metadata: dict[str, str]
-    tensors: tuple[TensorEntry, ...]
-    data_start: int
-    file_size: int
 
 
 def read_header(path: Path) -> Header:
@@ -110,20 +57,11 @@ def read_header(path: Path) -> Header:
     Raises:
         CheckpointError: If the file cannot be read or is not a whole safetensors file.
     """
-    try:
-        with open_regular(path) as file:
-            file_size = os.fstat(file.fileno()).st_size
-
-            def read(start: int, stop: int) -> bytes:
-                file.seek(start)
-                return file.read(stop - start)
-
-            return read_header_by(read, path.name, file_size)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    with open_ranges(path) as (read, file_size):
+        return read_header_by(read, path.name, file_size)
 
 
-def read_header_by(read: Read, name: str, file_size: int) -> Header:
+def read_header_by(read: ReadRange, name: str, file_size: int) -> Header:
     """Read and check the header of a safetensors file that lies anywhere; see `read_header`.
 
     Args:
@@ -134,8 +72,9 @@ def read_header_by(read: Read, name: str, file_size: int) -> Header:
     Raises:
         CheckpointError: If it is not a whole safetensors file.
     """
-    try:
-        length = _header_length(read(0, len(_GIT_LFS_POINTER)), file_size)
+    with unreadable_named(name):
+        check_no_pointer(read)
+        length = _header_length(read(0, _LENGTH_BYTES), file_size)
         fields = _parse(read(_LENGTH_BYTES, _LENGTH_BYTES + length))
         metadata = _metadata(fields.pop(_METADATA, None))
         data_start = _LENGTH_BYTES + length
@@ -146,29 +85,24 @@ def read_header_by(read: Read, name: str, file_size: int) -> Header:
             )
         )
         _check_cover(tensors, data_start, file_size)
-    except _DamagedError as error:
-        raise CheckpointError(f"{name}: {error}") from error
     return Header(metadata, tensors, data_start, file_size)
 
 
-class _DamagedError(Exception):
-    """What is wrong with a file, before it is known which one."""
-
-
 def _header_length(head: bytes, file_size: int) -> int:
-    if head == _GIT_LFS_POINTER:
-        raise _DamagedError("is a Git LFS pointer, not the weights: run `git lfs pull` there")
     if file_size < _LENGTH_BYTES:
-        raise _DamagedError(f"is {file_size} bytes, too short for a safetensors file; {_AGAIN}")
+        raise UnreadableError(
+            f"is {file_size} bytes, too short for a safetensors file; {DOWNLOAD_AGAIN}"
+        )
     length: int = struct.unpack_from("<Q", head)[0]
     if length > MAX_JSON_BYTES:
-        raise _DamagedError(
+        raise UnreadableError(
             f"says its header is {length:,} bytes long, over the limit of {MAX_JSON_BYTES:,}; "
             "this is not a safetensors file: download or convert it again"
         )
     if _LENGTH_BYTES + length > file_size:
-        raise _DamagedError(
-            f"is {file_size:,} bytes, its header alone needs {_LENGTH_BYTES + length:,}; {_AGAIN}"
+        raise UnreadableError(
+            f"is {file_size:,} bytes, its header alone needs {_LENGTH_BYTES + length:,}; "
+            f"{DOWNLOAD_AGAIN}"
         )
     return length
 
@@ -177,9 +111,9 @@ def _parse(text: bytes) -> dict[str, Any]:
     try:
         fields = parse_json(text, strict=True)
     except JsonError as error:
-        raise _DamagedError(f"its header {error}; {_AGAIN}") from error
+        raise UnreadableError(f"its header {error}; {DOWNLOAD_AGAIN}") from error
     if not isinstance(fields, dict):
-        raise _DamagedError(
+        raise UnreadableError(
             f"its header is {shortened(fields)}; it must be a JSON object: convert it again"
         )
     return fields
@@ -189,12 +123,12 @@ def _metadata(field: object) -> dict[str, str]:
     if field is None:
         return {}
     if not isinstance(field, dict):
-        raise _DamagedError(
+        raise UnreadableError(
             f"its {_METADATA} is {shortened(field)}; it must map strings to strings"
         )
     for key, value in field.items():
         if not isinstance(value, str):
-            raise _DamagedError(
+            raise UnreadableError(
                 f"its {_METADATA} has {shortened(value)} at {shortened(key)}; "
                 "values must be strings: save the checkpoint again with strings only"
             )
@@ -203,41 +137,41 @@ def _metadata(field: object) -> dict[str, str]:
 
 def _entry(name: str, field: object, data_start: int) -> TensorEntry:
     if not isinstance(field, dict):
-        raise _DamagedError(f"tensor {shortened(name)} is {shortened(field)}; {_AGAIN}")
+        raise UnreadableError(f"tensor {shortened(name)} is {shortened(field)}; {DOWNLOAD_AGAIN}")
     if len(name) > _MAX_NAME:
-        raise _DamagedError(
+        raise UnreadableError(
             f"tensor {shortened(name)} has a name of {len(name):,} characters, more than "
             f"{_MAX_NAME:,}: rename it"
         )
     dtype, shape, offsets = field.get("dtype"), field.get("shape"), field.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
-        raise _DamagedError(
+        raise UnreadableError(
             f"tensor {shortened(name)} has dtype {shortened(dtype)}, which is not one of "
             f"safetensors' {', '.join(ITEM_BITS)}: save it in one of these"
         )
     if not _are_sizes(shape):
-        raise _DamagedError(
+        raise UnreadableError(
             f"tensor {shortened(name)} has shape {shortened(shape)}; "
-            f"sizes must be whole numbers from 0; {_AGAIN}"
+            f"sizes must be whole numbers from 0; {DOWNLOAD_AGAIN}"
         )
     if len(shape) > _MAX_DIMENSIONS:
-        raise _DamagedError(
+        raise UnreadableError(
             f"tensor {shortened(name)} has {len(shape):,} dimensions, more than {_MAX_DIMENSIONS}"
         )
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _DamagedError(
+        raise UnreadableError(
             f"tensor {shortened(name)} has data_offsets {shortened(offsets)}; "
-            f"they must be its first byte and the byte behind its last; {_AGAIN}"
+            f"they must be its first byte and the byte behind its last; {DOWNLOAD_AGAIN}"
         )
     try:
         nbytes = _nbytes(dtype, shape)
     except ValueError as error:
-        raise _DamagedError(f"tensor {shortened(name)} {error}; {_AGAIN}") from error
+        raise UnreadableError(f"tensor {shortened(name)} {error}; {DOWNLOAD_AGAIN}") from error
     start, end = offsets
     if end - start != nbytes:
-        raise _DamagedError(
+        raise UnreadableError(
             f"tensor {shortened(name)} has {end - start:,} bytes of data, "
-            f"{dtype} {shortened(shape)} needs {nbytes:,}; {_AGAIN}"
+            f"{dtype} {shortened(shape)} needs {nbytes:,}; {DOWNLOAD_AGAIN}"
         )
     return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
 
@@ -269,13 +203,13 @@ def _check_cover(tensors: tuple[TensorEntry, ...], data_start: int, file_size: i
     for entry in tensors:
         if entry.start != position:
             problem = "overlaps another" if entry.start < position else "follows a hole"
-            raise _DamagedError(
+            raise UnreadableError(
                 f"tensor {shortened(entry.name)} {problem}: it starts at byte {entry.start:,}, "
-                f"not {position:,}; {_AGAIN}"
+                f"not {position:,}; {DOWNLOAD_AGAIN}"
             )
         position = entry.end
     if position != file_size:
-        raise _DamagedError(
+        raise UnreadableError(
             f"is {file_size:,} bytes, its header promises {position:,}: download it again"
         )
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from emp_llm.checkpoint.safetensors_header import Header, Read, read_header, read_header_by
+from emp_llm.checkpoint.header import Header, ReadRange
+from emp_llm.checkpoint.safetensors_header import read_header, read_header_by
 from emp_llm.checkpoint.source_file import PlainFile, SourceFile
 from emp_llm.checkpoint.torch_save.header import read_torch_header, read_torch_header_by
 
@@ -106,7 +107,7 @@ def read_shard(path: Path, header: Header | None = None) -> Shard:
     return TorchShard(path.name, path, header or read_torch_header(path))
 
 
-def read_any_header_by(read: Read, name: str, file_size: int) -> Header:
+def read_any_header_by(read: ReadRange, name: str, file_size: int) -> Header:
     """Read what a file of weights holds that lies anywhere, as `read_shard` does.
 
     Args:

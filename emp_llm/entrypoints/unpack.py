@@ -10,7 +10,7 @@ from typing import Any
 from emp_kernels.rows import Patterns, Workspace
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
-from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError, FormatError

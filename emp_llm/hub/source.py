@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emp_llm.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from emp_llm.checkpoint.header import Header
 from emp_llm.checkpoint.open_files import OpenFiles
-from emp_llm.checkpoint.safetensors_header import Header
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError, OptionError
 from emp_llm.hub.arrivals import Arrivals

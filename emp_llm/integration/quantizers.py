@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
-from emp_llm.checkpoint.safetensors_header import TensorEntry
 from emp_llm.checkpoint.shard import Shard, read_shard
 from emp_llm.errors import CheckpointError, FormatError, OptionError
 from emp_llm.integration.configs import EmpConfig, PackedConfig

@@ -5,7 +5,7 @@ from functools import partial
 
 from emp_kernels.rows import Bytes, Patterns, Workspace
 
-from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.files.checksum import COPY_BYTES, new_hash
 from emp_llm.pruning.shard_writer import Entry, ShardWriter

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emp_llm._version import __version__
-from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.errors import FormatError
 from emp_llm.options import PruneOptions
 from emp_llm.report.tensor_statistics import TensorStatistics

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Patterns, PerRow, RowFigures, Rule, Threshold, Workspace
 
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
-from emp_llm.checkpoint.safetensors_header import TensorEntry
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.options import PruneOptions
 from emp_llm.report.tensor_statistics import Group

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from emp_kernels.rows import Given, Patterns, RowFigures, Rule, Workspace
 
-from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.options import PruneOptions
 from emp_llm.report.tensor_statistics import Group

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.errors import CheckpointError
-from emp_llm.messages import shortened
+from emp_llm.messages import first_line, shortened
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -66,7 +66,7 @@ def build_meta_model(
             return _build(_model_class(made, raw, path), made, path, runs=runs)
     except ImportError as error:
         raise CheckpointError(
-            f"{path}: this model needs a package that is not installed: {_first_line(error)}"
+            f"{path}: this model needs a package that is not installed: {first_line(error)}"
         ) from error
 
 
@@ -173,7 +173,7 @@ def _config(raw: Mapping[str, Any], path: Path, *, in_file: bool) -> "Pretrained
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path}: transformers refuses this config: {_first_line(error)}"
+            f"{path}: transformers refuses this config: {first_line(error)}"
         ) from error
     return config
 
@@ -222,7 +222,7 @@ def _build(
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path}: {model_class.__name__} cannot be built from it: {_first_line(error)}"
+            f"{path}: {model_class.__name__} cannot be built from it: {first_line(error)}"
         ) from error
 
 
@@ -235,7 +235,3 @@ def _unknown(what: str, raw: Mapping[str, Any], path: Path) -> CheckpointError:
         else "a newer release may"
     )
     return CheckpointError(f"{path}: transformers {__version__} does not know {what}; {remedy}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emp_kernels.numbers import FORMATS
+
 from emp_llm.errors import CheckpointError
 from emp_llm.structure.landing import Landing, read_structure
 from emp_llm.structure.places import Place
 
 __all__ = ["TargetDecision", "decide", "decide_targets", "module_name"]
 
-_DTYPES = ("BF16", "F16", "F32")
 _NAMED_TARGETS = ("mlp", "attention", "all-linear")
 _EXAMPLES = 3
 
@@ -243,7 +244,7 @@ def _check_shape(name: str, shape: tuple[int, ...], landing: Landing | None) -> 
 
 
 def _check_dtype(decision: TargetDecision, dtype: str) -> None:
-    if dtype not in _DTYPES:
+    if dtype not in FORMATS:
         layer = decision.kind.rpartition(".")[2]
         raise CheckpointError(
             f"{decision.name!r} is {dtype}; emp-llm prunes float16, bfloat16 and float32. "

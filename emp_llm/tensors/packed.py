@@ -15,7 +15,7 @@ from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Bytes, Table
 
-from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.tensors.geometry import Geometry
 

@@ -12,7 +12,7 @@ from emp_kernels.dispatch import unpack_rows
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.rows import Bytes, Patterns, Table, Workspace
 
-from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
@@ -235,6 +235,6 @@ def open_shard(shard: Shard, file: SourceFile) -> tuple[dict[str, PackedReader],
     if dense > _MOST_GROWTH * stored + _SMALL:
         raise FormatError(
             f"{shard.name}: its packed tensors have {stored:,} bytes and would have {dense:,} "
-            "unpacked: this is no honest checkpoint; prune it again"
+            "unpacked: this is not a valid checkpoint; prune it again"
         )
     return readers, plain

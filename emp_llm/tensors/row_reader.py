@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from emp_kernels.rows import Bytes, Patterns, Workspace
 
-from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.tensors.geometry import Geometry, RowBlock
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
-from emp_llm.checkpoint.safetensors_header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.tensors.packed import Planes, find_packed

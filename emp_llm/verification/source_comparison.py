@@ -16,8 +16,9 @@ from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Bytes, Workspace
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
+from emp_llm.checkpoint.dtypes import ITEM_BITS
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
-from emp_llm.checkpoint.safetensors_header import ITEM_BITS, TensorEntry
 from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError

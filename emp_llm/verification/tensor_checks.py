@@ -15,7 +15,7 @@ import numpy.typing as npt
 from emp_kernels.numbers import FORMATS
 from emp_kernels.rows import Bytes, Patterns, Workspace
 
-from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError

@@ -13,7 +13,7 @@ import numpy as np
 from emp_kernels.numbers import FORMATS, NumberFormat
 from emp_kernels.rows import Patterns, Workspace
 
-from emp_llm.checkpoint.safetensors_header import ITEM_BITS
+from emp_llm.checkpoint.dtypes import ITEM_BITS
 from emp_llm.files.checksum import COPY_BYTES
 from emp_llm.report.tensor_statistics import digits, ratio
 from emp_llm.runtime.pipeline import Piece

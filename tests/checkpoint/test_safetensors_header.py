@@ -14,13 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emp_llm.checkpoint.safetensors_header import (
-    ALIGNMENT,
-    ITEM_BITS,
-    TensorEntry,
-    encode_header,
-    read_header,
-)
+from emp_llm.checkpoint.dtypes import ITEM_BITS
+from emp_llm.checkpoint.header import TensorEntry
+from emp_llm.checkpoint.safetensors_header import ALIGNMENT, encode_header, read_header
 from emp_llm.errors import CheckpointError
 
 

@@ -237,7 +237,7 @@ def test_the_pickle_made_by_hand_is_one_that_torch_reads(tmp_path: Path) -> None
         (16, 4, (4,), (-1,), "has a damaged pickle"),
         (16, 0, (4, 1), (1,), "has a damaged pickle"),
         (16, 0, (2**40, 2**40), (0, 0), "has a damaged pickle"),
-        (16, 0, (2**40,), (0,), "this is no honest checkpoint"),
+        (16, 0, (2**40,), (0,), "this is not a valid checkpoint"),
     ],
 )
 def test_a_tensor_outside_its_storage_or_without_end_is_refused(

@@ -9,7 +9,9 @@ import safetensors
 from fuzzing.choices import Choices
 from fuzzing.json_inputs import NAMES, spoiled, text_of
 
-from emp_llm.checkpoint.safetensors_header import ITEM_BITS, Header, encode_header, read_header_by
+from emp_llm.checkpoint.dtypes import ITEM_BITS
+from emp_llm.checkpoint.header import Header
+from emp_llm.checkpoint.safetensors_header import encode_header, read_header_by
 from emp_llm.errors import EmpError
 
 ONLY_OURS = re.compile(

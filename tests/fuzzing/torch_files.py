@@ -11,7 +11,7 @@ import torch
 from fuzzing.choices import Choices, damaged
 from fuzzing.headers import check_message
 
-from emp_llm.checkpoint.safetensors_header import ITEM_BITS
+from emp_llm.checkpoint.dtypes import ITEM_BITS
 from emp_llm.checkpoint.torch_save.file import open_torch_file
 from emp_llm.checkpoint.torch_save.header import read_torch_header, read_torch_header_by
 from emp_llm.errors import EmpError

@@ -99,7 +99,7 @@ PACKED: dict[str, Case] = {
     "a shape that overflows": Case(parameter((6, 1 << 62), (7, 1 << 62)), "emp-llm takes up to"),
     "a row of 2^47 weights": Case(whole_row_of_zeros(1, 1 << 47), "140,737,488,355,328 columns"),
     "2^38 weights in a few bytes": Case(
-        whole_row_of_zeros(1 << 16, 1 << 22), "this is no honest checkpoint"
+        whole_row_of_zeros(1 << 16, 1 << 22), "this is not a valid checkpoint"
     ),
     "a plane missing": Case(without(UP), f"lacks its plane '{UP}'"),
     "a row table alone": Case(without(META), "is there without its other planes"),

@@ -7,7 +7,7 @@ from emp_kernels.rows import Workspace
 from support.packing import open_packed, pack, save_planes
 from support.rows import make_rows
 
-from emp_llm.checkpoint.safetensors_header import TensorEntry
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.source_file import PlainFile
 from emp_llm.errors import FormatError
 from emp_llm.tensors import geometry as geometry_module

@@ -10,6 +10,7 @@ k stand in another order: row j of pair i of a head becomes row i of half j. ``r
 follow from params.json, are left out. As transformers' convert_llama_weights_to_hf.py does it.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from emp_llm.checkpoint.dtypes import TORCH_NAMES, item_bytes
 from emp_llm.checkpoint.extents import Extent, Lying, dense_strides
+from emp_llm.checkpoint.header import Header, TensorEntry
 from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME, OriginalParams
-from emp_llm.checkpoint.safetensors_header import ITEM_BITS, Header, TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError
@@ -38,7 +40,6 @@ MAX_SHARD_BYTES: Final = 5_000_000_000
 
 _PART = re.compile(r"consolidated\.(\d\d)\.pth")
 _LEFT_OUT = re.compile(r"(^|\.)rope\.freqs$")
-_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _EMBEDDING, _HEAD = "tok_embeddings.weight", "output.weight"
 _GATE = "layers.0.feed_forward.w1.weight"
 _FIRST_QUERY = "layers.0.attention.wq.weight"
@@ -142,7 +143,7 @@ def read_original(folder: Path, parts: Sequence[Shard], fields: Mapping[str, Any
     config = params.config(
         intermediate=reading.intermediate,
         vocabulary=reading.vocabulary,
-        dtype=_DTYPES.get(reading.dtype, reading.dtype),
+        dtype=TORCH_NAMES.get(reading.dtype, reading.dtype),
         tied=reading.tied,
     )
     return OriginalLlama(shards, config, params)
@@ -208,7 +209,9 @@ class _Parts:
         part_shape = tuple(size // count if dim == axis else size for dim, size in enumerate(shape))
         entries = self._same(f"{old}.weight", part_shape)
         lying = tuple(
-            Lying(number, entry.start, part_shape, dense_strides(part_shape, _item(entry)))
+            Lying(
+                number, entry.start, part_shape, dense_strides(part_shape, item_bytes(entry.dtype))
+            )
             for number, entry in enumerate(entries)
         )
         beside = axis == 1 and count > 1
@@ -219,9 +222,10 @@ class _Parts:
         half, dim = self._params.head_dim // 2, self._params.dim
         tensor = self._join(new, old, (heads * 2 * half, dim), 0)
         per_part = heads // len(self._parts)
-        item = ITEM_BITS[tensor.dtype] // 8
         # [heads, pairs, 2, dim] with the middle dimensions swapped
-        by_head, by_pair, by_row, by_item = dense_strides((per_part, half, 2, dim), item)
+        by_head, by_pair, by_row, by_item = dense_strides(
+            (per_part, half, 2, dim), item_bytes(tensor.dtype)
+        )
         lying = tuple(
             Lying(
                 part.part,
@@ -237,7 +241,7 @@ class _Parts:
         """A norm, which every part has."""
         shape = (self._params.dim,)
         entry = self._same(f"{old}.weight", shape)[0]
-        lying = (Lying(0, entry.start, shape, dense_strides(shape, _item(entry))),)
+        lying = (Lying(0, entry.start, shape, dense_strides(shape, item_bytes(entry.dtype))),)
         return _Tensor(f"{new}.weight", entry.dtype, shape, lying, beside=False)
 
     def _same(self, name: str, shape: tuple[int, ...]) -> list[TensorEntry]:
@@ -289,10 +293,6 @@ def _not_dense(part: Shard, name: str) -> CheckpointError:
     )
 
 
-def _item(entry: TensorEntry) -> int:
-    return ITEM_BITS[entry.dtype] // 8
-
-
 def _shards(folder: Path, parts: Sequence[Shard], tensors: Sequence[_Tensor]) -> Iterator[Shard]:
     """Deal the tensors out to shards, in their order."""
     groups: list[list[_Tensor]] = [[]]
@@ -314,7 +314,7 @@ def _shard(path: Path, parts: Sequence[Shard], tensors: Iterable[_Tensor]) -> Sh
     extents: list[Extent] = []
     end = 0
     for tensor in tensors:
-        nbytes, item = _nbytes(tensor), ITEM_BITS[tensor.dtype] // 8
+        nbytes, item = _nbytes(tensor), item_bytes(tensor.dtype)
         entries.append(TensorEntry(tensor.name, tensor.dtype, tensor.shape, end, end + nbytes))
         below = [tensor.lying] if tensor.beside else [(lying,) for lying in tensor.lying]
         for arrays in below:
@@ -325,7 +325,4 @@ def _shard(path: Path, parts: Sequence[Shard], tensors: Iterable[_Tensor]) -> Sh
 
 
 def _nbytes(tensor: _Tensor) -> int:
-    items = 1
-    for size in tensor.shape:
-        items *= size
-    return items * ITEM_BITS[tensor.dtype] // 8
+    return math.prod(tensor.shape) * item_bytes(tensor.dtype)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from emp_llm.checkpoint.assembled_file import AssembledFile
+from emp_llm.checkpoint.dtypes import item_bytes
 from emp_llm.checkpoint.extents import Extent, Lying
-from emp_llm.checkpoint.safetensors_header import ITEM_BITS
 from emp_llm.checkpoint.source_file import PlainFile, SourceFile
 from emp_llm.checkpoint.torch_save.header import locate_tensors
 
@@ -23,6 +23,6 @@ def open_torch_file(path: Path) -> SourceFile:
     for entry, tensor, start in locate_tensors(path):
         if entry.start == end:  # else it is the same bytes as the one before
             lying = Lying(0, start, tensor.shape, tensor.strides)
-            extents.append(Extent(end, entry.nbytes, ITEM_BITS[entry.dtype] // 8, (lying,)))
+            extents.append(Extent(end, entry.nbytes, item_bytes(entry.dtype), (lying,)))
             end = entry.end
     return AssembledFile(path.name, [PlainFile(path)], extents)

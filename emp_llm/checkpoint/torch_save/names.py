@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from emp_llm.checkpoint.dtypes import TORCH_NAMES
+
 __all__ = [
     "ALLOWED",
     "DTYPES",
@@ -28,27 +30,7 @@ STORAGES: Final = {
 }
 UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
 _OTHER_STORAGES = ("ComplexDouble", "QInt8", "QUInt8", "QInt32", "QUInt4x2", "QUInt2x4")
-DTYPES: Final = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "uint16": "U16",
-    "uint32": "U32",
-    "uint64": "U64",
-    "bool": "BOOL",
-    "complex64": "C64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-}
+DTYPES: Final = {torch_name: dtype for dtype, torch_name in TORCH_NAMES.items()}
 _OTHER_DTYPES = ("complex128", "complex32", "qint8", "quint8", "qint32", "quint4x2", "quint2x4")
 TENSORS = ("torch.nn.parameter.Parameter", "torch.Tensor")
 REBUILD = "torch._utils._rebuild_"

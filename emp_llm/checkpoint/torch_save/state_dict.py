@@ -1,0 +1,55 @@
+"""The state dict that a torch checkpoint must be: its tensors by name."""
+
+from emp_llm.checkpoint.header import UnreadableError
+from emp_llm.checkpoint.torch_save.pickled_tensors import (
+    NamedObject,
+    OtherObject,
+    StoredTensor,
+)
+from emp_llm.messages import shortened
+
+__all__ = ["tensors_of"]
+
+_MAX_NAME = 1024
+_RESERVED_NAME = "__metadata__"
+
+
+def tensors_of(content: object) -> dict[str, StoredTensor]:
+    """The tensors of a state dict by name.
+
+    Args:
+        content: What the pickle of a checkpoint holds.
+
+    Raises:
+        UnreadableError: If it is no state dict, or has a name that safetensors cannot hold.
+    """
+    if not isinstance(content, dict):
+        raise UnreadableError(
+            f"holds {_kind(content)}, not a state dict; save the model's state_dict() instead"
+        )
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, StoredTensor):
+            raise UnreadableError(
+                f"holds {_kind(value)} as {shortened(name)}, where a state dict has tensors; "
+                "save the model's state_dict() alone"
+            )
+        _check_name(name)
+    return content
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that safetensors cannot hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UnreadableError(f"has a tensor whose name is no text: {shortened(name)}") from error
+    if len(name) > _MAX_NAME or name == _RESERVED_NAME:
+        raise UnreadableError(
+            f"has a tensor {shortened(name)}, a name that safetensors cannot hold: rename it"
+        )
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, OtherObject | NamedObject):
+        return value.name
+    return f"a {'tensor' if isinstance(value, StoredTensor) else type(value).__name__}"
