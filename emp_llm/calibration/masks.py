@@ -27,9 +27,9 @@ from emp_llm.options import PruneOptions, counts_magnitudes
 from emp_llm.report.tensor_statistics import Group
 from emp_llm.runtime.devices import CPU, Devices
 from emp_llm.runtime.pipeline import Advance
-from emp_llm.selection.block_pass import BlockPass
 from emp_llm.selection.group_search import GroupSearch
 from emp_llm.selection.mask_store import BlockWriter, MaskStore
+from emp_llm.selection.row_block_pass import RowBlockPass
 from emp_llm.selection.selection import Selection, count_together, select
 from emp_llm.selection.target_sparsity import find_beta
 from emp_llm.tensors.geometry import RowBlock
@@ -126,11 +126,10 @@ def decide(
             "repair the checkpoint or leave the tensor out with --ignore"
         ) from error
     search = GroupSearch(_histogram(bits, F32), options.beta, kept)
-    if search.found is None:
+    if not search.is_concluded:
         search.add(count_low_parts(bits, search.bin))
         search.conclude()
-    assert search.found is not None  # noqa: S101 (concluded)
-    key, ties, _ = search.found
+    key, ties, _ = search.threshold
     return _decided(bits, Threshold(key, ties), None, search.group)
 
 
@@ -229,8 +228,13 @@ def decide_together(
         )
     with OpenFiles() as score_files:
         if options.target_sparsity is not None and not counts_magnitudes(options):
-            block_pass = BlockPass(score_files, threads, progress, devices)
-            beta = find_beta(everything, options, block_pass, scratch=store.folder)
+            beta = find_beta(
+                everything,
+                options.target_sparsity,
+                options.granularity,
+                RowBlockPass(score_files, threads, progress, devices),
+                scratch=store.folder,
+            )
             options = replace(options, beta=beta)
         selection = None
         if together:

@@ -24,7 +24,7 @@ from emp_llm.runtime.gpu_gain import Work
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import SharedProgress
 from emp_llm.runtime.team import Team
-from emp_llm.selection.block_pass import BlockPass
+from emp_llm.selection.row_block_pass import RowBlockPass
 from emp_llm.selection.selection import Selection, SharedGroup, passes, select
 from emp_llm.selection.target_sparsity import find_beta
 from emp_llm.structure.targets import TargetDecision
@@ -134,10 +134,14 @@ class PlannedRun:
         weights = sum(math.prod(t.entry.shape) for t in self._targets_of(self.checkpoint.shards))
         with self.source.files(shards) as files, team.stopping(files.abandon):
             self.progress.begin("finding β", self.bytes_to_prune(self.checkpoint.shards))
-            block_pass = BlockPass(files, self.threads, self._advance, self.devices)
-            targets = self._targets_of(shards)
             beta = find_beta(
-                targets, options, block_pass, weights=weights, team=team, scratch=scratch
+                self._targets_of(shards),
+                options.target_sparsity,
+                options.granularity,
+                RowBlockPass(files, self.threads, self._advance, self.devices),
+                weights=weights,
+                team=team,
+                scratch=scratch,
             )
         self.options = replace(options, beta=beta)
 

@@ -68,7 +68,7 @@ class TargetJob(ABC):
             rows = self.compute(block, weights, workspace)
         except NonFiniteRowError as error:
             raise self.target.not_finite(block, error) from error
-        return self._selection.told(self.target, block, rows)
+        return self._selection.with_score_sums(self.target, block, rows)
 
     def _settle_block(self, block: RowBlock, rows: RowFigures) -> Write | None:
         self._tally.add(rows)

@@ -1,7 +1,7 @@
 """Which weights stay: the rule over groups of any size, and masks that data decided.
 
 ranking           the largest of a group, or random ones
-block_pass        one pass over the row blocks of targets
+row_block_pass    one pass over the row blocks of targets
 group_search      the threshold of a group larger than a row
 mask_store        masks and repaired weights on disk
 selection         masks by the weights alone

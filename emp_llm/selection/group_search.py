@@ -1,6 +1,15 @@
-"""The search for the threshold of a group that is larger than a row."""
+"""The threshold of a group that is larger than a row, found in passes over its weights.
 
-from collections.abc import Iterable, Mapping, Sequence
+1. A histogram of all magnitudes gives N_eff, the number k of weights to keep, and the *bin* that
+   holds the k-th largest magnitude: the upper 15 bits of its key, see `emp_kernels.histogram`.
+2. For float32, whose keys have 31 bits, a second pass counts the *low parts* in that bin. The keys
+   of 16-bit formats are known from the histogram itself.
+3. Where only some of the weights that equal the threshold stay, a last pass counts them by row
+   block, so that the first ones in order stay.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +28,11 @@ from emp_kernels.rows import Patterns, Threshold, Workspace
 
 from emp_llm.report.tensor_statistics import Group
 from emp_llm.runtime.team import Team
-from emp_llm.selection.block_pass import BlockPass
+from emp_llm.selection.row_block_pass import RowBlockPass, RowBlockScan
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
-__all__ = ["GroupSearch"]
+__all__ = ["GroupSearch", "GroupSurvey", "GroupThreshold", "HistogramScan", "Matrix"]
 
 
 Counts = npt.NDArray[np.int64]
@@ -31,20 +40,32 @@ Matrix = tuple[str, int]
 """A tensor's name and the number of a matrix in it."""
 
 
-class GroupSearch:
-    """The threshold of one group, narrowed down pass by pass.
-
-    Args:
-        histogram: All of its magnitudes.
-        beta: The rule's multiplier.
-        kept: How many of them stay, if that is not the rule's to say.
+class GroupThreshold(NamedTuple):
+    """What separates the weights of a group that stay from those that go.
 
     Attributes:
-        group: The group's figures.
-        kept: How many of it stay.
-        bin: The bin that its threshold lies in.
-        found: Float32 key of the k-th largest magnitude, how many ties it keeps, and of how many;
-            None while float32 weights of the bin are still to be added.
+        key: Float32 key of the smallest magnitude that stays.
+        kept_ties: How many of the weights of this magnitude stay.
+        ties: How many weights have this magnitude.
+    """
+
+    key: int
+    kept_ties: int
+    ties: int
+
+
+class GroupSearch:
+    """The search for the threshold of one group.
+
+    Args:
+        histogram: All magnitudes of the group.
+        beta: The rule's multiplier.
+        kept: How many weights stay, where that is not decided by these magnitudes.
+
+    Attributes:
+        group: Effective number, size and mass of the group.
+        kept: How many of its weights stay.
+        bin: The bin that the threshold lies in.
     """
 
     def __init__(self, histogram: MagnitudeHistogram, beta: float, kept: int | None = None) -> None:
@@ -54,148 +75,156 @@ class GroupSearch:
         self.group = Group(float(s1 * s1 / s2) if s2 else 0.0, size, float(s1))
         self.kept = kept
         self.bin = F32.infinity >> 16
-        self.found: tuple[int, int, int] | None = None
+        self._threshold: GroupThreshold | None = None
         if not kept:
-            self.found = F32.infinity, 0, 0
+            self._threshold = GroupThreshold(F32.infinity, 0, 0)
             return
         self.bin, self._rank = histogram.find_bin(kept)
         known, incomplete = histogram.low_parts(self.bin)
-        # thousands of groups are searched at once: what is all zeros need not be held
-        self._counts: Counts | None = known if known.any() or not incomplete else None
+        # thousands of groups are searched at once, so counts that are all zeros are not held
+        self._low_parts: Counts | None = known if known.any() else None
         if not incomplete:
             self.conclude()
 
+    @property
+    def is_concluded(self) -> bool:
+        """Whether the threshold is known; otherwise low parts in the bin are still to be added."""
+        return self._threshold is not None
+
+    @property
+    def threshold(self) -> GroupThreshold:
+        """The threshold.
+
+        Raises:
+            RuntimeError: If the search is not concluded.
+        """
+        if self._threshold is None:
+            raise RuntimeError("low parts of float32 weights are still to be added")
+        return self._threshold
+
     def add(self, counts: Counts) -> None:
-        """Add the low parts of float32 weights in the bin."""
-        self._counts = counts if self._counts is None else self._counts + counts
+        """Add low parts of float32 weights in the bin, int64 [LOW_PARTS]."""
+        self._low_parts = counts if self._low_parts is None else self._low_parts + counts
 
     def conclude(self) -> None:
-        """All weights of the bin are known: find the threshold among them."""
-        assert self._counts is not None  # noqa: S101 (the bin was chosen for its weights)
-        reaching = np.cumsum(self._counts[::-1])
-        place = int(np.searchsorted(reaching, self._rank))
-        low = len(reaching) - 1 - place
-        tied = int(self._counts[low])
-        above = int(reaching[place]) - tied
-        self.found = self.bin << 16 | low, self._rank - above, tied
-        self._counts = None
+        """Find the threshold, now that all weights of the bin are counted."""
+        counts = np.zeros(LOW_PARTS, np.int64) if self._low_parts is None else self._low_parts
+        self._low_parts = None
+        from_top = np.cumsum(counts[::-1])
+        place = int(np.searchsorted(from_top, self._rank))
+        low = len(from_top) - 1 - place
+        ties = int(counts[low])
+        above = int(from_top[place]) - ties
+        self._threshold = GroupThreshold(self.bin << 16 | low, self._rank - above, ties)
 
 
-class _Survey:
-    """Passes over targets that gather something of every block.
+class HistogramScan(RowBlockScan[BlockHistogram]):
+    """Counts the magnitudes of each row block; what becomes of the counts, a subclass says."""
 
-    With a team, all targets are one group, of which this rank reads a part.
+    def examine(
+        self, target: Target, _block: RowBlock, weights: Patterns, workspace: Workspace
+    ) -> BlockHistogram:
+        """The magnitudes of a row block, counted."""
+        return BlockHistogram(weights, target.geometry.number_format, workspace)
+
+
+class GroupSurvey:
+    """The passes that find the thresholds of many groups.
+
+    Args:
+        targets: The targets that this rank reads.
+        group_of: The group of each matrix of them, named by the first matrix of the group.
+        row_block_pass: How the targets are read.
+        team: The ranks, where all targets are one group of which each rank reads a part; None where
+            this process reads whole groups.
+
+    Attributes:
+        searches: The search in each group, once `count_magnitudes` has begun it.
     """
 
     def __init__(
         self,
         targets: Sequence[Target],
         group_of: Mapping[Matrix, Matrix],
-        block_pass: BlockPass,
+        row_block_pass: RowBlockPass,
         team: Team | None,
     ) -> None:
         self._targets = targets
         self._group_of = group_of
-        self._pass = block_pass
+        self._pass = row_block_pass
         self._team = team
+        self.searches: Mapping[Matrix, GroupSearch] = {}
 
-    def histograms(self, beta: float, kept: int | None = None) -> dict[Matrix, GroupSearch]:
-        """The first pass: counts and bins of all groups."""
-        open_groups: dict[Matrix, MagnitudeHistogram] = {}
-        searches: dict[Matrix, GroupSearch] = {}
+    def search(self, target: Target, matrix: int) -> GroupSearch:
+        """The search for the threshold of the group that a matrix belongs to."""
+        return self.searches[self._group_of[target.name, matrix]]
 
-        def gather(target: Target, block: RowBlock, counted: BlockHistogram) -> None:
-            group = self._group_of[target.name, block.matrix]
-            open_groups.setdefault(group, MagnitudeHistogram()).add(counted)
-            if self._team is None and block.stop == target.geometry.matrix_rows:
-                searches[group] = GroupSearch(open_groups.pop(group), beta, kept)
+    def count_magnitudes(self, beta: float, kept: int | None = None) -> None:
+        """The first pass: how many weights of each group stay, and the bin of its threshold.
 
-        self._pass.run(
-            self._targets,
-            lambda t, _, w, space: BlockHistogram(w, t.geometry.number_format, space),
-            gather,
-        )
+        Args:
+            beta: The rule's multiplier.
+            kept: How many weights of each group stay, where that is not the rule's to say.
+        """
+        scan = _Magnitudes(self._group_of, beta, kept, whole_groups=self._team is None)
+        self._pass.run(self._targets, scan)
+        self.searches = scan.searches
         if self._team is not None:
             group = next(iter(self._group_of.values()))
             together = MagnitudeHistogram()
-            for part in self._team.gather(open_groups.get(group, together).to_dict()):
+            own = scan.unfinished.get(group, MagnitudeHistogram())
+            for part in self._team.gather(own.to_dict()):
                 together.merge(part)
-            searches[group] = GroupSearch(together, beta, kept)
-        return searches
+            self.searches = {group: GroupSearch(together, beta, kept)}
 
-    def low_parts(self, searches: Mapping[Matrix, GroupSearch]) -> None:
-        """For float32 weights: the lower bits of those in each group's bin."""
-        sums: dict[Matrix, Counts] = {}
-
-        def search(target: Target, block: RowBlock) -> GroupSearch:
-            return searches[self._group_of[target.name, block.matrix]]
-
-        def gather(target: Target, block: RowBlock, counts: Counts | None) -> None:
-            group = self._group_of[target.name, block.matrix]
-            if counts is not None:
-                sums[group] = sums[group] + counts if group in sums else counts
-            if group in sums and self._team is None and block.stop == target.geometry.matrix_rows:
-                searches[group].add(sums.pop(group))
-                searches[group].conclude()
-
-        self._pass.run(
-            [t for t in self._targets if t.geometry.number_format is F32],
-            lambda t, b, w, space: count_low_parts(w, search(t, b).bin, space),
-            gather,
-            unless=lambda t, b: search(t, b).found is not None,
-        )
+    def count_low_parts(self) -> None:
+        """The second pass, over float32 weights: the low parts of those in each group's bin."""
+        scan = _LowParts(self, whole_groups=self._team is None)
+        self._pass.run([t for t in self._targets if t.geometry.number_format is F32], scan)
         if self._team is None:
             return
-        ((group, sought),) = searches.items()
-        if sought.found is None:
-            for indices, values in self._team.gather(sparse(sums.get(group, np.zeros(0)))):
-                counts = np.zeros(LOW_PARTS, np.int64)
-                counts[indices] = values
-                sought.add(counts)
-            sought.conclude()
+        (search,) = self.searches.values()
+        if search.is_concluded:
+            return
+        own = scan.unfinished.get(search, np.zeros(LOW_PARTS, np.int64))
+        for indices, values in self._team.gather(sparse(own)):
+            counts = np.zeros(LOW_PARTS, np.int64)
+            counts[indices] = values
+            search.add(counts)
+        search.conclude()
 
-    def equals(self, searches: Mapping[Matrix, GroupSearch]) -> dict[str, list[int | None]]:
-        """The last pass: how many weights of each block equal the threshold.
+    def count_ties(self) -> dict[str, list[int | None]]:
+        """The last pass: how many weights of each row block equal the threshold.
 
-        None for blocks of which all of these stay, or none.
+        Returns:
+            By tensor, a number for each row block; None for those whose ties all stay, or all go,
+            which are not read.
         """
-        counted: dict[str, list[int | None]] = {target.name: [] for target in self._targets}
-
-        def needless(target: Target, block: RowBlock) -> bool:
-            found = self._found(searches, target, block)
-            _, exact = native_threshold(target.geometry.number_format, found[0])
-            return not exact or found[1] in (0, found[2])
-
-        def count(target: Target, block: RowBlock, weights: Patterns, workspace: Workspace) -> int:
-            number_format = target.geometry.number_format
-            key, _ = native_threshold(number_format, self._found(searches, target, block)[0])
-            return count_equal(weights, number_format, key, workspace)
-
-        def gather(target: Target, _block: RowBlock, equal: int | None) -> None:
-            counted[target.name].append(equal)
-
-        self._pass.run(self._targets, count, gather, unless=needless)
+        scan = _Ties(self, self._targets)
+        self._pass.run(self._targets, scan)
+        ties = scan.ties
         if self._team is not None:
-            for part in self._team.gather(counted):
-                counted |= part
-        return counted
+            for part in self._team.gather(ties):
+                ties |= part
+        return ties
 
     def thresholds(
-        self,
-        searches: Mapping[Matrix, GroupSearch],
-        targets: Iterable[Target],
-        equals: Mapping[str, Sequence[int | None]],
+        self, targets: Iterable[Target], ties: Mapping[str, Sequence[int | None]]
     ) -> dict[str, list[Threshold]]:
-        """What stays of each block: where not all ties do, the first ones in order."""
-        left = {group: search.found[1] for group, search in searches.items() if search.found}
+        """What stays of each row block: where not all ties do, the first ones in order.
+
+        Args:
+            targets: All targets of the groups, on all ranks, in order.
+            ties: What `count_ties` returned.
+        """
+        left = {group: search.threshold.kept_ties for group, search in self.searches.items()}
         thresholds: dict[str, list[Threshold]] = {}
         for target in targets:
             chosen = thresholds[target.name] = []
-            for block, equal in zip(target.geometry.row_blocks(), equals[target.name], strict=True):
+            for block, equal in zip(target.geometry.row_blocks(), ties[target.name], strict=True):
                 group = self._group_of[target.name, block.matrix]
-                found = self._found(searches, target, block)
-                key, exact = native_threshold(target.geometry.number_format, found[0])
-                if equal is None:  # all of the ties stay, or none
+                key, exact = self.native_threshold(target, block)
+                if equal is None:  # all ties stay, or none; the bytes outnumber the weights
                     stay = target.geometry.block_bytes(block) if exact and left[group] else 0
                 else:
                     stay = min(equal, left[group])
@@ -203,9 +232,104 @@ class _Survey:
                 chosen.append(Threshold(key, stay))
         return thresholds
 
-    def _found(
-        self, searches: Mapping[Matrix, GroupSearch], target: Target, block: RowBlock
-    ) -> tuple[int, int, int]:
-        found = searches[self._group_of[target.name, block.matrix]].found
-        assert found is not None  # noqa: S101 (the passes before have found it)
-        return found
+    def native_threshold(self, target: Target, block: RowBlock) -> tuple[int, bool]:
+        """A row block's threshold in its own format, and whether it is the very same magnitude."""
+        key = self.search(target, block.matrix).threshold.key
+        return native_threshold(target.geometry.number_format, key)
+
+
+class _Magnitudes(HistogramScan):
+    """Adds up the histograms of each group.
+
+    Attributes:
+        searches: The searches in the groups that were read whole.
+        unfinished: Histograms of the others.
+    """
+
+    def __init__(
+        self,
+        group_of: Mapping[Matrix, Matrix],
+        beta: float,
+        kept: int | None,
+        *,
+        whole_groups: bool,
+    ) -> None:
+        self._group_of = group_of
+        self._beta = beta
+        self._kept = kept
+        self._whole_groups = whole_groups
+        self.searches: dict[Matrix, GroupSearch] = {}
+        self.unfinished: dict[Matrix, MagnitudeHistogram] = {}
+
+    def gather(self, target: Target, block: RowBlock, found: BlockHistogram) -> None:
+        """Add a row block's histogram to that of its group."""
+        group = self._group_of[target.name, block.matrix]
+        self.unfinished.setdefault(group, MagnitudeHistogram()).add(found)
+        if self._whole_groups and block.stop == target.geometry.matrix_rows:
+            # a matrix is a group: its histogram of 1 MB need not be held any longer
+            self.searches[group] = GroupSearch(self.unfinished.pop(group), self._beta, self._kept)
+
+
+class _LowParts(RowBlockScan[Counts]):
+    """Adds up the low parts of each group whose threshold is not known without them.
+
+    Attributes:
+        unfinished: The counts of groups that were not read whole.
+    """
+
+    def __init__(self, survey: GroupSurvey, *, whole_groups: bool) -> None:
+        self._survey = survey
+        self._whole_groups = whole_groups
+        self.unfinished: dict[GroupSearch, Counts] = {}
+
+    def wants(self, target: Target, block: RowBlock) -> bool:
+        """Whether the group's threshold is still unknown."""
+        return not self._survey.search(target, block.matrix).is_concluded
+
+    def examine(
+        self, target: Target, block: RowBlock, weights: Patterns, workspace: Workspace
+    ) -> Counts:
+        """The low parts of a row block's weights in the group's bin."""
+        return count_low_parts(weights, self._survey.search(target, block.matrix).bin, workspace)
+
+    def gather(self, target: Target, block: RowBlock, found: Counts) -> None:
+        """Add a row block's counts to those of its group."""
+        search = self._survey.search(target, block.matrix)
+        known = self.unfinished.get(search)
+        self.unfinished[search] = found if known is None else known + found
+        if self._whole_groups and block.stop == target.geometry.matrix_rows:
+            search.add(self.unfinished.pop(search))
+            search.conclude()
+
+
+class _Ties(RowBlockScan[int]):
+    """Counts the weights that equal the threshold, where only some of them stay.
+
+    Attributes:
+        ties: By tensor, the number in each row block; None where it was not read.
+    """
+
+    def __init__(self, survey: GroupSurvey, targets: Collection[Target]) -> None:
+        self._survey = survey
+        self.ties: dict[str, list[int | None]] = {target.name: [] for target in targets}
+
+    def wants(self, target: Target, block: RowBlock) -> bool:
+        """Whether some of the group's ties stay and others go."""
+        _, kept_ties, ties = self._survey.search(target, block.matrix).threshold
+        _, exact = self._survey.native_threshold(target, block)
+        return exact and kept_ties not in (0, ties)
+
+    def examine(
+        self, target: Target, block: RowBlock, weights: Patterns, workspace: Workspace
+    ) -> int:
+        """How many weights of a row block equal the threshold."""
+        key, _ = self._survey.native_threshold(target, block)
+        return count_equal(weights, target.geometry.number_format, key, workspace)
+
+    def gather(self, target: Target, _block: RowBlock, found: int) -> None:
+        """Take down the number of a row block."""
+        self.ties[target.name].append(found)
+
+    def skip(self, target: Target, _block: RowBlock) -> None:
+        """Take down that a row block was not read."""
+        self.ties[target.name].append(None)

@@ -1,11 +1,11 @@
-"""Which weights of each block stay: at once for rows, from streamed histograms for larger groups.
+"""Which weights of each row block stay, by the weights alone.
 
-`row`     every block decides by itself.
+`row`     each row is a group: nothing has to be known of other rows.
 `layer`   each matrix is a group: a pass of exact histograms gives its count and threshold.
 `model`   all targets are one group: their histograms are added up.
 
-Where not all weights that equal the threshold stay, another pass counts them block by block, for
-the first ones stay: within a tensor in row-major order, among tensors in the order of their names.
+Where only some of the weights that equal the threshold stay, the first ones do: within a tensor in
+row-major order, among tensors in the order of their names.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,8 +22,8 @@ from emp_llm.report.tensor_statistics import Group
 from emp_llm.runtime.devices import CPU, Devices
 from emp_llm.runtime.pipeline import Advance
 from emp_llm.runtime.team import Team
-from emp_llm.selection.block_pass import BlockPass
-from emp_llm.selection.group_search import _Survey
+from emp_llm.selection.group_search import GroupSurvey
+from emp_llm.selection.row_block_pass import RowBlockPass
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.layout_choice import choose_layout, sample_rows
 from emp_llm.tensors.target import Target
@@ -33,12 +33,13 @@ __all__ = ["Selection", "SharedGroup", "count_together", "passes", "select"]
 
 @dataclass(frozen=True)
 class Selection:
-    """The decisions for all targets.
+    """What to keep of all targets.
 
     Attributes:
         beta: The rule's multiplier.
-        groups: The groups that each tensor's matrices belong to, in order; empty with `row`.
-        thresholds: Threshold and the ties it keeps of each block, by tensor; empty with `row`.
+        groups: By tensor, the group of each matrix in order; empty with granularity `row`.
+        thresholds: By tensor, the threshold of each row block and the ties that it keeps; empty
+            with granularity `row`.
     """
 
     beta: float
@@ -51,11 +52,11 @@ class Selection:
         return self.beta == 1.0
 
     def groups_of(self, target: Target) -> Sequence[Group] | None:
-        """The groups that a target's matrices belong to, in order; None where each row is one."""
+        """The group of each of a target's matrices, in order; None where each row is a group."""
         return self.groups.get(target.name)
 
     def rule(self, target: Target, block: RowBlock) -> Rule:
-        """What to keep of one of a target's blocks."""
+        """What to keep of one of a target's row blocks."""
         if not self.thresholds:
             return PerRow(self.beta)
         return self.thresholds[target.name][target.geometry.block_number(block)]
@@ -63,15 +64,15 @@ class Selection:
     def read(
         self, target: Target, file: SourceFile, block: RowBlock, workspace: Workspace
     ) -> Patterns:
-        """Read the weights of a target's rows that are kept or go; as `Target.read`."""
+        """Read the weights that the rule is applied to; as `Target.read`."""
         return target.read(file, block, workspace)
 
-    def told(self, target: Target, block: RowBlock, rows: RowFigures) -> RowFigures:  # noqa: ARG002
-        """What is to be told of a block that was pruned."""
+    def with_score_sums(self, _target: Target, _block: RowBlock, rows: RowFigures) -> RowFigures:
+        """The statistics of a pruned row block, with sums of its scores: here, of magnitudes."""
         return rows
 
     def layout(self, target: Target, file: SourceFile) -> RowLayout:
-        """The layout that a target is packed in, chosen once.
+        """The layout that a target is packed in, chosen once from a sample of its rows.
 
         Raises:
             CheckpointError: If the file cannot be read.
@@ -86,23 +87,23 @@ class Selection:
 
         return target.layout(choose)
 
-    def copied_from(self, entry: TensorEntry, file: SourceFile) -> SourceFile:  # noqa: ARG002
+    def copied_from(self, _entry: TensorEntry, file: SourceFile) -> SourceFile:
         """The file that a tensor which is no target is copied from, at the place of its entry."""
         return file
 
     def _sample_rule(self, target: Target) -> Rule:
-        """What to keep of the rows that `sample_rows` takes: by the rule for the first block."""
+        """What to keep of the rows that `sample_rows` takes: as for the first row block."""
         return self.rule(target, next(target.geometry.row_blocks()))
 
 
 def passes(options: PruneOptions) -> int:
-    """How many times the targets are read before they are pruned, at most, float32 aside."""
+    """How often the targets are read before they are pruned, at most; once more if in float32."""
     return 0 if options.granularity == "row" else 2
 
 
 @dataclass(frozen=True)
 class SharedGroup:
-    """One group whose targets several ranks read, each its part of them.
+    """One group whose targets are read by several ranks, each a part of them.
 
     Attributes:
         targets: All targets of the group.
@@ -124,18 +125,19 @@ def select(
     shared: SharedGroup | None = None,
     kept: int | None = None,
 ) -> Selection:
-    """Decide what to keep, reading the targets as often as the granularity asks for.
+    """Decide what to keep; targets are read as often as the granularity needs.
 
     Args:
-        targets: The targets to read.
+        targets: The targets that this rank reads.
         options: The rule.
-        files: Their files.
+        files: The targets' files.
         threads: Threads that read and count.
-        devices: What their kernels work on.
-        progress: Told of the bytes that were read.
+        devices: Devices that their kernels run on.
+        progress: Called with the bytes that were read.
         shared: With granularity `model`, all targets, where other ranks read the rest of them;
             each rank then knows what stays of every one.
-        kept: With granularity `model`, how many weights stay, if that is not the rule's to say.
+        kept: With granularity `model`, how many weights stay, where that is not decided by the
+            values that are read.
 
     Raises:
         CheckpointError: If a target cannot be read or holds NaN or infinity.
@@ -151,20 +153,18 @@ def select(
     group_of = {matrix: matrices[0] if together else matrix for matrix in matrices}
     ordered = sorted(targets, key=lambda target: target.name)
     team = shared.team if together else None
-    block_pass = BlockPass(files, threads, progress, devices)
-    survey = _Survey(ordered, group_of, block_pass, team)
-    searches = survey.histograms(options.beta, kept)
-    survey.low_parts(searches)
-    equals = survey.equals(searches)
+    row_block_pass = RowBlockPass(files, threads, progress, devices)
+    survey = GroupSurvey(ordered, group_of, row_block_pass, team)
+    survey.count_magnitudes(options.beta, kept)
+    survey.count_low_parts()
+    ties = survey.count_ties()
     return Selection(
         options.beta,
         {
-            target.name: [
-                searches[group_of[target.name, m]].group for m in range(target.geometry.matrices)
-            ]
+            target.name: [survey.search(target, m).group for m in range(target.geometry.matrices)]
             for target in everything
         },
-        survey.thresholds(searches, everything, equals),
+        survey.thresholds(everything, ties),
     )
 
 
@@ -177,13 +177,24 @@ def count_together(
     devices: Devices = CPU,
     progress: Advance | None = None,
 ) -> int:
-    """How many weights of some targets stay, of all of them together, by the rule.
+    """How many weights of some targets stay, as one group, by the rule on their magnitudes.
+
+    Args:
+        targets: The targets.
+        beta: The rule's multiplier.
+        files: The targets' files.
+        threads: Threads that read and count.
+        devices: Devices that their kernels run on.
+        progress: Called with the bytes that were read.
 
     Raises:
         CheckpointError: If a target cannot be read or holds NaN or infinity.
     """
-    one = "", 0
-    group_of = {(t.name, m): one for t in targets for m in range(t.geometry.matrices)}
-    block_pass = BlockPass(files, threads, progress, devices)
-    survey = _Survey(list(targets), group_of, block_pass, Team())
-    return survey.histograms(beta)[one].kept if group_of else 0
+    everything = "", 0
+    group_of = {(t.name, m): everything for t in targets for m in range(t.geometry.matrices)}
+    if not group_of:
+        return 0
+    row_block_pass = RowBlockPass(files, threads, progress, devices)
+    survey = GroupSurvey(list(targets), group_of, row_block_pass, Team())
+    survey.count_magnitudes(beta)
+    return survey.searches[everything].kept

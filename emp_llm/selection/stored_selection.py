@@ -53,7 +53,7 @@ class GivenSelection(Selection):
         weights = self._store.weights(target.name, *_rows(target, block))
         return super().read(target, file, block, workspace) if weights is None else weights
 
-    def told(self, target: Target, block: RowBlock, rows: RowFigures) -> RowFigures:
+    def with_score_sums(self, target: Target, block: RowBlock, rows: RowFigures) -> RowFigures:
         """The block's rows, with the figures of their scores."""
         return replace(rows, stats=self._store.stats(target.name, *_rows(target, block)))
 

@@ -1,12 +1,13 @@
-"""The one β whose total sparsity is the one that was asked for, without pruning many times.
+"""The β that gives a target sparsity, found in one pass over the weights.
 
-What all groups keep together,
+All groups together keep
 
-    kept(β) = Σ min(N, max(1, floor(β · N_eff · (1 + 1e-9))))      0 for a group of zeros,
+    kept(β) = Σ min(N, max(1, floor(β · N_eff · (1 + 1e-9))))      0 for a group of zeros
 
-is a step function of β. Float64 narrows down where it takes the steps to and from the number of
-weights that is wanted; the few groups that take them there are summed up exactly. So the interval
-of β is exact, the same on every machine, and the shortest decimal number in it is the answer.
+weights, a step function of β; N_eff = (Σs)² / Σs² is the effective number of a group's scores s
+(arXiv 2509.25606) and N its size. Float64 narrows down where the steps to and from the wanted
+number of weights lie. The few groups that take these steps are then summed up exactly. So the
+interval of β is exact and the same on every machine; the result is the shortest decimal in it.
 """
 
 import math
@@ -22,116 +23,145 @@ from emp_kernels.histogram import BlockHistogram, MagnitudeHistogram
 from emp_kernels.rows import Patterns, RowCounts, Workspace
 
 from emp_llm.errors import OptionError
-from emp_llm.options import Granularity, PruneOptions
+from emp_llm.options import Granularity
 from emp_llm.runtime.team import Team
-from emp_llm.selection.block_pass import BlockPass
 from emp_llm.selection.group_numbers import GroupNumbers
+from emp_llm.selection.group_search import HistogramScan
+from emp_llm.selection.row_block_pass import RowBlockPass, RowBlockScan
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
 __all__ = ["beta_for_sparsity", "find_beta", "measure_groups", "shortest_decimal"]
 
 _FEW = 64
-"""Steps that are worked out exactly; each may read a row again."""
+"""The most steps that are computed exactly; each may read a row again."""
 
 
 def find_beta(
     targets: Collection[Target],
-    options: PruneOptions,
-    block_pass: BlockPass,
+    target_sparsity: float,
+    granularity: Granularity,
+    row_block_pass: RowBlockPass,
     *,
     weights: int | None = None,
     team: Team | None = None,
     scratch: Path | None = None,
 ) -> float:
-    """The β at which `options.target_sparsity` of all weights is pruned, in one pass over targets.
+    """The β at which a share of all weights is pruned, in one pass over targets.
 
     Args:
         targets: The targets that this rank reads; or scores, as float32 targets of files of scores.
-        options: The target sparsity, and what a group is.
-        block_pass: How they are read.
-        weights: How many weights all targets have, on all ranks together; if it is only this one,
-            it need not be told.
+        target_sparsity: The share of weights to prune, between 0 and 1.
+        granularity: What a group is.
+        row_block_pass: How the targets are read.
+        weights: How many weights all targets have, on all ranks together; not needed where this is
+            the only rank.
         team: The ranks; all of them get the same β.
-        scratch: A folder for what does not fit into memory; None for the usual one.
+        scratch: A folder for what does not fit into memory; None for the system's.
 
     Raises:
         CheckpointError: If a target cannot be read or holds NaN or infinity.
         OptionError: If no β prunes as much, or as little.
     """
-    assert options.target_sparsity is not None  # noqa: S101 (it is what is asked for)
     team = team or Team()
     if weights is None:
         weights = sum(math.prod(target.entry.shape) for target in targets)
     with GroupNumbers(scratch) as groups:
-        measure_groups(groups, targets, options.granularity, block_pass, team)
-        threads = block_pass.threads
-        return beta_for_sparsity(
-            groups, weights, options.target_sparsity, threads=threads, team=team
-        )
+        measure_groups(groups, targets, granularity, row_block_pass, team)
+        threads = row_block_pass.threads
+        return beta_for_sparsity(groups, weights, target_sparsity, threads=threads, team=team)
 
 
 def measure_groups(
     groups: GroupNumbers,
     targets: Collection[Target],
     granularity: Granularity,
-    block_pass: BlockPass,
+    row_block_pass: RowBlockPass,
     team: Team,
 ) -> None:
     """Find the effective numbers of the magnitudes of all groups, in one pass over the weights.
 
     Args:
-        groups: Where to; it reads rows again as long as the files are open.
+        groups: Takes the numbers. It reads rows again later, so the files have to stay open.
         targets: The targets that this rank reads.
         granularity: What a group is.
-        block_pass: How they are read.
-        team: The ranks; one group of all targets is known to the first one.
+        row_block_pass: How the targets are read.
+        team: The ranks; with granularity `model`, the first one gets the group of all targets.
 
     Raises:
         CheckpointError: If a target cannot be read or holds NaN or infinity.
     """
     if granularity == "row":
-        _measure_rows(groups, targets, block_pass)
-        return
-    together = granularity == "model"
-    histogram = MagnitudeHistogram()
-
-    def gather(target: Target, block: RowBlock, counted: BlockHistogram) -> None:
-        nonlocal histogram
-        histogram.add(counted)
-        if not together and block.stop == target.geometry.matrix_rows:
-            groups.add_group(histogram.size, histogram.sums())
-            histogram = MagnitudeHistogram()
-
-    block_pass.run(
-        targets, lambda t, _, w, space: BlockHistogram(w, t.geometry.number_format, space), gather
-    )
-    if together:
+        row_block_pass.run(targets, _RowSums(groups, row_block_pass))
+    elif granularity == "layer":
+        row_block_pass.run(targets, _MatrixSums(groups))
+    else:
+        scan = _TotalSums()
+        row_block_pass.run(targets, scan)
         everything = MagnitudeHistogram()
-        for part in team.gather(histogram.to_dict()):
+        for part in team.gather(scan.histogram.to_dict()):
             everything.merge(part)
         if team.leads:
             groups.add_group(everything.size, everything.sums())
 
 
-def _measure_rows(groups: GroupNumbers, targets: Collection[Target], block_pass: BlockPass) -> None:
-    begun: set[str] = set()
+class _MatrixSums(HistogramScan):
+    """Each matrix is a group."""
 
-    def gather(target: Target, _block: RowBlock, counted: RowCounts) -> None:
-        if target.name not in begun:
-            begun.add(target.name)
-            read = partial(_read_row, target, block_pass)
-            groups.begin_rows(target.geometry.columns, target.geometry.number_format, read)
-        groups.add_rows(counted.stats)
+    def __init__(self, groups: GroupNumbers) -> None:
+        self._groups = groups
+        self._histogram = MagnitudeHistogram()
 
-    block_pass.run(
-        targets, lambda t, _b, w, _s: count_rows(w, t.geometry.number_format, ()), gather
-    )
+    def gather(self, target: Target, block: RowBlock, found: BlockHistogram) -> None:
+        """Add a row block's magnitudes; with the matrix's last ones, its group is known."""
+        self._histogram.add(found)
+        if block.stop == target.geometry.matrix_rows:
+            self._groups.add_group(self._histogram.size, self._histogram.sums())
+            self._histogram = MagnitudeHistogram()
 
 
-def _read_row(target: Target, block_pass: BlockPass, row: int) -> Patterns:
+class _TotalSums(HistogramScan):
+    """All targets are one group.
+
+    Attributes:
+        histogram: Its magnitudes.
+    """
+
+    def __init__(self) -> None:
+        self.histogram = MagnitudeHistogram()
+
+    def gather(self, _target: Target, _block: RowBlock, found: BlockHistogram) -> None:
+        """Add a row block's magnitudes."""
+        self.histogram.add(found)
+
+
+class _RowSums(RowBlockScan[RowCounts]):
+    """Each row is a group."""
+
+    def __init__(self, groups: GroupNumbers, row_block_pass: RowBlockPass) -> None:
+        self._groups = groups
+        self._pass = row_block_pass
+        self._begun: set[str] = set()
+
+    def examine(
+        self, target: Target, _block: RowBlock, weights: Patterns, _workspace: Workspace
+    ) -> RowCounts:
+        """The sums of each row of a row block."""
+        return count_rows(weights, target.geometry.number_format, ())
+
+    def gather(self, target: Target, _block: RowBlock, found: RowCounts) -> None:
+        """Add the rows of a row block."""
+        if target.name not in self._begun:
+            self._begun.add(target.name)
+            read = partial(_read_row, target, self._pass)
+            geometry = target.geometry
+            self._groups.begin_rows(geometry.columns, geometry.number_format, read)
+        self._groups.add_rows(found.stats)
+
+
+def _read_row(target: Target, row_block_pass: RowBlockPass, row: int) -> Patterns:
     matrix, start = divmod(row, target.geometry.matrix_rows)
-    file = block_pass.files.file(target.shard)
+    file = row_block_pass.files.file(target.shard)
     return target.read(file, RowBlock(matrix, start, start + 1), Workspace())
 
 
@@ -140,12 +170,13 @@ def beta_for_sparsity(
 ) -> float:
     """The β at which a share of all weights is pruned.
 
-    Of all β that leave round((1 − target_sparsity) · weights) weights it is the one with fewest
-    decimal digits, and of those with as few the least. Where groups take steps together and no β
-    leaves just that many, it is one that comes nearest, with less left between two as near.
+    Among all β that keep round((1 − target_sparsity) · weights) weights, it is the one with the
+    fewest decimal digits, and the least of those with as few. Where several groups take a step at
+    the same β, so that no β keeps exactly that many, the nearest number is taken, the smaller one
+    of two that are as near.
 
     Args:
-        groups: All groups; of several ranks, this one's part of them.
+        groups: The groups of this rank.
         weights: How many weights there are, on all ranks together.
         target_sparsity: Between 0 and 1.
         threads: Threads that count.
@@ -157,7 +188,8 @@ def beta_for_sparsity(
     search = _Search(groups, threads, team)
     wanted = round((1 - Fraction(repr(float(target_sparsity)))) * weights)
     if not search.least <= wanted <= search.most:
-        sparsest, densest = (1 - kept / weights if weights else 0.0 for kept in search.reach)
+        bounds = search.least, search.most
+        sparsest, densest = (1 - kept / weights if weights else 0.0 for kept in bounds)
         raise OptionError(
             f"target_sparsity is {target_sparsity:g}; of these targets a share of {densest:.6g} to "
             f"{sparsest:.6g} can be pruned, for zeros stay zeros and each group keeps one weight"
@@ -166,25 +198,25 @@ def beta_for_sparsity(
 
 
 class _Step(NamedTuple):
-    """Where the number of weights that are kept grows.
+    """A step of kept(β).
 
     Attributes:
-        beta: The least β at which it is larger; None if it never is.
-        before: The number below.
-        after: The number from there on.
+        beta: Where it is.
+        before: Weights that are kept at any smaller β.
+        after: Weights that are kept from this β on, up to the next step.
     """
 
-    beta: Fraction | None
+    beta: Fraction
     before: int
     after: int
 
 
 class _Search:
-    """The search for a β, with what is known already of the step function.
+    """The search for a β; remembers kept(β) wherever it was counted.
 
     Attributes:
-        least: Weights that are kept at any β.
-        most: Weights that are kept at the largest.
+        least: Weights that are kept at any β, however small.
+        most: Weights that are kept at any β that is large enough.
     """
 
     def __init__(self, groups: GroupNumbers, threads: int, team: Team) -> None:
@@ -197,45 +229,39 @@ class _Search:
         least, most, first, last, doubt = zip(*ends, strict=True)
         self.least, self.most = sum(least), sum(most)
         self._doubt = max(doubt)
-        # half and twice, so that no rounding matters
+        # half of the first step and twice the last: no rounding can reach as far
         self._known = {min(first) / 2: self.least, max(last) * 2: self.most}
 
-    @property
-    def reach(self) -> tuple[int, int]:
-        """The fewest and the most weights that can be kept."""
-        return self.least, self.most
-
     def beta(self, wanted: int) -> float:
-        """The β that keeps so many weights, from `least` to `most`, or the nearest."""
+        """The β that keeps so many weights, from `least` to `most`, or the nearest number."""
         low = self._step_to(wanted)
         total = wanted
-        if low.after != wanted:  # groups step over it together
+        if low.after != wanted:  # several groups take this step: no β keeps just so many
             total = low.before if wanted - low.before <= low.after - wanted else low.after
             low = self._step_to(total)
-        assert low.beta is not None  # noqa: S101 (so many can be kept)
-        return shortest_decimal(low.beta, self._step_to(total + 1).beta)
+        high = self._step_to(total + 1).beta if total < self.most else None
+        return shortest_decimal(low.beta, high)
 
     def _step_to(self, kept: int) -> _Step:
-        """The step by which at least so many weights are kept."""
+        """The step by which at least so many weights are kept; `most` at most."""
         if kept <= self.least:
             return _Step(Fraction(0), 0, self.least)
-        if kept > self.most:
-            return _Step(None, self.most, self.most)
         low, high = self._bracket(kept)
-        # float64 may have counted a step that lies this far off
+        # float64 may have counted a step that lies this far outside
         low, high = low * (1 - 4 * self._doubt), high * (1 + 4 * self._doubt)
-        part = self._groups.steps(low, high)
-        pairs = [(beta.numerator, beta.denominator) for beta in part.betas]
-        gathered = self._team.gather((part.base, pairs))
+        steps = self._groups.steps(low, high)
+        pairs = [(beta.numerator, beta.denominator) for beta in steps.betas]
+        gathered = self._team.gather((steps.base, pairs))
         base = sum(found for found, _ in gathered)
         betas = sorted(Fraction(*pair) for _, pairs in gathered for pair in pairs)
         beta = betas[kept - base - 1]
-        assert low < beta <= high  # noqa: S101 (fewer are kept below, as many from there on)
+        if not low < beta <= high:
+            raise RuntimeError(f"the step to {kept} weights lies at β = {float(beta)}, not between")
         before = base + bisect_left(betas, beta)
         return _Step(beta, before, base + bisect_right(betas, beta))
 
     def _bracket(self, kept: int) -> tuple[float, float]:
-        """Two β, at the first of which fewer weights are kept, at the second as many or more."""
+        """Two β: at the first, fewer weights are kept; at the second, as many or more."""
         while True:
             low = max(beta for beta, count in self._known.items() if count < kept)
             high = min(beta for beta, count in self._known.items() if count >= kept)
@@ -247,7 +273,12 @@ class _Search:
             self._known |= dict(zip(points, totals, strict=True))
 
     def _points(self, low: float, high: float, kept: int) -> list[float]:
-        """Where to count next; nowhere if few steps are left, or float64 cannot tell them apart."""
+        """Where to count next; nowhere if few steps are left or float64 cannot separate them.
+
+        Counting at many β costs little more than at one, so the interval shrinks by more than half:
+        evenly spaced points bound the worst case, and points close to the one that linear
+        interpolation gives are nearly always right, for kept(β) is almost linear.
+        """
         below, reached = self._known[low], self._known[high]
         if reached - below <= _FEW or high - low <= 16 * self._doubt * high:
             return []
@@ -261,15 +292,15 @@ class _Search:
 
 
 def shortest_decimal(low: Fraction, high: Fraction | None) -> float:
-    """The number with fewest significant digits that is at least `low` and less than `high`.
+    """The number with the fewest significant digits that is at least `low` and less than `high`.
 
     Args:
-        low: Not negative; 0 stands for a number that is not too far below `high`.
+        low: Not negative; 0 stands for half of `high`, or for 1 where that is None.
         high: More than `low`; None for infinity.
 
     Returns:
-        The least of those with as few digits, as float64, which lies in the interval too; where no
-        number of float64 does, the first above it.
+        The least of the numbers with as few digits, as a float64 inside the interval; the next
+        float64 above `low` where the interval holds none.
     """
     if not low:
         low = Fraction(1) if high is None else high / 2
