@@ -51,8 +51,9 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.evaluation.perplexity import perplexity
 from emp_llm.hub.source import find_source
 from emp_llm.options import CalibrationOptions
-from emp_llm.pruning.planned_run import PlannedRun
+from emp_llm.pruning.plan import PruningPlan
 from emp_llm.runtime.progress import SharedProgress, Silent
+from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.tensors.target import Target
 from emp_llm.texts.texts import Text
@@ -149,7 +150,8 @@ class Bench:
         self.calibration = CalibrationOptions(
             text=args.calibration, samples=args.samples, length=args.length, device="cpu"
         )
-        self._source = find_source(args.model, progress=SharedProgress(Silent()))
+        self._workers = Workers(threads=args.threads, progress=SharedProgress(Silent()))
+        self._source = find_source(args.model, progress=self._workers.progress)
         self._checkpoint = self._source.open_checkpoint()
         self._files: OpenFiles = self._stack.enter_context(
             self._source.files(self._checkpoint.shards)
@@ -217,21 +219,18 @@ class Bench:
         session = None
         if needs_of(options) and options.calibration is not None:
             session = self._session(options.calibration.seed)
-        run = self._planned(options)
+        plan = PruningPlan.make(self._source, self._checkpoint, options)
         with (
             tempfile.TemporaryDirectory(dir=self._folder) as folder,
             MaskStore(Path(folder)) as store,
         ):
-            Calibration(run, options, self._files, session).decide(store)
-            yield store, [target for targets in run.targets.values() for target in targets]
-
-    def _planned(self, options: PruneOptions) -> PlannedRun:
-        progress = SharedProgress(Silent())
-        return PlannedRun(self._source, self._checkpoint, options, self.args.threads, progress)
+            Calibration(plan, self._workers, self._files, session).decide(store)
+            yield store, plan.all_targets
 
     def _open_session(self, seed: int) -> Session:
         options = PruneOptions(criterion="wanda", calibration=replace(self.calibration, seed=seed))
-        return Session(self._planned(options), self._files, self._folder)
+        plan = PruningPlan.make(self._source, self._checkpoint, options)
+        return Session(plan, self._workers.progress, self._files, self._folder)
 
     def _remember_gradients(self, seed: int) -> None:
         """Go through the dense model for Taylor's scores, unless that seed's are there."""

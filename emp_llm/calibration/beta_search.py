@@ -7,7 +7,6 @@ written: pruned by the criterion, and repaired if that is asked for.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from emp_llm.selection.mask_store import MaskStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from emp_llm.pruning.planned_run import PlannedRun
+    from emp_llm.pruning.plan import PruningPlan
+    from emp_llm.runtime.workers import Workers
 
 __all__ = ["bisect_beta", "search_beta"]
 
@@ -36,11 +36,14 @@ _LONGEST = 138.0
 """Nats whose perplexity, 1e60, is the largest that is told."""
 
 
-def search_beta(run: PlannedRun, store: MaskStore) -> tuple[float, list[dict[str, Any]]]:
+def search_beta(
+    plan: PruningPlan, workers: Workers, store: MaskStore
+) -> tuple[float, list[dict[str, Any]]]:
     """Search for the least β by which the loss rises by no more than is allowed.
 
     Args:
-        run: What is to be pruned, and how.
+        plan: What is to be pruned, and by which rule.
+        workers: What reads and counts.
         store: Where the answer is kept, for the same run when it goes on.
 
     Returns:
@@ -54,17 +57,17 @@ def search_beta(run: PlannedRun, store: MaskStore) -> tuple[float, list[dict[str
     """
     known = store.notes.get("search")
     if known is None:
-        known = _search(run, store.folder)
+        known = _search(plan, workers, store.folder)
         store.note("search", known)
     return known["beta"], known["tried"]
 
 
-def _search(run: PlannedRun, folder: Path) -> dict[str, Any]:
-    options = run.options
+def _search(plan: PruningPlan, workers: Workers, folder: Path) -> dict[str, Any]:
+    options = plan.options
     assert options.max_loss_increase is not None  # noqa: S101 (that is what is searched by)
     tried: list[dict[str, Any]] = []
-    with run.source.files(run.checkpoint.shards) as files, recording():
-        session = Session(run, files, folder)
+    with plan.source.files(plan.checkpoint.shards) as files, recording():
+        session = Session(plan, workers.progress, files, folder)
 
         def tell(beta: float | None, loss: float) -> float:
             told = {"beta": beta, "loss": digits(loss), "perplexity": _perplexity(loss)}
@@ -76,7 +79,7 @@ def _search(run: PlannedRun, folder: Path) -> dict[str, Any]:
                 TemporaryDirectory(dir=folder) as scratch,
                 MaskStore(Path(scratch) / "tried") as decisions,
             ):
-                calibration = Calibration(run, replace(options, beta=beta), files, session)
+                calibration = Calibration(plan.with_beta(beta), workers, files, session)
                 calibration.decide(decisions)
                 session.begin(f"measuring β = {beta:g}")
                 return tell(beta, session.loss(calibration.changed(decisions)))

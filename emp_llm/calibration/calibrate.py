@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from emp_llm.calibration.statistics import Known
     from emp_llm.checkpoint.open_files import OpenFiles
     from emp_llm.options import PruneOptions
-    from emp_llm.pruning.planned_run import PlannedRun
+    from emp_llm.pruning.plan import PruningPlan
+    from emp_llm.runtime.workers import Workers
     from emp_llm.tensors.target import Target
 
 __all__ = ["Calibration", "calibrate"]
@@ -44,13 +45,16 @@ _REPAIR_NEEDS: dict[str, frozenset[Need]] = {
 }
 
 
-def calibrate(run: PlannedRun, store: MaskStore) -> None:
-    """Decide on all targets of a run that the store does not know yet.
+def calibrate(plan: PruningPlan, workers: Workers, store: MaskStore) -> float:
+    """Decide on all targets of a plan that the store does not know yet.
 
     Args:
-        run: What is to be pruned, and how. It is given the β that was found, where the scores say
-            which one has the sparsity that is asked for.
+        plan: What is to be pruned, and by which rule.
+        workers: What reads and counts.
         store: Where decisions go.
+
+    Returns:
+        The β: the plan's, or the one that the scores have the target sparsity at.
 
     Raises:
         CheckpointError: If the source cannot be read or run, or has no tokenizer, or an activation,
@@ -59,36 +63,35 @@ def calibrate(run: PlannedRun, store: MaskStore) -> None:
             has that sparsity.
         OSError: If decisions or activations cannot be written.
     """
-    needs = find_criterion(run.options.criterion).needs | _REPAIR_NEEDS[run.options.repair]
-    with run.source.files(run.checkpoint.shards) as files, recording():
+    needs = find_criterion(plan.options.criterion).needs | _REPAIR_NEEDS[plan.options.repair]
+    with plan.source.files(plan.checkpoint.shards) as files, recording():
         session = None
         if needs:
-            session = Session(run, files, store.folder)
+            session = Session(plan, workers.progress, files, store.folder)
             store.note("calibration", session.samples.description())
-        beta = Calibration(run, run.options, files, session).decide(store)
-        run.options = replace(run.options, beta=beta)
+        return Calibration(plan, workers, files, session).decide(store)
 
 
 class Calibration:
     """The decisions by one rule.
 
     Args:
-        run: Knows the targets.
-        options: The rule.
+        plan: The targets, and the rule.
+        workers: What reads and counts.
         files: The checkpoint's files.
         session: The model and its samples, where data is needed.
     """
 
     def __init__(
-        self, run: PlannedRun, options: PruneOptions, files: OpenFiles, session: Session | None
+        self, plan: PruningPlan, workers: Workers, files: OpenFiles, session: Session | None
     ) -> None:
-        self._run = run
+        self._workers = workers
         self._files = files
-        self._options = options
+        self._options = options = plan.options
         self._session = session
         self._needs = find_criterion(options.criterion).needs
         self._repair_needs = _REPAIR_NEEDS[options.repair]
-        self._units = session.targets if session else _by_block(run)
+        self._units = session.targets if session else _by_block(plan)
         self._targets = [target for targets in self._units.values() for target in targets]
         if options.repair == "bias" and not any(map(self._bias, self._targets)):
             raise OptionError(
@@ -133,8 +136,8 @@ class Calibration:
                 options,
                 self._files,
                 store,
-                threads=self._run.threads,
-                devices=self._run.devices,
+                threads=self._workers.threads,
+                devices=self._workers.devices,
             )
             store.note("beta", beta)
             scores.remove()
@@ -230,11 +233,10 @@ class Calibration:
         )
 
 
-def _by_block(run: PlannedRun) -> dict[str, list[Target]]:
+def _by_block(plan: PruningPlan) -> dict[str, list[Target]]:
     """The targets of each block, by the checkpoint's names; outside blocks, one by one."""
     units: dict[str, list[Target]] = {}
-    for part in run.targets.values():
-        for target in part:
-            unit = run.decisions[target.name].block or target.name
-            units.setdefault(unit, []).append(target)
+    for target in plan.all_targets:
+        unit = plan.decisions[target.name].block or target.name
+        units.setdefault(unit, []).append(target)
     return units

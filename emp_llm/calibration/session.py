@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from emp_llm.calibration.sample_walk import Call
     from emp_llm.checkpoint.open_files import OpenFiles
-    from emp_llm.pruning.planned_run import PlannedRun
+    from emp_llm.pruning.plan import PruningPlan
+    from emp_llm.runtime.progress import SharedProgress
     from emp_llm.tensors.target import Target
 
 __all__ = ["Session", "recording"]
@@ -42,7 +43,8 @@ class Session:
     """A calibration of one model: its parts and samples.
 
     Args:
-        run: What is to be pruned, and the calibration that was asked for.
+        plan: What is to be pruned, and the calibration that was asked for.
+        progress: Reports the walks through the model.
         files: The checkpoint's files.
         folder: Where activations wait that find no room in memory.
 
@@ -56,21 +58,23 @@ class Session:
         OptionError: If the text is too short, or samples are longer than the model allows.
     """
 
-    def __init__(self, run: PlannedRun, files: OpenFiles, folder: Path) -> None:
-        options = run.options.calibration
+    def __init__(
+        self, plan: PruningPlan, progress: SharedProgress, files: OpenFiles, folder: Path
+    ) -> None:
+        options = plan.options.calibration
         if options is None or options.text is None:
             raise OptionError("criterion and repair need data: give a text to calibrate on")
         self.device = _device(options.device)
         self._change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _name, tensor: tensor
         self.options = options
         self._folder = folder
-        self._config = run.checkpoint.config
-        self._progress = run.progress
-        self._targets = {target.name: target for part in run.targets.values() for target in part}
+        self._config = plan.checkpoint.config
+        self._progress = progress
+        self._targets = {target.name: target for target in plan.all_targets}
         text = read_text(options.text, protocol="paper", part="train")
-        tokenizer = load_tokenizer(str(run.checkpoint.folder), run.checkpoint.folder)
+        tokenizer = load_tokenizer(str(plan.checkpoint.folder), plan.checkpoint.folder)
         self.model = StreamedModel(
-            run.checkpoint,
+            plan.checkpoint,
             files,
             self.device,
             self._targets,

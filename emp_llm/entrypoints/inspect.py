@@ -1,7 +1,7 @@
 """What pruning would do to a checkpoint, found in one pass over its weights; nothing is written."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,16 @@ from emp_llm.errors import OptionError
 from emp_llm.hub.source import find_source
 from emp_llm.options import OutputFormat, PruneOptions, needs_masks
 from emp_llm.pruning.beta_curve import CurveJob, build_curve
-from emp_llm.pruning.planned_run import PlannedRun, origin
+from emp_llm.pruning.plan import PruningPlan
+from emp_llm.pruning.plan_report import origin, report_on
 from emp_llm.pruning.shard_plan import ShardPlan, output_name
+from emp_llm.pruning.stages import Stage, beta_for_target_sparsity, run_stage
 from emp_llm.pruning.target_jobs import MeasureJob, TargetJob
 from emp_llm.report.outlier_rows import StandingOut
 from emp_llm.report.report import Outcome
 from emp_llm.runtime.pipeline import Piece, Write, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
+from emp_llm.runtime.workers import Workers
 from emp_llm.selection.selection import Selection
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
@@ -82,13 +85,27 @@ def inspect(
         )
     if options.max_loss_increase is not None:
         raise OptionError("max_loss_increase: inspect runs no model; let prune search for β")
-    told = SharedProgress(progress or Silent())
     by_row = options.granularity == "row"
     whole = download or not by_row or options.target_sparsity is not None
-    source = find_source(model, revision=revision, token=token, whole=whole, progress=told)
-    run = _InspectRun(source, source.open_checkpoint(), options, thread_count(threads), told)
-    run.find_beta()
-    return run.measure(origin(model, source), curve=curve and by_row, whole=whole)
+    workers = Workers(threads=thread_count(threads), progress=SharedProgress(progress or Silent()))
+    source = find_source(
+        model, revision=revision, token=token, whole=whole, progress=workers.progress
+    )
+    plan = PruningPlan.make(source, source.open_checkpoint(), options)
+    plan = plan.with_beta(beta_for_target_sparsity(plan, workers))
+    shards = _shards_with_targets(plan)
+    with source.files(shards) if whole else source.ranges(plan.targets_of(shards)) as files:
+        jobs, standing_out = _measure(
+            plan, workers, files, _CurveJob if curve and by_row else _MeasureJob
+        )
+    outcomes = {job.entry.name: Outcome(job.figures) for job in jobs}
+    report = report_on(plan, outcomes, origin(model, source))
+    _report_files(report, plan)
+    report |= standing_out.to_dict()
+    kinds = {name: decision.kind for name, decision in plan.decisions.items()}
+    curves = [job for job in jobs if isinstance(job, CurveJob)]
+    report["curve"] = build_curve(curves, kinds) if curves else None
+    return report
 
 
 class _StatsJob(TargetJob):
@@ -112,61 +129,58 @@ class _MeasureJob(_StatsJob, MeasureJob):
     """The one that was asked for."""
 
 
-class _InspectRun(PlannedRun):
-    """One checkpoint being inspected."""
+def _measure(
+    plan: PruningPlan,
+    workers: Workers,
+    files: OpenFiles,
+    kind: type[_CurveJob] | type[_MeasureJob],
+) -> tuple[list[_StatsJob], StandingOut]:
+    """Read all targets; returns the jobs on them, done, and the rows that stand out."""
+    jobs: list[_StatsJob] = []
+    standing_out = StandingOut()
 
-    def measure(self, origin: dict[str, Any], *, curve: bool, whole: bool) -> dict[str, Any]:
-        """Read all targets; returns the report."""
-        shards = [shard for shard in self.checkpoint.shards if self.targets[shard.name]]
-        standing_out = StandingOut()
-        jobs: list[_StatsJob] = []
-        targets = [target for shard in shards for target in self.targets[shard.name]]
-        with self.source.files(shards) if whole else self.source.ranges(targets) as files:
-            measure = partial(
-                self._measuring, files, _CurveJob if curve else _MeasureJob, jobs, standing_out
-            )
-            self.run("measuring", self.bytes_to_prune(shards), shards, files, measure)
-        report = self.report({job.entry.name: Outcome(job.figures) for job in jobs}, origin)
-        files_before = sum(shard.header.file_size for shard in self.checkpoint.shards)
-        packed, dense = self._file_sizes(report, "packed"), self._file_sizes(report, "dense")
-        report["files"] = {name: {"bytes": nbytes} for name, nbytes in packed.items()}
-        report["totals"]["files"] = {
-            "bytes_before": files_before,
-            "bytes_after": sum(packed.values()),
-            "bytes_dense": sum(dense.values()),
-        }
-        kinds = {name: decision.kind for name, decision in self.decisions.items()}
-        curves = [job for job in jobs if isinstance(job, CurveJob)]
-        report |= standing_out.to_dict()
-        report["curve"] = build_curve(curves, kinds) if curves else None
-        return report
-
-    def _measuring(
-        self,
-        files: OpenFiles,
-        kind: type[_CurveJob] | type[_MeasureJob],
-        jobs: list[_StatsJob],
-        standing_out: StandingOut,
-        shard: Shard,
-        selection: Selection,
-    ) -> Iterator[Piece]:
-        for target in self.targets[shard.name]:
+    def pieces(shard: Shard, selection: Selection) -> Iterator[Piece]:
+        for target in plan.targets[shard.name]:
             job = kind(target, files.file(shard), selection)
             jobs.append(job)
             yield from job.pieces()
             yield Piece.note(partial(_look, standing_out, job))
         yield Piece.note(partial(files.done, shard))
 
-    def _file_sizes(self, report: dict[str, Any], output_format: OutputFormat) -> dict[str, int]:
-        """Bytes of the files of weights that would be written, by name."""
-        after = "bytes_after" if output_format == "packed" else "bytes_before"
-        sizes = {}
-        for shard in self.checkpoint.shards:
-            plan = ShardPlan.make(shard, self.targets[shard.name], output_format)
-            header = len(encode_header(plan.entries_at_most(), shard.header.metadata))
-            data = sum(report["tensors"][entry.name][after] for entry in plan.entries)
-            sizes[output_name(self.checkpoint, shard)] = header + data
-        return sizes
+    shards = _shards_with_targets(plan)
+    nbytes = plan.bytes_to_prune(shards)
+    stage = Stage(name="measuring", nbytes=nbytes, shards=shards, files=files, pieces=pieces)
+    run_stage(plan, workers, stage)
+    return jobs, standing_out
+
+
+def _shards_with_targets(plan: PruningPlan) -> list[Shard]:
+    return [shard for shard in plan.checkpoint.shards if plan.targets[shard.name]]
+
+
+def _report_files(report: dict[str, Any], plan: PruningPlan) -> None:
+    """Add the sizes of the files that would be written to a report."""
+    packed, dense = _file_sizes(report, plan, "packed"), _file_sizes(report, plan, "dense")
+    report["files"] = {name: {"bytes": nbytes} for name, nbytes in packed.items()}
+    report["totals"]["files"] = {
+        "bytes_before": sum(shard.header.file_size for shard in plan.checkpoint.shards),
+        "bytes_after": sum(packed.values()),
+        "bytes_dense": sum(dense.values()),
+    }
+
+
+def _file_sizes(
+    report: Mapping[str, Any], plan: PruningPlan, output_format: OutputFormat
+) -> dict[str, int]:
+    """Bytes of the files of weights that would be written, by name."""
+    after = "bytes_after" if output_format == "packed" else "bytes_before"
+    sizes = {}
+    for shard in plan.checkpoint.shards:
+        shard_plan = ShardPlan.make(shard, plan.targets[shard.name], output_format)
+        header = len(encode_header(shard_plan.entries_at_most(), shard.header.metadata))
+        data = sum(report["tensors"][entry.name][after] for entry in shard_plan.entries)
+        sizes[output_name(plan.checkpoint, shard)] = header + data
+    return sizes
 
 
 def _look(standing_out: StandingOut, job: _StatsJob) -> None:

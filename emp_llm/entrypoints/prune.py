@@ -9,9 +9,8 @@ are in memory at any time. Shards of the Hub are pruned as they arrive: `files` 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -32,9 +31,17 @@ from emp_llm.output.meta_llama_files import write_original_files
 from emp_llm.output.output_folder import OutputFolder
 from emp_llm.output.sidecar_files import copy_small_files, write_config, write_index
 from emp_llm.pruning.copy_job import CopyJob
-from emp_llm.pruning.planned_run import PlannedRun, origin
+from emp_llm.pruning.plan import PruningPlan
+from emp_llm.pruning.plan_report import origin, report_on, tensor_report
 from emp_llm.pruning.shard_plan import ShardPlan, output_name
 from emp_llm.pruning.shard_writer import ShardWriter
+from emp_llm.pruning.shares import find_workers, own_share
+from emp_llm.pruning.stages import (
+    Stage,
+    beta_for_target_sparsity,
+    run_stage,
+    surveyed_shards,
+)
 from emp_llm.pruning.target_jobs import TargetJob
 from emp_llm.report.card.card import write_card
 from emp_llm.report.card.figure import write_figure
@@ -48,6 +55,7 @@ from emp_llm.runtime.launcher import meeting_of
 from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.team import Team, join_team
+from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.selection.selection import Selection
 from emp_llm.selection.stored_selection import GivenSelection
@@ -113,27 +121,26 @@ def prune(
     options = options or PruneOptions()
     check_options(options)
     _check_discarding(discard_source, options)
-    told = SharedProgress(progress or Silent())
+    thread_count(threads)  # refuses what is no number of threads
+    shared = SharedProgress(progress or Silent())
     with join_team(meeting_of(os.environ) if distributed else None) as team:
         devices = asked_devices(device, team)
-        source, checkpoint = _open(team, model, revision, token, discard_source, told)
+        source, checkpoint = _open(team, model, revision, token, discard_source, shared)
         came_from = origin(model, source)
-        folder = OutputFolder(
-            Path(out),
-            overwrite=overwrite,
-            source=source.folder,
-            run=describe_run(checkpoint, options, came_from),
-        )
+        run = describe_run(checkpoint, options, came_from)
+        folder = OutputFolder(Path(out), overwrite=overwrite, source=source.folder, run=run)
         with folder if team.leads else folder.explaining(), team.working():
-            _see(folder, team)
-            run = _PruneRun(
-                source, checkpoint, options, thread_count(threads, team.local_size), told, team
-            )
-            run.take_devices(devices, threads)
-            run.find_beta(folder.staging)
-            run.search_beta(folder.journal)
-            run.write(folder.staging, folder.journal)
-            return team.share(lambda: run.publish(folder, came_from))
+            _check_same_folder(folder, team)
+            plan = PruningPlan.make(source, checkpoint, options, team)
+            workers = find_workers(plan, devices, threads, shared, team)
+            beta, tried = _find_beta(plan, workers, folder)
+            plan = plan.with_beta(beta)
+            if team.leads:
+                write_original_files(folder.staging, checkpoint)
+            finished = _find_finished(plan, workers, folder)
+            plan = plan.with_beta(_decide_masks(plan, workers, folder.journal))
+            _write_shards(plan, workers, folder, finished)
+            return team.share(lambda: _publish(plan, folder, came_from, tried))
 
 
 def _check_discarding(discard_source: bool, options: PruneOptions) -> None:
@@ -163,12 +170,14 @@ def _open(
     revision: str | None,
     token: str | bool | None,
     discard: bool,
-    told: SharedProgress,
+    progress: SharedProgress,
 ) -> tuple[Source, Checkpoint]:
     """Find and open the source, the same commit on all ranks."""
 
     def find(revision: str | None) -> Source:
-        return find_source(model, revision=revision, token=token, discard=discard, progress=told)
+        return find_source(
+            model, revision=revision, token=token, discard=discard, progress=progress
+        )
 
     with team.working():
         first = find(revision) if team.leads else None
@@ -177,8 +186,8 @@ def _open(
         return source, source.open_checkpoint()
 
 
-def _see(folder: OutputFolder, team: Team) -> None:
-    """See that all ranks write to the folder that the first one made."""
+def _check_same_folder(folder: OutputFolder, team: Team) -> None:
+    """Check that all ranks write to the folder that the first one made."""
     if team.share(folder.journal.run) != folder.journal.run():
         raise OutputError(
             f"{folder.path}: rank {team.rank} does not see what rank 0 wrote there: give a folder "
@@ -186,163 +195,180 @@ def _see(folder: OutputFolder, team: Team) -> None:
         )
 
 
-class _PruneRun(PlannedRun):
-    """One checkpoint being pruned."""
+def _find_beta(
+    plan: PruningPlan, workers: Workers, folder: OutputFolder
+) -> tuple[float, Sequence[Mapping[str, Any]]]:
+    """The β to prune by, as far as it is found before masks, and what was tried to find it."""
+    if plan.options.max_loss_increase is None:
+        return beta_for_target_sparsity(plan, workers, folder.staging), ()
 
-    _tried: Sequence[Mapping[str, Any]] = ()
+    def search() -> tuple[float, list[dict[str, Any]]]:
+        from emp_llm.calibration.beta_search import search_beta
 
-    def write(self, folder: Path, journal: Journal) -> None:
-        """Write this rank's part of the shards that are not finished yet, and wait for the rest."""
-        if self.team.leads:
-            write_original_files(folder, self.checkpoint)
-        finished = set(self._check_finished(folder, journal))
-        left = [shard for shard in self.checkpoint.shards if self._name(shard) not in finished]
-        shards = self.share_of(left, lambda shard: shard.header.file_size)
-        surveyed = self.surveyed()
-        with ExitStack() as stack:
-            given = self._decided(journal.decisions, stack)
-            needed = [s for s in self.checkpoint.shards if s in shards or s in surveyed]
-            files = stack.enter_context(self.source.files(needed))
-            writers = stack.enter_context(ExitStack())
-            flusher = stack.enter_context(Flusher())
-            write = partial(self._writing, files, folder, journal, flusher, writers)
-            nbytes = sum(entry.nbytes for shard in left for entry in shard.header.tensors)
-            self.run(f"pruning{self.devices.told}", nbytes, shards, files, write, given)
-        self.team.gather(None)
+        with MaskStore(folder.journal.decisions) as store:
+            return search_beta(plan, workers, store)
 
-    def search_beta(self, journal: Journal) -> None:
-        """Have the first rank search for the β that a loss allows, if that is asked for."""
-        if self.options.max_loss_increase is None:
-            return
+    beta, tried = workers.team.share(search)
+    return beta, tried
 
-        def search() -> tuple[float, list[dict[str, Any]]]:
-            from emp_llm.calibration.beta_search import search_beta
 
-            with MaskStore(journal.decisions) as store:
-                return search_beta(self, store)
+def _decide_masks(plan: PruningPlan, workers: Workers, journal: Journal) -> float:
+    """Have the first rank decide masks by data, if that is asked for; returns the β of them."""
+    if not needs_masks(plan.options):
+        return plan.options.beta
 
-        beta, self._tried = self.team.share(search)
-        self.options = replace(self.options, beta=beta)
+    def decide() -> float:
+        from emp_llm.calibration.calibrate import calibrate
 
-    def _decided(self, folder: Path, stack: ExitStack) -> Selection | None:
-        """Have the first rank decide by data what stays, if that is asked for."""
-        if not needs_masks(self.options):
-            return None
+        with MaskStore(journal.decisions) as store:
+            return calibrate(plan, workers, store)
 
-        def decide() -> float:
-            from emp_llm.calibration.calibrate import calibrate
+    return workers.team.share(decide)
 
-            with MaskStore(folder) as store:
-                calibrate(self, store)
-            return self.options.beta  # which may have been found by the scores
 
-        self.options = replace(self.options, beta=self.team.share(decide))
-        return GivenSelection(self.options, stack.enter_context(MaskStore(folder)))
+def _find_finished(plan: PruningPlan, workers: Workers, folder: OutputFolder) -> set[str]:
+    """Files that an earlier run has finished; what is not as it was written is forgotten."""
+    journal, team = folder.journal, workers.team
+    sizes = team.share(
+        lambda: {name: (folder.staging / name).stat().st_size for name in journal.finished()}
+    )
+    name = partial(output_name, plan.checkpoint)
+    shards = [shard for shard in plan.checkpoint.shards if name(shard) in sizes]
+    if not shards:
+        return set()
+    workers.progress.begin("checking", sum(sizes.values()))
+    damaged = []
+    for shard in own_share(shards, lambda shard: sizes[name(shard)], team):
+        if not _is_sound(plan, workers, folder, shard):
+            damaged.append(name(shard))
+            journal.forget(name(shard))
+    lost = {lost for part in team.gather(damaged) for lost in part}
+    return {name(shard) for shard in shards} - lost
 
-    def publish(self, folder: OutputFolder, origin: dict[str, Any]) -> dict[str, Any]:
-        """Write what goes beside the shards, and put all of it in its place; returns the report."""
-        staging = folder.staging
-        write_index(staging, self.checkpoint)
-        calibrated = Calibrated()
-        if needs_masks(self.options):
-            with MaskStore(folder.journal.decisions) as store:
-                calibrated = store.calibrated()
-        packed = self.options.output_format == "packed"
-        rule = rule_fields(self.options, calibrated.data)
-        method = quantization_config(rule) if packed else None
-        write_config(staging, self.checkpoint, method)
-        copy_small_files(staging, self.checkpoint)
-        outcomes: dict[str, Outcome] = {}
-        for shard in self.checkpoint.shards:
-            outcomes |= self._outcomes(folder.journal, self._name(shard))
-        report = self.report(outcomes, origin, calibrated)
-        if self._tried:
-            report["search"] = list(self._tried)
-        report["files"] = describe_files(staging)
-        write_report(staging, report)
-        write_figure(staging, report)
-        write_card(staging / CARD_NAME, self.source.folder / CARD_NAME, report)
-        folder.publish()
-        return report
 
-    def _outcomes(self, journal: Journal, name: str) -> dict[str, Outcome]:
-        outcomes = journal.outcomes(name)
-        if outcomes is None:  # such as of another machine's, on a file system that shows it late
-            raise OutputError(
-                f"{name}: was finished, and its journal cannot be read or tells otherwise: run the "
-                "command again"
-            )
-        return outcomes
+def _is_sound(plan: PruningPlan, workers: Workers, folder: OutputFolder, shard: Shard) -> bool:
+    """Whether the file of a shard is as an earlier run wrote it."""
+    file_name = output_name(plan.checkpoint, shard)
+    path = folder.staging / file_name
+    outcomes = folder.journal.outcomes(file_name)
+    if outcomes is None or outcomes.keys() != {e.name for e in shard.header.tensors}:
+        return False
+    fields = {
+        name: tensor_report(plan, name, outcome).to_dict() for name, outcome in outcomes.items()
+    }
+    try:
+        written = Shard(file_name, path, read_header(path))
+        with OpenFiles() as files:
+            checks = shard_checks(written, files.file(written), fields)
+            pieces = chain.from_iterable(check.pieces() for check in checks)
+            workers.run(pieces, files.abandon)
+    except (CheckpointError, FormatError):
+        return False
+    return True
 
-    def _name(self, shard: Shard) -> str:
-        return output_name(self.checkpoint, shard)
 
-    def _check_finished(self, folder: Path, journal: Journal) -> list[str]:
-        """Which files an earlier run has finished; what is not as it was written is forgotten."""
-        sizes = self.team.share(
-            lambda: {name: (folder / name).stat().st_size for name in journal.finished()}
+def _write_shards(
+    plan: PruningPlan, workers: Workers, folder: OutputFolder, finished: Collection[str]
+) -> None:
+    """Write this rank's share of the shards that are not finished, and wait for the others'."""
+    left = [s for s in plan.checkpoint.shards if output_name(plan.checkpoint, s) not in finished]
+    shards = own_share(left, lambda shard: shard.header.file_size, workers.team)
+    surveyed = surveyed_shards(plan, workers)
+    with ExitStack() as stack:
+        given = None
+        if needs_masks(plan.options):
+            store = stack.enter_context(MaskStore(folder.journal.decisions))
+            given = GivenSelection(plan.options, store)
+        needed = [s for s in plan.checkpoint.shards if s in shards or s in surveyed]
+        files = stack.enter_context(plan.source.files(needed))
+        writers = stack.enter_context(ExitStack())
+        flusher = stack.enter_context(Flusher())
+        stage = Stage(
+            name=f"pruning{workers.devices.told}",
+            nbytes=sum(entry.nbytes for shard in left for entry in shard.header.tensors),
+            shards=shards,
+            files=files,
+            pieces=partial(_writing, plan, files, folder, flusher, writers),
         )
-        shards = [shard for shard in self.checkpoint.shards if self._name(shard) in sizes]
-        if not shards:
-            return []
-        self.progress.begin("checking", sum(sizes.values()))
-        damaged = []
-        for shard in self.share_of(shards, lambda shard: sizes[self._name(shard)]):
-            if not self._is_sound(folder, journal, shard):
-                damaged.append(self._name(shard))
-                journal.forget(self._name(shard))
-        lost = {name for part in self.team.gather(damaged) for name in part}
-        return [self._name(shard) for shard in shards if self._name(shard) not in lost]
+        run_stage(plan, workers, stage, given)
+    workers.team.gather(None)
 
-    def _is_sound(self, folder: Path, journal: Journal, shard: Shard) -> bool:
-        name = self._name(shard)
-        outcomes = journal.outcomes(name)
-        if outcomes is None or outcomes.keys() != {e.name for e in shard.header.tensors}:
-            return False
-        fields = {
-            name: self.tensor_report(name, outcome).to_dict() for name, outcome in outcomes.items()
-        }
-        try:
-            written = Shard(name, folder / name, read_header(folder / name))
-            with OpenFiles() as files:
-                checks = shard_checks(written, files.file(written), fields)
-                self.run_pieces(chain.from_iterable(check.pieces() for check in checks), files)
-        except (CheckpointError, FormatError):
-            return False
-        return True
 
-    def _writing(
-        self,
-        files: OpenFiles,
-        folder: Path,
-        journal: Journal,
-        flusher: Flusher,
-        writers: ExitStack,
-        shard: Shard,
-        selection: Selection,
-    ) -> Iterator[Piece]:
-        plan = ShardPlan.make(shard, self.targets[shard.name], self.options.output_format)
-        jobs: list[TargetJob | CopyJob] = []
-        writer = ShardWriter(
-            folder / self._name(shard),
-            plan.entries_at_most(),
-            shard.header.metadata,
-            flusher,
-            in_order=plan.in_order,
-            finished=partial(self._record, journal, shard, jobs),
+def _writing(
+    plan: PruningPlan,
+    files: OpenFiles,
+    folder: OutputFolder,
+    flusher: Flusher,
+    writers: ExitStack,
+    shard: Shard,
+    selection: Selection,
+) -> Iterator[Piece]:
+    shard_plan = ShardPlan.make(shard, plan.targets[shard.name], plan.options.output_format)
+    name = output_name(plan.checkpoint, shard)
+    jobs: list[TargetJob | CopyJob] = []
+    writer = ShardWriter(
+        folder.staging / name,
+        shard_plan.entries_at_most(),
+        shard.header.metadata,
+        flusher,
+        in_order=shard_plan.in_order,
+        finished=partial(_record, folder.journal, name, jobs),
+    )
+    writers.callback(writer.release)
+    for job in shard_plan.jobs(files.file(shard), selection, writer):
+        jobs.append(job)
+        yield from job.pieces()
+    yield Piece.note(writer.close_when_written)
+    yield Piece.note(partial(files.done, shard))
+
+
+def _record(journal: Journal, name: str, jobs: Sequence[TargetJob | CopyJob]) -> None:
+    outcomes = {
+        job.entry.name: Outcome(
+            job.figures if isinstance(job, TargetJob) else None, hash_name(job.checksum)
         )
-        writers.callback(writer.release)
-        for job in plan.jobs(files.file(shard), selection, writer):
-            jobs.append(job)
-            yield from job.pieces()
-        yield Piece.note(writer.close_when_written)
-        yield Piece.note(partial(files.done, shard))
+        for job in jobs
+    }
+    journal.record(name, outcomes)
 
-    def _record(self, journal: Journal, shard: Shard, jobs: Sequence[TargetJob | CopyJob]) -> None:
-        outcomes = {
-            job.entry.name: Outcome(
-                job.figures if isinstance(job, TargetJob) else None, hash_name(job.checksum)
-            )
-            for job in jobs
-        }
-        journal.record(self._name(shard), outcomes)
+
+def _publish(
+    plan: PruningPlan,
+    folder: OutputFolder,
+    origin: Mapping[str, Any],
+    tried: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Write what goes beside the shards, and move all of it to its place; returns the report."""
+    staging, checkpoint = folder.staging, plan.checkpoint
+    write_index(staging, checkpoint)
+    calibrated = Calibrated()
+    if needs_masks(plan.options):
+        with MaskStore(folder.journal.decisions) as store:
+            calibrated = store.calibrated()
+    packed = plan.options.output_format == "packed"
+    rule = rule_fields(plan.options, calibrated.data)
+    write_config(staging, checkpoint, quantization_config(rule) if packed else None)
+    copy_small_files(staging, checkpoint)
+    outcomes: dict[str, Outcome] = {}
+    for shard in checkpoint.shards:
+        outcomes |= _finished_outcomes(folder.journal, output_name(checkpoint, shard))
+    report = report_on(plan, outcomes, origin, calibrated)
+    if tried:
+        report["search"] = list(tried)
+    report["files"] = describe_files(staging)
+    write_report(staging, report)
+    write_figure(staging, report)
+    write_card(staging / CARD_NAME, plan.source.folder / CARD_NAME, report)
+    folder.publish()
+    return report
+
+
+def _finished_outcomes(journal: Journal, name: str) -> dict[str, Outcome]:
+    """What became of the tensors of a file that is finished."""
+    outcomes = journal.outcomes(name)
+    if outcomes is None:  # such as another machine's, on a file system that shows it late
+        raise OutputError(
+            f"{name}: was finished, and its journal cannot be read or says otherwise: run the "
+            "command again"
+        )
+    return outcomes

@@ -6,4 +6,5 @@ team      the processes of a run and what they exchange
 gpu_gain  the seconds a GPU would save
 devices   the GPUs a run works on
 pipeline  pieces of work on several threads, with one order of results
+workers   threads, devices, ranks and progress of a run
 """

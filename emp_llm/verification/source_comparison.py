@@ -25,12 +25,14 @@ from emp_llm.errors import FormatError
 from emp_llm.hub.source import Source
 from emp_llm.options import PruneOptions, Repair
 from emp_llm.output.sidecar_files import small_files
-from emp_llm.pruning.planned_run import PlannedRun
+from emp_llm.pruning.plan import PruningPlan
+from emp_llm.pruning.stages import select_targets
 from emp_llm.report.folder_files import describe_file
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import compare_totals, mass_totals
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.runtime.progress import SharedProgress
+from emp_llm.runtime.workers import Workers
 from emp_llm.selection.selection import Selection, passes
 from emp_llm.tensors.bit_patterns import first_difference, in_words
 from emp_llm.tensors.target import Target
@@ -79,8 +81,9 @@ class Original:
         self.name = os.fspath(model)
         self.repaired: set[str] = set()
         self.checkpoint = source.open_checkpoint()
-        self._run = PlannedRun(source, self.checkpoint, options, threads, progress)
-        self._targets = {t.name: t for part in self._run.targets.values() for t in part}
+        self._plan = PruningPlan.make(source, self.checkpoint, options)
+        self._workers = Workers(threads=threads, progress=progress)
+        self._targets = {target.name: target for target in self._plan.all_targets}
         self._figures: dict[str, TensorStatistics] = {}
         self._selection: Selection | None = None
 
@@ -88,15 +91,16 @@ class Original:
         """Decide what stays, where the weights tell it; that may take reading them ahead."""
         if not self.masks_derived:
             return
-        nbytes = passes(self._run.options) * self._run.bytes_to_prune(self.checkpoint.shards)
+        nbytes = passes(self._plan.options) * self._plan.bytes_to_prune(self.checkpoint.shards)
         if nbytes:
-            self._run.progress.begin("selecting", nbytes)
-        self._selection = self._run.select(list(self._targets.values()), files)
+            self._workers.progress.begin("selecting", nbytes)
+        targets = list(self._targets.values())
+        self._selection = select_targets(self._plan, self._workers, targets, files)
 
     @property
     def masks_derived(self) -> bool:
         """Whether masks are decided once more: those that come from data cannot be."""
-        return self._run.options.criterion == "magnitude"
+        return self._plan.options.criterion == "magnitude"
 
     def compare(self, check: TensorCheck, files: OpenFiles) -> Iterator[Piece]:
         """The work that checks a tensor of the folder and compares it with the source's.
@@ -104,9 +108,9 @@ class Original:
         Raises:
             FormatError: If it is another kind of tensor here than there.
         """
-        if check.name not in self._run.decisions:
+        if check.name not in self._plan.decisions:
             raise check.fault(f"is not in {self.name}", OTHER)
-        decision = self._run.decisions[check.name]
+        decision = self._plan.decisions[check.name]
         if decision.prune != isinstance(check, RowsCheck):
             here, there = ("is not", "is") if decision.prune else ("is", "is not")
             raise check.fault(
@@ -134,7 +138,7 @@ class Original:
             CheckpointError: If a file of the source cannot be read.
             FormatError: If something is missing or differs.
         """
-        missing = self._run.decisions.keys() - names
+        missing = self._plan.decisions.keys() - names
         if missing:
             raise FormatError(
                 f"{written.folder}: lacks tensor {min(missing)!r} of {self.name} "
@@ -201,7 +205,7 @@ class Original:
         repaired = self._is_repaired(check, "obs")
         if self._selection is None:
             given = GivenTarget(
-                target, file, self._run.options, check, repaired=repaired, source=self.name
+                target, file, self._plan.options, check, repaired=repaired, source=self.name
             )
             yield from given.pieces()
             return
@@ -212,7 +216,7 @@ class Original:
 
     def _is_repaired(self, check: TensorCheck, by: Repair) -> bool:
         """Whether a tensor has other weights than the source, by the report or for all we know."""
-        repaired = repairs = self._run.options.repair == by
+        repaired = repairs = self._plan.options.repair == by
         if check.fields is not None:
             repaired = check.fields.get("repaired") is True
             if repaired and not repairs:

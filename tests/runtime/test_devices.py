@@ -167,7 +167,7 @@ def told_work(monkeypatch: pytest.MonkeyPatch, module: str) -> list[Work]:
 def test_auto_is_decided_by_the_bytes_of_the_targets(
     monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path
 ) -> None:
-    told = told_work(monkeypatch, "pruning.planned_run")
+    told = told_work(monkeypatch, "pruning.shares")
     prune(source, tmp_path / "packed", threads=1)
     prune(source, tmp_path / "dense", PruneOptions(output_format="dense"), threads=1)
     nbytes = 3 * H * F * 2
@@ -177,7 +177,7 @@ def test_auto_is_decided_by_the_bytes_of_the_targets(
 def test_what_is_still_to_be_downloaded_is_not_worth_a_gpu(
     monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path
 ) -> None:
-    told = told_work(monkeypatch, "pruning.planned_run")
+    told = told_work(monkeypatch, "pruning.shares")
     prune(model, tmp_path / "out")
     assert [work.nbytes for work in told] == [0]
 

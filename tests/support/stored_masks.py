@@ -20,7 +20,8 @@ from support.checkpoints import Tensors, kept_by_rule
 from emp_llm import PruneOptions, prune
 from emp_llm.calibration.masks import decide
 from emp_llm.options import CalibrationOptions
-from emp_llm.pruning.planned_run import PlannedRun
+from emp_llm.pruning.plan import PruningPlan
+from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.tensors.geometry import RowBlock
 
@@ -39,17 +40,17 @@ def is_bias(name: str) -> bool:
     return name.endswith("mlp.c_fc.bias")
 
 
-def calibrate(run: PlannedRun, store: MaskStore) -> None:
+def calibrate(plan: PruningPlan, _workers: Workers, store: MaskStore) -> float:
     """Decide on all targets, block by block."""
-    targets = [target for part in run.targets.values() for target in part]
-    keys = sorted({run.decisions[target.name].block or "" for target in targets})
-    with run.source.files(run.checkpoint.shards) as files:
+    targets = plan.all_targets
+    keys = sorted({plan.decisions[target.name].block or "" for target in targets})
+    with plan.source.files(plan.checkpoint.shards) as files:
         for key in keys:
             if store.has(key):
                 continue
             with store.writer(key) as block:
                 for target in targets:
-                    if (run.decisions[target.name].block or "") != key:
+                    if (plan.decisions[target.name].block or "") != key:
                         continue
                     geometry = target.geometry
                     scores = scores_of(target.name, geometry.rows, geometry.columns)
@@ -62,7 +63,7 @@ def calibrate(run: PlannedRun, store: MaskStore) -> None:
                             scores[first : first + geometry.matrix_rows],
                             bits,
                             geometry.number_format,
-                            run.options,
+                            plan.options,
                         )
                         block.add(
                             target.name,
@@ -70,15 +71,16 @@ def calibrate(run: PlannedRun, store: MaskStore) -> None:
                             decided.stats,
                             [decided.group] if decided.group else (),
                             bits ^ geometry.number_format.storage.type(0x8000)
-                            if run.options.repair == "obs"
+                            if plan.options.repair == "obs"
                             else None,
                         )
-                for name, (_, entry) in run.checkpoint.tensors.items():
-                    if is_bias(name) and name.startswith(key) and run.options.repair == "bias":
+                for name, (_, entry) in plan.checkpoint.tensors.items():
+                    if is_bias(name) and name.startswith(key) and plan.options.repair == "bias":
                         block.replace(name, b"\x80\x3f" * (entry.nbytes // 2))
                 block.note("without_tokens", [f"{key}.expert"])
-    if run.options.calibration is not None and run.options.calibration.text is not None:
+    if plan.options.calibration is not None and plan.options.calibration.text is not None:
         store.note("calibration", {"length": 16, "hash": "xxh3-128:0"})
+    return plan.options.beta
 
 
 def put_in_place() -> None:

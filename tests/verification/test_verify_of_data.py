@@ -29,7 +29,8 @@ from typer.testing import CliRunner
 
 from emp_llm import CheckpointError, FormatError, PruneOptions, diff, prune, unpack, verify
 from emp_llm.calibration.masks import decide
-from emp_llm.pruning.planned_run import PlannedRun
+from emp_llm.pruning.plan import PruningPlan
+from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.tensors.geometry import RowBlock
 
@@ -183,19 +184,20 @@ def change_rule(folder: Path, **fields: object) -> None:
     agree(folder)
 
 
-def repair_magnitudes(run: PlannedRun, store: MaskStore) -> None:
+def repair_magnitudes(plan: PruningPlan, _workers: Workers, store: MaskStore) -> float:
     """Masks by magnitude, and every kept weight negated."""
-    targets = [target for part in run.targets.values() for target in part]
-    with run.source.files(run.checkpoint.shards) as files, store.writer("all") as block:
+    targets = plan.all_targets
+    with plan.source.files(plan.checkpoint.shards) as files, store.writer("all") as block:
         for target in targets:
             geometry = target.geometry
             whole = RowBlock(0, 0, geometry.rows)
             bits = target.read(files.file(target.shard), whole, Workspace())
             scores = geometry.number_format.magnitudes(bits).astype(np.float32)
-            decided = decide(target.name, scores, bits, geometry.number_format, run.options)
+            decided = decide(target.name, scores, bits, geometry.number_format, plan.options)
             groups = [decided.group] if decided.group else []
             sign = geometry.number_format.storage.type(1 << (geometry.number_format.bits - 1))
             block.add(target.name, decided.mask, decided.stats, groups, bits ^ sign)
+    return plan.options.beta
 
 
 @pytest.fixture

@@ -1,0 +1,125 @@
+"""What is to be pruned: a checkpoint, the rule, and which tensors are targets."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from emp_kernels.dispatch import load_backend
+
+from emp_llm.checkpoint.checkpoint import Checkpoint
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.hub.source import Source
+from emp_llm.options import PruneOptions
+from emp_llm.runtime.team import Team
+from emp_llm.structure.targets import TargetDecision
+from emp_llm.structure.targets_process import TargetsQuestion
+from emp_llm.tensors.packed import check_names
+from emp_llm.tensors.target import Target
+
+__all__ = ["PruningPlan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPlan:
+    """What is to be done to one checkpoint; nothing in it changes while that is done.
+
+    Attributes:
+        source: Where the checkpoint lies.
+        checkpoint: What it holds. Of two tied tensors that are the same bytes of a file, only the
+            one that the other is tied to is here.
+        options: The rule.
+        decisions: The decision on every tensor, by name.
+        targets: The tensors that are pruned, by the name of their shard.
+    """
+
+    source: Source
+    checkpoint: Checkpoint
+    options: PruneOptions
+    decisions: Mapping[str, TargetDecision]
+    targets: Mapping[str, Sequence[Target]]
+
+    @classmethod
+    def make(
+        cls, source: Source, checkpoint: Checkpoint, options: PruneOptions, team: Team | None = None
+    ) -> "PruningPlan":
+        """Decide which tensors are targets.
+
+        Args:
+            source: Where the checkpoint lies.
+            checkpoint: All that it holds.
+            options: The rule.
+            team: The ranks, all of which call this; the first one decides for all.
+
+        Raises:
+            CheckpointError: If this checkpoint cannot be pruned.
+        """
+        if options.output_format == "packed":
+            check_names(checkpoint.tensors)
+        decisions = _decide(checkpoint, options, team or Team())
+        checkpoint = checkpoint.without(_stored_twice(checkpoint, decisions))
+        targets = {
+            shard.name: [
+                Target.of(shard, entry, transposed=decisions[entry.name].transposed)
+                for entry in shard.header.tensors
+                if decisions[entry.name].prune
+            ]
+            for shard in checkpoint.shards
+        }
+        return cls(
+            source=source,
+            checkpoint=checkpoint,
+            options=options,
+            decisions=decisions,
+            targets=targets,
+        )
+
+    def with_beta(self, beta: float) -> "PruningPlan":
+        """The same plan with a β that was found, in place of the one in the options."""
+        return replace(self, options=replace(self.options, beta=beta))
+
+    def targets_of(self, shards: Iterable[Shard]) -> list[Target]:
+        """The targets in these shards, in order."""
+        return [target for shard in shards for target in self.targets[shard.name]]
+
+    @property
+    def all_targets(self) -> list[Target]:
+        """The targets in all shards, in order."""
+        return self.targets_of(self.checkpoint.shards)
+
+    def bytes_to_prune(self, shards: Iterable[Shard]) -> int:
+        """Bytes of the targets in these shards."""
+        return sum(target.entry.nbytes for target in self.targets_of(shards))
+
+
+def _decide(checkpoint: Checkpoint, options: PruneOptions, team: Team) -> dict[str, TargetDecision]:
+    """Have the first rank decide which tensors are targets."""
+
+    def ask() -> dict[str, dict[str, Any]]:
+        tensors = checkpoint.tensors.items()
+        with TargetsQuestion(
+            checkpoint.folder,
+            {name: (entry.dtype, entry.shape) for name, (_, entry) in tensors},
+            targets=options.targets,
+            ignore=options.ignore,
+            config=checkpoint.config if checkpoint.original else None,
+        ) as question:
+            load_backend()  # takes seconds, in which the other process reads the model's code
+            return {name: asdict(decision) for name, decision in question.answer().items()}
+
+    if not team.leads:
+        load_backend()
+    return {name: TargetDecision(**fields) for name, fields in team.share(ask).items()}
+
+
+def _stored_twice(checkpoint: Checkpoint, decisions: Mapping[str, TargetDecision]) -> list[str]:
+    """Tensors that are the same bytes of a file as those that they are tied to."""
+
+    def bytes_of(name: str) -> tuple[str, int, int]:
+        shard, entry = checkpoint.tensors[name]
+        return shard.name, entry.start, entry.end
+
+    return [
+        name
+        for name, decision in decisions.items()
+        if decision.tied_to and bytes_of(name) == bytes_of(decision.tied_to)
+    ]

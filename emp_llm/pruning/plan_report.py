@@ -1,0 +1,49 @@
+"""The report of a plan that was carried out."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emp_llm.hub.source import Source
+from emp_llm.pruning.plan import PruningPlan
+from emp_llm.report.report import Calibrated, Outcome, TensorReport, build_report
+
+__all__ = ["origin", "report_on", "tensor_report"]
+
+
+def origin(model: str | os.PathLike[str], source: Source) -> dict[str, Any]:
+    """Name and revision of a model; of a local one the folder's name, not its whole path."""
+    name = source.repo_id or Path(model).resolve().name
+    return {"model": name, "revision": source.revision}
+
+
+def report_on(
+    plan: PruningPlan,
+    outcomes: Mapping[str, Outcome],
+    origin: Mapping[str, Any],
+    calibrated: Calibrated | None = None,
+) -> dict[str, Any]:
+    """The report.
+
+    Args:
+        plan: The plan, with the β that was used.
+        outcomes: Of every tensor that was worked on.
+        origin: Name and revision of the model.
+        calibrated: What scores from data found; None without any.
+    """
+    return build_report(
+        (
+            tensor_report(plan, name, outcomes.get(name, Outcome()))
+            for name in plan.checkpoint.tensors
+        ),
+        plan.options,
+        origin,
+        calibrated or Calibrated(),
+    )
+
+
+def tensor_report(plan: PruningPlan, name: str, outcome: Outcome) -> TensorReport:
+    """The part of the report on one tensor."""
+    _, entry = plan.checkpoint.tensors[name]
+    return TensorReport(entry=entry, decision=plan.decisions[name], outcome=outcome)
