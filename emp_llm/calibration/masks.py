@@ -28,7 +28,8 @@ from emp_llm.report.tensor_statistics import Group
 from emp_llm.runtime.devices import CPU, Devices
 from emp_llm.runtime.pipeline import Advance
 from emp_llm.selection.group_search import GroupSearch
-from emp_llm.selection.mask_store import BlockWriter, MaskStore
+from emp_llm.selection.mask_store import MaskStore
+from emp_llm.selection.mask_writer import MaskWriter
 from emp_llm.selection.row_block_pass import RowBlockPass
 from emp_llm.selection.selection import Selection, count_together, select
 from emp_llm.selection.target_sparsity import find_beta
@@ -260,7 +261,7 @@ def decide_together(
     return options.beta
 
 
-def _decide_by(selection: Selection, target: Target, file: SourceFile, writer: BlockWriter) -> None:
+def _decide_by(selection: Selection, target: Target, file: SourceFile, writer: MaskWriter) -> None:
     """Write what a selection that was made of the scores keeps of a target."""
     workspace, groups = Workspace(), selection.groups[target.name]
     for number, block in enumerate(target.geometry.row_blocks()):
@@ -276,7 +277,7 @@ def _decide_apart(
     options: PruneOptions,
     score_file: SourceFile,
     files: OpenFiles,
-    writer: BlockWriter,
+    writer: MaskWriter,
 ) -> None:
     """Decide on a target matrix by matrix."""
     geometry = target.geometry

@@ -75,7 +75,7 @@ class Decisions:
         while self._store.has(_key(unit, stages)):
             stages += 1
         if stages:
-            return all(self._store.knows(target.name) for target in self._units[unit])
+            return all(target.name in self._store for target in self._units[unit])
         return self._store.has(unit)
 
     def settle(
@@ -92,7 +92,7 @@ class Decisions:
 
     def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor as the decisions leave it."""
-        if self._store.knows(name):
+        if name in self._store:
             return pruned(self._store, self._targets[name], tensor)
         data = self._store.replaced(name)
         if data is not None:

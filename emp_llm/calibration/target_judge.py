@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from emp_llm.checkpoint.open_files import OpenFiles
     from emp_llm.options import PruneOptions
     from emp_llm.report.tensor_statistics import Group
-    from emp_llm.selection.mask_store import BlockWriter, MaskStore
+    from emp_llm.selection.mask_store import MaskStore
+    from emp_llm.selection.mask_writer import MaskWriter
     from emp_llm.tensors.target import Target
 
 __all__ = ["Judge", "matrix_name", "pruned"]
@@ -133,7 +134,7 @@ class Judge:
         self,
         target: Target,
         statistics: Callable[[int], Statistics],
-        writer: BlockWriter,
+        writer: MaskWriter,
         bias: tuple[str, torch.Tensor] | None = None,
     ) -> list[str]:
         """Decide on a target, and write it down.

@@ -58,7 +58,7 @@ from emp_llm.runtime.team import Team, join_team
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.selection.selection import Selection
-from emp_llm.selection.stored_selection import GivenSelection
+from emp_llm.selection.stored_selection import StoredSelection
 from emp_llm.tensors.packed import quantization_config
 from emp_llm.verification.tensor_checks import shard_checks
 
@@ -205,7 +205,7 @@ def _find_beta(
     def search() -> tuple[float, list[dict[str, Any]]]:
         from emp_llm.calibration.beta_search import search_beta
 
-        with MaskStore(folder.journal.decisions) as store:
+        with MaskStore(folder.journal.masks) as store:
             return search_beta(plan, workers, store)
 
     beta, tried = workers.team.share(search)
@@ -220,7 +220,7 @@ def _decide_masks(plan: PruningPlan, workers: Workers, journal: Journal) -> floa
     def decide() -> float:
         from emp_llm.calibration.calibrate import calibrate
 
-        with MaskStore(journal.decisions) as store:
+        with MaskStore(journal.masks) as store:
             return calibrate(plan, workers, store)
 
     return workers.team.share(decide)
@@ -277,8 +277,8 @@ def _write_shards(
     with ExitStack() as stack:
         given = None
         if needs_masks(plan.options):
-            store = stack.enter_context(MaskStore(folder.journal.decisions))
-            given = GivenSelection(plan.options, store)
+            store = stack.enter_context(MaskStore(folder.journal.masks))
+            given = StoredSelection(plan.options, store)
         needed = [s for s in plan.checkpoint.shards if s in shards or s in surveyed]
         files = stack.enter_context(plan.source.files(needed))
         writers = stack.enter_context(ExitStack())
@@ -343,7 +343,7 @@ def _publish(
     write_index(staging, checkpoint)
     calibrated = Calibrated()
     if needs_masks(plan.options):
-        with MaskStore(folder.journal.decisions) as store:
+        with MaskStore(folder.journal.masks) as store:
             calibrated = store.calibrated()
     packed = plan.options.output_format == "packed"
     rule = rule_fields(plan.options, calibrated.data)

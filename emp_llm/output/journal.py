@@ -2,7 +2,7 @@
 
     .run.json               what the run is: options, source and release
     .finished/SHARD.json    what is to be reported of a shard that is on disk, one file a shard
-    .decisions/             what scores from data decided, see `emp_llm.selection.mask_store`
+    .masks/                 masks and repaired weights from data, see `emp_llm.selection.mask_store`
 
 Each file appears in one step, after the shard that it tells of, so processes on many machines can
 write to one journal, and one that is killed leaves nothing wrong in it.
@@ -28,14 +28,14 @@ from emp_llm.report.folder_files import describe_file
 from emp_llm.report.report import Outcome
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.rule_fields import rule_fields
-from emp_llm.selection.mask_store import count_stored
+from emp_llm.selection.mask_index import count_stored
 from emp_llm.tensors.packed import FORMAT_VERSION
 
 __all__ = ["Journal", "describe_run", "difference"]
 
 _RUN = ".run.json"
 _FINISHED = ".finished"
-_DECISIONS = ".decisions"
+_MASKS = ".masks"
 
 
 class Journal:
@@ -49,13 +49,13 @@ class Journal:
         self._folder = folder
 
     @property
-    def decisions(self) -> Path:
-        """The folder of what was decided by data."""
-        return self._folder / _DECISIONS
+    def masks(self) -> Path:
+        """The folder of masks and repaired weights from data."""
+        return self._folder / _MASKS
 
-    def decided(self) -> int:
-        """How many blocks of the model were decided on by data."""
-        return count_stored(self.decisions)
+    def masked_units(self) -> int:
+        """How many decoder blocks, and other units of the model, have their masks already."""
+        return count_stored(self.masks)
 
     def run(self) -> dict[str, Any] | None:
         """What the run in the folder is, or None where no journal was begun."""
@@ -105,7 +105,7 @@ class Journal:
 
     def holds(self, path: Path) -> bool:
         """Whether a file or folder in the folder is part of the journal itself."""
-        return path.relative_to(self._folder).parts[0] in (_RUN, _FINISHED, _DECISIONS)
+        return path.relative_to(self._folder).parts[0] in (_RUN, _FINISHED, _MASKS)
 
     def keeps(self, path: Path) -> bool:
         """Whether a file or folder in the folder is part of the journal, or finished."""

@@ -293,12 +293,12 @@ class OutputFolder:
 
     def _kept(self) -> str:
         """What is finished in the hidden folder, in words."""
-        files, blocks = len(self.journal.finished()), self.journal.decided()
+        files, blocks = len(self.journal.finished()), self.journal.masked_units()
         if files:
             return "1 file is finished and" if files == 1 else f"{files} files are finished and"
         if blocks:
             number = "1 block" if blocks == 1 else f"{blocks} blocks"
-            return f"what was decided on {number} of the model is"
+            return f"the masks of {number} of the model are"
         return ""
 
     def _remove_all(self) -> None:

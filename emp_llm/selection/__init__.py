@@ -3,7 +3,9 @@
 ranking           the largest of a group, or random ones
 row_block_pass    one pass over the row blocks of targets
 group_search      the threshold of a group larger than a row
-mask_store        masks and repaired weights on disk
+mask_index        where masks and repaired weights lie in their file on disk
+mask_writer       masks and repaired weights, written as they are made
+mask_store        masks and repaired weights on disk, by tensor and row
 selection         masks by the weights alone
 stored_selection  masks from the store
 group_numbers     N_eff of every group, and what each β keeps

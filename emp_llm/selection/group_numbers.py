@@ -1,6 +1,9 @@
-"""Effective numbers of groups, as many as a checkpoint has, and what they keep at every β.
+"""The effective numbers of all groups of a checkpoint, and how many weights they keep at any β.
 
-Legend: G groups, B values of β; q is the effective number N_eff of a group, N its size.
+N_eff = (Σs)² / Σs² of a group's scores s; the group keeps min(N, max(1, floor(β · N_eff))) of its N
+weights, 0 where N_eff is 0.
+
+Shapes in names: G groups, B values of β. q_G holds effective numbers, n_G sizes.
 """
 
 import os
@@ -30,20 +33,20 @@ _IN_MEMORY = 64 << 20
 """Bytes of effective numbers that are held in memory, at 8 a group."""
 
 _AT_A_TIME = 1 << 15
-"""Groups that are counted at a time: they stay in the CPU's cache."""
+"""Groups that are counted at a time: 256 KiB, which stay in the CPU's cache."""
 
 _EXACT = 16 * 2.0**-53
-"""How far β · N_eff can be from the exact one, relatively, where N_eff was rounded once."""
+"""Bound on the relative error of β · N_eff where N_eff is an exact number rounded once."""
 
 
 class _Part(NamedTuple):
-    """Groups of one size that came one after the other.
+    """Consecutive groups of one size.
 
     Attributes:
-        first: Number of the first of them.
+        first: Number of the first one.
         size: Weights in each.
-        doubt: How far β · N_eff can be from the exact one, relatively.
-        sums: Exact Σs and Σs² of one of them, by its number among them.
+        doubt: Bound on the relative error of their β · N_eff.
+        sums: Exact Σs and Σs² of one of them, by its number in this part.
     """
 
     first: int
@@ -53,12 +56,12 @@ class _Part(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What groups keep from one β to another.
+    """How the number of kept weights grows from one β to another.
 
     Attributes:
-        base: Weights that they keep at the first β or below it, without the steps.
-        betas: Each β at which they keep one more, exactly, ascending; those between the first and
-            the last β, and maybe some that lie just outside.
+        base: Weights that are kept before the first step.
+        betas: Each β at which one more is kept, exact and ascending: all between the first and the
+            last β, and possibly some that lie just outside.
     """
 
     base: int
@@ -66,17 +69,20 @@ class Steps(NamedTuple):
 
 
 class GroupNumbers:
-    """Effective numbers of groups: in memory up to a limit, then in a file without a name.
+    """Effective numbers of groups: in memory up to 64 MiB, then in an unnamed temporary file.
 
     Args:
-        folder: Where that file is; None for where temporary files are. OSErrors pass.
+        folder: Where this file is; None for the system's folder of temporary files.
 
     Attributes:
-        least: Weights that are kept at any β, however small: one of each group with any mass.
+        least: Weights that are kept at any β, however small: one of each group that is not zero.
         most: Weights that are kept at any β that is large enough.
-        first_step: No group keeps more than one weight at a smaller β; infinity if none ever does.
-        last_step: All groups keep all that they ever do from this β on; 0 if it is the same at all.
-        doubt: How far any β · N_eff can be from the exact one, relatively.
+        first_step: Below this β no group keeps more than one weight; infinity if none ever does.
+        last_step: From this β on all groups keep all that they ever do; 0 if every β gives that.
+        doubt: Bound on the relative error of any β · N_eff.
+
+    Raises:
+        OSError: By any method, if the file cannot be written or read.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -98,12 +104,12 @@ class GroupNumbers:
     def begin_rows(
         self, columns: int, number_format: NumberFormat, read: Callable[[int], Patterns]
     ) -> None:
-        """The rows that `add_rows` will tell of are those of one tensor, or of one set of scores.
+        """Begin a tensor, or the scores of one, whose rows `add_rows` adds.
 
         Args:
             columns: Weights or scores in a row.
-            number_format: What they are; scores are float32.
-            read: Reads one of the rows again, by its number, as bit patterns.
+            number_format: Their format; scores are float32.
+            read: Reads one of the rows again, by its number, as bit patterns [1, C].
         """
 
         def sums(row: int) -> Sums:
@@ -112,17 +118,20 @@ class GroupNumbers:
         self._begin(_Part(self._count, columns, doubt(columns), sums))
 
     def add_rows(self, stats_R2: Floats) -> None:
-        """The next rows' Σs and Σs², float64 [R, 2]."""
+        """Add the next rows by their Σs and Σs², float64 [R, 2]."""
         self._add(effective_numbers(stats_R2[:, 0], stats_R2[:, 1]))
 
     def add_group(self, size: int, sums: Sums) -> None:
-        """A group of its own, with exact Σs and Σs²."""
+        """Add one group by its exact Σs and Σs²."""
         s1, s2 = sums
         self._begin(_Part(self._count, size, _EXACT, lambda _number: sums))
         self._add(np.array([float(s1 * s1 / s2) if s2 else 0.0]))
 
     def counts(self, betas: Sequence[float], *, threads: int) -> list[int]:
-        """How many weights all groups keep at some β, as float64 has it: rounding may decide some.
+        """How many weights all groups keep together at each β.
+
+        Computed in float64, so where β · N_eff is within `doubt` of a whole number, the count may
+        be one off.
 
         Args:
             betas: Finite values of β.
@@ -144,7 +153,9 @@ class GroupNumbers:
         return totals
 
     def steps(self, low: float, high: float) -> Steps:
-        """All steps between two β, which should be few: each group is summed up exactly for them.
+        """All steps between two β, exactly.
+
+        They should be few: each group that takes one is read again and summed up exactly.
 
         Args:
             low: The first β, or less.
@@ -179,7 +190,7 @@ class GroupNumbers:
             self.last_step = max(self.last_step, size / (SLACK * float(live_G.min())))
 
     def _chunks(self) -> Iterator[tuple[int, Floats]]:
-        """The effective numbers in order, each lot with the number of its first."""
+        """The effective numbers in order, in lots, each with the number of its first group."""
         for first in range(0, self._count, _AT_A_TIME):
             count = min(_AT_A_TIME, self._count - first)
             self._file.seek(8 * first)
@@ -188,7 +199,7 @@ class GroupNumbers:
     def _by_group(
         self, first: int, count: int, of: Callable[[_Part], float]
     ) -> tuple[list[float], list[int]]:
-        """What is the same for all groups of a part, and how many of some groups each concerns."""
+        """Values that a part's groups share, for some groups, and how many groups have each."""
         part = self._number_of_part(first)
         values, repeats = [], []
         while count:
@@ -210,14 +221,14 @@ class GroupNumbers:
 
 
 def _kept(quota_G: Floats, n_G: Floats, q_G: Floats) -> Floats:
-    """Weights that are kept of β · N_eff, as whole numbers, float64 [G]; 0 where N_eff is."""
+    """Weights kept for a quota β · N_eff: whole numbers in float64 [G]; 0 where N_eff is."""
     return np.minimum(np.maximum(np.floor(quota_G), q_G > 0), n_G)
 
 
 def _count(q_G: Floats, n_G: Floats, slack_B: Floats, _workspace: Workspace) -> Floats:
-    """Weights that some groups keep at each β, float64 [B]: whole numbers, below 2**53."""
+    """Weights that some groups keep at each β: whole numbers in float64 [B], exact below 2**53."""
     least_G = (q_G > 0).astype(np.float64)
-    quota_G = np.empty_like(q_G)
+    quota_G = np.empty_like(q_G)  # reused for every β: allocating would take longer than counting
     counted_B = np.empty_like(slack_B)
     for b, slack in enumerate(slack_B):
         np.multiply(q_G, slack, out=quota_G)

@@ -1,6 +1,6 @@
-"""Which weights of a group a control keeps: the largest, or any.
+"""Which weights of a group a control keeps: the largest, or random ones.
 
-Weights are ranked by keys, unsigned integers: the larger one stays.
+Weights are ranked by keys, unsigned integers: the weights with the largest keys stay.
 """
 
 import zlib
@@ -24,8 +24,8 @@ def magnitude_keys(weights: Patterns, number_format: NumberFormat) -> Keys:
 def random_keys(seed: int, name: str, group: int, size: int) -> Keys:
     """Keys that rank the weights of a group at random.
 
-    They depend on the arguments and on nothing else: not on the order in which groups are asked
-    for, and not on what other tensors there are.
+    They depend on nothing but the arguments: not on the order in which groups are ranked, and not
+    on which other tensors there are.
 
     Args:
         seed: 0 or more.

@@ -1,4 +1,4 @@
-"""The decisions on disk as what the straight line asks: masks, weights and figures of any rows."""
+"""Masks and weights from the store, in place of those that the weights alone decide."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +16,15 @@ from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.layout_choice import sample_rows
 from emp_llm.tensors.target import Target
 
-__all__ = ["GivenSelection"]
+__all__ = ["StoredSelection"]
 
 
-class GivenSelection(Selection):
-    """What was decided on all targets.
+class StoredSelection(Selection):
+    """The masks and weights that are stored of all targets.
 
     Args:
-        options: The rule that it was decided by.
-        store: The decisions.
+        options: The rule that the masks were made by.
+        store: Masks and repaired weights of all targets.
     """
 
     def __init__(self, options: PruneOptions, store: MaskStore) -> None:
@@ -34,36 +34,36 @@ class GivenSelection(Selection):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the count is that of the scores that are told of."""
+        """Whether the bound holds: it does where the scores that are reported gave the counts."""
         return super().is_bounded and self._by_score
 
     def groups_of(self, target: Target) -> Sequence[Group] | None:
-        """The groups of scores that a target's matrices belong to."""
+        """The group of scores of each of a target's matrices; None where each row is a group."""
         return self._store.groups(target.name) or None
 
     def rule(self, target: Target, block: RowBlock) -> Rule:
-        """The mask of one of a target's blocks."""
+        """The mask of one of a target's row blocks."""
         first, stop = _rows(target, block)
         return Given(self._store.read_mask(target.name, first, stop))
 
     def read(
         self, target: Target, file: SourceFile, block: RowBlock, workspace: Workspace
     ) -> Patterns:
-        """The repaired weights of a target's rows, or the source's."""
+        """The repaired weights of a target's rows, or the source's where they are unchanged."""
         weights = self._store.weights(target.name, *_rows(target, block))
         return super().read(target, file, block, workspace) if weights is None else weights
 
     def with_score_sums(self, target: Target, block: RowBlock, rows: RowFigures) -> RowFigures:
-        """The block's rows, with the figures of their scores."""
+        """The statistics of a pruned row block, with sums of its scores, not of magnitudes."""
         return replace(rows, stats=self._store.stats(target.name, *_rows(target, block)))
 
     def copied_from(self, entry: TensorEntry, file: SourceFile) -> SourceFile:
-        """The bytes that a tensor was given instead of the source's, or the source's file."""
+        """A tensor's new bytes as a file, or the source's file where they are unchanged."""
         data = self._store.replaced(entry.name)
         return file if data is None else _Replaced(entry, data)
 
     def _sample_rule(self, target: Target) -> Rule:
-        """The masks of these very rows."""
+        """The stored masks of the rows that `sample_rows` takes."""
 
         def masks(block: RowBlock) -> Patterns:
             return self._store.read_mask(target.name, *_rows(target, block))
@@ -72,13 +72,13 @@ class GivenSelection(Selection):
 
 
 def _rows(target: Target, block: RowBlock) -> tuple[int, int]:
-    """A block's rows, among those of the whole tensor."""
+    """The first row of a row block and the one behind it, among all rows of the tensor."""
     first = target.geometry.first_row(block)
     return first, first + block.stop - block.start
 
 
 class _Replaced(SourceFile):
-    """New bytes of a tensor, at the place that it has in the source."""
+    """New bytes of a tensor, at its offset in the source's file."""
 
     def __init__(self, entry: TensorEntry, data: bytes) -> None:
         self.name = entry.name
@@ -86,9 +86,9 @@ class _Replaced(SourceFile):
         self._data = data
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer with the bytes from an offset on."""
+        """Fill a buffer with the bytes from an offset in the source's file on."""
         at = offset - self._start
         buffer[:] = self._data[at : at + len(buffer)]
 
     def close(self) -> None:
-        """Nothing more is to be read."""
+        """Nothing is open."""

@@ -195,7 +195,7 @@ def test_a_run_killed_at_any_step_looks_like_no_model_or_is_one_and_is_completed
             verify(out)
             assert visible(out) == expected
         else:
-            folder = out / STAGING_NAME / ".decisions"
+            folder = out / STAGING_NAME / ".masks"
             decided.add(len(list(folder.glob("*.json"))))
             prune(three, out, asked)
             assert files(out) == expected
@@ -225,8 +225,7 @@ def test_what_was_decided_of_an_interrupted_run_is_kept_and_not_decided_again(
     out = tmp_path / "out"
     notes = interrupted(three, out, monkeypatch, OutputError("the disk is full"))
     assert notes == (
-        f"what was decided on 2 blocks of the model is kept in {out}: the same command goes on "
-        "from there"
+        f"the masks of 2 blocks of the model are kept in {out}: the same command goes on from there"
     )
     assert visible(out) == {}
     decided, decide = [], stored_masks.decide
