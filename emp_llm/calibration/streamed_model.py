@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 from transformers import conversion_mapping, core_model_loading
 from transformers.modeling_utils import LoadStateDictConfig
@@ -237,10 +238,8 @@ class StreamedModel:
         model.requires_grad_(requires_grad=False)
         # buffers that no checkpoint holds are made by the model itself
         for name, buffer in model.named_non_persistent_buffers():
-            module, _, own = name.rpartition(".")
-            model.get_submodule(module).register_buffer(
-                own, torch.empty_like(buffer, device=self.device), persistent=False
-            )
+            value = torch.empty_like(buffer, device=self.device)
+            set_module_tensor_to_device(model, name, self.device, value=value)
         model.initialize_weights()  # type: ignore[no-untyped-call]
         return model
 

@@ -1,9 +1,8 @@
 """One model in memory at a time: loaded, pruned on the way or not, measured and forgotten."""
 
-import gc
 from typing import Any
 
-import torch
+from accelerate.utils.memory import clear_device_cache
 
 from emp_llm.evaluation.model_loading import Dtype, Found, load_model
 from emp_llm.evaluation.perplexity import Perplexity, perplexity
@@ -75,9 +74,7 @@ class Bench:
         finally:
             # before the next one is loaded; models hold themselves in circles
             del model
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            clear_device_cache(garbage_collection=True)
 
 
 class _Labelled:

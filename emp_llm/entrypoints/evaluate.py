@@ -5,7 +5,6 @@ texts and tasks → model found, verified → loaded, scored, let go → the den
 
 from __future__ import annotations
 
-import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +98,7 @@ class _Work:
 
     def score_found(self, found: Found) -> ModelScores:
         """Load a model, score it and let it go."""
-        import torch
+        from accelerate.utils.memory import clear_device_cache
 
         options = self.options
         try:
@@ -113,9 +112,8 @@ class _Work:
             )
         finally:
             model = tokenizer = None  # type: ignore[assignment]
-            gc.collect()  # models and lm-eval hold themselves in circles
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            # models and lm-eval hold themselves in reference cycles
+            clear_device_cache(garbage_collection=True)
 
     def score(
         self,

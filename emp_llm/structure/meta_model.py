@@ -208,15 +208,16 @@ def _model_class(
 def _build(
     model_class: "type[PreTrainedModel]", config: "PretrainedConfig", path: Path, *, runs: bool
 ) -> "PreTrainedModel":
-    import torch
+    from accelerate import init_empty_weights
 
     # Both only say how the model runs, but a config can name a kernel to be fetched from the Hub.
     fast = runs and getattr(model_class, "_supports_sdpa", False)
     config._attn_implementation = "sdpa" if fast else "eager"
     config._experts_implementation = "eager"
     try:
-        # As from_pretrained does it: transformers sees this device and initialises nothing.
-        with torch.device("meta"):
+        # With buffers it sets torch's default device, by which transformers knows that there is
+        # nothing to initialise; without, it would make each parameter on the CPU first.
+        with init_empty_weights(include_buffers=True):
             return model_class(config)
     except (ImportError, CheckpointError):
         raise

@@ -20,12 +20,12 @@ from emp_llm.checkpoint.regular_file import open_regular
 from emp_llm.errors import CheckpointError
 from emp_llm.messages import first_line
 
-__all__ = ["TOKENIZER_NAME", "check_packages", "convert_tokenizer", "special_tokens"]
+__all__ = ["PACKAGES", "TOKENIZER_NAME", "check_packages", "convert_tokenizer", "special_tokens"]
 
 TOKENIZER_NAME: Final = "tokenizer.model"
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
-_PACKAGES = {  # what to install, and what it is imported as
+PACKAGES = {  # what to install, and what it is imported as
     True: {"tiktoken": "tiktoken"},
     False: {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"},
 }
@@ -42,7 +42,7 @@ def check_packages(folder: Path) -> None:
     Raises:
         CheckpointError: If a package is missing.
     """
-    packages = _PACKAGES[_is_tiktoken(folder / TOKENIZER_NAME)]
+    packages = PACKAGES[_is_tiktoken(folder / TOKENIZER_NAME)]
     missing = [package for package, module in packages.items() if not _is_installed(module)]
     if missing:
         raise CheckpointError(
