@@ -20,7 +20,7 @@ from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.structure.targets import module_name
 from emp_llm.structure.targets_process import TargetsQuestion
-from emp_llm.tensors.packed import is_packed
+from emp_llm.tensors.packed_config import is_packed
 from emp_llm.tensors.stored_tensors import StoredTensor, stored_tensors
 from emp_llm.verification.weight_differences import Counts, compare, kinds_in_words
 

@@ -59,7 +59,7 @@ from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.selection.selection import Selection
 from emp_llm.selection.stored_selection import StoredSelection
-from emp_llm.tensors.packed import quantization_config
+from emp_llm.tensors.packed_config import quantization_config
 from emp_llm.verification.tensor_checks import shard_checks
 
 __all__ = ["prune"]

@@ -27,7 +27,7 @@ from emp_llm.report.evaluation_results import read_results
 from emp_llm.report.file import read_report
 from emp_llm.report.file_names import CARD_NAME, EVAL_NAME, FIGURE_NAME, REPORT_NAME
 from emp_llm.runtime.progress import Progress
-from emp_llm.tensors.packed import is_packed
+from emp_llm.tensors.packed_config import is_packed
 from emp_llm.verification.written_folder import check_written
 
 __all__ = ["WholeFolder", "check_folder", "push", "upload"]

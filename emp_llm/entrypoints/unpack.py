@@ -34,7 +34,7 @@ from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.team import Team
 from emp_llm.tensors.geometry import RowBlock
-from emp_llm.tensors.packed import QUANT_METHOD
+from emp_llm.tensors.packed_config import is_packed, quant_method
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 
 __all__ = ["unpack"]
@@ -110,9 +110,8 @@ def unpack(
 
 
 def _check_packed(checkpoint: Checkpoint) -> None:
-    quantization = checkpoint.config.get("quantization_config")
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method != QUANT_METHOD:
+    if not is_packed(checkpoint.config):
+        method = quant_method(checkpoint.config)
         found = f"quant_method is {method!r}" if method else "it has no quantization_config"
         raise CheckpointError(
             f"{checkpoint.folder}: is not packed by emp-llm ({found} in config.json); "

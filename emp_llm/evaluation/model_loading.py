@@ -16,7 +16,7 @@ from emp_llm.hub.source import Source, find_source
 from emp_llm.report.file_names import REPORT_NAME
 from emp_llm.runtime.progress import SharedProgress
 from emp_llm.structure.auto_class import auto_class
-from emp_llm.tensors.packed import is_packed
+from emp_llm.tensors.packed_config import is_packed
 from emp_llm.verification.written_folder import check_written
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from emp_llm.report.card.card import write_card
 from emp_llm.report.evaluation_results import TaskResult, read_results
 from emp_llm.report.file import read_report
 from emp_llm.report.file_names import CARD_NAME, EVAL_NAME, REPORT_NAME
-from emp_llm.tensors.packed import is_packed
+from emp_llm.tensors.packed_config import is_packed
 
 __all__ = ["check_can_save", "save_results"]
 

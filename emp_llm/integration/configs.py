@@ -8,7 +8,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from emp_llm.errors import FormatError, OptionError
 from emp_llm.options import Granularity, PruneOptions
 from emp_llm.rule_fields import rule_fields
-from emp_llm.tensors.packed import FORMAT_VERSION, QUANT_METHOD, quantization_config
+from emp_llm.tensors.packed_config import FORMAT_VERSION, QUANT_METHOD, quantization_config
 
 __all__ = ["PRUNE_METHOD", "EmpConfig", "PackedConfig"]
 

@@ -33,8 +33,8 @@ from emp_llm.selection.selection import select
 from emp_llm.structure.landing import land
 from emp_llm.structure.places import find_places
 from emp_llm.structure.targets import decide, decide_targets
-from emp_llm.tensors.packed import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
+from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.tensors.target import Target
 
 __all__ = ["PackedQuantizer", "PruningQuantizer"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from emp_llm.tensors.packed import QUANT_METHOD
+from emp_llm.tensors.packed_config import QUANT_METHOD
 
 if TYPE_CHECKING:
     from transformers.quantizers.base import HfQuantizer

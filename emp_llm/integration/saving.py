@@ -30,7 +30,8 @@ from emp_llm.integration.weight_feed import ANYTHING, AsItIs, copy_slots
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.layout_choice import choose_layout, packed_bytes, sample_rows
-from emp_llm.tensors.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
+from emp_llm.tensors.packed import PackedTensor, padding
+from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 
 __all__ = [
     "PackedBefore",

@@ -29,7 +29,7 @@ from emp_llm.report.report import Outcome
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.rule_fields import rule_fields
 from emp_llm.selection.mask_index import count_stored
-from emp_llm.tensors.packed import FORMAT_VERSION
+from emp_llm.tensors.packed_config import FORMAT_VERSION
 
 __all__ = ["Journal", "describe_run", "difference"]
 

@@ -13,7 +13,7 @@ from emp_llm.options import PruneOptions
 from emp_llm.runtime.team import Team
 from emp_llm.structure.targets import TargetDecision
 from emp_llm.structure.targets_process import TargetsQuestion
-from emp_llm.tensors.packed import check_names
+from emp_llm.tensors.planes import check_names
 from emp_llm.tensors.target import Target
 
 __all__ = ["PruningPlan"]

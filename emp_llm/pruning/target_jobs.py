@@ -22,7 +22,8 @@ from emp_llm.report.tensor_statistics import GroupTally, TensorStatistics
 from emp_llm.runtime.pipeline import Piece, Write
 from emp_llm.selection.selection import Selection
 from emp_llm.tensors.geometry import RowBlock
-from emp_llm.tensors.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
+from emp_llm.tensors.packed import PackedTensor, padding
+from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.tensors.target import Target
 
 __all__ = ["DenseJob", "MeasureJob", "PackJob", "TargetJob"]

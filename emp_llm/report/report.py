@@ -17,7 +17,7 @@ from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import count_totals, mass_totals
 from emp_llm.rule_fields import _calibration_fields, rule_fields
 from emp_llm.structure.targets import TargetDecision
-from emp_llm.tensors.packed import FORMAT_VERSION
+from emp_llm.tensors.packed_config import FORMAT_VERSION
 
 __all__ = ["Calibrated", "Outcome", "TensorReport", "build_report", "dense_report"]
 

@@ -17,6 +17,7 @@ from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.errors import CheckpointError
 from emp_llm.messages import first_line, shortened
+from emp_llm.tensors.packed_config import is_packed, quant_method
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -97,15 +98,15 @@ def calm() -> Iterator[None]:
 
 def _check_dense(raw: Mapping[str, Any], path: Path) -> None:
     for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):
-        quantization = part.get("quantization_config") or part.get("compression_config")
-        if not quantization:
-            continue
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        if method == "emp":
+        if is_packed(part):
             raise CheckpointError(
                 f"{path}: the checkpoint is already packed by emp-llm; run 'emp-llm unpack' on it "
                 "or prune its dense source"
             )
+        quantization = part.get("quantization_config") or part.get("compression_config")
+        if not quantization:
+            continue
+        method = quant_method({"quantization_config": quantization})
         raise CheckpointError(
             f"{path}: the checkpoint is quantized (quant_method {method!r}); emp-llm prunes "
             "float16, bfloat16 and float32. Load a dequantized checkpoint."

@@ -17,7 +17,8 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
 from emp_llm.tensors.geometry import Geometry, RowBlock
-from emp_llm.tensors.packed import MAX_META_BYTES, PackedTensor, Planes, find_packed, padding
+from emp_llm.tensors.packed import MAX_META_BYTES, PackedTensor, padding
+from emp_llm.tensors.planes import Planes, find_packed
 from emp_llm.tensors.row_reader import StoredRows, block_memory
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
-from emp_llm.tensors.packed import Planes, find_packed
 from emp_llm.tensors.packed_reader import PackedReader
+from emp_llm.tensors.planes import Planes, find_packed
 
 __all__ = ["PlainTensor", "StoredTensor", "stored_tensors"]
 

@@ -23,7 +23,7 @@ from emp_llm.report.totals import check_totals
 from emp_llm.rule_fields import rule_options
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
-from emp_llm.tensors.packed import FORMAT_VERSION, is_packed, quantization_config
+from emp_llm.tensors.packed_config import FORMAT_VERSION, is_packed, quantization_config
 from emp_llm.verification.folder_checks import (
     changed_files,
     check_index,

@@ -24,8 +24,9 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import EmpError
 from emp_llm.tensors.geometry import Geometry
-from emp_llm.tensors.packed import META_SUFFIX, ROWS_SUFFIX, PackedTensor, padding
+from emp_llm.tensors.packed import PackedTensor, padding
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
+from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 
 SLOW = 20_000
 """Weights from which on the specification's reader takes too long."""

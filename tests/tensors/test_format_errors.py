@@ -11,7 +11,8 @@ from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.source_file import PlainFile
 from emp_llm.errors import FormatError
 from emp_llm.tensors import geometry as geometry_module
-from emp_llm.tensors.packed import PackedTensor, find_packed
+from emp_llm.tensors.packed import PackedTensor
+from emp_llm.tensors.planes import find_packed
 
 GOOD = [1, 1, 0, 3, 1, 0, 4, 5]  # version, bfloat16, dropped, radix, align, transposed, 4 × 5
 

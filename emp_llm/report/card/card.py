@@ -17,7 +17,7 @@ from emp_llm.report.card.metadata import read_card
 from emp_llm.report.card.text import describe
 from emp_llm.report.evaluation_results import TaskResult, read_results
 from emp_llm.report.file_names import FIGURE_NAME
-from emp_llm.tensors.packed import is_packed
+from emp_llm.tensors.packed_config import is_packed
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emp_llm.structure.auto_class import auto_class
-from emp_llm.tensors.packed import is_packed
+from emp_llm.tensors.packed_config import is_packed
 
 __all__ = ["ANY_NAME", "loading_code"]
 

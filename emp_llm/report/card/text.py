@@ -9,7 +9,7 @@ from emp_llm.report.card.loading_code import ANY_NAME, loading_code
 from emp_llm.report.evaluation_results import TaskResult
 from emp_llm.report.prune_command import prune_words
 from emp_llm.report.totals import kinds
-from emp_llm.tensors.packed import is_packed
+from emp_llm.tensors.packed_config import is_packed
 
 __all__ = ["describe"]
 
