@@ -10,7 +10,9 @@ from pathlib import Path
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.hub.cached_files import discard_file
 from emp_llm.hub.download_errors import DownloadStoppedError
+from emp_llm.hub.hub_library import abort_xet
 from emp_llm.hub.repository import IN_WORK, Repository
 
 __all__ = ["Arrivals"]
@@ -59,7 +61,8 @@ class Arrivals(OpenFiles):
     def __exit__(self, *error: object) -> None:
         self.abandon()
         if self._thread is not None and self._awaited:
-            _abort_xet()
+            if "hf_xet" in sys.modules:
+                abort_xet()
             self._thread.join(_PATIENCE)
             if self._thread.is_alive():
                 _remove_unfinished(self._shards[0].path.parent.parent.parent / "blobs")
@@ -95,7 +98,7 @@ class Arrivals(OpenFiles):
         self._left.subtract(shard.files)
         for path in shard.files:
             if self._discard and path in self._ours and not self._left[path]:
-                self._repository.discard(path)
+                discard_file(path)
         with self._changed:
             self._in_work.discard(shard.path)
             self._changed.notify_all()
@@ -132,14 +135,6 @@ class Arrivals(OpenFiles):
 
     def _has_room(self) -> bool:
         return not self._discard or len(self._in_work) < IN_WORK
-
-
-def _abort_xet() -> None:
-    """End what hf_xet downloads, which heeds nothing else."""
-    if "hf_xet" in sys.modules:
-        from huggingface_hub.utils._xet import abort_xet_session
-
-        abort_xet_session()  # type: ignore[no-untyped-call]
 
 
 def _remove_unfinished(blobs: Path) -> None:

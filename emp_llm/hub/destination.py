@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emp_llm.errors import HubError, OptionError
+from emp_llm.hub.hub_library import repo_id_fault
 from emp_llm.hub.upload_errors import upload_explained
+from emp_llm.messages import first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -86,17 +88,11 @@ def open_destination(
 
 
 def _check_name(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        reason = next(iter(str(error).splitlines()), "")
+    if fault := repo_id_fault(repo_id):
         raise HubError(
-            f"{repo_id!r} cannot be the name of a repository ({reason}); give one such as "
-            "'user/llama-2-7b-emp'"
-        ) from error
+            f"{repo_id!r} cannot be the name of a repository ({first_line(fault)}); give one such "
+            "as 'user/llama-2-7b-emp'"
+        ) from fault
 
 
 def _check_token(repo_id: str, token: str | bool | None) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emp_llm.errors import HubError
+from emp_llm.hub.hub_library import connection_error
 from emp_llm.messages import first_line
 
 __all__ = ["AGAIN", "DownloadStoppedError", "check_room", "explained", "refusals"]
@@ -35,14 +36,8 @@ def explained(repo_id: str, revision: str | None) -> Iterator[None]:
 
 def refusals(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
     """What huggingface_hub raises where the Hub, or the way to it, refuses; and more."""
-    from huggingface_hub import errors
-
-    return (
-        OSError,
-        RuntimeError,  # of hf_xet, and around what an upload's thread raises
-        errors.HTTPError,  # type: ignore[attr-defined]  # httpx2's, or httpx's before 2.0
-        *more,
-    )
+    # RuntimeError: of hf_xet, and around what an upload's thread raises
+    return (OSError, RuntimeError, connection_error(), *more)
 
 
 def _explain(error: BaseException, name: str, revision: str | None) -> str:

@@ -119,10 +119,10 @@ class RangeFiles(OpenFiles):
 
     def _fetch(self) -> None:
         try:
-            while (span := self._claim()) is not None:
+            while (claimed := self._claim()) is not None:
+                span, data = claimed
                 file = self._hub_files[span.shard.name]
-                assert span.data is not None  # noqa: S101 (made when it was claimed)
-                file.read_into(span.start, memoryview(span.data), stopped=lambda: self._stopped)
+                file.read_into(span.start, memoryview(data), stopped=lambda: self._stopped)
                 self._repository.fetched(span.nbytes)
                 with self._changed:
                     span.arrived = True
@@ -135,8 +135,8 @@ class RangeFiles(OpenFiles):
                 self._stopped = True
                 self._changed.notify_all()
 
-    def _claim(self) -> Span | None:
-        """The next span to fetch, once there is room for it; None if there is none."""
+    def _claim(self) -> tuple[Span, bytearray] | None:
+        """The next span to fetch and room for its data, once there is any; None after the last."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._has_room())
             if self._stopped or self._next == len(self._spans):
@@ -145,7 +145,7 @@ class RangeFiles(OpenFiles):
             self._next += 1
             self._held += span.nbytes
             span.data = bytearray(span.nbytes)
-            return span
+            return span, span.data
 
     def _has_room(self) -> bool:
         if self._next == len(self._spans) or not self._held:

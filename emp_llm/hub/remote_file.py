@@ -4,11 +4,11 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 from emp_llm.errors import HubError
 from emp_llm.hub.download_errors import DownloadStoppedError, explained
+from emp_llm.hub.hub_library import Response, connection_error, get_stream
 
 __all__ = ["RemoteFile"]
 
@@ -107,7 +107,7 @@ class RemoteFile:
                     if place is None:
                         raise
                     self._place, self._place_holds = None, False  # expired: ask the Hub itself
-                except errors.HTTPError:  # type: ignore[attr-defined]  # the connection broke
+                except connection_error():
                     failures = 1 if done > before else failures + 1
                     if failures == _TRIES:
                         raise
@@ -117,8 +117,6 @@ class RemoteFile:
         self, place: str | None, start: int, stop: int, any_server: bool
     ) -> Generator[bytes]:
         """What one request brings of the bytes from `start` to `stop`."""
-        from huggingface_hub import errors
-
         left = stop - start
         with self._request(place, start, stop) as response:
             skipped = self._bytes_before(response, start)
@@ -131,34 +129,22 @@ class RemoteFile:
                 yield part
                 if not left:
                     return  # a server that knows no ranges would go on
-        raise errors.HTTPError("its answer ended early")  # type: ignore[attr-defined]
+        raise connection_error()("its answer ended early")
 
     @contextmanager
-    def _request(self, place: str | None, start: int, stop: int) -> Iterator[Any]:
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            hf_raise_for_status,
-            http_stream_backoff,
-        )
+    def _request(self, place: str | None, start: int, stop: int) -> Iterator[Response]:
+        from huggingface_hub import hf_hub_url
 
         home = hf_hub_url(self._repo_id, self._name, revision=self._commit)
         wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         elsewhere = place is not None and urlsplit(place).netloc != urlsplit(home).netloc
         token = False if elsewhere else self._token  # such an address tells by itself who may read
-        with http_stream_backoff(
-            "GET",
-            place or home,
-            headers=build_hf_headers(token=token) | wanted,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            retry_on_exceptions=(),  # what breaks off in the middle cannot be retried there
-        ) as response:
-            hf_raise_for_status(response)
+        with get_stream(place or home, token=token, headers=wanted) as response:
             if self._place_holds and str(response.url) != home:
                 self._place = str(response.url)
             yield response
 
-    def _bytes_before(self, response: Any, start: int) -> int:  # noqa: ANN401 (of httpx or httpx2)
+    def _bytes_before(self, response: Response, start: int) -> int:
         """How many bytes of an answer come before the one that was asked for.
 
         Raises:

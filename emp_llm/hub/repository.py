@@ -10,7 +10,6 @@ there.
 import glob
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from emp_llm.checkpoint.checkpoint import choose_weights, read_index
 from emp_llm.checkpoint.header import Header
@@ -20,12 +19,10 @@ from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME
 from emp_llm.checkpoint.shard import Shard, read_any_header_by
 from emp_llm.checkpoint.small_files import CONFIG_NAME, is_small_file
 from emp_llm.errors import CheckpointError, HubError
-from emp_llm.hub.download_errors import AGAIN, DownloadStoppedError, check_room, explained
+from emp_llm.hub.download_errors import AGAIN, check_room, explained
+from emp_llm.hub.download_report import DownloadReport, bar_class
 from emp_llm.hub.remote_file import RemoteFile
 from emp_llm.runtime.progress import SharedProgress
-
-if TYPE_CHECKING:
-    from huggingface_hub.utils.tqdm import tqdm
 
 __all__ = ["IN_WORK", "Repository"]
 
@@ -36,7 +33,6 @@ _LEADING = [
     *(CONFIG_NAME, "*.safetensors.index.json", "pytorch_model.bin.index.json"),
     PARAMS_NAME,
 ]
-_COUNT_BYTES = {"snapshot_download", "http_get", "xet_get"}
 
 
 class Repository:
@@ -83,7 +79,7 @@ class Repository:
         if whole and (missing or to_come):
             check_room(folder, nbytes + sum(at_once))
         if missing:
-            report = _Report(self._progress.advance)
+            report = DownloadReport(self._progress.advance)
             self._progress.begin("downloading", nbytes)
             self._snapshot(self._commit, [glob.escape(name) for name in missing], report)
         for name in sorted({*shards, *others}.difference(to_come)):
@@ -119,40 +115,22 @@ class Repository:
         """
         from huggingface_hub import hf_hub_download
 
-        report = _Report(self._progress.fetched, stopped)
+        report = DownloadReport(self._progress.fetched, stopped)
         with explained(self._repo_id, self._commit):
             hf_hub_download(
                 self._repo_id,
                 shard.name,
                 revision=self._commit,
                 token=self._token,
-                tqdm_class=_bar_class(report),
+                tqdm_class=bar_class(report),
             )
         self._progress.fetched(shard.header.file_size - report.done)
         self._check_size(shard.path.parent, shard.name, shard.header.file_size)
         self._check_header(shard)
         return report.began
 
-    def discard(self, path: Path) -> None:
-        """Delete a downloaded file from the cache: the snapshot's link and what it leads to.
-
-        Raises:
-            HubError: If it cannot be deleted.
-        """
-        try:
-            blob = path.parent / path.readlink() if path.is_symlink() else None
-            path.unlink()
-            if blob is not None and blob.is_symlink():
-                _discard_shared(blob)
-            elif blob is not None:
-                blob.unlink()
-        except OSError as error:
-            raise HubError(
-                f"{path}: cannot be deleted: {error.strerror}; leave out --discard-source"
-            ) from error
-
     def _snapshot(
-        self, revision: str | None, patterns: list[str], report: "_Report | None" = None
+        self, revision: str | None, patterns: list[str], report: DownloadReport | None = None
     ) -> Path:
         """Download what matches and is not in the cache; return the snapshot's folder in it."""
         from huggingface_hub import snapshot_download
@@ -164,7 +142,7 @@ class Repository:
                     revision=revision,
                     token=self._token,
                     allow_patterns=patterns,
-                    tqdm_class=_bar_class(report or _Report(lambda _nbytes: None)),
+                    tqdm_class=bar_class(report or DownloadReport(lambda _nbytes: None)),
                 )
             )
 
@@ -242,64 +220,3 @@ class Repository:
             raise (
                 error if isinstance(error, HubError) else HubError(f"{self._repo_id}: {error}")
             ) from error
-
-
-def _discard_shared(blob: Path) -> None:
-    """Delete a link into the store that all of the cache shares, and what only it leads to."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import DeleteCacheStrategy  # type: ignore[attr-defined]
-
-    nothing: frozenset[Path] = frozenset()
-    DeleteCacheStrategy(
-        expected_freed_size=0,
-        blobs=frozenset({blob}),
-        refs=nothing,
-        repos=nothing,
-        snapshots=nothing,
-        cache_dir=Path(constants.HF_HUB_CACHE),
-    ).execute()
-
-
-class _Report:
-    """Counts what downloads have done, and passes it on.
-
-    Attributes:
-        done: Bytes that came.
-        began: Whether any download has begun.
-    """
-
-    def __init__(
-        self, advance: Callable[[int], None], stopped: Callable[[], bool] = lambda: False
-    ) -> None:
-        self.done = 0
-        self.began = False
-        self.stopped = stopped
-        self._advance = advance
-
-    def add(self, nbytes: int) -> None:
-        self.done += nbytes
-        self._advance(nbytes)
-
-
-def _bar_class(report: _Report) -> "type[tqdm]":
-    """Make a progress bar for huggingface_hub that draws nothing and tells the report."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: object, name: str | None = None, **kwargs: object) -> None:
-            # others count files, or what is on the wire, which may be compressed
-            kind = (name or "").removeprefix("huggingface_hub.")
-            self._counts = kind in _COUNT_BYTES
-            self._can_raise = kind == "http_get"  # the others are called by threads of hf_xet
-            report.began |= self._counts
-            kwargs["disable"] = True
-            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> bool | None:
-            if self._counts:
-                report.add(int(n or 0))
-            if self._can_raise and report.stopped():
-                raise DownloadStoppedError
-            return None
-
-    return Bar

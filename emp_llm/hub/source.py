@@ -22,6 +22,7 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError, OptionError
 from emp_llm.hub.arrivals import Arrivals
 from emp_llm.hub.download_errors import explained
+from emp_llm.hub.hub_library import repo_id_fault
 from emp_llm.hub.repository import Repository
 from emp_llm.messages import first_line
 from emp_llm.runtime.progress import SharedProgress
@@ -183,15 +184,10 @@ def _local_folder(model: str) -> Path | None:
 
 
 def _check_repo_id(model: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise CheckpointError(f"{model}: there is no such folder; check the path")
-    try:
-        validate_repo_id(model)
-    except HFValidationError as error:
+    if fault := repo_id_fault(model):
         raise CheckpointError(
             f"{model!r} is neither an existing folder nor a possible Hub id "
-            f"({first_line(error)}); give a folder, or an id such as 'meta-llama/Llama-2-7b-hf'"
-        ) from error
+            f"({first_line(fault)}); give a folder, or an id such as 'meta-llama/Llama-2-7b-hf'"
+        ) from fault

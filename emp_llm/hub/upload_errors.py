@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from emp_llm.errors import HubError
 from emp_llm.hub.download_errors import refusals
 from emp_llm.messages import first_line
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 __all__ = ["upload_explained"]
 
@@ -62,8 +66,8 @@ def _explain(error: BaseException, name: str, again: str) -> str | None:
     )
 
 
-def _explain_status(error: Exception, hub: str, again: str) -> str:
-    status = error.response.status_code  # type: ignore[attr-defined]  # of HfHubHTTPError
+def _explain_status(error: "HfHubHTTPError", hub: str, again: str) -> str:
+    status = error.response.status_code
     said = getattr(error, "server_message", None)
     told = f" ({' '.join(said.split())})" if said else ""
     match status:

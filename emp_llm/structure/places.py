@@ -1,7 +1,7 @@
 """What each parameter of a model is, and which parameter each tensor of a checkpoint becomes."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -149,8 +149,9 @@ def _heads(model: "PreTrainedModel") -> Iterator[int]:
 
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
+            get_head: Callable[[], object] = part.get_output_embeddings
             try:
-                head = part.get_output_embeddings()  # type: ignore[no-untyped-call]
+                head = get_head()
             except (AttributeError, NotImplementedError):
                 continue
             yield id(head)

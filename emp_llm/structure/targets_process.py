@@ -98,10 +98,10 @@ def _start(question: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         start_new_session=True,  # Ctrl-C is for this process to tell of
     )
-    assert process.stdin is not None  # noqa: S101 (a pipe was asked for)
-    with suppress(BrokenPipeError), process.stdin as pipe:  # else it has ended, and says why
-        pipe.write(json.dumps(question).encode())
-    process.stdin = None
+    if process.stdin is not None:  # it is a pipe, as was asked for
+        with suppress(BrokenPipeError), process.stdin as pipe:  # else it has ended, and says why
+            pipe.write(json.dumps(question).encode())
+        process.stdin = None
     return process
 
 

@@ -10,8 +10,7 @@ from support.checkpoints import files
 from support.hub_server import HubServer
 
 from emp_llm import HubError, OptionError, PruneOptions, prune
-from emp_llm.hub.repository import Repository
-from emp_llm.runtime.progress import SharedProgress, Silent
+from emp_llm.hub.cached_files import discard_file
 
 
 @pytest.mark.parametrize("granularity", ["row", "layer"])
@@ -88,7 +87,7 @@ def test_a_shard_in_the_store_that_repositories_share_is_discarded(model: str, c
         expected_size=size,
     )
     assert (home / "blobs" / "ab" / key).stat().st_size == size
-    Repository(model, None, SharedProgress(Silent())).discard(link)
+    discard_file(link)
     assert not link.is_symlink()
     assert in_cache(cache) == []
     assert not (home / "blobs" / "ab" / key).exists()
