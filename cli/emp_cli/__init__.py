@@ -16,6 +16,7 @@ report          emp-llm report
 unpack          emp-llm unpack
 verify          emp-llm verify
 app             the commands, put together
+usage           runs the app; wrong usage is one short message
 """
 
 import io
@@ -28,13 +29,13 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
-    from emp_cli.app import app
+    from emp_cli.usage import run
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a sign that it does not know ends no command
             stream.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _terminate)
-    app(prog_name="emp-llm")
+    sys.exit(run(sys.argv[1:]))
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
