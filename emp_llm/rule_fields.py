@@ -2,24 +2,92 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from emp_llm.errors import FormatError, OptionError
-from emp_llm.options import CalibrationOptions, PruneOptions, needs_masks
+from emp_llm.options import (
+    CalibrationOptions,
+    CountBy,
+    Granularity,
+    PruneOptions,
+    Repair,
+    needs_masks,
+)
 
-__all__ = ["rule_fields", "rule_options", "told_rule"]
+__all__ = [
+    "DataFields",
+    "RuleFields",
+    "SampleFields",
+    "data_fields",
+    "rule_fields",
+    "rule_options",
+    "rule_part",
+]
 
 
-def rule_fields(options: PruneOptions, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+class SampleFields(TypedDict):
+    """What the samples of a calibration turned out to be.
+
+    Attributes:
+        text: The data set's or file's name.
+        samples: How many samples there are.
+        length: Tokens in each.
+        seed: Of the places that they were taken from.
+        hash: Checksum of their tokens, with the name of the algorithm.
+    """
+
+    text: NotRequired[str | None]
+    samples: NotRequired[int | None]
+    length: NotRequired[int | None]
+    seed: NotRequired[int]
+    sequential: NotRequired[bool | None]
+    hash: NotRequired[str | None]
+
+
+class DataFields(TypedDict):
+    """The data that scores, repair or a search for β were taken from.
+
+    Attributes:
+        seed: Of the places that samples are taken from, and of the criterion ``random``.
+        text: The data set's or file's name; no field of it, nor the ones below, where only the
+            seed was needed.
+        samples: How many samples.
+        length: Tokens in each; None for the model's own default.
+        sequential: Whether a decoder block was fed by the pruned ones before it.
+        hash: Checksum of the samples' tokens, with the name of the algorithm.
+    """
+
+    seed: int
+    text: NotRequired[str | None]
+    samples: NotRequired[int | None]
+    length: NotRequired[int | None]
+    sequential: NotRequired[bool | None]
+    hash: NotRequired[str | None]
+
+
+class RuleFields(TypedDict):
+    """The options that decide which weights stay; see `emp_llm.options.PruneOptions`."""
+
+    beta: float
+    granularity: Granularity
+    criterion: str
+    targets: str
+    ignore: list[str]
+    count_by: NotRequired[CountBy]
+    repair: NotRequired[Repair]
+    calibration: NotRequired[DataFields]
+
+
+def rule_fields(options: PruneOptions, samples: SampleFields | None = None) -> RuleFields:
     """The options that decide which weights stay, by the names that configs and reports use.
 
-    What is asked of scores from data is there only where it is not the default.
+    Options on scores from data are left out where they have their defaults.
 
     Args:
         options: The options.
-        data: What a calibration found out of its data, beyond what was asked for.
+        samples: What the samples of a calibration turned out to be; it replaces what was asked.
     """
-    fields: dict[str, Any] = {
+    fields: RuleFields = {
         "beta": options.beta,
         "granularity": options.granularity,
         "criterion": options.criterion,
@@ -30,16 +98,15 @@ def rule_fields(options: PruneOptions, data: Mapping[str, Any] | None = None) ->
         fields["count_by"] = options.count_by
     if options.repair != "none":
         fields["repair"] = options.repair
-    calibration = options.calibration
-    if calibration is not None and needs_masks(options):
-        fields["calibration"] = _calibration_fields(calibration) | dict(data or {})
+    if options.calibration is not None and needs_masks(options):
+        fields["calibration"] = {**data_fields(options.calibration), **(samples or {})}
     return fields
 
 
-def _calibration_fields(calibration: CalibrationOptions) -> dict[str, Any]:
-    """What was asked of a calibration; of a file no more than its name, to give nothing away."""
+def data_fields(calibration: CalibrationOptions) -> DataFields:
+    """What was asked of a calibration; of a file only its name, so that no path is given away."""
     text = calibration.text
-    if text is None:  # it was the seed only that was needed
+    if text is None:  # only the seed was needed
         return {"seed": calibration.seed}
     return {
         "text": Path(text).name if Path(text).is_file() else text,
@@ -50,34 +117,36 @@ def _calibration_fields(calibration: CalibrationOptions) -> dict[str, Any]:
     }
 
 
-def told_rule(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a report's rule, or a config, tells by the names of `rule_fields`."""
-    optional = ("count_by", "repair", "calibration")
-    return {name: told.get(name) for name in rule_fields(PruneOptions())} | {
-        name: told[name] for name in optional if name in told
-    }
+def rule_part(fields: Mapping[str, object]) -> dict[str, object]:
+    """The fields of `RuleFields` that a report's rule, or a config, has.
+
+    A field that each rule has is None where it is missing.
+    """
+    required = RuleFields.__required_keys__
+    names = (name for name in RuleFields.__annotations__ if name in required or name in fields)
+    return {name: fields.get(name) for name in names}
 
 
-def rule_options(where: object, rule: Mapping[str, Any]) -> PruneOptions:
+def rule_options(where: object, fields: Mapping[str, object]) -> PruneOptions:
     """The options that stand for the rule that a folder was pruned by, but for its calibration.
 
     Args:
-        where: What tells of the rule, for errors.
-        rule: By the names that `emp_llm.rule_fields.rule_fields` uses.
+        where: The file that states the rule, for errors.
+        fields: The rule by the names of `RuleFields`; others may stand beside these.
 
     Raises:
         FormatError: If it is no rule, or one that this release does not know.
     """
-    told = told_rule(rule)
-    told.pop("calibration", None)
-    ignore: list[Any] = told["ignore"] if isinstance(told["ignore"], list) else [None]
-    texts = [value for name, value in told.items() if name not in ("beta", "ignore")] + ignore
-    if type(told["beta"]) not in (int, float) or not all(isinstance(text, str) for text in texts):
+    rule: dict[str, Any] = rule_part(fields)
+    rule.pop("calibration", None)
+    ignore: list[Any] = rule["ignore"] if isinstance(rule["ignore"], list) else [None]
+    texts = [value for name, value in rule.items() if name not in ("beta", "ignore")] + ignore
+    if type(rule["beta"]) not in (int, float) or not all(isinstance(text, str) for text in texts):
         raise FormatError(
-            f"{where}: tells of the rule {told}, which this emp-llm cannot derive from the source; "
+            f"{where}: states the rule {rule}, which this emp-llm cannot derive from the source; "
             "use the release that wrote it"
         )
     try:
-        return PruneOptions(**{**told, "ignore": tuple(ignore)})
+        return PruneOptions(**{**rule, "ignore": tuple(ignore)})
     except OptionError as error:
-        raise FormatError(f"{where}: tells of an impossible rule: {error}") from error
+        raise FormatError(f"{where}: states an impossible rule: {error}") from error

@@ -3,9 +3,9 @@
 Everything can be read without colour, and on terminals that know only ASCII.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emp_cli.tables import count, found_lines, rule_in_short, search_table, size
 from emp_llm.messages import printable
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["report_with_parts", "show_report"]
+    from emp_llm.report.fields import Report, TargetTotals
 
-Fields = Mapping[str, Any]
+__all__ = ["report_with_parts", "show_report"]
 
 _MAP_CELLS = 64
 """Columns of a map, at most; with more blocks each cell stands for several."""
@@ -55,17 +55,17 @@ _ASCII = _Signs(
 )
 
 
-def report_with_parts(report: Fields) -> dict[str, Any]:
+def report_with_parts(report: "Report") -> dict[str, object]:
     """A report for programs: with its totals by kind of layer, and by block and kind."""
     from emp_llm.report.totals import cells, kinds
 
     blocks = [
-        {"block": block, "kind": kind} | totals for (block, kind), totals in cells(report).items()
+        {"block": block, "kind": kind, **totals} for (block, kind), totals in cells(report).items()
     ]
     return {**report, "kinds": kinds(report), "blocks": blocks}
 
 
-def show_report(report: Fields) -> None:
+def show_report(report: "Report") -> None:
     """Print what a report says, of `emp_llm.inspect` or of a written folder."""
     from rich.console import Console
 
@@ -84,7 +84,7 @@ def show_report(report: Fields) -> None:
 
 
 class _View:
-    def __init__(self, console: "Console", signs: _Signs, report: Fields) -> None:
+    def __init__(self, console: "Console", signs: _Signs, report: "Report") -> None:
         self._console = console
         self._signs = signs
         self._report = report
@@ -101,11 +101,14 @@ class _View:
         header = ["layer", "N_eff/N", "from – to", "sparsity", "mass"]
         size_of = self._report["format"]
         table = self._table([*header, *(["at least"] if bounded else []), size_of, "ratio"])
-        for name, part in {**kinds(self._report), "all targets": targets}.items():
+        parts: dict[str, TargetTotals] = {**kinds(self._report), "all targets": targets}
+        for name, part in parts.items():
             least, most = part["n_eff_fraction_min"], part["n_eff_fraction_max"]
             row = [name, f"{part['n_eff_fraction_mean']:.4f}", f"{least:.2f} – {most:.2f}"]
             row += [f"{part['sparsity']:.2%}", f"{part['retained_mass']:.3f}"]
-            row += [f"{part['retained_mass_bound']:.3f}"] if bounded else []
+            if bounded:
+                bound = part["retained_mass_bound"]
+                row.append("" if bound is None else f"{bound:.3f}")
             row += [size(part["bytes_after"]), f"{part['bytes_ratio']:.3f}"]
             self._add(table, row)
         self._console.print(table)
@@ -123,7 +126,7 @@ class _View:
         """The sparsity of each block and kind of layer, a mark for each."""
         from rich.text import Text
 
-        from emp_llm.report.totals import cells
+        from emp_llm.report.totals import cells, sparsity_of
 
         parts = cells(self._report)
         blocks = list(dict.fromkeys(block for block, _ in parts))
@@ -134,7 +137,10 @@ class _View:
         wide = 2 if 2 * len(blocks) <= _MAP_CELLS else 1
         bins = [blocks[i : i + step] for i in range(0, len(blocks), step)]
         means = {
-            kind: [_mean_sparsity([parts.get((block, kind)) for block in part]) for part in bins]
+            kind: [
+                sparsity_of(parts[block, kind] for block in part if (block, kind) in parts)
+                for part in bins
+            ]
             for kind in kinds
         }
         known = [mean for line in means.values() for mean in line if mean is not None]
@@ -199,15 +205,14 @@ class _View:
 
     def left_alone(self) -> None:
         """Why the other tensors are left as they are."""
-        reasons: dict[str, list[int]] = {}
-        for fields in self._report["tensors"].values():
-            if not fields["pruned"]:
-                reasons.setdefault(fields["reason"], []).append(fields["bytes_before"])
+        from emp_llm.report.totals import left_alone
+
+        reasons = left_alone(self._report)
         if not reasons:
             return
         table = self._table(["left as they are, because", "tensors", "bytes"])
-        for reason, sizes in sorted(reasons.items(), key=lambda item: (-sum(item[1]), item[0])):
-            self._add(table, [reason, f"{len(sizes)}", size(sum(sizes))])
+        for reason, part in reasons.items():
+            self._add(table, [reason, f"{len(part['names'])}", size(part["bytes"])])
         self._console.print(table)
         self._console.print()
 
@@ -273,12 +278,6 @@ class _View:
         for level in range(8):
             text.append(self._signs.levels[level], style=_RAMP[level])
         return text.append(f" {high:.1%}")
-
-
-def _mean_sparsity(parts: Sequence[Fields | None]) -> float | None:
-    weights = sum(part["weights"] for part in parts if part)
-    kept = sum(part["kept"] for part in parts if part)
-    return (weights - kept) / weights if weights else None
 
 
 def _fitted(name: str, width: int) -> str:

@@ -1,8 +1,10 @@
 """The page and the figures of a report, which `inspect` and `report` write on request."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emp_llm.report.fields import Report
 
 __all__ = ["check_pictures", "write_pictures"]
 
@@ -20,7 +22,7 @@ def check_pictures(html: Path | None, png: Path | None) -> None:
 
 
 def write_pictures(
-    report: Mapping[str, Any], html: Path | None, png: Path | None, *, model: str | None = None
+    report: "Report", html: Path | None, png: Path | None, *, model: str | None = None
 ) -> list[str]:
     """Write those that are asked for, in the place of older ones; returns a line for each.
 

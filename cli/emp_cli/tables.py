@@ -1,10 +1,13 @@
 """Figures for people, in tables that fit 80 columns."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from emp_llm.messages import printable
 from emp_llm.report.prune_command import exact_beta
+
+if TYPE_CHECKING:
+    from emp_llm.report.fields import Report, TargetTotals, Trial
 
 __all__ = [
     "count",
@@ -73,46 +76,48 @@ def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1) -> None
     Console(highlight=False, markup=False).print(table)
 
 
-def pruned_kinds(report: Mapping[str, Any]) -> None:
+def pruned_kinds(report: "Report") -> None:
     """Print what pruning does to each kind of layer, and to all of them."""
     from emp_llm.report.totals import kinds
 
     header = ("layer", "tensors", "weights", "N_eff/N", "sparsity", "mass", "bytes", "ratio")
-    parts = {**kinds(report), "all targets": report["totals"]["targets"]}
+    targets = report["totals"]["targets"]
+    parts: dict[str, TargetTotals] = {**kinds(report), "all targets": targets}
     show(_title(report), header, [(kind, *_figures(part)) for kind, part in parts.items()])
 
 
-def _title(report: Mapping[str, Any]) -> str:
+def _title(report: "Report") -> str:
     return f"{report['source']['model']}  {rule_in_short(report)}"
 
 
-def rule_in_short(report: Mapping[str, Any]) -> str:
+def rule_in_short(report: "Report") -> str:
     """What decided on the weights, as titles have it."""
     rule = report["rule"]
     words = f"β = {rule['beta']:g}, {rule['granularity']} groups"
     return words if rule["criterion"] == "magnitude" else f"{words}, {rule['criterion']}"
 
 
-def search_table(report: Mapping[str, Any]) -> None:
+def search_table(report: "Report") -> None:
     """Print what was tried to find β by the loss, if it was."""
     tried = report.get("search")
     if not tried:
         return
     dense = next((one["loss"] for one in tried if one["beta"] is None), None)
-    text = (report.get("search_data") or {}).get("text") or "the calibration text"
+    data = report.get("search_data")
+    text = (data.get("text") if data else None) or "the calibration text"
     allowed = report.get("max_loss_increase")
     most = "" if allowed is None else f", to stay within {allowed:+g}%"
     header = ("β", "loss", "above dense", "perplexity")
     show(f"tried on {text}{most}", header, [_tried(one, dense) for one in tried], left=0)
 
 
-def _tried(one: Mapping[str, Any], dense: float | None) -> Row:
+def _tried(one: "Trial", dense: float | None) -> Row:
     beta = "dense" if one["beta"] is None else f"{one['beta']:g}"
     above = "" if one["beta"] is None or not dense else f"{one['loss'] / dense - 1:+.2%}"
     return beta, f"{one['loss']:.4f}", above, f"{one['perplexity']:,.2f}"
 
 
-def found_lines(report: Mapping[str, Any]) -> list[str]:
+def found_lines(report: "Report") -> list[str]:
     """How β was found, and what data went into it, a line each; none where neither was asked."""
     targets, rule = report["totals"]["targets"], report["rule"]
     lines = []
@@ -121,8 +126,8 @@ def found_lines(report: Mapping[str, Any]) -> list[str]:
             f"found: --beta {exact_beta(rule['beta'])}, by which {targets['kept']:,} of "
             f"{targets['weights']:,} weights stay"
         )
-    data = rule.get("calibration") or {}
-    if data.get("text") is not None:
+    data = rule.get("calibration")
+    if data is not None and data.get("text") is not None:
         fed = ", sequential" if data["sequential"] else ""
         lines.append(
             f"calibrated on {data['text']}: {data['samples']} × {data['length']} tokens, seed "
@@ -135,7 +140,7 @@ def found_lines(report: Mapping[str, Any]) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def _figures(part: Mapping[str, Any]) -> Row:
+def _figures(part: "TargetTotals") -> Row:
     return (
         f"{part['tensors']}",
         count(part["weights"]),
@@ -147,7 +152,7 @@ def _figures(part: Mapping[str, Any]) -> Row:
     )
 
 
-def totals_line(report: Mapping[str, Any]) -> str:
+def totals_line(report: "Report") -> str:
     """What it comes to for the whole model, in one line."""
     model = report["totals"]["model"]
     return (

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from emp_llm.pruning.plan import PruningPlan
+    from emp_llm.report.fields import Trial
     from emp_llm.runtime.workers import Workers
 
 __all__ = ["bisect_beta", "search_beta"]
@@ -36,9 +37,7 @@ _LONGEST = 138.0
 """Nats whose perplexity, 1e60, is the largest that is told."""
 
 
-def search_beta(
-    plan: PruningPlan, workers: Workers, store: MaskStore
-) -> tuple[float, list[dict[str, Any]]]:
+def search_beta(plan: PruningPlan, workers: Workers, store: MaskStore) -> tuple[float, list[Trial]]:
     """Search for the least β by which the loss rises by no more than is allowed.
 
     Args:
@@ -65,13 +64,12 @@ def search_beta(
 def _search(plan: PruningPlan, workers: Workers, folder: Path) -> dict[str, Any]:
     options = plan.options
     assert options.max_loss_increase is not None  # noqa: S101 (that is what is searched by)
-    tried: list[dict[str, Any]] = []
+    tried: list[Trial] = []
     with plan.source.files(plan.checkpoint.shards) as files, recording():
         session = Session(plan, workers.progress, files, folder)
 
         def tell(beta: float | None, loss: float) -> float:
-            told = {"beta": beta, "loss": digits(loss), "perplexity": _perplexity(loss)}
-            tried.append(told)
+            tried.append({"beta": beta, "loss": digits(loss), "perplexity": _perplexity(loss)})
             return loss
 
         def measure(beta: float) -> float:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from emp_llm.options import CalibrationOptions
+    from emp_llm.rule_fields import SampleFields
     from emp_llm.texts.texts import Text
 
 __all__ = ["Samples", "read_samples"]
@@ -40,7 +41,7 @@ class Samples:
     seed: int
     ids_NL: torch.Tensor
 
-    def description(self) -> dict[str, str | int]:
+    def description(self) -> SampleFields:
         """What a report says of them: text, samples, length, seed, and a hash of the tokens.
 
         Of equal hashes, the tokens are equal: the hash is that of N, L and the tokens, each as a

@@ -14,8 +14,9 @@ from emp_kernels.dispatch import load_backend
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.errors import CheckpointError
 from emp_llm.hub.source import Source, find_source
+from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
-from emp_llm.rule_fields import told_rule
+from emp_llm.rule_fields import rule_part
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.structure.targets import module_name
@@ -117,7 +118,7 @@ class _Side:
     source: Source
     checkpoint: Checkpoint
     tensors: Mapping[str, StoredTensor]
-    report: Mapping[str, Any] | None
+    report: Report | None
 
     @classmethod
     def find(
@@ -137,14 +138,14 @@ class _Side:
         return is_packed(self.checkpoint.config)
 
     @property
-    def rule(self) -> dict[str, Any] | None:
+    def rule(self) -> dict[str, object] | None:
         """The rule that it was pruned by, as far as it tells."""
-        told: Mapping[str, Any] = {}
+        told: Mapping[str, object] = {}
         if self.report is not None:
             told = self.report["rule"]
         elif self.packed:
             told = self.checkpoint.config["quantization_config"]
-        return told_rule(told) if told else None
+        return rule_part(told) if told else None
 
     @property
     def config(self) -> dict[str, Any]:

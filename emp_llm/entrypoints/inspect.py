@@ -1,9 +1,9 @@
 """What pruning would do to a checkpoint, found in one pass over its weights; nothing is written."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,10 @@ from emp_llm.pruning.plan_report import origin, report_on
 from emp_llm.pruning.shard_plan import ShardPlan, output_name
 from emp_llm.pruning.stages import Stage, beta_for_target_sparsity, run_stage
 from emp_llm.pruning.target_jobs import MeasureJob, TargetJob
+from emp_llm.report.fields import Report
 from emp_llm.report.outlier_rows import StandingOut
 from emp_llm.report.report import Outcome
+from emp_llm.report.totals import file_totals
 from emp_llm.runtime.pipeline import Piece, Write, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
@@ -44,7 +46,7 @@ def inspect(
     download: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Find what `prune` would do, reading all targets once and writing nothing.
 
     Arguments and errors are those of `prune`. The sizes are the ones that packing would give.
@@ -98,10 +100,11 @@ def inspect(
         jobs, standing_out = _measure(
             plan, workers, files, _CurveJob if curve and by_row else _MeasureJob
         )
-    outcomes = {job.entry.name: Outcome(job.figures) for job in jobs}
+    outcomes = {job.entry.name: Outcome(job.statistics) for job in jobs}
     report = report_on(plan, outcomes, origin(model, source))
     _report_files(report, plan)
-    report |= standing_out.to_dict()
+    report["standing_out"] = standing_out.worst
+    report["standing_out_counts"] = standing_out.counts
     kinds = {name: decision.kind for name, decision in plan.decisions.items()}
     curves = [job for job in jobs if isinstance(job, CurveJob)]
     report["curve"] = build_curve(curves, kinds) if curves else None
@@ -158,22 +161,19 @@ def _shards_with_targets(plan: PruningPlan) -> list[Shard]:
     return [shard for shard in plan.checkpoint.shards if plan.targets[shard.name]]
 
 
-def _report_files(report: dict[str, Any], plan: PruningPlan) -> None:
+def _report_files(report: Report, plan: PruningPlan) -> None:
     """Add the sizes of the files that would be written to a report."""
     packed, dense = _file_sizes(report, plan, "packed"), _file_sizes(report, plan, "dense")
     report["files"] = {name: {"bytes": nbytes} for name, nbytes in packed.items()}
-    report["totals"]["files"] = {
-        "bytes_before": sum(shard.header.file_size for shard in plan.checkpoint.shards),
-        "bytes_after": sum(packed.values()),
-        "bytes_dense": sum(dense.values()),
-    }
+    before = [shard.header.file_size for shard in plan.checkpoint.shards]
+    report["totals"]["files"] = file_totals(before, packed.values(), dense.values())
 
 
-def _file_sizes(
-    report: Mapping[str, Any], plan: PruningPlan, output_format: OutputFormat
-) -> dict[str, int]:
+def _file_sizes(report: Report, plan: PruningPlan, output_format: OutputFormat) -> dict[str, int]:
     """Bytes of the files of weights that would be written, by name."""
-    after = "bytes_after" if output_format == "packed" else "bytes_before"
+    after: Literal["bytes_after", "bytes_before"] = (
+        "bytes_after" if output_format == "packed" else "bytes_before"
+    )
     sizes = {}
     for shard in plan.checkpoint.shards:
         shard_plan = ShardPlan.make(shard, plan.targets[shard.name], output_format)

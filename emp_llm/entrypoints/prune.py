@@ -9,12 +9,11 @@ are in memory at any time. Shards of the Hub are pruned as they arrive: `files` 
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from emp_llm.calibration.option_checks import check_options
 from emp_llm.checkpoint.checkpoint import Checkpoint
@@ -45,6 +44,7 @@ from emp_llm.pruning.stages import (
 from emp_llm.pruning.target_jobs import TargetJob
 from emp_llm.report.card.card import write_card
 from emp_llm.report.card.figure import write_figure
+from emp_llm.report.fields import Report, SourceFields, Trial
 from emp_llm.report.file import write_report
 from emp_llm.report.file_names import CARD_NAME
 from emp_llm.report.folder_files import describe_files
@@ -78,7 +78,7 @@ def prune(
     threads: int | None = None,
     progress: Progress | None = None,
     distributed: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Prune a checkpoint by Effective Model Pruning (arXiv 2509.25606) and write the result.
 
     Args:
@@ -197,12 +197,12 @@ def _check_same_folder(folder: OutputFolder, team: Team) -> None:
 
 def _find_beta(
     plan: PruningPlan, workers: Workers, folder: OutputFolder
-) -> tuple[float, Sequence[Mapping[str, Any]]]:
+) -> tuple[float, Sequence[Trial]]:
     """The β to prune by, as far as it is found before masks, and what was tried to find it."""
     if plan.options.max_loss_increase is None:
         return beta_for_target_sparsity(plan, workers, folder.staging), ()
 
-    def search() -> tuple[float, list[dict[str, Any]]]:
+    def search() -> tuple[float, list[Trial]]:
         from emp_llm.calibration.beta_search import search_beta
 
         with MaskStore(folder.journal.masks) as store:
@@ -325,7 +325,7 @@ def _writing(
 def _record(journal: Journal, name: str, jobs: Sequence[TargetJob | CopyJob]) -> None:
     outcomes = {
         job.entry.name: Outcome(
-            job.figures if isinstance(job, TargetJob) else None, hash_name(job.checksum)
+            job.statistics if isinstance(job, TargetJob) else None, hash_name(job.checksum)
         )
         for job in jobs
     }
@@ -335,9 +335,9 @@ def _record(journal: Journal, name: str, jobs: Sequence[TargetJob | CopyJob]) ->
 def _publish(
     plan: PruningPlan,
     folder: OutputFolder,
-    origin: Mapping[str, Any],
-    tried: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
+    origin: SourceFields,
+    tried: Sequence[Trial],
+) -> Report:
     """Write what goes beside the shards, and move all of it to its place; returns the report."""
     staging, checkpoint = folder.staging, plan.checkpoint
     write_index(staging, checkpoint)
@@ -346,7 +346,7 @@ def _publish(
         with MaskStore(folder.journal.masks) as store:
             calibrated = store.calibrated()
     packed = plan.options.output_format == "packed"
-    rule = rule_fields(plan.options, calibrated.data)
+    rule = rule_fields(plan.options, calibrated.samples)
     write_config(staging, checkpoint, quantization_config(rule) if packed else None)
     copy_small_files(staging, checkpoint)
     outcomes: dict[str, Outcome] = {}

@@ -24,6 +24,7 @@ from emp_llm.hub.upload_errors import upload_explained
 from emp_llm.report.card.card import write_card
 from emp_llm.report.card.loading_code import loading_code
 from emp_llm.report.evaluation_results import read_results
+from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
 from emp_llm.report.file_names import CARD_NAME, EVAL_NAME, FIGURE_NAME, REPORT_NAME
 from emp_llm.runtime.progress import Progress
@@ -54,7 +55,7 @@ class WholeFolder:
     folder: Path
     files: tuple[Path, ...]
     config: dict[str, Any]
-    report: dict[str, Any] | None
+    report: Report | None
     edited: tuple[str, ...]
 
     @property

@@ -1,10 +1,10 @@
 """The report of a model that was pruned before, found and checked before it is shown."""
 
 import os
-from typing import Any
 
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.hub.source import find_file
+from emp_llm.report.fields import Report
 from emp_llm.report.file_names import REPORT_NAME
 from emp_llm.report.schema import read_report_file
 
@@ -16,7 +16,7 @@ def find_report(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Find what was done to a pruned model, without its weights.
 
     Args:

@@ -24,6 +24,7 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError
 from emp_llm.files.atomic import write_json_durably
 from emp_llm.options import PruneOptions
+from emp_llm.report.fields import SourceFields
 from emp_llm.report.folder_files import describe_file
 from emp_llm.report.report import Outcome
 from emp_llm.report.tensor_statistics import TensorStatistics
@@ -123,15 +124,15 @@ def _read(path: Path) -> Any:  # noqa: ANN401 (any JSON)
 
 
 def _outcome(fields: Mapping[str, Any]) -> Outcome:
-    figures = fields["figures"]
-    if figures is not None:
-        lists = {name: tuple(figures[name]) for name in ("shape", "histogram")}
-        figures = TensorStatistics(**{**figures, **lists})
-    return Outcome(figures, fields["checksum"])
+    statistics = fields["statistics"]
+    if statistics is not None:
+        lists = {name: tuple(statistics[name]) for name in ("shape", "histogram")}
+        statistics = TensorStatistics(**{**statistics, **lists})
+    return Outcome(statistics, fields["checksum"])
 
 
 def describe_run(
-    checkpoint: Checkpoint, options: PruneOptions, source: Mapping[str, Any]
+    checkpoint: Checkpoint, options: PruneOptions, source: SourceFields
 ) -> dict[str, Any]:
     """Describe all that the bytes of a result depend on.
 
@@ -153,7 +154,7 @@ def describe_run(
         "options": {
             "target sparsity": options.target_sparsity,
             "max loss increase": options.max_loss_increase,
-            **rule_fields(options, _calibration(options)),
+            **_rule(options),
             "format": options.output_format,
         },
         "source": dict(source),
@@ -165,14 +166,15 @@ def describe_run(
     }
 
 
-def _calibration(options: PruneOptions) -> dict[str, Any]:
-    """What of a calibration the bytes depend on, and no report tells."""
-    calibration = options.calibration
-    if calibration is None or calibration.text is None:
-        return {}
-    path = Path(calibration.text)
-    text = {"content": describe_file(path)} if path.is_file() else {}
-    return text | {"device": calibration.device}
+def _rule(options: PruneOptions) -> dict[str, Any]:
+    """The rule, with what of its calibration the bytes depend on and no report says."""
+    rule: dict[str, Any] = {**rule_fields(options)}
+    data = options.calibration
+    if "calibration" in rule and data is not None and data.text is not None:
+        path = Path(data.text)
+        content = {"content": describe_file(path)} if path.is_file() else {}
+        rule["calibration"] = {**rule["calibration"], **content, "device": data.device}
+    return rule
 
 
 def _content(path: Path) -> str:

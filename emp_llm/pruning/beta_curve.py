@@ -6,9 +6,8 @@ tells what it would come to, packed, at each of them.
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,9 @@ from emp_kernels.rows import Patterns, RowFigures, Workspace
 
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.pruning.target_jobs import TargetJob
-from emp_llm.report.tensor_statistics import digits, ratio
+from emp_llm.report.fields import Curve
+from emp_llm.report.tensor_statistics import digits
+from emp_llm.report.totals import TargetCurve, curve_totals
 from emp_llm.runtime.pipeline import Write
 from emp_llm.selection.selection import Selection
 from emp_llm.tensors.geometry import RowBlock
@@ -125,6 +126,11 @@ class CurveJob(TargetJob):
         self.nbytes += np.array(ends) + packed.table_bytes + len(packed.encode_meta())
         return int(self.nbytes[self._asked]), None
 
+    def curve(self, points: Sequence[int]) -> TargetCurve:
+        """The target at some of the β, once all is settled."""
+        at = list(points)
+        return TargetCurve(self.statistics, self.kept[at], self.kept_mass[at], self.nbytes[at])
+
     def _decide_layouts(self) -> Sequence[RowLayout]:
         """The layout of the whole tensor at each β; decided once."""
         with self._deciding:
@@ -141,7 +147,7 @@ class CurveJob(TargetJob):
             return self._layouts
 
 
-def build_curve(jobs: Sequence[CurveJob], kinds: Mapping[str, str]) -> dict[str, Any]:
+def build_curve(jobs: Sequence[CurveJob], kinds: Mapping[str, str]) -> Curve:
     """The curve of a report.
 
     Args:
@@ -157,13 +163,16 @@ def build_curve(jobs: Sequence[CurveJob], kinds: Mapping[str, str]) -> dict[str,
     least = min((job.least_fraction for job in jobs), default=math.inf)
     end = _rounded_up(1 / least)
     points = [p for p, beta in enumerate(jobs[0].betas) if beta < end or beta == math.inf]
-    grouped: dict[str, list[CurveJob]] = {}
+    curves: list[TargetCurve] = []
+    grouped: dict[str, list[TargetCurve]] = {}
     for job in jobs:
-        grouped.setdefault(kinds[job.target.name], []).append(job)
+        curve = job.curve(points)
+        curves.append(curve)
+        grouped.setdefault(kinds[job.target.name], []).append(curve)
     return {
         "beta": [*(jobs[0].betas[p] for p in points[:-1]), end],
-        "targets": _add_up(jobs, points),
-        "kinds": {kind: _add_up(part, points) for kind, part in sorted(grouped.items())},
+        "targets": curve_totals(curves),
+        "kinds": {kind: curve_totals(part) for kind, part in sorted(grouped.items())},
     }
 
 
@@ -173,17 +182,3 @@ def _rounded_up(value: float) -> float:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) - 5)
     return digits(math.ceil(value / unit * (1 - 1e-12)) * unit)
-
-
-def _add_up(jobs: Iterable[CurveJob], points: Sequence[int]) -> dict[str, Any]:
-    parts = list(jobs)
-    weights = sum(job.figures.weights for job in parts)
-    mass = sum(job.figures.mass for job in parts)
-    kept = [sum(int(job.kept[p]) for job in parts) for p in points]
-    kept_mass = [sum(float(job.kept_mass[p]) for job in parts) for p in points]
-    return {
-        "kept": kept,
-        "bytes": [sum(int(job.nbytes[p]) for job in parts) for p in points],
-        "sparsity": [ratio(weights - count, weights) for count in kept],
-        "retained_mass": [ratio(part, mass, empty=1.0) for part in kept_mass],
-    }

@@ -3,16 +3,16 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from emp_llm.hub.source import Source
 from emp_llm.pruning.plan import PruningPlan
+from emp_llm.report.fields import Report, SourceFields
 from emp_llm.report.report import Calibrated, Outcome, TensorReport, build_report
 
 __all__ = ["origin", "report_on", "tensor_report"]
 
 
-def origin(model: str | os.PathLike[str], source: Source) -> dict[str, Any]:
+def origin(model: str | os.PathLike[str], source: Source) -> SourceFields:
     """Name and revision of a model; of a local one the folder's name, not its whole path."""
     name = source.repo_id or Path(model).resolve().name
     return {"model": name, "revision": source.revision}
@@ -21,9 +21,9 @@ def origin(model: str | os.PathLike[str], source: Source) -> dict[str, Any]:
 def report_on(
     plan: PruningPlan,
     outcomes: Mapping[str, Outcome],
-    origin: Mapping[str, Any],
+    origin: SourceFields,
     calibrated: Calibrated | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """The report.
 
     Args:

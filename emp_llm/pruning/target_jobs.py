@@ -39,11 +39,11 @@ class TargetJob(ABC):
 
     Attributes:
         entry: The tensor's place in the source.
-        figures: What pruning does to it, once all is settled.
+        statistics: What pruning does to it, once all is settled.
         checksum: Of the bytes that were written, once they are settled.
     """
 
-    figures: TensorStatistics
+    statistics: TensorStatistics
 
     def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
         self.target = target
@@ -77,7 +77,7 @@ class TargetJob(ABC):
 
     def _finish(self) -> Write | None:
         nbytes, write = self.settle_end()
-        self.figures = self._tally.figures(self.entry.shape, self.entry.nbytes, nbytes)
+        self.statistics = self._tally.statistics(self.entry.shape, self.entry.nbytes, nbytes)
         return write
 
     @abstractmethod

@@ -1,9 +1,10 @@
 """What a pruning did to every tensor: counted, summed, written, read again and shown.
 
 file_names          the files beside the weights, by name
-tensor_statistics   statistics of one tensor, gathered block by block
+fields              the report as a type: every field
+tensor_statistics   statistics of one tensor, gathered row block by row block
 outlier_rows        rows unlike the others
-schema              the form of a report, checked
+schema              the form of a report that was read, checked by its type
 totals              sums over tensors, in one place
 report              the report itself
 evaluation_results  emp_eval.json

@@ -1,18 +1,17 @@
 """The report of a written folder, read with every check of its form."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from emp_llm.files.atomic import _indented, write_json
+from emp_llm.report.fields import Report
 from emp_llm.report.file_names import REPORT_NAME
 from emp_llm.report.schema import read_report_file
 
 __all__ = ["read_report", "write_report"]
 
 
-def read_report(folder: Path) -> dict[str, Any] | None:
+def read_report(folder: Path) -> Report | None:
     """The report of a folder; None if it has none.
 
     Raises:
@@ -26,7 +25,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
 _MOST_INDENTED = 10_000
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+def write_report(folder: Path, report: Report) -> None:
     """Write a report into a folder: as other JSON, but one of very many tensors a line for each.
 
     Indented, the report of 70,000 tensors comes near the size that is read of any JSON.

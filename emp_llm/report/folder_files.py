@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from emp_llm.checkpoint.regular_file import open_regular
 from emp_llm.checkpoint.safetensors_header import read_header
 from emp_llm.errors import CheckpointError
 from emp_llm.files.checksum import COPY_BYTES, hash_name, new_hash
+from emp_llm.report.fields import FileFields
 from emp_llm.report.file_names import OF_THEIR_OWN
 
 __all__ = ["describe_file", "describe_files", "visible_files"]
@@ -17,7 +17,7 @@ __all__ = ["describe_file", "describe_files", "visible_files"]
 _SHARD = ".safetensors"
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+def describe_files(folder: Path) -> dict[str, FileFields]:
     """Describe the files of a written folder, by their paths in it.
 
     Left out are hidden files, the model card with its figure, the report and the evaluation.
@@ -43,7 +43,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in names if not name.startswith("."))
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> FileFields:
     """Describe one file: its ``bytes``, and the ``hash`` of all of them.
 
     Of safetensors, whose tensors have hashes of their own, it is the ``header_hash``, of what comes
@@ -63,4 +63,6 @@ def describe_file(path: Path) -> dict[str, Any]:
                 checksum.update(data)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    return {"bytes": nbytes, "header_hash" if is_shard else "hash": hash_name(checksum)}
+    if is_shard:
+        return {"bytes": nbytes, "header_hash": hash_name(checksum)}
+    return {"bytes": nbytes, "hash": hash_name(checksum)}

@@ -7,11 +7,11 @@ have N_eff / N = 2/π = 0.64, Laplacian ones 0.5, and ones spread evenly over an
 import heapq
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from emp_llm.report.fields import OutlierRow
 from emp_llm.report.tensor_statistics import digits, effective_numbers
 
 __all__ = ["DOMINATED", "LISTED", "NEARLY_DEAD", "UNIFORM", "StandingOut"]
@@ -92,9 +92,10 @@ class StandingOut:
                 )
         self._worst = heapq.nsmallest(LISTED, self._worst)
 
-    def to_dict(self) -> dict[str, Any]:
-        """``standing_out``, rows worst first, and ``standing_out_counts``, of all by reason."""
-        rows = [
+    @property
+    def worst(self) -> list[OutlierRow]:
+        """At most `LISTED` rows, worst first."""
+        return [
             {
                 "tensor": row.tensor,
                 "row": row.row,
@@ -104,4 +105,8 @@ class StandingOut:
             }
             for row in self._worst
         ]
-        return {"standing_out": rows, "standing_out_counts": dict(self._counts)}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows there are, listed or not, by what is unusual about them."""
+        return dict(self._counts)

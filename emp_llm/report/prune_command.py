@@ -1,15 +1,14 @@
 """The command that makes the weights of a report again."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from emp_llm.options import CalibrationOptions, PruneOptions
+from emp_llm.report.fields import Report
+from emp_llm.rule_fields import DataFields
 
 __all__ = ["exact_beta", "prune_words"]
 
 
 def prune_words(
-    report: Mapping[str, Any], *, out: str, model: str | None = None, beta: bool = True
+    report: Report, *, out: str, model: str | None = None, beta: bool = True
 ) -> list[str]:
     """The words of the command, with the options that are not the default.
 
@@ -20,8 +19,8 @@ def prune_words(
         beta: Whether to give the report's β.
     """
     rule, default = report["rule"], PruneOptions()
-    data = rule.get("calibration") or {}
     usual_data = CalibrationOptions()
+    data: DataFields = rule.get("calibration") or {"seed": usual_data.seed}
     words = ["emp-llm", "prune", model or report["source"]["model"], "--out", out]
     for option, value, usual in (
         ("--revision", report["source"]["revision"], None),

@@ -7,15 +7,24 @@ options give the same bytes.
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from emp_llm._version import __version__
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.errors import FormatError
 from emp_llm.options import PruneOptions
+from emp_llm.report.fields import (
+    ExtraFields,
+    NoteFields,
+    OtherTensor,
+    PrunedTensor,
+    Report,
+    ReportTotals,
+    SourceFields,
+    TensorFields,
+)
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import count_totals, mass_totals
-from emp_llm.rule_fields import _calibration_fields, rule_fields
+from emp_llm.rule_fields import SampleFields, data_fields, rule_fields
 from emp_llm.structure.targets import TargetDecision
 from emp_llm.tensors.packed_config import FORMAT_VERSION
 
@@ -27,27 +36,27 @@ class Outcome:
     """What became of one tensor.
 
     Attributes:
-        figures: What pruning did to it; None if it was not pruned.
+        statistics: What pruning did to it; None if it was not pruned.
         checksum: Of its bytes in the result, with the name of the algorithm; None if nothing was
             written. A transposed dense tensor's is taken over its rows in order.
     """
 
-    figures: TensorStatistics | None = None
+    statistics: TensorStatistics | None = None
     checksum: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """What there is to be told of a run whose masks or weights come from data.
+    """What a report says of a run whose masks or weights come from data.
 
     Attributes:
-        data: What was found out of the data beyond what was asked for, such as their ``hash``.
-        notes: Other facts, by the names that the report uses.
+        samples: What the samples turned out to be.
+        notes: What else the calibration met.
         repaired: Tensors that have new weights, targets and biases.
     """
 
-    data: Mapping[str, Any] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    samples: SampleFields = field(default_factory=SampleFields)
+    notes: NoteFields = field(default_factory=NoteFields)
     repaired: Collection[str] = ()
 
 
@@ -65,72 +74,87 @@ class TensorReport:
     decision: TargetDecision
     outcome: Outcome
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
-        fields: dict[str, Any] = {
-            "pruned": self.decision.prune,
+    def to_dict(self) -> TensorFields:
+        """The fields of the report on it."""
+        statistics, checksum = self.outcome.statistics, self.outcome.checksum
+        fields = self._other() if statistics is None else self._pruned(statistics)
+        if checksum is not None:
+            fields["hash"] = checksum
+        return fields
+
+    def _pruned(self, statistics: TensorStatistics) -> PrunedTensor:
+        return {
+            "pruned": True,
             "reason": self.decision.reason,
             "kind": self.decision.kind,
             "block": self.decision.block,
             "dtype": self.entry.dtype,
+            "transposed": self.decision.transposed,
+            **statistics.to_dict(),
         }
-        if self.outcome.figures:
-            fields |= {"transposed": self.decision.transposed} | self.outcome.figures.to_dict()
-        else:
-            weights, nbytes = math.prod(self.entry.shape), self.entry.nbytes
-            fields |= {"shape": list(self.entry.shape), "weights": weights, "kept": weights}
-            fields |= {"bytes_before": nbytes, "bytes_after": nbytes}
-        checksum = self.outcome.checksum
-        return fields | ({"hash": checksum} if checksum else {})
 
-
-def _search_data(options: PruneOptions) -> dict[str, Any] | None:
-    """What β was searched on, if it was."""
-    if options.calibration is None or options.max_loss_increase is None:
-        return None
-    return _calibration_fields(options.calibration)
+    def _other(self) -> OtherTensor:
+        weights, nbytes = math.prod(self.entry.shape), self.entry.nbytes
+        return {
+            "pruned": False,
+            "reason": self.decision.reason,
+            "kind": self.decision.kind,
+            "block": self.decision.block,
+            "dtype": self.entry.dtype,
+            "shape": list(self.entry.shape),
+            "weights": weights,
+            "kept": weights,
+            "bytes_before": nbytes,
+            "bytes_after": nbytes,
+        }
 
 
 def build_report(
     tensors: Iterable[TensorReport],
     options: PruneOptions,
-    source: Mapping[str, Any],
+    source: SourceFields,
     calibrated: Calibrated,
-) -> dict[str, Any]:
-    """The whole report, as `emp_report.json` holds it.
+) -> Report:
+    """The whole report, as `emp_report.json` holds it, but for the files beside it.
 
     Args:
         tensors: Every tensor of the checkpoint.
         options: What was asked for.
         source: Name and revision of the model that was pruned.
-        calibrated: What there is to be told of scores from data.
+        calibrated: What data decided on, and what became of it.
     """
     ordered = sorted(tensors, key=lambda tensor: tensor.entry.name)
     fields = {tensor.entry.name: tensor.to_dict() for tensor in ordered}
     for name in calibrated.repaired:
         fields[name]["repaired"] = True
     targets, model = count_totals(fields)
-    figures = [tensor.outcome.figures for tensor in ordered]
-    targets |= mass_totals([known for known in figures if known])
-    sought = {
-        "target_sparsity": options.target_sparsity,
-        "max_loss_increase": options.max_loss_increase,
-        "search_data": _search_data(options),
-    }
+    statistics = [t.outcome.statistics for t in ordered if t.outcome.statistics is not None]
     return {
         "emp_llm_version": __version__,
         "format": options.output_format,
         "format_version": FORMAT_VERSION,
-        "source": dict(source),
-        "rule": rule_fields(options, calibrated.data),
-        **{name: value for name, value in sought.items() if value is not None},
-        **({"calibration": dict(calibrated.notes)} if calibrated.notes else {}),
-        "totals": {"targets": targets, "model": model},
+        "source": source,
+        "rule": rule_fields(options, calibrated.samples),
+        **_extra_fields(options, calibrated.notes),
+        "totals": {"targets": {**targets, **mass_totals(statistics)}, "model": model},
         "tensors": fields,
     }
 
 
-def dense_report(report: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+def _extra_fields(options: PruneOptions, notes: NoteFields) -> ExtraFields:
+    fields: ExtraFields = {}
+    if options.target_sparsity is not None:
+        fields["target_sparsity"] = options.target_sparsity
+    if options.max_loss_increase is not None:
+        fields["max_loss_increase"] = options.max_loss_increase
+        if options.calibration is not None:
+            fields["search_data"] = data_fields(options.calibration)
+    if notes:
+        fields["calibration"] = notes
+    return fields
+
+
+def dense_report(report: Report, hashes: Mapping[str, str]) -> Report:
     """The report of a packed folder as that of the same weights in a dense one.
 
     Args:
@@ -138,7 +162,7 @@ def dense_report(report: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[s
         hashes: Checksum of each tensor in the dense folder.
 
     Raises:
-        FormatError: If the report tells of other tensors.
+        FormatError: If the report has other tensors than the folder.
     """
     others = hashes.keys() ^ report["tensors"].keys()
     if others:
@@ -146,10 +170,17 @@ def dense_report(report: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[s
             f"tensor {min(others)!r} is in the report or in the folder, but not in both: the "
             "folder is not as it was written; download or prune it again"
         )
-    fields = {
-        name: {**tensor, "bytes_after": tensor["bytes_before"], "hash": hashes[name]}
-        for name, tensor in report["tensors"].items()
-    }
+    fields = {name: _dense(tensor, hashes[name]) for name, tensor in report["tensors"].items()}
     targets, model = count_totals(fields)
-    totals = {"targets": {**report["totals"]["targets"], **targets}, "model": model}
+    totals: ReportTotals = {
+        "targets": {**report["totals"]["targets"], **targets},
+        "model": model,
+    }
     return {**report, "format": "dense", "totals": totals, "tensors": fields}
+
+
+def _dense(tensor: TensorFields, checksum: str) -> TensorFields:
+    fields = tensor.copy()
+    fields["bytes_after"] = tensor["bytes_before"]
+    fields["hash"] = checksum
+    return fields

@@ -1,201 +1,91 @@
-"""The form of a report: every part of it that is used is there, and of the type it must be.
+"""The form of a report that was read: every field is of the type that `Report` gives it.
 
 A report is read from folders that others wrote: names in it lead to no file elsewhere, and numbers
-are such as can be reckoned with.
+are such as can be reckoned with. The check is derived from the types in `emp_llm.report.fields`.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.errors import FormatError
 from emp_llm.messages import shortened
-from emp_llm.options import CountBy, Granularity, OutputFormat, Repair
-from emp_llm.report.tensor_statistics import HISTOGRAM_BINS, trimmed
+from emp_llm.report.fields import (
+    HISTOGRAM_BINS,
+    IN_FILES,
+    NOT_IN_FILES,
+    PrunedTensor,
+    Report,
+)
+from emp_llm.report.tensor_statistics import trimmed
 
 __all__ = ["read_report_file"]
 
-Test = Callable[[Any], bool]
+Check = Callable[[Any], str | None]
+"""Says what is wrong with a value, as what follows its name: " is no object", ".seed is 'x'"."""
 
-_HISTOGRAM = "n_eff_fraction_histogram"
-_START = f"{_HISTOGRAM}_start"
-
-_MOST = 2**63 - 1
-_MOST_DIMENSIONS = 64
+_LARGEST_COUNT = 2**63 - 1
+_LARGEST_NUMBER = 1e60  # more than all weights of float32 add up to
 _LONGEST_NAME = 255  # bytes, of a file on Linux
-_LONGEST_BLOCK = 1000  # characters; the number in it is read
-_MOST_FIGURE = 1e60  # more than all weights of float32 add up to
+_TAG = "pruned"
 
 
-def read_report_file(path: Path) -> dict[str, Any]:
+def read_report_file(path: Path) -> Report:
     """Read an ``emp_report.json``.
 
     Raises:
         CheckpointError: If it cannot be read or is not JSON.
         FormatError: If it is not one that emp-llm wrote.
     """
-    report = read_json_object(path, strict=True)
-    fault = next(_faults(report), None)
+    content = read_json_object(path, strict=True)
+    fault = _check_of(Report)(content)
+    report = cast("Report", content)
+    fault = fault.removeprefix(".") if fault is not None else next(_faults(report), None)
     if fault is not None:
         raise FormatError(f"{path}: is not a report that emp-llm wrote: {fault}; prune again")
     for fields in report["tensors"].values():
-        if fields["pruned"] and _START not in fields:  # as earlier releases wrote it
-            fields |= trimmed(fields[_HISTOGRAM])
+        if fields["pruned"] and "n_eff_fraction_histogram_start" not in fields:
+            start, counts = trimmed(fields["n_eff_fraction_histogram"])
+            fields["n_eff_fraction_histogram_start"] = start
+            fields["n_eff_fraction_histogram"] = counts
     return report
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _MOST
-
-
-def _is_positive(value: object) -> bool:
-    return _is_count(value) and value != 0
-
-
-def _is_figure(value: object) -> bool:
-    return _is_count(value) or (type(value) is float and abs(value) <= _MOST_FIGURE)
-
-
-def _is_block(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _LONGEST_BLOCK
-
-
-def _is_absent(value: object) -> bool:
-    return value is None
-
-
-def _or_none(test: Test) -> Test:
-    return lambda value: value is None or test(value)
-
-
-def _list_of(test: Test) -> Test:
-    return lambda value: isinstance(value, list) and all(map(test, value))
-
-
-def _is_shape(value: object) -> bool:
-    return isinstance(value, list) and len(value) <= _MOST_DIMENSIONS and all(map(_is_count, value))
-
-
-def _is_matrix(value: object) -> bool:
-    return _is_shape(value) and len(value) >= 2 and 0 not in value  # type: ignore[arg-type, operator]
-
-
-def _is_histogram(value: object) -> bool:
-    return _list_of(_is_count)(value) and len(value) <= HISTOGRAM_BINS  # type: ignore[arg-type]
-
-
-def _fits(fields: Mapping[str, Any]) -> bool:
-    """Whether a histogram, which has all bins where no start is told, ends where bins do."""
-    bins = len(fields[_HISTOGRAM])
-    return bins == HISTOGRAM_BINS if _START not in fields else _is_within(fields[_START], bins)
-
-
-def _is_within(start: object, bins: int) -> bool:
-    return _is_count(start) and start + bins <= HISTOGRAM_BINS  # type: ignore[operator]
-
-
-def _is_object_of(tests: Mapping[str, Test]) -> Test:
-    return lambda value: isinstance(value, dict) and all(t(value.get(n)) for n, t in tests.items())
-
-
-_TRIED: dict[str, Test] = {
-    "beta": _or_none(_is_figure),
-    "loss": _is_figure,
-    "perplexity": _is_figure,
-}
-_DATA: dict[str, Test] = {
-    "text": _or_none(_is_text),
-    "seed": _is_count,
-    **dict.fromkeys(("samples", "length"), _or_none(_is_count)),
-    "sequential": _or_none(_is_flag),
-    "hash": _or_none(_is_text),
-}
-_FRACTIONS = ("n_eff_fraction_min", "n_eff_fraction_mean", "n_eff_fraction_max")
-_SUMS: dict[str, Test] = {
-    **dict.fromkeys(("tensors", "weights", "kept", "bytes_before", "bytes_after"), _is_count),
-    **dict.fromkeys(("sparsity", "bytes_ratio"), _is_figure),
-}
-_HEAD: dict[str, Test] = {
-    "emp_llm_version": _is_text,
-    "format": lambda value: value in get_args(OutputFormat),
-    # only `inspect` finds these, which writes no file
-    **dict.fromkeys(("curve", "standing_out"), _is_absent),
-    **dict.fromkeys(("target_sparsity", "max_loss_increase"), _or_none(_is_figure)),
-    "search_data": _or_none(_is_object_of(_DATA)),
-    "search": _or_none(_list_of(_is_object_of(_TRIED))),
-    "calibration": _or_none(_is_object_of({"without_tokens": _or_none(_list_of(_is_text))})),
-}
-_PARTS: dict[str, dict[str, Test]] = {
-    "source": {"model": _is_text, "revision": _or_none(_is_text)},
-    "rule": {
-        "beta": _is_figure,
-        "granularity": lambda value: value in get_args(Granularity),
-        "criterion": _is_text,
-        "targets": _is_text,
-        "ignore": _list_of(_is_text),
-        "count_by": lambda value: value is None or value in get_args(CountBy),
-        "repair": lambda value: value is None or value in get_args(Repair),
-        "calibration": _or_none(_is_object_of(_DATA)),
-    },
-    "totals": {"files": _is_absent},
-    "tensors": {},
-    "files": {},
-}
-_TOTALS: dict[str, dict[str, Test]] = {
-    "model": _SUMS,
-    "targets": _SUMS
-    | {
-        **dict.fromkeys((*_FRACTIONS, "retained_mass"), _is_figure),
-        "retained_mass_bound": _or_none(_is_figure),
-    },
-}
-_TENSOR: dict[str, Test] = {
-    "pruned": _is_flag,
-    **dict.fromkeys(("reason", "kind", "dtype", "hash"), _is_text),
-    "block": _or_none(_is_block),
-    "repaired": _or_none(_is_flag),
-    "shape": _is_shape,
-    **dict.fromkeys(("weights", "kept", "bytes_before", "bytes_after"), _is_count),
-}
-_N_EFF = ("n_eff_min", "n_eff_mean", "n_eff_max")
-_PRUNED: dict[str, Test] = {
-    "shape": _is_matrix,
-    "transposed": _is_flag,
-    **dict.fromkeys(("rows", "weights"), _is_positive),
-    **dict.fromkeys((*_N_EFF, *_FRACTIONS, "sparsity", "mass", "retained_mass"), _is_figure),
-    "retained_mass_bound": _or_none(_is_figure),
-    _HISTOGRAM: _is_histogram,
-}
-
-
-def _faults(report: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a report, in words; what is not used is not looked at."""
-    yield from _wrong("", report, _HEAD)
-    for part, tests in _PARTS.items():
-        yield from _wrong(part, report.get(part), tests)
-    for part, tests in _TOTALS.items():
-        yield from _wrong(f"totals.{part}", report["totals"].get(part), tests)
+def _faults(report: Report) -> Iterator[str]:
+    """What is wrong with a report whose fields are of the right types."""
     for name, fields in report["tensors"].items():
-        yield from _wrong(f"tensors.{name}", fields, _TENSOR)
-        if fields["pruned"]:
-            yield from _wrong(f"tensors.{name}", fields, _PRUNED)
-            if not _fits(fields):
-                yield f"tensors.{name}.{_HISTOGRAM} is {shortened(fields[_HISTOGRAM])}"
-    for name, fields in report["files"].items():
+        if fields["pruned"] and not _has_all_bins(fields):
+            counts = fields["n_eff_fraction_histogram"]
+            yield f"tensors.{name}.n_eff_fraction_histogram is {shortened(counts)}"
+    for name, file in report["files"].items():
         if not _is_beside(name):
             yield f"{shortened(name)} is no file beside it"
-        checksum = "header_hash" if "header_hash" in (fields or ()) else "hash"
-        yield from _wrong(f"files.{name}", fields, {"bytes": _is_count, checksum: _is_text})
+        if file.get("header_hash", file.get("hash")) is None:
+            yield f"files.{name}.hash is None"
+
+
+def _has_all_bins(fields: PrunedTensor) -> bool:
+    """Whether a histogram, which is whole where it has no start, ends where bins do."""
+    bins = len(fields["n_eff_fraction_histogram"])
+    if "n_eff_fraction_histogram_start" not in fields:
+        return bins == HISTOGRAM_BINS
+    start = fields["n_eff_fraction_histogram_start"]
+    return _is_count(start) and start + bins <= HISTOGRAM_BINS
 
 
 def _is_beside(name: str) -> bool:
@@ -205,10 +95,109 @@ def _is_beside(name: str) -> bool:
     return bool(parts) and fits and not {"/", ".."}.intersection(parts) and "\0" not in name
 
 
-def _wrong(where: str, found: object, tests: Mapping[str, Test]) -> Iterator[str]:
-    if not isinstance(found, dict):
-        yield f"{where} is no object"
-        return
-    for name, test in tests.items():
-        if not test(found.get(name)):
-            yield f"{f'{where}.{name}'.lstrip('.')} is {shortened(found.get(name))}"
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST_COUNT
+
+
+def _is_number(value: object) -> bool:
+    return _is_count(value) or (type(value) is float and abs(value) <= _LARGEST_NUMBER)
+
+
+_TESTS: dict[object, Callable[[object], bool]] = {
+    int: _is_count,
+    float: _is_number,
+    bool: lambda value: isinstance(value, bool),
+    str: lambda value: isinstance(value, str),
+}
+
+
+@cache  # each type is taken apart once
+def _check_of(kind: object) -> Check:
+    """The check that a type stands for."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind in _TESTS:
+        return _is(_TESTS[kind])
+    if is_typeddict(kind):
+        return _is_object(cast("type", kind))
+    if origin is Literal:
+        return _is(lambda value: isinstance(value, str | bool) and value in parts)
+    if origin is Annotated:
+        return _is_narrower(_check_of(parts[0]), [test for test in parts[1:] if callable(test)])
+    if origin in (Union, UnionType):  # whichever of the two this Python makes of A | B
+        return _is_one_of([part for part in parts if part is not NoneType], NoneType in parts)
+    if origin is list:
+        return _is_list(_check_of(parts[0]))
+    if origin is dict:
+        return _is_mapping(_check_of(parts[1]))
+    raise TypeError(f"no check of {kind}")
+
+
+def _is(test: Callable[[object], bool]) -> Check:
+    return lambda value: None if test(value) else f" is {shortened(value)}"
+
+
+def _is_narrower(check: Check, tests: Sequence[Callable[[Any], bool]]) -> Check:
+    narrower = _is(lambda value: all(test(value) for test in tests))
+    return lambda value: check(value) or narrower(value)
+
+
+def _is_list(check: Check) -> Check:
+    return _is(lambda value: isinstance(value, list) and not any(map(check, value)))
+
+
+def _is_mapping(check: Check) -> Check:
+    def fault(value: object) -> str | None:
+        if not isinstance(value, dict):
+            return " is no object"
+        faults = ((name, check(field)) for name, field in value.items())
+        return next((f".{name}{found}" for name, found in faults if found), None)
+
+    return fault
+
+
+def _is_one_of(kinds: Sequence[object], or_none: bool) -> Check:
+    """A value of one type, or an object that a field tells the type of."""
+    if len(kinds) == 1:
+        check = _check_of(kinds[0])
+        return lambda value: None if value is None and or_none else check(value)
+    checks = {get_args(get_type_hints(kind)[_TAG])[0]: _check_of(kind) for kind in kinds}
+
+    def fault(value: object) -> str | None:
+        tag = value.get(_TAG) if isinstance(value, dict) else True
+        if not isinstance(tag, bool):
+            return f".{_TAG} is {shortened(tag)}"
+        return checks[tag](value)
+
+    return fault
+
+
+def _is_object(kind: type) -> Check:
+    hints = get_type_hints(kind, include_extras=True)
+    optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
+    checks = {
+        name: _check_of_optional(hint) if name in optional else _check_of(hint)
+        for name, hint in hints.items()
+    }
+
+    def fault(value: object) -> str | None:
+        if not isinstance(value, dict):
+            return " is no object"
+        for name, check in checks.items():
+            found = check(value.get(name))
+            if found is not None:
+                return f".{name}{found}"
+            if name not in value and name not in optional:
+                return f".{name} is missing"
+        return None
+
+    return fault
+
+
+def _check_of_optional(hint: object) -> Check:
+    """The check of a field that may be missing, for which null stands as well."""
+    (kind,) = get_args(hint)
+    marks = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    if NOT_IN_FILES in marks:
+        return _is(lambda value: value is None)
+    check = _check_of(kind)
+    return check if IN_FILES in marks else lambda value: None if value is None else check(value)

@@ -5,14 +5,14 @@ Legend: n is the effective number N_eff of a group, k the weights it keeps, N it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from emp_kernels.rows import RowFigures
 
+from emp_llm.report.fields import HISTOGRAM_BINS, StatisticFields
+
 __all__ = [
-    "HISTOGRAM_BINS",
     "Group",
     "GroupTally",
     "TensorStatistics",
@@ -22,9 +22,6 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
-
-HISTOGRAM_BINS = 50
-"""Bin i counts the groups with N_eff / N in [i / 50, (i + 1) / 50), the last one 1 as well."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +114,9 @@ class TensorStatistics:
     bytes_before: int
     bytes_after: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON can hold them, ratios to six digits."""
+    def to_dict(self) -> StatisticFields:
+        """The fields of a report on it, ratios to six digits."""
+        start, counts = trimmed(self.histogram)
         return {
             "shape": list(self.shape),
             "rows": self.rows,
@@ -131,7 +129,8 @@ class TensorStatistics:
             "n_eff_fraction_min": digits(self.fraction_min),
             "n_eff_fraction_mean": digits(self.fraction_mean),
             "n_eff_fraction_max": digits(self.fraction_max),
-            **trimmed(self.histogram),
+            "n_eff_fraction_histogram_start": start,
+            "n_eff_fraction_histogram": counts,
             "mass": digits(self.mass),
             "retained_mass": ratio(self.kept_mass, self.mass, empty=1.0),
             "retained_mass_bound": (
@@ -142,20 +141,17 @@ class TensorStatistics:
         }
 
 
-def trimmed(histogram: Sequence[int]) -> dict[str, Any]:
-    """A histogram as reports have it: without the empty bins at its ends, and where it starts.
+def trimmed(histogram: Sequence[int]) -> tuple[int, list[int]]:
+    """Where a histogram starts, and its bins without the empty ones at its ends.
 
-    A report of 100,000 tensors is then one that can be read again.
+    So a report of 100,000 tensors is short enough to be read again.
 
     >>> trimmed([0, 0, 4, 0, 5, *[0] * 45])
-    {'n_eff_fraction_histogram_start': 2, 'n_eff_fraction_histogram': [4, 0, 5]}
+    (2, [4, 0, 5])
     """
     counted = [i for i, count in enumerate(histogram) if count]
     start, stop = (counted[0], counted[-1] + 1) if counted else (0, 0)
-    return {
-        "n_eff_fraction_histogram_start": start,
-        "n_eff_fraction_histogram": list(histogram[start:stop]),
-    }
+    return start, list(histogram[start:stop])
 
 
 def digits(value: float) -> float:
@@ -212,7 +208,7 @@ class GroupTally:
                 sizes = np.full(len(n), self._columns, np.int64)
                 self._bound_mass += float((mass_bound(n, sizes) * s1).sum())
 
-    def figures(
+    def statistics(
         self, shape: tuple[int, ...], bytes_before: int, bytes_after: int
     ) -> TensorStatistics:
         """The sums so far."""

@@ -28,6 +28,7 @@ from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.source_file import PlainFile
 from emp_llm.errors import CheckpointError
 from emp_llm.files.atomic import write_json_durably
+from emp_llm.report.fields import NoteFields
 from emp_llm.report.report import Calibrated
 from emp_llm.report.tensor_statistics import Group
 from emp_llm.selection.mask_index import (
@@ -233,10 +234,12 @@ class MaskStore:
 
     def calibrated(self) -> Calibrated:
         """What the report says of the calibration data and of repaired tensors."""
-        notes = {name: v for name, v in self.notes.items() if name not in ("beta", "search")}
+        known, notes = self.notes, NoteFields()
+        if "without_tokens" in known:
+            notes["without_tokens"] = known["without_tokens"]
         repaired = {name for name in self.names if self.is_repaired(name)}
         return Calibrated(
-            data=notes.pop("calibration", {}),
+            samples=known.get("calibration", {}),
             notes=notes,
             repaired=repaired.union(self.replaced_names),
         )

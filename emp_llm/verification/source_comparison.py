@@ -27,6 +27,7 @@ from emp_llm.options import PruneOptions, Repair
 from emp_llm.output.sidecar_files import small_files
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.stages import select_targets
+from emp_llm.report.fields import Report
 from emp_llm.report.folder_files import describe_file
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import compare_totals, mass_totals
@@ -84,7 +85,7 @@ class Original:
         self._plan = PruningPlan.make(source, self.checkpoint, options)
         self._workers = Workers(threads=threads, progress=progress)
         self._targets = {target.name: target for target in self._plan.all_targets}
-        self._figures: dict[str, TensorStatistics] = {}
+        self._statistics: dict[str, TensorStatistics] = {}
         self._selection: Selection | None = None
 
     def select(self, files: OpenFiles) -> None:
@@ -124,7 +125,7 @@ class Original:
         return self._compare_rows(check, self._targets[check.name], file)
 
     def check_complete(
-        self, written: Checkpoint, names: Collection[str], report: Mapping[str, Any] | None
+        self, written: Checkpoint, names: Collection[str], report: Report | None
     ) -> None:
         """See that nothing of the source is missing, nor other than there, beside the tensors.
 
@@ -147,8 +148,8 @@ class Original:
         if report is None:
             return
         if self.masks_derived:
-            figures = [self._figures[name] for name in sorted(self._figures)]
-            compare_totals(report, "targets", mass_totals(figures))
+            statistics = [self._statistics[name] for name in sorted(self._statistics)]
+            compare_totals(report["totals"], "targets", mass_totals(statistics))
         self._check_config(written)
         self._check_small_files(written, report["files"])
 
@@ -212,7 +213,7 @@ class Original:
         kind = RepairedTarget if repaired else ComparedTarget
         job = kind(target, file, self._selection, check, self.name)
         yield from job.pieces()
-        yield Piece.note(partial(self._note_figures, check, job))
+        yield Piece.note(partial(self._note_statistics, check, job))
 
     def _is_repaired(self, check: TensorCheck, by: Repair) -> bool:
         """Whether a tensor has other weights than the source, by the report or for all we know."""
@@ -225,9 +226,9 @@ class Original:
             self.repaired.add(check.name)
         return repaired
 
-    def _note_figures(self, check: RowsCheck, job: ComparedTarget) -> None:
-        self._figures[check.name] = job.figures
-        check.expect(**job.figures.to_dict())
+    def _note_statistics(self, check: RowsCheck, job: ComparedTarget) -> None:
+        self._statistics[check.name] = job.statistics
+        check.expect(**job.statistics.to_dict())
 
 
 def _compare_stretch(

@@ -77,7 +77,7 @@ def test_the_tally_of_real_rows_retains_at_least_its_bound(kind):
     for seed in range(3):
         weights = make_rows(kind, BF16, (4, 200), seed=seed)
         tally.add(pack_rows(weights, layout, PerRow(1.0), emit=False))
-    figures = tally.figures((12, 200), 4800, 2400)
+    figures = tally.statistics((12, 200), 4800, 2400)
     assert figures.kept_mass >= figures.bound_mass * (1 - 1e-12)
 
 
@@ -102,7 +102,7 @@ def tallied(beta, shared=None):
     tally = GroupTally(4, beta == 1.0, shared)
     tally.add(FIRST)
     tally.add(SECOND)
-    return tally.figures((3, 4), 24, 15)
+    return tally.statistics((3, 4), 24, 15)
 
 
 def test_the_figures_of_rows_worked_out_by_hand():
@@ -163,6 +163,6 @@ def test_a_group_that_reaches_past_the_tensor_gives_it_no_bound():
 def test_a_tensor_of_zeros_retains_all_of_its_nothing():
     tally = GroupTally(4, True, None)
     tally.add(SECOND)
-    figures = tally.figures((1, 4), 8, 4).to_dict()
+    figures = tally.statistics((1, 4), 8, 4).to_dict()
     assert (figures["retained_mass"], figures["retained_mass_bound"]) == (1.0, 1.0)
     assert figures["sparsity"] == 1.0

@@ -7,7 +7,7 @@ for pruned models: of those the Hub knows (finetune, adapter, merge, quantized) 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.report.card.metadata import read_card
 from emp_llm.report.card.text import describe
 from emp_llm.report.evaluation_results import TaskResult, read_results
+from emp_llm.report.fields import Report
 from emp_llm.report.file_names import FIGURE_NAME
 from emp_llm.tensors.packed_config import is_packed
 
@@ -36,7 +37,7 @@ _PACKED_TAGS = ("emp-llm",)
 def write_card(
     path: Path,
     source_card: Path,
-    report: Mapping[str, Any] | None,
+    report: Report | None,
     *,
     repo_id: str | None = None,
     revision: str | None = None,
@@ -80,7 +81,7 @@ def write_card(
     path.write_text(str(card), encoding="utf-8", newline="\n")
 
 
-def _set_metadata(data: "CardData", report: Mapping[str, Any] | None, *, packed: bool) -> None:
+def _set_metadata(data: "CardData", report: Report | None, *, packed: bool) -> None:
     data["library_name"] = "transformers"
     others = [tag for tag in data.get("tags", []) if tag not in (*_TAGS, *_PACKED_TAGS)]
     data["tags"] = [*others, *_TAGS, *(_PACKED_TAGS if packed else ())]

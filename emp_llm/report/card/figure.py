@@ -4,11 +4,11 @@ It is plain text, drawn without any package and the same wherever it is drawn. I
 its own, for the theme of the page around it is not known to it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from emp_llm.report.fields import Report
 from emp_llm.report.file_names import FIGURE_NAME
 from emp_llm.report.page.colours import ramp_at, shown_range
 from emp_llm.report.page.content import map_content
@@ -27,7 +27,7 @@ _STYLE = (
 )
 
 
-def card_figure(report: Mapping[str, Any]) -> str:
+def card_figure(report: Report) -> str:
     """The figure of a report of `prune`, as the text of an SVG file."""
     content = map_content(report)
     kinds, blocks, cells = content["kinds"], content["blocks"], content["cells"]
@@ -85,6 +85,6 @@ def _legend(low: float, high: float) -> Iterator[str]:
     yield f'<text x="{left + wide + 6}" y="35">{high:.4f}</text>'
 
 
-def write_figure(folder: Path, report: Mapping[str, Any]) -> None:
+def write_figure(folder: Path, report: Report) -> None:
     """Write the figure of a report into a folder, where the model card shows it."""
     (folder / FIGURE_NAME).write_text(card_figure(report), encoding="utf-8")

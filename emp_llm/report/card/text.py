@@ -7,8 +7,10 @@ from typing import Any
 
 from emp_llm.report.card.loading_code import ANY_NAME, loading_code
 from emp_llm.report.evaluation_results import TaskResult
+from emp_llm.report.fields import Report, Sums, TargetTotals
 from emp_llm.report.prune_command import prune_words
 from emp_llm.report.totals import kinds
+from emp_llm.rule_fields import RuleFields
 from emp_llm.tensors.packed_config import is_packed
 
 __all__ = ["describe"]
@@ -18,7 +20,7 @@ _PAPER = "[Effective Model Pruning](https://arxiv.org/abs/2509.25606)"
 
 def describe(
     config: Mapping[str, Any],
-    report: Mapping[str, Any] | None,
+    report: Report | None,
     results: Sequence[TaskResult],
     *,
     name: str | None,
@@ -68,7 +70,7 @@ def _loading(config: Mapping[str, Any], name: str, revision: str | None) -> str:
     )
 
 
-def _making(report: Mapping[str, Any]) -> str:
+def _making(report: Report) -> str:
     rule, source = report["rule"], report["source"]
     revision = f" at {_code(source['revision'])}" if source["revision"] else ""
     ignored = "".join(f" without {_code(pattern)}" for pattern in rule["ignore"])
@@ -83,29 +85,30 @@ def _making(report: Mapping[str, Any]) -> str:
     )
 
 
-def _score(rule: Mapping[str, Any]) -> str:
+def _score(rule: RuleFields) -> str:
     """What weights are ranked by."""
     criterion: str = rule["criterion"]
     return criterion if criterion == "magnitude" else f"score by {_code(criterion)}"
 
 
-def _count(rule: Mapping[str, Any]) -> str:
+def _count(rule: RuleFields) -> str:
     """What says how many of them stay."""
     if "magnitude" in (rule["criterion"], rule.get("count_by")):
         return "N_eff = (Σ|w|)² / Σw² is read off the weights"
     return "N_eff = (Σs)² / Σs² is read off the scores s"
 
 
-def _calibrating(report: Mapping[str, Any]) -> str:
+def _calibrating(report: Report) -> str:
     """What data went into it, and what was changed by it, if there were any."""
     rule = report["rule"]
-    data = rule.get("calibration") or {}
+    data = rule.get("calibration")
+    text = None if data is None else data.get("text")
     sentences = []
-    if data.get("text") is not None:
+    if data is not None and text is not None:
         fed = "pruned" if data.get("sequential", True) else "dense"
         sentences.append(
             f"Calibrated on {data.get('samples')} samples of {data.get('length')} tokens of "
-            f"{_code(data['text'])} (seed {data['seed']}), each block fed by the {fed} ones before "
+            f"{_code(text)} (seed {data['seed']}), each block fed by the {fed} ones before "
             "it."
         )
     repaired = sum(fields.get("repaired", False) for fields in report["tensors"].values())
@@ -115,7 +118,7 @@ def _calibrating(report: Mapping[str, Any]) -> str:
         sentences.append(
             f"To restore what pruned layers give, {what} were changed afterwards ({tensors})."
         )
-    unreached = (report.get("calibration") or {}).get("without_tokens", ())
+    unreached = (report.get("calibration") or {}).get("without_tokens", [])
     if unreached:
         matrices = (
             "1 matrix, whose" if len(unreached) == 1 else f"{len(unreached):,} matrices, whose"
@@ -132,27 +135,29 @@ def _showing(figure: str) -> str:
     )
 
 
-def _sizes(report: Mapping[str, Any]) -> str:
+def _sizes(report: Report) -> str:
     totals = report["totals"]
-    parts = {**kinds(report), "all targets": totals["targets"], "whole model": totals["model"]}
+    parts: dict[str, TargetTotals] = {**kinds(report), "all targets": totals["targets"]}
     header = "layer", "tensors", "weights", "sparsity", "retained mass", "bytes before", "after"
-    rows = [
-        (
-            _cell(label),
-            f"{part['tensors']:,}",
-            f"{part['weights']:,}",
-            f"{part['sparsity']:.2%}",
-            f"{part['retained_mass']:.3f}" if "retained_mass" in part else "",
-            f"{part['bytes_before']:,}",
-            f"{part['bytes_after']:,}",
-            f"{part['bytes_ratio']:.3f}",
-        )
-        for label, part in parts.items()
-    ]
+    rows = [_line(label, part, f"{part['retained_mass']:.3f}") for label, part in parts.items()]
+    rows.append(_line("whole model", totals["model"], ""))
     mass = "Σ|w|" if report["rule"]["criterion"] == "magnitude" else "all scores"
     return (
         f"{_table((*header, 'ratio'), rows, text_columns=1)}\n\n"
         f"Retained mass is the share of {mass} that stays. `emp_report.json` tells of every tensor."
+    )
+
+
+def _line(label: str, part: Sums, mass: str) -> Sequence[str]:
+    return (
+        _cell(label),
+        f"{part['tensors']:,}",
+        f"{part['weights']:,}",
+        f"{part['sparsity']:.2%}",
+        mass,
+        f"{part['bytes_before']:,}",
+        f"{part['bytes_after']:,}",
+        f"{part['bytes_ratio']:.3f}",
     )
 
 

@@ -1,50 +1,186 @@
 """What the page shows of a report: every number worked out, so that its script only draws.
 
-Names are made printable here. Tensors, blocks and kinds of layer are told by their places in lists.
+Names are made printable here. Tensors, blocks and kinds of layer are given by their places in
+lists.
 """
 
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from emp_llm.messages import printable
+from emp_llm.options import OutputFormat
+from emp_llm.report.fields import (
+    CurveTotals,
+    GroupTotals,
+    OutlierRow,
+    PrunedTensor,
+    Report,
+    ReportTotals,
+    SourceFields,
+    TargetTotals,
+)
 from emp_llm.report.prune_command import prune_words
 from emp_llm.report.tensor_statistics import ratio
-from emp_llm.report.totals import cells, kinds
+from emp_llm.report.totals import cells, kinds, left_alone, pruned_tensors
+from emp_llm.rule_fields import RuleFields
 
-__all__ = ["ALL", "map_content", "page_content"]
+__all__ = [
+    "ALL",
+    "BlockContent",
+    "CellContent",
+    "CurveContent",
+    "Histogram",
+    "KindContent",
+    "MapContent",
+    "PageContent",
+    "map_content",
+    "page_content",
+]
 
 ALL = "all targets"
 """What all kinds together are called."""
 
-_FIGURES = (
-    *("tensors", "n_eff_fraction_mean", "sparsity", "retained_mass"),
-    *("bytes_before", "bytes_after", "bytes_ratio"),
-)
-_COLUMNS = (
-    *("n_eff_fraction_mean", "n_eff_fraction_min", "n_eff_fraction_max", "sparsity"),
-    *("retained_mass", "bytes_after"),
-)
 _BLOCK = re.compile(r"(.*)\.(\d+)", re.DOTALL)
 _EXAMPLES = 20
 _NEARLY_ALL = 0.001  # what is pruned beyond this is not worth the room on the axis
 
-Report = Mapping[str, Any]
+
+class _PartContent(TypedDict):
+    """Statistics of a part of the model."""
+
+    tensors: int
+    n_eff_fraction_mean: float
+    sparsity: float
+    retained_mass: float
+    bytes_before: int
+    bytes_after: int
+    bytes_ratio: float
 
 
-def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
+class Histogram(TypedDict):
+    """Groups counted by N_eff / N in equal bins from 0 to 1, and the least and largest of them."""
+
+    counts: list[int]
+    min: float
+    max: float
+
+
+class KindContent(_PartContent):
+    """One kind of layer."""
+
+    name: str
+    histogram: Histogram
+
+
+class BlockContent(TypedDict):
+    """One decoder block: its name, the list it lies in, and its number there if it has one."""
+
+    name: str
+    list: str
+    number: int | None
+
+
+class CellContent(_PartContent):
+    """What one block has of one kind, both by their places in `MapContent`."""
+
+    block: int
+    kind: int
+
+
+class MapContent(TypedDict):
+    """What the heat map and the distributions show."""
+
+    kinds: list[KindContent]
+    blocks: list[BlockContent]
+    cells: list[CellContent]
+
+
+class _LineContent(TypedDict):
+    """The curve of all targets or of one kind."""
+
+    name: str
+    bytes_before: int
+    sparsity: list[float]
+    retained_mass: list[float]
+    bytes: list[int]
+    bytes_ratio: list[float]
+
+
+class CurveContent(TypedDict):
+    """What each β comes to.
+
+    Attributes:
+        beta: Ascending.
+        whole_at: The β from which on nothing is pruned.
+        parts: All targets first, then each kind.
+        model_bytes: Bytes of the whole model at each β.
+    """
+
+    beta: list[float]
+    whole_at: float
+    parts: list[_LineContent]
+    model_bytes: list[int]
+
+
+class _OutlierContent(TypedDict):
+    rows: list[OutlierRow]
+    counts: dict[str, int]
+
+
+class _LeftContent(TypedDict):
+    reason: str
+    tensors: int
+    bytes: int
+    names: list[str]
+
+
+class _TableContent(TypedDict):
+    """The pruned tensors column by column."""
+
+    name: list[str]
+    block: list[int]
+    kind: list[int]
+    shape: list[int]
+    bytes_ratio: list[float]
+    n_eff_fraction_mean: list[float]
+    n_eff_fraction_min: list[float]
+    n_eff_fraction_max: list[float]
+    sparsity: list[float]
+    retained_mass: list[float]
+    bytes_after: list[int]
+
+
+class PageContent(MapContent):
+    """All that the page shows."""
+
+    version: str
+    format: OutputFormat
+    source: SourceFields
+    rule: RuleFields
+    totals: ReportTotals
+    command: list[str]
+    curve: CurveContent | None
+    standing_out: _OutlierContent | None
+    left: list[_LeftContent]
+    shapes: list[str]
+    tensors: _TableContent
+
+
+def page_content(report: Report, *, model: str | None = None) -> PageContent:
     """All that the page shows, as JSON can hold it.
 
     Args:
         report: Of `emp_llm.inspect`, or a folder's ``emp_report.json``.
         model: The model as the page's command names it; by default as the report does.
     """
-    shapes = sorted({_shape(f) for f in report["tensors"].values() if f["pruned"]})
+    source = report["source"]
+    shapes = sorted({_shape(fields) for fields in pruned_tensors(report).values()})
     return {
         "version": report["emp_llm_version"],
         "format": report["format"],
-        "source": report["source"] | {"model": printable(report["source"]["model"])},
+        "source": {"model": printable(source["model"]), "revision": source["revision"]},
         "rule": report["rule"],
         "totals": report["totals"],
         "command": _command(report, model),
@@ -57,24 +193,24 @@ def page_content(report: Report, *, model: str | None = None) -> dict[str, Any]:
     }
 
 
-def map_content(report: Report) -> dict[str, Any]:
+def map_content(report: Report) -> MapContent:
     """What the heat map and the distributions show: kinds of layer, blocks, and their cells."""
     by_kind, by_cell = kinds(report), cells(report)
     names, places = list(by_kind), _places(by_cell)
     return {
         "kinds": [
-            {"name": printable(name), "histogram": _histogram(part), **_figures(part)}
+            {"name": printable(name), "histogram": _histogram(part), **_part(part)}
             for name, part in by_kind.items()
         ],
         "blocks": [_block(block) for block in places],
         "cells": [
-            {"block": places.index(block), "kind": names.index(kind), **_figures(part)}
+            {"block": places.index(block), "kind": names.index(kind), **_part(part)}
             for (block, kind), part in by_cell.items()
         ],
     }
 
 
-def _places(by_cell: Mapping[tuple[str | None, str], Report]) -> list[str | None]:
+def _places(by_cell: Mapping[tuple[str | None, str], GroupTotals]) -> list[str | None]:
     """The blocks, in the order of the model."""
     return list(dict.fromkeys(block for block, _ in by_cell))
 
@@ -86,18 +222,27 @@ def _command(report: Report, model: str | None) -> list[str]:
     return [shlex.quote(word) for word in words]
 
 
-def _figures(part: Report) -> dict[str, Any]:
-    return {name: part[name] for name in _FIGURES}
+def _part(part: GroupTotals) -> _PartContent:
+    return {
+        "tensors": part["tensors"],
+        "n_eff_fraction_mean": part["n_eff_fraction_mean"],
+        "sparsity": part["sparsity"],
+        "retained_mass": part["retained_mass"],
+        "bytes_before": part["bytes_before"],
+        "bytes_after": part["bytes_after"],
+        "bytes_ratio": part["bytes_ratio"],
+    }
 
 
-def _histogram(part: Report) -> dict[str, Any]:
-    """The groups of a kind counted by N_eff / N, and its least and largest."""
-    fields = {"counts": "histogram", "min": "min", "max": "max"}
-    return {name: part[f"n_eff_fraction_{field}"] for name, field in fields.items()}
+def _histogram(part: GroupTotals) -> Histogram:
+    return {
+        "counts": part["n_eff_fraction_histogram"],
+        "min": part["n_eff_fraction_min"],
+        "max": part["n_eff_fraction_max"],
+    }
 
 
-def _block(block: str | None) -> dict[str, Any]:
-    """A block's name, the list it lies in and its number there."""
+def _block(block: str | None) -> BlockContent:
     match = _BLOCK.fullmatch(block or "")
     if match is None:
         name = printable(block or "")
@@ -105,10 +250,10 @@ def _block(block: str | None) -> dict[str, Any]:
     return {"name": printable(match[0]), "list": printable(match[1]), "number": int(match[2])}
 
 
-def _curve(report: Report) -> dict[str, Any] | None:
+def _curve(report: Report) -> CurveContent | None:
     """Sparsity, bytes and retained mass at each β, of all targets and of each kind.
 
-    Past the first β that prunes next to nothing, the axis ends.
+    The axis ends at the first β that prunes next to nothing.
     """
     curve = report.get("curve")
     if curve is None:
@@ -118,7 +263,7 @@ def _curve(report: Report) -> dict[str, Any] | None:
     sparsities = curve["targets"]["sparsity"]
     last = next(i for i, sparsity in enumerate([*sparsities[:-1], 0.0]) if sparsity <= _NEARLY_ALL)
     shown = slice(last + 1)
-    parts = {ALL: (targets, curve["targets"])}
+    parts: dict[str, tuple[TargetTotals, CurveTotals]] = {ALL: (targets, curve["targets"])}
     parts |= {kind: (by_kind[kind], curve["kinds"][kind]) for kind in by_kind}
     rest = model["bytes_before"] - targets["bytes_before"]
     return {
@@ -139,35 +284,37 @@ def _curve(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _standing_out(report: Report) -> dict[str, Any] | None:
-    """Rows unlike the others, and how many there are in all; None if nobody looked for them."""
+def _standing_out(report: Report) -> _OutlierContent | None:
+    """Rows unlike the others; None if nobody looked for them."""
     if "standing_out" not in report:
         return None
-    rows = [row | {"tensor": printable(row["tensor"])} for row in report["standing_out"]]
-    return {"rows": rows, "counts": report["standing_out_counts"]}
+    rows = report["standing_out"]
+    return {
+        "rows": [{**row, "tensor": printable(row["tensor"])} for row in rows],
+        "counts": report["standing_out_counts"],
+    }
 
 
-def _left(report: Report) -> list[dict[str, Any]]:
+def _left(report: Report) -> list[_LeftContent]:
     """Why tensors were left alone: the largest part first, with a few names of each."""
-    reasons: dict[str, dict[str, Any]] = {}
-    for name, fields in report["tensors"].items():
-        if not fields["pruned"]:
-            empty = {"reason": printable(fields["reason"]), "tensors": 0, "bytes": 0, "names": []}
-            part = reasons.setdefault(fields["reason"], empty)
-            part["tensors"] += 1
-            part["bytes"] += fields["bytes_before"]
-            if len(part["names"]) < _EXAMPLES:
-                part["names"].append(printable(name))
-    return sorted(reasons.values(), key=lambda part: (-part["bytes"], part["reason"]))
+    return [
+        {
+            "reason": printable(reason),
+            "tensors": len(part["names"]),
+            "bytes": part["bytes"],
+            "names": [printable(name) for name in part["names"][:_EXAMPLES]],
+        }
+        for reason, part in left_alone(report).items()
+    ]
 
 
-def _shape(fields: Report) -> str:
+def _shape(fields: PrunedTensor) -> str:
     return " × ".join(map(str, fields["shape"]))
 
 
-def _table(report: Report, shapes: Sequence[str]) -> dict[str, list[Any]]:
-    """The pruned tensors column by column, in the order of the model; models have thousands."""
-    pruned = {name: fields for name, fields in report["tensors"].items() if fields["pruned"]}
+def _table(report: Report, shapes: Sequence[str]) -> _TableContent:
+    """The pruned tensors in the order of the model, by columns since models have thousands."""
+    pruned = pruned_tensors(report)
     by_cell = cells(report)
     of_block = {block: place for place, block in enumerate(_places(by_cell))}
     of_kind = {kind: place for place, kind in enumerate(sorted({kind for _, kind in by_cell}))}
@@ -179,5 +326,10 @@ def _table(report: Report, shapes: Sequence[str]) -> dict[str, list[Any]]:
         "kind": [of_kind[row["kind"]] for row in rows],
         "shape": [shapes.index(_shape(row)) for row in rows],
         "bytes_ratio": [ratio(row["bytes_after"], row["bytes_before"]) for row in rows],
-        **{column: [row[column] for row in rows] for column in _COLUMNS},
+        "n_eff_fraction_mean": [row["n_eff_fraction_mean"] for row in rows],
+        "n_eff_fraction_min": [row["n_eff_fraction_min"] for row in rows],
+        "n_eff_fraction_max": [row["n_eff_fraction_max"] for row in rows],
+        "sparsity": [row["sparsity"] for row in rows],
+        "retained_mass": [row["retained_mass"] for row in rows],
+        "bytes_after": [row["bytes_after"] for row in rows],
     }

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from emp_llm.errors import OptionError
 from emp_llm.files.atomic import check_place, write_whole
+from emp_llm.report.fields import Report
 from emp_llm.report.page.colours import LEAST_SPREAD, RAMP
 from emp_llm.report.page.content import page_content
 
@@ -34,7 +34,7 @@ def check_page(path: Path) -> None:
     check_place(path)
 
 
-def write_page(report: Mapping[str, Any], path: Path, *, model: str | None = None) -> None:
+def write_page(report: Report, path: Path, *, model: str | None = None) -> None:
     """Write a report as one self-contained page, in the place of an older one.
 
     Args:
@@ -48,9 +48,9 @@ def write_page(report: Mapping[str, Any], path: Path, *, model: str | None = Non
     write_whole(path, page_html(report, model=model).encode())
 
 
-def page_html(report: Mapping[str, Any], *, model: str | None = None) -> str:
+def page_html(report: Report, *, model: str | None = None) -> str:
     """The page that `write_page` writes. It depends on nothing but its arguments."""
-    content = page_content(report, model=model) | {"ramp": RAMP, "least_spread": LEAST_SPREAD}
+    content = page_content(report, model=model)
     style = _asset("page.css")
     body = "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
     opening = 'const content = JSON.parse(document.getElementById("content").textContent);'
@@ -64,7 +64,7 @@ def page_html(report: Mapping[str, Any], *, model: str | None = None) -> str:
         policy=policy,
         style=style,
         script=script,
-        content=_inert(content),
+        content=_inert({**content, "ramp": RAMP, "least_spread": LEAST_SPREAD}),
     )
 
 
@@ -77,7 +77,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _inert(content: Mapping[str, Any]) -> str:
+def _inert(content: Mapping[str, object]) -> str:
     """JSON in ASCII without a character that could end its element or begin another one."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.translate({ord(character): f"\\u{ord(character):04x}" for character in "<>&"})

@@ -1,13 +1,20 @@
 """A report as figures for a paper: the curve over β, the blocks, the distributions over rows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emp_llm.files.atomic import check_place
+from emp_llm.report.fields import Report
 from emp_llm.report.page.colours import GAUSSIAN, LINES, RAMP, shown_range
-from emp_llm.report.page.content import page_content
+from emp_llm.report.page.content import (
+    BlockContent,
+    Histogram,
+    KindContent,
+    PageContent,
+    page_content,
+)
 from emp_llm.report.plotting import check_drawing, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -35,8 +42,6 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-Content = Mapping[str, Any]
-
 
 def figure_paths(path: Path) -> dict[str, Path]:
     """The files that a name stands for: its own with ``-curve``, ``-blocks`` and ``-rows``."""
@@ -55,7 +60,7 @@ def check_figures(path: Path) -> None:
         check_place(file)
 
 
-def save_figures(report: Mapping[str, Any], path: Path) -> list[Path]:
+def save_figures(report: Report, path: Path) -> list[Path]:
     """Draw a report; in PNG 300 dots an inch, in PDF and SVG lines and letters.
 
     The curve is one column wide, the others two. What the report does not hold is left out.
@@ -91,17 +96,16 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _draw_curve(content: Content) -> "Figure | None":
+def _draw_curve(content: PageContent) -> "Figure | None":
     curve = content["curve"]
     if curve is None:
         return None
     figure = new_figure(_ONE_COLUMN, 2.4)
     axes = figure.subplots()
     targets = curve["parts"][0]
-    for (name, color), field in zip(
-        LINES.items(), ("sparsity", "bytes_ratio", "retained_mass"), strict=True
-    ):
-        shares = [100 * share for share in targets[field]]
+    columns = targets["sparsity"], targets["bytes_ratio"], targets["retained_mass"]
+    for (name, color), column in zip(LINES.items(), columns, strict=True):
+        shares = [100 * share for share in column]
         axes.plot(curve["beta"], shares, _SHAPES[name], color=color, label=name, linewidth=1.4)
     axes.axvline(content["rule"]["beta"], color="#888888", linewidth=0.6)
     axes.set(
@@ -112,7 +116,7 @@ def _draw_curve(content: Content) -> "Figure | None":
     return figure
 
 
-def _draw_blocks(content: Content) -> "Figure":
+def _draw_blocks(content: PageContent) -> "Figure":
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import MaxNLocator
     from numpy import full, nan
@@ -141,7 +145,7 @@ def _draw_blocks(content: Content) -> "Figure":
     return figure
 
 
-def _draw_rows(content: Content) -> "Figure":
+def _draw_rows(content: PageContent) -> "Figure":
     histograms = [kind["histogram"] for kind in content["kinds"]]
     lines = -(-len(histograms) // _MANY)
     figure = new_figure(_TWO_COLUMNS, 0.35 + 1.15 * lines)
@@ -156,7 +160,7 @@ def _draw_rows(content: Content) -> "Figure":
     return figure
 
 
-def _draw_histogram(axes: "Axes", kind: Content, counts: Sequence[int]) -> None:
+def _draw_histogram(axes: "Axes", kind: KindContent, counts: Sequence[int]) -> None:
     bins, total = len(counts), sum(counts)
     edges = [i / bins for i in range(bins + 1)]
     axes.stairs([100 * n / total for n in counts], edges, fill=True, color=RAMP[4])
@@ -166,14 +170,14 @@ def _draw_histogram(axes: "Axes", kind: Content, counts: Sequence[int]) -> None:
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:g}%")
 
 
-def _occupied(histograms: Sequence[Content]) -> tuple[float, float]:
+def _occupied(histograms: Sequence[Histogram]) -> tuple[float, float]:
     """The part of the axis where anything is, and a bin on either side."""
     filled = [i for one in histograms for i, n in enumerate(one["counts"]) if n]
     bins = len(histograms[0]["counts"])
     return max(0, min(filled) - 1) / bins, min(bins, max(filled) + 2) / bins
 
 
-def _block_names(blocks: Sequence[Content]) -> list[str]:
+def _block_names(blocks: Sequence[BlockContent]) -> list[str]:
     return ["" if block["number"] is None else str(block["number"]) for block in blocks]
 
 
