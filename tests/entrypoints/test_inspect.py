@@ -211,9 +211,8 @@ def test_of_many_rows_that_stand_out_the_worst_are_listed_and_all_counted() -> N
         mass = np.array([*(1 / (11 + i) for i in range(90)), *[1.0] * 110])
         n_eff = 0.6 * 1000
         standing_out.look(str(number), 1000, np.stack([mass, mass**2 / n_eff], axis=1))
-    found = standing_out.to_dict()
-    assert found["standing_out_counts"]["nearly dead"] == 270
-    rows = found["standing_out"]
+    assert standing_out.counts["nearly dead"] == 270
+    rows = standing_out.worst
     assert len(rows) == 100
     assert [row["row"] for row in rows[:7]] == [89, 89, 89, 88, 88, 88, 87]
     assert rows[0]["mass_ratio"] == pytest.approx(1 / 100)
