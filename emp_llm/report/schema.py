@@ -174,10 +174,8 @@ def _is_one_of(kinds: Sequence[object], or_none: bool) -> Check:
 def _is_object(kind: type) -> Check:
     hints = get_type_hints(kind, include_extras=True)
     optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
-    checks = {
-        name: _check_of_optional(hint) if name in optional else _check_of(hint)
-        for name, hint in hints.items()
-    }
+    checks = {name: _check_of(hint) for name, hint in hints.items() if name not in optional}
+    checks |= {name: _check_of_optional(hints[name]) for name in sorted(optional)}
 
     def fault(value: object) -> str | None:
         if not isinstance(value, dict):
