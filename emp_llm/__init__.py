@@ -5,7 +5,7 @@ has transformers know packed checkpoints, whichever of the two is imported first
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wrapt import register_post_import_hook
 
@@ -91,10 +91,11 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever the name stands for)
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'emp_llm' has no attribute {name!r}")
-    return getattr(import_module(f"emp_llm.{_HOMES.get(name, 'errors')}"), name)
+    found: object = getattr(import_module(f"emp_llm.{_HOMES.get(name, 'errors')}"), name)
+    return found
 
 
 def __dir__() -> list[str]:

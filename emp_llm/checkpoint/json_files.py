@@ -11,14 +11,14 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from emp_llm.checkpoint.regular_file import open_regular
 from emp_llm.checkpoint.small_files import check_link
 from emp_llm.errors import CheckpointError
 from emp_llm.messages import shortened
 
-__all__ = ["MAX_JSON_BYTES", "JsonError", "check_size", "parse_json", "read_json_object"]
+__all__ = ["MAX_JSON_BYTES", "Json", "JsonError", "check_size", "parse_json", "read_json_object"]
 
 
 MAX_JSON_BYTES: Final = 64_000_000
@@ -28,11 +28,15 @@ _MAX_DEPTH = 100  # transformers' own are 6 deep; json.dumps ends at some 900 an
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # it may have the other half beside it
 
 
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+"""A value of JSON, as Python reads it."""
+
+
 class JsonError(ValueError):
     """A text is no JSON that can be read here. Says why: "is not UTF-8 text (...)"."""
 
 
-def parse_json(text: bytes, *, strict: bool = False) -> Any:  # noqa: ANN401 (any value)
+def parse_json(text: bytes, *, strict: bool = False) -> Json:
     """Read a JSON text.
 
     Args:
@@ -48,7 +52,7 @@ def parse_json(text: bytes, *, strict: bool = False) -> Any:  # noqa: ANN401 (an
     """
     check_size(text)
     try:
-        value = json.loads(
+        value: Json = json.loads(
             text.decode(),
             object_pairs_hook=_unique if strict else None,
             parse_constant=_refuse_constant if strict else None,
@@ -80,7 +84,7 @@ def check_size(text: bytes) -> None:
         raise JsonError(f"has more than the {_MAX_VALUES:,} values that any checkpoint needs")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

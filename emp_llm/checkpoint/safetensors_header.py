@@ -21,7 +21,7 @@ from emp_llm.checkpoint.header import (
     open_ranges,
     unreadable_named,
 )
-from emp_llm.checkpoint.json_files import MAX_JSON_BYTES, JsonError, check_size, parse_json
+from emp_llm.checkpoint.json_files import MAX_JSON_BYTES, Json, JsonError, check_size, parse_json
 from emp_llm.errors import CheckpointError
 from emp_llm.messages import shortened
 
@@ -107,7 +107,7 @@ def _header_length(head: bytes, file_size: int) -> int:
     return length
 
 
-def _parse(text: bytes) -> dict[str, Any]:
+def _parse(text: bytes) -> dict[str, Json]:
     try:
         fields = parse_json(text, strict=True)
     except JsonError as error:
@@ -119,23 +119,25 @@ def _parse(text: bytes) -> dict[str, Any]:
     return fields
 
 
-def _metadata(field: object) -> dict[str, str]:
+def _metadata(field: Json) -> dict[str, str]:
     if field is None:
         return {}
     if not isinstance(field, dict):
         raise UnreadableError(
             f"its {_METADATA} is {shortened(field)}; it must map strings to strings"
         )
+    strings: dict[str, str] = {}
     for key, value in field.items():
         if not isinstance(value, str):
             raise UnreadableError(
                 f"its {_METADATA} has {shortened(value)} at {shortened(key)}; "
                 "values must be strings: save the checkpoint again with strings only"
             )
-    return field
+        strings[key] = value
+    return strings
 
 
-def _entry(name: str, field: object, data_start: int) -> TensorEntry:
+def _entry(name: str, field: Json, data_start: int) -> TensorEntry:
     if not isinstance(field, dict):
         raise UnreadableError(f"tensor {shortened(name)} is {shortened(field)}; {DOWNLOAD_AGAIN}")
     if len(name) > _MAX_NAME:

@@ -1,10 +1,11 @@
 """The tokenizer of a Llama in Meta's original format, converted by transformers.
 
-In a process of its own, ``python -m emp_llm.checkpoint.meta_llama.tokenizer``, for what
-transformers
-imports is not needed afterwards. tokenizer.model is a model of sentencepiece or, since Llama 3, a
-list of tiktoken: in each line a token in base64 and its rank. The 256 special tokens of Llama 3,
-which no file of Meta's names, are those of Meta's code.
+This happens in a process of its own, ``python -m emp_llm.checkpoint.meta_llama.tokenizer``, because
+what transformers imports for it is not needed afterwards. It reads its question as JSON on stdin.
+
+tokenizer.model is a model of sentencepiece or, since Llama 3, a list of tiktoken: in each line a
+token in base64 and its rank. No file of Meta's lists the 256 special tokens of Llama 3; they are
+taken from Meta's code.
 """
 
 import importlib.util
@@ -14,11 +15,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from emp_llm.checkpoint.regular_file import open_regular
 from emp_llm.errors import CheckpointError
 from emp_llm.messages import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["PACKAGES", "TOKENIZER_NAME", "check_packages", "convert_tokenizer", "special_tokens"]
 
@@ -64,9 +68,9 @@ def convert_tokenizer(folder: Path, out: Path, *, context: int, scaled_rope: boo
         CheckpointError: If transformers refuses it.
     """
     question = json.dumps([str(folder), str(out), context, scaled_rope])
-    answer = subprocess.run(  # noqa: S603 (this program, on paths that were given to it)
-        [sys.executable, "-P", "-m", "emp_llm.checkpoint.meta_llama.tokenizer", question],
-        stdin=subprocess.DEVNULL,
+    answer = subprocess.run(
+        [sys.executable, "-P", "-m", "emp_llm.checkpoint.meta_llama.tokenizer"],
+        input=question.encode(),
         capture_output=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         start_new_session=True,  # Ctrl-C is for this process to tell of
@@ -122,7 +126,7 @@ def _convert(folder: Path, out: Path, context: int, *, scaled_rope: bool) -> Non
     tokenizer.save_pretrained(out)
 
 
-def _from_tiktoken(path: Path, context: int, *, scaled_rope: bool) -> Any:  # noqa: ANN401
+def _from_tiktoken(path: Path, context: int, *, scaled_rope: bool) -> "PreTrainedTokenizerFast":
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -131,7 +135,7 @@ def _from_tiktoken(path: Path, context: int, *, scaled_rope: bool) -> Any:  # no
     make_converter: Any = TikTokenConverter
     make_tokenizer: Any = PreTrainedTokenizerFast
     first, last = special[:2]
-    tokenizer = make_tokenizer(
+    tokenizer: PreTrainedTokenizerFast = make_tokenizer(
         tokenizer_object=make_converter(str(path), extra_special_tokens=special).converted(),
         bos_token=first,
         eos_token=last,
@@ -151,5 +155,5 @@ def _from_tiktoken(path: Path, context: int, *, scaled_rope: bool) -> Any:  # no
 
 
 if __name__ == "__main__":
-    _folder, _out, _context, _scaled = json.loads(sys.argv[1])
+    _folder, _out, _context, _scaled = json.load(sys.stdin)
     _convert(Path(_folder), Path(_out), _context, scaled_rope=_scaled)
