@@ -3,7 +3,7 @@
     python benchmarks/bench_kernels.py --json result.json
 
 Rows are Gaussian. Before anything is timed, what the kernels make of some rows is compared with
-the reference in float64. Blocks are taken in turn from 64 MB, more than the cache of a core, so
+the reference in float64. Row blocks are taken in turn from 64 MB, more than the cache of a core, so
 that weights come from memory; what is written goes to one place again and again, as in a real run.
 The copy does the same and is the limit. Operations take turns, and the best round of each counts.
 """
@@ -24,9 +24,10 @@ from emp_kernels import dispatch
 from emp_kernels.dispatch import Impl
 from emp_kernels.histogram import BlockHistogram
 from emp_kernels.layout import RowLayout
-from emp_kernels.numbers import F32, NumberFormat
+from emp_kernels.numbers import F32, NumberFormat, tensor_of_patterns
 from emp_kernels.reference import keep_mask, pack_row
-from emp_kernels.rows import PackedRows, PerRow, Workspace
+from emp_kernels.rows import PackedRows, Workspace
+from kernel_basics import RULE, agree, authors_way, check_authors_counts, row_layout
 
 from emp_llm.tensors.geometry import Geometry
 from emp_llm.tensors.packed import PackedTensor
@@ -35,17 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 COLUMNS = (288, 4096, 11008, 28672)
-FULL_BYTES, QUICK_BYTES = (8 << 20, 64 << 20), (1 << 20, 8 << 20)  # of a block, of all blocks
-LONG_ROW = 2048  # from here on sections are aligned, as in what prune writes
-RULE = PerRow(1.0)
-TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FULL_BYTES, QUICK_BYTES = (8 << 20, 64 << 20), (1 << 20, 8 << 20)  # of a row block, of all
 
 Patterns = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass
 class Case:
-    """Blocks of rows of one format and length, and where results go."""
+    """Row blocks of one format and length, and where results go."""
 
     dtype: str
     blocks: list[Patterns]
@@ -60,7 +58,7 @@ class Case:
 
     @property
     def nbytes(self) -> int:
-        """Dense bytes of all blocks."""
+        """Dense bytes of all row blocks."""
         return sum(block.nbytes for block in self.blocks)
 
     def poison(self) -> None:
@@ -90,7 +88,7 @@ class Case:
 
 
 def main() -> None:
-    """Reads the command line, then checks, measures and tells case by case."""
+    """Reads the command line, then checks, measures and prints case by case."""
     args = parse()
     torch.set_num_threads(1)
     impls: list[Impl] = ["simd", "scalar"] if dispatch.resolve("auto") == "simd" else ["scalar"]
@@ -104,7 +102,7 @@ def main() -> None:
             case = make_case(dtype, columns, pool, block_bytes)
             check(case, impls)
             results.append(measure(case, impls, args.repeats))
-    tell(results)
+    print_results(results)
     if args.json:
         settings = {"repeats": args.repeats, "quick": args.quick, "beta": RULE.beta}
         write_json(args.json, "kernels", settings, {"cases": results})
@@ -125,14 +123,13 @@ def parse() -> argparse.Namespace:
 
 
 def make_case(dtype: str, columns: int, pool: Patterns, block_bytes: int) -> Case:
-    """Cut as many blocks from the pool as there are in it."""
+    """Cut as many row blocks from the pool as there are in it."""
     number_format = DTYPES[dtype]
     rows = max(1, block_bytes // (columns * number_format.item_bytes))
     size = rows * columns
     starts = range(0, pool.size - size + 1, size)
     blocks = [pool[start : start + size].reshape(rows, columns) for start in starts]
-    align = 16 if columns >= LONG_ROW else 1
-    layout = RowLayout(number_format=number_format, columns=columns, align=align)
+    layout = row_layout(number_format, columns)
     return Case(dtype, blocks, layout, np.empty_like(blocks[0]))
 
 
@@ -173,17 +170,11 @@ def check_histogram(weights: Patterns, number_format: NumberFormat) -> None:
         agree("BlockHistogram", "", found.low_squares, np.bincount(bins, low**2, size))
 
 
-def agree(kernel: str, impl: str, found: npt.ArrayLike, expected: npt.ArrayLike) -> None:
-    """End here where a kernel is wrong: its speed means nothing then."""
-    if not np.array_equal(found, expected):
-        raise AssertionError(f"{kernel} {impl} differs from the reference")
-
-
 # --- the clock -----------------------------------------------------------------------------------
 
 
 def measure(case: Case, impls: list[Impl], repeats: int) -> dict[str, Any]:
-    """Time every operation over all blocks, in turn; returns GB/s of dense weights."""
+    """Time every operation over all row blocks, in turn; returns GB/s of dense weights."""
     packed = [
         PackedRows(rows.table, rows.stats, rows.payload.copy())
         for rows in (case.pack(block, impls[0]) for block in case.blocks)
@@ -209,7 +200,7 @@ def measure(case: Case, impls: list[Impl], repeats: int) -> dict[str, Any]:
 def operations(
     case: Case, packed: list[PackedRows], impls: list[Impl]
 ) -> dict[str, Callable[[int], object]]:
-    """What is timed, by name; each takes the number of a block."""
+    """What is timed, by name; each takes the number of a row block."""
     blocks = case.blocks
     actions: dict[str, Callable[[int], object]] = {
         "copy": lambda i: np.copyto(case.out, blocks[i]),
@@ -223,7 +214,7 @@ def operations(
 
 
 def seconds_of(action: Callable[[int], object], count: int) -> float:
-    """Seconds that an action takes over all blocks."""
+    """Seconds that an action takes over all row blocks."""
     start = perf_counter()
     for i in range(count):
         action(i)
@@ -231,28 +222,15 @@ def seconds_of(action: Callable[[int], object], count: int) -> float:
 
 
 def authors_rate(case: Case) -> float:
-    """GB/s of the authors' way, once over one block."""
+    """GB/s of the authors' way, once over one row block."""
     block = case.blocks[0]
-    signed = block.view(np.dtype(f"i{block.itemsize}"))
-    weights = torch.from_numpy(signed).view(TORCH_DTYPES[case.dtype])
+    dtype = case.number_format.torch_dtype
+    weights = tensor_of_patterns(block).view(dtype)
     start = perf_counter()
     pruned = authors_way(weights)
     seconds = perf_counter() - start
-    ours = case.prune(block, "auto")
-    kept = np.count_nonzero(ours, axis=1) - pruned.count_nonzero(dim=1).numpy()
-    if np.abs(kept).max() > 1:  # its sums are float32's, so the floor may be another one
-        raise AssertionError("the authors' way keeps other counts of weights")
+    check_authors_counts(pruned, tensor_of_patterns(case.prune(block, "auto")).view(dtype))
     return block.nbytes / GB / seconds
-
-
-def authors_way(weights: torch.Tensor) -> torch.Tensor:
-    """The rule as one writes it in torch: shares, effective number, sort, zeros put in place."""
-    scores = weights.abs().float()
-    shares = scores / scores.sum(dim=1, keepdim=True)
-    kept = (1 / (shares * shares).sum(dim=1, keepdim=True)).floor()
-    order = scores.sort(dim=1, descending=True).indices
-    goes = torch.arange(weights.shape[1], device=weights.device) >= kept
-    return weights.masked_fill(torch.zeros_like(goes).scatter_(1, order, goes), 0)
 
 
 def packed_ratio(case: Case, packed: list[PackedRows]) -> float:
@@ -266,7 +244,7 @@ def packed_ratio(case: Case, packed: list[PackedRows]) -> float:
 # --- the result ----------------------------------------------------------------------------------
 
 
-def tell(results: list[dict[str, Any]]) -> None:
+def print_results(results: list[dict[str, Any]]) -> None:
     """Prints the best rates, and how many copies of the same bytes each operation costs."""
     names = list(results[0]["gb_per_second"])
     print("GB/s of dense weights, one core. hist: BlockHistogram; torch: the authors' way")
@@ -284,7 +262,7 @@ def table(
     heads = [name.partition(" ") for name in names]
     rows = [["", *(head[0] for head in heads)], ["", *(head[2] for head in heads)]]
     for case in results:
-        rates = {name: figures["best"] for name, figures in case["gb_per_second"].items()}
+        rates = {name: rounds["best"] for name, rounds in case["gb_per_second"].items()}
         cells = [show(rates[name], rates["copy"]) for name in names]
         rows.append([f"{case['dtype']} {case['columns']}", *cells])
     return rows

@@ -45,7 +45,6 @@ MB, GB = 10**6, 10**9
 DTYPES = {"bf16": BF16, "fp16": F16, "fp32": F32}
 """The dtypes of the command lines."""
 
-_TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _HIDDEN, _INNER, _VOCABULARY, _HEADS = 4096, 11008, 32000, 32
 _POOL_BYTES = 64 << 20
 _ROWS_A_WRITE = 512
@@ -194,7 +193,7 @@ def _config(layers: int, dtype: str) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "dtype": _TORCH_NAMES[dtype],
+        "dtype": DTYPES[dtype].torch_name,
         "hidden_size": _HIDDEN,
         "intermediate_size": _INNER,
         "num_hidden_layers": layers,

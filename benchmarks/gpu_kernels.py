@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from bench_kernels import agree, authors_way
 from common import DTYPES, GB
 from emp_kernels import dispatch
 from emp_kernels.gpu.histogram import count_bins, count_keys
@@ -17,39 +16,30 @@ from emp_kernels.gpu.pack import PackLaunch, pack
 from emp_kernels.gpu.prune import PruneLaunch, prune
 from emp_kernels.gpu.unpack import UnpackLaunch, unpack
 from emp_kernels.gpu_workspace import DeviceWorkspace
-from emp_kernels.layout import RowLayout
-from emp_kernels.numbers import F32, NumberFormat
+from emp_kernels.numbers import F32, patterns_of_tensor, torch_integers
 from emp_kernels.reference import keep_mask
-from emp_kernels.rows import PerRow
+from kernel_basics import RULE, agree, authors_way, check_authors_counts, row_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RULE", "Case", "Clock", "Timed", "random_patterns", "row_layout"]
+__all__ = ["Case", "Clock", "Timed", "random_patterns"]
 
-RULE = PerRow(1.0)
 SIGMA = 0.02
 SAMPLED_ROWS = 48
 STEP = 1 << 26  # weights that are made, or counted plainly, at a time
-LONG_ROW = 2048  # from here on sections are aligned, as in what prune writes
 AUTHORS_WEIGHTS = 1 << 26  # their way takes forty bytes of memory a weight
-TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def random_patterns(dtype: str, count: int, device: torch.device) -> torch.Tensor:
     """Gaussian weights, int16 or int32 [count], made on the device from torch's seed."""
-    integers = torch.int32 if dtype == "fp32" else torch.int16
+    number_format = DTYPES[dtype]
+    integers = torch_integers(number_format.item_bytes)
     out = torch.empty(count, dtype=integers, device=device)
     for part in out.split(STEP):
         values = torch.randn(part.numel(), device=device) * SIGMA
-        part.copy_(values.to(TORCH_DTYPES[dtype]).view(integers))
+        part.copy_(values.to(number_format.torch_dtype).view(integers))
     return out
-
-
-def row_layout(number_format: NumberFormat, columns: int) -> RowLayout:
-    """A layout such as prune writes rows in."""
-    align = 16 if columns >= LONG_ROW else 1
-    return RowLayout(number_format=number_format, columns=columns, align=align)
 
 
 class Clock:
@@ -209,7 +199,14 @@ class Case:
             agree("prune", f"{self.dtype}, reference", pruned[i], np.where(keep, samples[i], 0))
 
         unpacked = torch.full_like(out, -1)  # NaN
-        unpack(self._room(space), packed.table, self.layout, unpacked, self.workspace)
+        unpack(
+            self._room(space),
+            self._sections(packed.table),
+            packed.table,
+            self.layout,
+            unpacked,
+            self.workspace,
+        )
         if not torch.equal(unpacked, out):
             raise AssertionError(f"unpack {self.dtype} differs from prune")
         found = self._count(weights)
@@ -217,12 +214,15 @@ class Case:
 
     def _patterns(self, weights: torch.Tensor, rows: list[int]) -> np.ndarray:
         chosen = weights[torch.tensor(rows, device=weights.device)]
-        return chosen.cpu().numpy().view(self.number_format.storage)
+        return patterns_of_tensor(chosen.cpu())
 
     def _room(self, space: DeviceWorkspace) -> torch.Tensor:
         """All of a workspace's room for a set's records: more than they take."""
         nbytes = len(self.inputs[0]) * self.layout.longest_record
         return space.on_device("records", nbytes // 4 * 4)
+
+    def _sections(self, table: np.ndarray) -> np.ndarray:
+        return self.layout.sections(table[:, 0], table[:, 1])
 
     def _count(self, weights: torch.Tensor) -> torch.Tensor:
         if self.number_format is F32:
@@ -263,7 +263,7 @@ class Case:
         seconds = clock.seconds(lambda: [self._count(each) for each in self.inputs])
         timed["hist"] = Timed(self.nbytes, self.nbytes, seconds)
         unpacks = [
-            UnpackLaunch(self._room(space), table, self.layout, out, space)
+            UnpackLaunch(self._room(space), self._sections(table), table, self.layout, out, space)
             for table, out, space in zip(tables, self.outputs, self._spaces, strict=True)
         ]
         seconds = clock.seconds(lambda: [launch() for launch in unpacks])
@@ -274,11 +274,9 @@ class Case:
     def _measure_authors(self, clock: Clock) -> Timed:
         """The authors' way, on as many rows as fit."""
         some = max(1, AUTHORS_WEIGHTS // self.shape[-1])
-        weights = self.inputs[0][:some].view(TORCH_DTYPES[self.dtype])
-        ours = self.outputs[0][:some].view(TORCH_DTYPES[self.dtype])  # unpacked
-        kept = authors_way(weights).count_nonzero(dim=1) - ours.count_nonzero(dim=1)
-        if int(kept.abs().max()) > 1:  # its sums are float32's, so the floor may be another one
-            raise AssertionError("the authors' way keeps other counts of weights")
+        weights = self.inputs[0][:some].view(self.number_format.torch_dtype)
+        ours = self.outputs[0][:some].view(self.number_format.torch_dtype)  # unpacked
+        check_authors_counts(authors_way(weights), ours)
         seconds = clock.seconds(lambda: authors_way(weights), replayed=False)
         return Timed(weights.nbytes, 2 * weights.nbytes, seconds)
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from emp_llm.checkpoint.header import TensorEntry
     from emp_llm.checkpoint.open_files import OpenFiles
 
-__all__ = ["DTYPES", "Fed", "StreamedModel", "Weights"]
+__all__ = ["Fed", "StreamedModel", "Weights"]
 
-DTYPES = {
+_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -369,7 +369,7 @@ class _Unread:
 
 
 def _torch_dtype(name: str, entry: TensorEntry) -> torch.dtype:
-    dtype = DTYPES.get(entry.dtype)
+    dtype = _DTYPES.get(entry.dtype)
     if dtype is None:
         raise CheckpointError(
             f"{name!r} is {entry.dtype}, which no calibration can compute with: load a dequantized "
@@ -388,7 +388,7 @@ def _dtype(checkpoint: Checkpoint) -> torch.dtype:
         if str(dtype) == f"torch.{told}":
             return dtype
     stored = (entry.dtype for _, entry in checkpoint.tensors.values())
-    return DTYPES[next((name for name in stored if name in _FLOATS), "F32")]
+    return _DTYPES[next((name for name in stored if name in _FLOATS), "F32")]
 
 
 @contextmanager

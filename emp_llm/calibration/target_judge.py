@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.numbers import patterns_of_tensor, tensor_of_patterns, torch_integers
 from emp_kernels.rows import Workspace
 
 from emp_llm.calibration.criteria import score
@@ -18,7 +19,6 @@ from emp_llm.calibration.criterion_registry import find_criterion
 from emp_llm.calibration.freed_memory import give_back
 from emp_llm.calibration.masks import decide
 from emp_llm.calibration.repair import bias_change, repair_obs
-from emp_llm.calibration.streamed_model import DTYPES
 from emp_llm.tensors.geometry import RowBlock
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "matrix_name", "pruned"]
 
-_SIGNED = {2: np.dtype(np.int16), 4: np.dtype(np.int32)}
 _ROWS = 1024
 """Rows that are looked at at a time."""
 
@@ -88,8 +87,8 @@ class Judge:
         """
         whole = RowBlock(matrix, 0, target.geometry.matrix_rows)
         patterns = target.read(self._files.file(target.shard), whole, Workspace())
-        values = torch.from_numpy(patterns.view(_SIGNED[patterns.itemsize]))
-        weight_RC = values.view(DTYPES[target.geometry.number_format.name]).to(
+        values = tensor_of_patterns(patterns)
+        weight_RC = values.view(target.geometry.number_format.torch_dtype).to(
             self._device, torch.float32
         )
         some = torch.split(weight_RC, _ROWS)
@@ -209,12 +208,10 @@ class Judge:
         assert found.hessian_CC is not None  # noqa: S101 (the caller has looked)
         keep_RC = _keep(mask.bits, weight_RC).bool()
         changed_RC = repair_obs(weight_RC, keep_RC, found.hessian_CC, found.cross_CC)
-        number_format = target.geometry.number_format
-        stored_RC = changed_RC.cpu().to(DTYPES[number_format.name])
+        stored_RC = changed_RC.cpu().to(target.geometry.number_format.torch_dtype)
         if not torch.isfinite(stored_RC).all():
             return None
-        signed = torch.int16 if number_format.item_bytes == 2 else torch.int32
-        return stored_RC.view(signed).numpy().view(number_format.storage)
+        return patterns_of_tensor(stored_RC)
 
 
 def _keep(mask: Bytes, weight_RC: torch.Tensor) -> torch.Tensor:
@@ -235,8 +232,8 @@ def pruned(store: MaskStore, target: Target, tensor: torch.Tensor) -> torch.Tens
         The same tensor.
     """
     geometry = target.geometry
-    signed = tensor.view(torch.int16 if geometry.number_format.item_bytes == 2 else torch.int32)
-    matrices = signed.reshape(geometry.matrices, *geometry.shape[-2:])
+    integers = tensor.view(torch_integers(tensor.itemsize))
+    matrices = integers.reshape(geometry.matrices, *geometry.shape[-2:])
     for matrix, stored in enumerate(matrices):
         rows_RC = stored.T if geometry.transposed else stored
         for start in range(0, len(rows_RC), _ROWS):
@@ -245,6 +242,6 @@ def pruned(store: MaskStore, target: Target, tensor: torch.Tensor) -> torch.Tens
             stop = first + len(some_RC)
             changed = store.weights(target.name, first, stop)
             if changed is not None:
-                some_RC.copy_(torch.from_numpy(changed.view(_SIGNED[changed.itemsize])))
+                some_RC.copy_(tensor_of_patterns(changed))
             some_RC.mul_(_keep(store.read_mask(target.name, first, stop), some_RC))
     return tensor

@@ -11,7 +11,13 @@ import torch
 from emp_kernels.dispatch import prune_rows, turn
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.gpu_workspace import DeviceWorkspace
-from emp_kernels.numbers import BF16, F16, F32, NumberFormat
+from emp_kernels.numbers import (
+    FORMATS,
+    NumberFormat,
+    patterns_of_tensor,
+    tensor_of_patterns,
+    torch_integers,
+)
 from emp_kernels.rows import Patterns, Workspace
 
 from emp_llm.checkpoint.source_file import SourceFile
@@ -32,13 +38,9 @@ __all__ = [
 ]
 
 NUMBER_FORMATS: dict[torch.dtype, NumberFormat] = {
-    torch.bfloat16: BF16,
-    torch.float16: F16,
-    torch.float32: F32,
+    number_format.torch_dtype: number_format for number_format in FORMATS.values()
 }
 """The number formats that are pruned and packed, by torch's dtype."""
-
-_DTYPES = {number_format.name: dtype for dtype, number_format in NUMBER_FORMATS.items()}
 
 
 class DenseWeights:
@@ -52,14 +54,13 @@ class DenseWeights:
     def __init__(self, tensor: torch.Tensor, geometry: Geometry) -> None:
         self.tensor = tensor
         self.geometry = geometry
-        storage = geometry.number_format.storage
-        bits: Patterns = _patterns(tensor).numpy().view(storage)
-        self._matrices: Patterns = bits.reshape(geometry.matrices, *geometry.shape[-2:])
+        shape = geometry.matrices, *geometry.shape[-2:]
+        self._matrices: Patterns = patterns_of_tensor(tensor).reshape(shape)
 
     @classmethod
     def empty(cls, geometry: Geometry) -> "DenseWeights":
         """A tensor to be filled; what it holds is unspecified."""
-        tensor = torch.empty(geometry.shape, dtype=_DTYPES[geometry.number_format.name])
+        tensor = torch.empty(geometry.shape, dtype=geometry.number_format.torch_dtype)
         return cls(tensor, geometry)
 
     def in_place(self, block: RowBlock) -> Patterns | None:
@@ -94,13 +95,13 @@ class DeviceWeights:
     """
 
     def __init__(self, geometry: Geometry, device: torch.device) -> None:
-        dtype = _DTYPES[geometry.number_format.name]
+        dtype = geometry.number_format.torch_dtype
         self.tensor = torch.empty(geometry.shape, dtype=dtype, device=device)
         if device.type == "cuda":
             # its memory may be that of tensors which kernels on this thread's stream still read
             torch.cuda.current_stream(device).synchronize()
         self._transposed = geometry.transposed
-        bits = _patterns(self.tensor)
+        bits = self.tensor.view(torch_integers(geometry.number_format.item_bytes))
         self._matrices = bits.view(geometry.matrices, *geometry.shape[-2:])
 
     def rows(self, block: RowBlock) -> torch.Tensor:
@@ -117,13 +118,7 @@ class DeviceWeights:
             workspace: Of the GPU; its stream copies them.
         """
         with workspace.active():
-            here = torch.from_numpy(rows.view(f"i{rows.itemsize}"))
-            self.rows(block).copy_(here, non_blocking=True)
-
-
-def _patterns(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bits, int16 or int32."""
-    return tensor.detach().view(torch.int16 if tensor.itemsize == 2 else torch.int32)
+            self.rows(block).copy_(tensor_of_patterns(rows), non_blocking=True)
 
 
 class Source(ABC):

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from emp_kernels.counting import exact_count
 from emp_kernels.histogram import (
-    LOW_PARTS,
     BlockHistogram,
     MagnitudeHistogram,
     count_equal,
@@ -23,7 +22,7 @@ from emp_kernels.histogram import (
     native_threshold,
     sparse,
 )
-from emp_kernels.numbers import F32
+from emp_kernels.numbers import F32, LOW_PARTS
 from emp_kernels.rows import Patterns, Threshold, Workspace
 
 from emp_llm.report.tensor_statistics import Group

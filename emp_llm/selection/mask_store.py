@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from emp_kernels.numbers import numpy_integers
 from emp_kernels.rows import Bytes, Patterns
 
 from emp_llm.checkpoint.json_files import read_json_object
@@ -187,8 +188,8 @@ class MaskStore:
             if part.weights is None:
                 continue
             if weights is None:
-                dtype = np.uint16 if part.item_bytes == 2 else np.uint32
-                weights = np.empty((stop_row - first_row, part.columns), dtype)
+                shape = stop_row - first_row, part.columns
+                weights = np.empty(shape, numpy_integers(part.item_bytes))
             self._read(name, part.weights, skipped, weights[rows])
         return weights
 

@@ -3,9 +3,10 @@
 Knows nothing of checkpoints or of transformers. `dispatch` is the way in.
 
 errors             what a kernel can find wrong with a row, or with the machine
-numbers            bf16, fp16 and fp32 as bit patterns, and the integers that hold them
+numbers            bf16, fp16 and fp32 as bit patterns, and the integers that hold these
 layout             where the bytes of a packed row lie
 rows               row blocks: what is asked of a backend, and what it returns
+backend            what a backend can do with row blocks
 checks             arguments are checked before a kernel reads them
 counting           how many weights to keep, exactly
 reference          the rule and the packed row in plain numpy and Python

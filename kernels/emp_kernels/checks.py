@@ -1,4 +1,4 @@
-"""What is checked of arguments before a kernel sees them, for kernels read them without a look."""
+"""Arguments are checked here before a kernel reads them: kernels themselves check no bounds."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,16 @@ import numpy.typing as npt
 
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.layout import RowLayout
-from emp_kernels.rows import Bytes, Given, Rule, Table
+from emp_kernels.rows import Bytes, Counts, Given, Patterns, PerRow, Rule, Table, Threshold
 
-__all__ = ["check_mask", "check_payload", "check_table"]
+__all__ = ["check_kept", "check_mask", "check_payload", "check_table", "check_turned"]
 
 
 def check_mask(shape: Sequence[int], rule: Rule) -> None:
-    """See that a given mask is one of these weights: kernels read it without a look.
+    """Check that a given mask fits weights of that shape, [R, C]; other rules always do.
 
     Raises:
-        ValueError: If its shape, dtype or order is another, or it names columns past the last.
+        ValueError: If its shape, dtype or memory order is another, or it names columns past C.
     """
     if not isinstance(rule, Given):
         return
@@ -28,18 +28,37 @@ def check_mask(shape: Sequence[int], rule: Rule) -> None:
         raise ValueError(f"the mask names columns past the last of {columns}")
 
 
-def check_payload(payload: Bytes, table: Table, layout: RowLayout) -> npt.NDArray[np.int64]:
-    """See that a table is one, and of that payload; returns the lengths of its sections.
+def check_kept(shape: Sequence[int], rule: PerRow | Threshold, kept: Counts | None) -> None:
+    """Check the numbers of scores to keep of each row, of scores of that shape, [R, C].
 
     Raises:
-        DamagedRowError: If it is not.
+        ValueError: If they come with a threshold, have another shape, or exceed a row.
+    """
+    rows, columns = shape
+    if kept is not None and (
+        isinstance(rule, Threshold)
+        or kept.shape != (rows,)
+        or (kept < 0).any()
+        or (kept > columns).any()
+    ):
+        raise ValueError(f"kept goes with PerRow, and is int64 [{rows}] from 0 to {columns}")
+
+
+def check_payload(payload: Bytes, table: Table, layout: RowLayout) -> npt.NDArray[np.int64]:
+    """Check a row table and that a payload is as long as it says.
+
+    Returns:
+        int64 [R, 4], the lengths of each record's sections, see `RowLayout.sections`.
+
+    Raises:
+        DamagedRowError: If a line is impossible, or the payload is longer or shorter.
     """
     check_table(table, layout)
     sections = layout.sections(table[:, 0], table[:, 1])
     if sections.sum() != payload.size:
         raise DamagedRowError(
             max(len(table) - 1, 0),
-            f"the table tells of {sections.sum()} bytes, there are {payload.size}",
+            f"the row table says {sections.sum()} bytes of records, there are {payload.size}",
         )
     return sections
 
@@ -59,3 +78,26 @@ def check_table(table: Table, layout: RowLayout) -> None:
             row,
             f"its table line (kept, escaped, base) = {tuple(table[row].tolist())} is impossible",
         )
+
+
+def check_turned(matrix: Patterns, out: Patterns) -> None:
+    """Check that a matrix can be turned into another array.
+
+    Raises:
+        ValueError: If the shape or dtype is wrong, or the items of a line do not lie side by side.
+    """
+    if out.shape != matrix.shape[::-1] or out.dtype != matrix.dtype:
+        raise ValueError(
+            f"{matrix.dtype} {matrix.shape} is to be turned to {out.dtype} {out.shape}; that must "
+            f"be {matrix.dtype} {matrix.shape[::-1]}"
+        )
+    for array in (matrix, out):
+        if not array.flags.c_contiguous and (
+            array.strides[1] != array.itemsize
+            or array.strides[0] % array.itemsize
+            or array.strides[0] < array.shape[1] * array.itemsize
+        ):
+            raise ValueError(
+                f"the items of each line must lie side by side, one line behind the other; strides "
+                f"are {array.strides}"
+            )

@@ -1,28 +1,30 @@
-"""The backend of numba's CPU kernels: their arguments, their answers, their buffers."""
+"""The backend of numba's kernels for CPUs: their arguments, their results, their buffers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from emp_kernels.counting import SLACK, exact_count, exact_sums_of
-from emp_kernels.cpu import masks
-from emp_kernels.cpu import pack as kernels
+from emp_kernels.cpu import histogram, masks
+from emp_kernels.cpu import pack as packing
 from emp_kernels.cpu import sweep as sweeping
 from emp_kernels.cpu import turn as turning
 from emp_kernels.cpu import unpack as unpacking
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
-from emp_kernels.numbers import F32, NumberFormat
+from emp_kernels.numbers import BINS, F32, LOW_PARTS, NumberFormat
 from emp_kernels.rows import (
     Bytes,
+    Counts,
     Given,
+    MagnitudeCounts,
     PackedRows,
     Patterns,
     PerRow,
     PrunedRows,
     RowCounts,
+    RowFigures,
     Rule,
     SelectedRows,
     SweptRows,
@@ -31,7 +33,7 @@ from emp_kernels.rows import (
     Workspace,
 )
 
-__all__ = ["Block", "count", "select", "sweep", "trailing_zeros", "turn", "unpack"]
+__all__ = ["CpuBackend", "CpuCounting"]
 
 _FAULTS = {
     unpacking.BAD_MASK: "its mask names another number of weights than its table line",
@@ -39,200 +41,223 @@ _FAULTS = {
     unpacking.NOT_FINITE: "it holds NaN or infinity",
 }
 
+_NO_RECORDS = np.empty(0, np.uint8)
 
-class Block:
-    """One call of the CPU kernel, and another one for each count that float64 cannot decide."""
+_FormatArguments = tuple[np.unsignedinteger, int, int, int, float]
 
-    def __init__(
+
+class CpuCounting:
+    """The part of `emp_kernels.backend.Backend` that needs neither buffers nor vector compression.
+
+    It runs on the CPU for GPUs too: there are no kernels of them for it.
+    """
+
+    def count(
+        self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]
+    ) -> RowCounts:
+        """See `emp_kernels.dispatch.count_rows`."""
+        stats = np.empty((len(weights), 2), np.float64)
+        kept = np.empty((len(weights), len(betas)), np.int64)
+        slack = np.array(betas, np.float64) * SLACK
+        arguments = _format_arguments(number_format)
+        status, row = sweeping.count_block(weights, arguments, slack, stats, kept)
+        if status == sweeping.NOT_FINITE:
+            raise NonFiniteRowError(int(row))
+        for r, b in zip(*np.nonzero(kept < 0), strict=True):
+            kept[r, b] = _exact_row_count(weights[r], number_format, betas[b])
+        return RowCounts(stats, kept)
+
+    def sweep(self, weights: Patterns, kept: Counts, layouts: Sequence[RowLayout]) -> SweptRows:
+        """See `emp_kernels.dispatch.sweep_rows`."""
+        by_id = {id(layout): layout for layout in layouts}  # hundreds of points share a few
+        arguments = {key: _layout_arguments(layout) for key, layout in by_id.items()}
+        swept = SweptRows(
+            np.empty(kept.shape, np.int64),
+            np.empty(kept.shape, np.float64),
+            np.empty(len(layouts), np.int64),
+        )
+        sweeping.sweep_block(
+            weights,
+            _format_arguments(layouts[0].number_format),
+            np.ascontiguousarray(kept),
+            np.array([arguments[id(layout)] for layout in layouts], np.int64),
+            swept.escaped,
+            swept.kept_mass,
+            swept.record_bytes,
+        )
+        return swept
+
+    def trailing_zeros(
+        self, weights: Patterns, number_format: NumberFormat, kept: Counts
+    ) -> Counts:
+        """See `emp_kernels.dispatch.trailing_zeros`."""
+        found = np.empty((kept.shape[1], 32), np.int64)
+        sweeping.trailing_zeros(
+            weights, _format_arguments(number_format), np.ascontiguousarray(kept), found
+        )
+        return found
+
+    def turn(self, matrix: Patterns, out: Patterns) -> None:
+        """See `emp_kernels.dispatch.turn`."""
+        if matrix.size:
+            turning.turn_lines(*_lines(matrix), *_lines(out), *matrix.shape)
+
+
+class CpuBackend(CpuCounting):
+    """numba's kernels for CPUs, see `emp_kernels.backend.Backend`.
+
+    Args:
+        workspace: Buffers to use again.
+        simd: Whether to use vector compression: correct on any CPU, and fast where it has AVX-512
+            VBMI2.
+    """
+
+    def __init__(self, workspace: Workspace, *, simd: bool) -> None:
+        self._workspace = workspace
+        self._simd = simd
+
+    def pack(self, weights: Patterns, layout: RowLayout, rule: Rule, *, emit: bool) -> PackedRows:
+        """See `emp_kernels.dispatch.pack_rows`."""
+        if not emit:
+            rows, _ = self._run(weights, layout, rule, packing.NOTHING, _NO_RECORDS, weights)
+            return PackedRows(rows.table, rows.stats, _NO_RECORDS)
+        room = len(weights) * layout.longest_record + packing.SCRATCH_SLACK
+        out = self._workspace.take("records", room)
+        rows, used = self._run(weights, layout, rule, packing.RECORDS, out, weights)
+        return PackedRows(rows.table, rows.stats, out[:used])
+
+    def prune(
+        self, weights: Patterns, number_format: NumberFormat, rule: Rule, out: Patterns
+    ) -> PrunedRows:
+        """See `emp_kernels.dispatch.prune_rows`."""
+        layout = RowLayout(number_format=number_format, columns=weights.shape[1])
+        rows, _ = self._run(weights, layout, rule, packing.ROWS, _NO_RECORDS, out)
+        return PrunedRows(rows.table, rows.stats, out)
+
+    def _run(
         self,
         weights: Patterns,
         layout: RowLayout,
         rule: Rule,
-        simd: bool,
-        workspace: Workspace,
-    ) -> None:
-        self._weights = weights
-        self._layout = layout
-        self._rule = rule
-        self._simd = simd
-        self._workspace = workspace
-        self._table = np.empty((len(weights), 3), np.int64)
-        self._stats = np.empty((len(weights), 3), np.float64)
+        emit: int,
+        records: Bytes,
+        dense: Patterns,
+    ) -> tuple[RowFigures, int]:
+        """Run the kernel over a row block.
 
-    def pack(self) -> PackedRows:
-        """See `emp_kernels.dispatch.pack_rows`."""
-        room = len(self._weights) * self._layout.longest_record + kernels.SCRATCH_SLACK
-        out = self._workspace.take("records", room)
-        used = self._run(kernels.RECORDS, out, self._weights)
-        return PackedRows(self._table, self._stats, out[:used])
+        Args:
+            weights: As for `pack`.
+            layout: As for `pack`.
+            rule: As for `pack`.
+            emit: What to write: NOTHING, RECORDS or ROWS.
+            records: For RECORDS: room for all, and SCRATCH_SLACK.
+            dense: For ROWS: where they go, as weights or weights itself.
 
-    def measure(self) -> PackedRows:
-        """The same without records."""
-        nothing = np.empty(0, np.uint8)
-        self._run(kernels.NOTHING, nothing, self._weights)
-        return PackedRows(self._table, self._stats, nothing)
-
-    def prune(self, out: Patterns) -> PrunedRows:
-        """See `emp_kernels.dispatch.prune_rows`."""
-        self._run(kernels.ROWS, np.empty(0, np.uint8), out)
-        return PrunedRows(self._table, self._stats, out)
-
-    def _run(self, emit: int, out: Bytes, dense: Patterns) -> int:
-        rule, number_format = self._rule, self._layout.number_format
+        Returns:
+            What was decided, and how many bytes of records were written.
+        """
+        table = np.empty((len(weights), 3), np.int64)
+        stats = np.empty((len(weights), 3), np.float64)
+        number_format = layout.number_format
+        block = weights, _format_arguments(number_format), _layout_arguments(layout)
+        written = self._simd, emit, records, dense, table, stats, *self._scratch(layout)
         if isinstance(rule, Given):
-            return self._run_given(rule, emit, out, dense)
-        start = (0, 0, -1)
-        while True:
-            status, row, used = kernels.pack_block(
-                self._weights,
-                _format_arguments(number_format),
-                _layout_arguments(self._layout),
+            status, row, used = masks.pack_given(*block, rule.mask, *written)
+        else:
+            # The kernel stops at a row whose count float64 cannot decide. Exact integers decide it,
+            # and the kernel goes on from that row: about one row in a million costs a second call.
+            arguments, start = _rule_arguments(rule), (0, 0, -1)
+            status = packing.DOUBTFUL
+            while status == packing.DOUBTFUL:
+                status, row, used = packing.pack_block(*block, arguments, start, *written)
+                if status == packing.DOUBTFUL:
+                    count = _exact_row_count(weights[row], number_format, _beta(rule))
+                    start = row, used, count
+        if status == packing.NOT_FINITE:
+            raise NonFiniteRowError(int(row))
+        return RowFigures(table, stats), int(used)
+
+    def select(
+        self, scores: Patterns, rule: PerRow | Threshold, kept: Counts | None
+    ) -> SelectedRows:
+        """See `emp_kernels.dispatch.select_rows`."""
+        rows, columns = scores.shape
+        counts = np.full(rows, -1, np.int64) if kept is None else kept.astype(np.int64)
+        mask = np.empty((rows, -(-columns // 8)), np.uint8)
+        table, stats = np.empty((rows, 3), np.int64), np.empty((rows, 3))
+        scratch, _, _ = self._scratch(RowLayout(number_format=F32, columns=columns))
+        start = 0
+        while True:  # goes on after counts in doubt, as in `_run`
+            status, row = masks.select_block(
+                scores,
+                _format_arguments(F32),
                 _rule_arguments(rule),
                 start,
                 self._simd,
-                emit,
-                out,
-                dense,
-                self._table,
-                self._stats,
-                *_scratch(self._layout, self._workspace),
+                counts,
+                mask,
+                table,
+                stats,
+                scratch,
             )
-            if status == kernels.DONE:
-                return int(used)
-            if status == kernels.NOT_FINITE:
+            if status == packing.DONE:
+                return SelectedRows(table, stats, mask)
+            if status == packing.NOT_FINITE:
                 raise NonFiniteRowError(int(row))
-            start = (row, used, _exact_row_count(self._weights[row], number_format, _beta(rule)))
+            start = int(row)
+            counts[start] = _exact_row_count(scores[start], F32, _beta(rule))
 
-    def _run_given(self, rule: Given, emit: int, out: Bytes, dense: Patterns) -> int:
-        status, row, used = masks.pack_given(
-            self._weights,
-            _format_arguments(self._layout.number_format),
-            _layout_arguments(self._layout),
-            rule.mask,
-            self._simd,
-            emit,
-            out,
-            dense,
-            self._table,
-            self._stats,
-            *_scratch(self._layout, self._workspace),
-        )
-        if status == kernels.NOT_FINITE:
-            raise NonFiniteRowError(int(row))
-        return int(used)
-
-
-def select(
-    scores: Patterns,
-    rule: PerRow | Threshold,
-    kept: npt.NDArray[np.int64] | None,
-    simd: bool,
-    workspace: Workspace,
-) -> SelectedRows:
-    """See `emp_kernels.dispatch.select_rows`."""
-    rows, columns = scores.shape
-    counts = np.full(rows, -1, np.int64) if kept is None else kept.astype(np.int64)
-    mask = np.empty((rows, -(-columns // 8)), np.uint8)
-    table, stats = np.empty((rows, 3), np.int64), np.empty((rows, 3))
-    scratch, _, _ = _scratch(RowLayout(number_format=F32, columns=columns), workspace)
-    start = 0
-    while True:
-        status, row = masks.select_block(
-            scores,
-            _format_arguments(F32),
-            _rule_arguments(rule),
-            start,
-            simd,
-            counts,
-            mask,
+    def unpack(
+        self,
+        payload: Bytes,
+        sections: npt.NDArray[np.int64],
+        table: Table,
+        layout: RowLayout,
+        out: Patterns,
+    ) -> None:
+        """See `emp_kernels.dispatch.unpack_rows`."""
+        status, row = unpacking.unpack_block(
+            payload,
+            sections,
             table,
-            stats,
-            scratch,
+            _format_arguments(layout.number_format),
+            _layout_arguments(layout),
+            self._simd,
+            out,
+            *self._scratch(layout),
         )
-        if status == kernels.DONE:
-            return SelectedRows(table, stats, mask)
-        if status == kernels.NOT_FINITE:
-            raise NonFiniteRowError(int(row))
-        start = int(row)
-        counts[start] = _exact_row_count(scores[start], F32, _beta(rule))
+        if status != unpacking.UNPACKED:
+            raise DamagedRowError(int(row), _FAULTS[status])
 
+    def _scratch(self, layout: RowLayout) -> tuple[Patterns, Patterns, Bytes]:
+        """Room for one row's kept weights, their distances from the window's base, their codes."""
+        storage = layout.number_format.storage
+        nbytes = (layout.columns + packing.SCRATCH_SLACK) * storage.itemsize
+        kept = self._workspace.take("kept", nbytes)[:nbytes].view(storage)
+        delta = self._workspace.take("delta", nbytes)[:nbytes].view(storage)
+        return kept, delta, self._workspace.take("codes", layout.columns)
 
-def unpack(
-    payload: Bytes,
-    sections: npt.NDArray[np.int64],
-    table: Table,
-    layout: RowLayout,
-    out: Patterns,
-    simd: bool,
-    workspace: Workspace,
-) -> None:
-    """See `emp_kernels.dispatch.unpack_rows`."""
-    status, row = unpacking.unpack_block(
-        np.ascontiguousarray(payload),
-        sections,
-        table,
-        _format_arguments(layout.number_format),
-        _layout_arguments(layout),
-        simd,
-        out,
-        *_scratch(layout, workspace),
-    )
-    if status != unpacking.UNPACKED:
-        raise DamagedRowError(int(row), _FAULTS[status])
+    def count_magnitudes(self, weights: Patterns, number_format: NumberFormat) -> MagnitudeCounts:
+        """See `emp_kernels.histogram.BlockHistogram`."""
+        found = MagnitudeCounts(
+            np.zeros(BINS, np.int64), np.zeros(BINS, np.uint64), np.zeros(BINS, np.uint64)
+        )
+        flat, mask = weights.reshape(-1), _key_mask(number_format)
+        if number_format is F32:
+            histogram.count_bins(flat, mask, found.counts, found.low_sums, found.low_squares)
+        else:
+            histogram.count_keys(flat, mask, found.counts)
+        return found
 
+    def count_low_parts(self, weights: Patterns, chosen_bin: int) -> Counts:
+        """See `emp_kernels.histogram.count_low_parts`."""
+        counts = np.zeros(LOW_PARTS, np.int64)
+        histogram.count_low_parts(weights.reshape(-1), _key_mask(F32), chosen_bin, counts)
+        return counts
 
-def count(weights: Patterns, number_format: NumberFormat, betas: Sequence[float]) -> RowCounts:
-    """See `emp_kernels.dispatch.count_rows`."""
-    stats = np.empty((len(weights), 2), np.float64)
-    kept = np.empty((len(weights), len(betas)), np.int64)
-    slack = np.array(betas, np.float64) * SLACK
-    arguments = _format_arguments(number_format)
-    status, row = sweeping.count_block(weights, arguments, slack, stats, kept)
-    if status == sweeping.NOT_FINITE:
-        raise NonFiniteRowError(int(row))
-    for r, b in zip(*np.nonzero(kept < 0), strict=True):
-        kept[r, b] = _exact_row_count(weights[r], number_format, betas[b])
-    return RowCounts(stats, kept)
-
-
-def sweep(
-    weights: Patterns, kept: npt.NDArray[np.int64], layouts: Sequence[RowLayout]
-) -> SweptRows:
-    """See `emp_kernels.dispatch.sweep_rows`."""
-    by_id = {id(layout): layout for layout in layouts}  # hundreds of points share a few
-    arguments = {key: _layout_arguments(layout) for key, layout in by_id.items()}
-    swept = SweptRows(
-        np.empty(kept.shape, np.int64),
-        np.empty(kept.shape, np.float64),
-        np.empty(len(layouts), np.int64),
-    )
-    sweeping.sweep_block(
-        weights,
-        _format_arguments(layouts[0].number_format),
-        np.ascontiguousarray(kept),
-        np.array([arguments[id(layout)] for layout in layouts], np.int64),
-        swept.escaped,
-        swept.kept_mass,
-        swept.record_bytes,
-    )
-    return swept
-
-
-def trailing_zeros(
-    weights: Patterns, number_format: NumberFormat, kept: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """See `emp_kernels.dispatch.trailing_zeros`."""
-    found = np.empty((kept.shape[1], 32), np.int64)
-    sweeping.trailing_zeros(
-        weights, _format_arguments(number_format), np.ascontiguousarray(kept), found
-    )
-    return found
-
-
-def turn(matrix: Patterns, out: Patterns) -> None:
-    """See `emp_kernels.dispatch.turn`."""
-    if matrix.size:
-        turning.turn_lines(*_lines(matrix), *_lines(out), *matrix.shape)
+    def count_equal(self, weights: Patterns, number_format: NumberFormat, key: int) -> int:
+        """See `emp_kernels.histogram.count_equal`."""
+        return int(histogram.count_equal(weights.reshape(-1), _key_mask(number_format), key))
 
 
 def _lines(matrix: Patterns) -> tuple[Patterns, int]:
@@ -244,14 +269,6 @@ def _lines(matrix: Patterns) -> tuple[Patterns, int]:
     return np.lib.stride_tricks.as_strided(matrix, (size,), (item,)), line
 
 
-def _scratch(layout: RowLayout, workspace: Workspace) -> tuple[Patterns, Patterns, Bytes]:
-    storage = layout.number_format.storage
-    nbytes = (layout.columns + kernels.SCRATCH_SLACK) * storage.itemsize
-    kept = workspace.take("kept", nbytes)[:nbytes].view(storage)
-    delta = workspace.take("delta", nbytes)[:nbytes].view(storage)
-    return kept, delta, workspace.take("codes", layout.columns)
-
-
 def _beta(rule: PerRow | Threshold) -> float:
     return rule.beta if isinstance(rule, PerRow) else 0.0
 
@@ -261,9 +278,13 @@ def _rule_arguments(rule: PerRow | Threshold) -> tuple[float, int, int]:
     return _beta(rule) * SLACK, *threshold
 
 
-def _format_arguments(number_format: NumberFormat) -> tuple[Any, ...]:
+def _key_mask(number_format: NumberFormat) -> np.unsignedinteger:
+    return number_format.storage.type(number_format.key_mask)
+
+
+def _format_arguments(number_format: NumberFormat) -> _FormatArguments:
     return (
-        number_format.storage.type(number_format.key_mask),
+        _key_mask(number_format),
         number_format.infinity,
         number_format.bits,
         number_format.to_f32_shift,

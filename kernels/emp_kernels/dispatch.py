@@ -1,6 +1,7 @@
-"""The one place that chooses a backend: what the rest of emp-llm calls, whatever runs beneath.
+"""The one place that chooses a backend: what the rest of emp-llm calls, whichever runs.
 
-Every function here gives the same bits from every `impl`:
+Every function here checks its arguments, picks a `emp_kernels.backend.Backend` and calls it. The
+result is the same bits from every `impl`:
 
     "reference"  plain numpy and Python, row by row
     "scalar"     numba, for any CPU
@@ -12,24 +13,22 @@ Every function here gives the same bits from every `impl`:
 import importlib
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from emp_kernels import reference_backend as plain_backend
-from emp_kernels.checks import check_mask, check_payload
+from emp_kernels.backend import Backend
+from emp_kernels.checks import check_kept, check_mask, check_payload, check_turned
 from emp_kernels.layout import RowLayout
-from emp_kernels.numbers import F32, NumberFormat
+from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import (
     Bytes,
-    Given,
+    Counts,
     PackedRows,
     Patterns,
     PerRow,
     PrunedRows,
     RowCounts,
-    RowFigures,
     Rule,
     SelectedRows,
     SweptRows,
@@ -38,23 +37,10 @@ from emp_kernels.rows import (
     Workspace,
 )
 
-if TYPE_CHECKING:
-    from emp_kernels.gpu_workspace import DeviceWorkspace
-
 __all__ = [
-    "Given",
     "Impl",
-    "PackedRows",
-    "PerRow",
-    "PrunedRows",
-    "RowCounts",
-    "RowFigures",
-    "Rule",
-    "SelectedRows",
-    "SweptRows",
-    "Threshold",
-    "Workspace",
     "count_rows",
+    "get_backend",
     "load_backend",
     "pack_rows",
     "prune_rows",
@@ -70,13 +56,13 @@ Impl = Literal["auto", "reference", "scalar", "simd", "triton"]
 
 
 def load_backend() -> None:
-    """Import what the fastest backend needs, ahead of its first use."""
+    """Import the backend for CPUs ahead of its first use, so that no timed work waits for it."""
     importlib.import_module("emp_kernels.cpu_backend")
 
 
 @cache
 def resolve(impl: Impl) -> Impl:
-    """The backend that runs for `impl` on this machine's CPU."""
+    """The `impl` that runs on this machine's CPU: "auto" is "simd" where that is fast."""
     if impl != "auto":
         return impl
     import llvmlite.binding
@@ -84,21 +70,29 @@ def resolve(impl: Impl) -> Impl:
     return "simd" if llvmlite.binding.get_host_cpu_features().get("avx512vbmi2") else "scalar"
 
 
-def device_workspace(impl: Impl, workspace: Workspace | None) -> "DeviceWorkspace | None":
-    """The workspace of the GPU that `impl` runs on; None where it runs on the CPU.
+def get_backend(impl: Impl, workspace: Workspace | None = None) -> Backend:
+    """The backend that does what is asked.
+
+    Args:
+        impl: Backend; "auto" chooses by the workspace and the CPU.
+        workspace: Buffers to use again; made if None.
 
     Raises:
         NoDeviceError: If "triton" was asked for, and there is no GPU.
     """
-    there = workspace is not None and workspace.device is not None
-    if impl != "triton" and not (impl == "auto" and there):
-        return None
-    from emp_kernels.gpu_devices import find_devices
-    from emp_kernels.gpu_workspace import DeviceWorkspace
+    # each backend is imported when it is first used: numba and Triton take a second or more
+    if impl == "reference":
+        from emp_kernels.reference_backend import ReferenceBackend
 
-    if isinstance(workspace, DeviceWorkspace):
-        return workspace
-    return DeviceWorkspace(find_devices()[0])
+        return ReferenceBackend()
+    has_gpu = workspace is not None and workspace.device is not None
+    if impl == "triton" or (impl == "auto" and has_gpu):
+        from emp_kernels.gpu_backend import GpuBackend
+
+        return GpuBackend.over(workspace)
+    from emp_kernels.cpu_backend import CpuBackend
+
+    return CpuBackend(workspace or Workspace(), simd=resolve(impl) == "simd")
 
 
 def pack_rows(
@@ -110,32 +104,22 @@ def pack_rows(
     impl: Impl = "auto",
     workspace: Workspace | None = None,
 ) -> PackedRows:
-    """Decide which weights of a block of rows stay, and pack them.
+    """Decide which weights of a row block stay, and pack them.
 
     Args:
         weights: uint16 or uint32 [R, C], bit patterns in the layout's format, C-contiguous.
         layout: The tensor's layout.
         rule: What to keep.
-        emit: Whether to write records; without, only table and stats are made.
+        emit: Whether to write records; otherwise the result has a table and stats only.
         impl: Backend.
         workspace: Buffers to use again; the payload lies in them.
 
     Raises:
         NonFiniteRowError: If a weight is NaN or infinite.
-        ValueError: If a given mask is not one of these weights.
+        ValueError: If a given mask does not fit the weights.
     """
     check_mask(weights.shape, rule)
-    if impl == "reference":
-        return plain_backend.pack(weights, layout, rule, emit=emit)
-    if there := device_workspace(impl, workspace):
-        from emp_kernels import gpu_backend as triton_backend
-
-        return triton_backend.pack(weights, layout, rule, emit=emit, workspace=there)
-    from emp_kernels import cpu_backend as numba_backend
-
-    simd = resolve(impl) == "simd"
-    block = numba_backend.Block(weights, layout, rule, simd, workspace or Workspace())
-    return block.pack() if emit else block.measure()
+    return get_backend(impl, workspace).pack(weights, layout, rule, emit=emit)
 
 
 def prune_rows(
@@ -147,7 +131,7 @@ def prune_rows(
     impl: Impl = "auto",
     workspace: Workspace | None = None,
 ) -> PrunedRows:
-    """Decide which weights of a block of rows stay, and put +0.0 in the place of the others.
+    """Decide which weights of a row block stay, and put +0.0 in place of the others.
 
     Args:
         weights: uint16 or uint32 [R, C], bit patterns, C-contiguous.
@@ -162,31 +146,21 @@ def prune_rows(
     """
     check_mask(weights.shape, rule)
     out = np.empty_like(weights) if out is None else out
-    layout = RowLayout(number_format=number_format, columns=weights.shape[1])
-    if impl == "reference":
-        return plain_backend.prune(weights, layout, rule, out)
-    if there := device_workspace(impl, workspace):
-        from emp_kernels import gpu_backend as triton_backend
-
-        return triton_backend.prune(weights, number_format, rule, out, workspace=there)
-    from emp_kernels import cpu_backend as numba_backend
-
-    simd = resolve(impl) == "simd"
-    return numba_backend.Block(weights, layout, rule, simd, workspace or Workspace()).prune(out)
+    return get_backend(impl, workspace).prune(weights, number_format, rule, out)
 
 
 def select_rows(
     scores: Patterns,
     rule: PerRow | Threshold,
     *,
-    kept: npt.NDArray[np.int64] | None = None,
+    kept: Counts | None = None,
     impl: Impl = "auto",
     workspace: Workspace | None = None,
 ) -> SelectedRows:
-    """Decide which scores of a block of rows stay.
+    """Decide which scores of a row block stay.
 
     Args:
-        scores: uint32 [R, C], bit patterns of float32, C-contiguous; their signs are not looked at.
+        scores: uint32 [R, C], bit patterns of float32, C-contiguous; signs are ignored.
         rule: What to keep.
         kept: int64 [R], from 0 to C: with `PerRow`, how many of each row stay, whatever β is.
         impl: Backend.
@@ -194,26 +168,10 @@ def select_rows(
 
     Raises:
         NonFiniteRowError: If a score is NaN or infinite.
-        ValueError: If `kept` is not as it must be.
+        ValueError: If `kept` has another shape, exceeds a row, or comes with a `Threshold`.
     """
-    rows, columns = scores.shape
-    if kept is not None and (
-        isinstance(rule, Threshold)
-        or kept.shape != (rows,)
-        or (kept < 0).any()
-        or (kept > columns).any()
-    ):
-        raise ValueError(f"kept goes with PerRow, and is int64 [{rows}] from 0 to {columns}")
-    if impl == "reference":
-        return plain_backend.select(scores, F32, rule, kept)
-    if there := device_workspace(impl, workspace):
-        from emp_kernels import gpu_backend as triton_backend
-
-        return triton_backend.select(scores, rule, kept, workspace=there)
-    from emp_kernels import cpu_backend as numba_backend
-
-    simd = resolve(impl) == "simd"
-    return numba_backend.select(scores, rule, kept, simd, workspace or Workspace())
+    check_kept(scores.shape, rule, kept)
+    return get_backend(impl, workspace).select(scores, rule, kept)
 
 
 def unpack_rows(
@@ -225,10 +183,10 @@ def unpack_rows(
     impl: Impl = "auto",
     workspace: Workspace | None = None,
 ) -> Patterns:
-    """Decode a block of packed rows.
+    """Decode a row block.
 
     Args:
-        payload: uint8 [bytes], the block's records, one after the other, and nothing else.
+        payload: uint8 [bytes], the rows' records, one after the other, and nothing else.
         table: int64 [R, 3], their lines of the row table.
         layout: The tensor's layout.
         out: uint16 or uint32 [R, C], C-contiguous, to write to; made if None.
@@ -244,18 +202,8 @@ def unpack_rows(
     sections = check_payload(payload, table, layout)
     if out is None:
         out = np.empty((len(table), layout.columns), layout.number_format.storage)
-    if impl == "reference":
-        plain_backend.unpack(payload, table, layout, out)
-        return out
-    if there := device_workspace(impl, workspace):
-        from emp_kernels import gpu_backend as triton_backend
-
-        triton_backend.unpack(payload, table, layout, out, workspace=there)
-        return out
-    from emp_kernels import cpu_backend as numba_backend
-
-    simd = resolve(impl) == "simd"
-    numba_backend.unpack(payload, sections, table, layout, out, simd, workspace or Workspace())
+    payload = np.ascontiguousarray(payload)
+    get_backend(impl, workspace).unpack(payload, sections, table, layout, out)
     return out
 
 
@@ -266,36 +214,32 @@ def count_rows(
     *,
     impl: Impl = "auto",
 ) -> RowCounts:
-    """How many weights of each row stay, for many β at once.
+    """Count how many weights of each row stay, for many β at once.
 
     Args:
         weights: uint16 or uint32 [R, C], bit patterns, C-contiguous.
         number_format: Their format.
         betas: Multipliers of the effective number, above 0; infinity keeps rows whole that are not
             all zeros.
-        impl: Backend; there is nothing here that "simd" would do in another way than "scalar".
+        impl: Backend; all but "reference" run the same kernel on the CPU.
 
     Raises:
         NonFiniteRowError: If a weight is NaN or infinite.
     """
-    if impl == "reference":
-        return plain_backend.count(weights, number_format, betas)
-    from emp_kernels import cpu_backend as numba_backend
-
-    return numba_backend.count(weights, number_format, betas)
+    return get_backend(impl).count(weights, number_format, betas)
 
 
 def sweep_rows(
     weights: Patterns,
-    kept: npt.NDArray[np.int64],
+    kept: Counts,
     layouts: Sequence[RowLayout],
     *,
     impl: Impl = "auto",
 ) -> SweptRows:
-    """What a block of rows would come to, packed, at many points at once.
+    """Measure what a row block would come to, packed, at many points at once.
 
-    Quickest where points ascend by the weights they keep, and those that keep as many follow each
-    other.
+    Fastest where points are sorted by the weights they keep, least first: each continues from the
+    one before it.
 
     Args:
         weights: uint16 or uint32 [R, C], bit patterns, C-contiguous; all finite.
@@ -304,20 +248,16 @@ def sweep_rows(
         layouts: The layout at each point, P of one format.
         impl: As for `count_rows`.
     """
-    if impl == "reference":
-        return plain_backend.sweep(weights, kept, layouts)
-    from emp_kernels import cpu_backend as numba_backend
-
-    return numba_backend.sweep(weights, kept, layouts)
+    return get_backend(impl).sweep(weights, kept, layouts)
 
 
 def trailing_zeros(
     weights: Patterns,
     number_format: NumberFormat,
-    kept: npt.NDArray[np.int64],
+    kept: Counts,
     *,
     impl: Impl = "auto",
-) -> npt.NDArray[np.int64]:
+) -> Counts:
     """Count the kept weights, but for zeros, by the zero bits that their patterns end in.
 
     Args:
@@ -329,11 +269,7 @@ def trailing_zeros(
     Returns:
         int64 [B, 32].
     """
-    if impl == "reference":
-        return plain_backend.trailing_zeros(weights, number_format, kept)
-    from emp_kernels import cpu_backend as numba_backend
-
-    return numba_backend.trailing_zeros(weights, number_format, kept)
+    return get_backend(impl).trailing_zeros(weights, number_format, kept)
 
 
 def turn(matrix: Patterns, out: Patterns, *, impl: Impl = "auto") -> None:
@@ -345,26 +281,7 @@ def turn(matrix: Patterns, out: Patterns, *, impl: Impl = "auto") -> None:
         impl: As for `count_rows`.
 
     Raises:
-        ValueError: If they are not as they must be.
+        ValueError: If shapes or dtypes do not fit, or the items of a line lie apart.
     """
-    if out.shape != matrix.shape[::-1] or out.dtype != matrix.dtype:
-        raise ValueError(
-            f"{matrix.dtype} {matrix.shape} is to be turned to {out.dtype} {out.shape}; that must "
-            f"be {matrix.dtype} {matrix.shape[::-1]}"
-        )
-    for array in (matrix, out):
-        if not array.flags.c_contiguous and (
-            array.strides[1] != array.itemsize
-            or array.strides[0] % array.itemsize
-            or array.strides[0] < array.shape[1] * array.itemsize
-        ):
-            raise ValueError(
-                f"the items of each line must lie side by side, one line behind the other; strides "
-                f"are {array.strides}"
-            )
-    if impl == "reference":
-        plain_backend.turn(matrix, out)
-        return
-    from emp_kernels import cpu_backend as numba_backend
-
-    numba_backend.turn(matrix, out)
+    check_turned(matrix, out)
+    get_backend(impl).turn(matrix, out)

@@ -1,4 +1,4 @@
-"""Blocks of rows on a GPU, and there they stay: `emp_kernels.dispatch` for tensors of torch."""
+"""Row blocks that are on a GPU and stay there: `emp_kernels.dispatch` for tensors of torch."""
 
 import torch
 
@@ -20,7 +20,7 @@ def prune_there(
     *,
     workspace: DeviceWorkspace,
 ) -> RowFigures:
-    """Decide which weights of a block of rows stay, and put +0.0 in the place of the others.
+    """Decide which weights of a row block stay, and put +0.0 in place of the others.
 
     Args:
         weights: int16 or int32 [R, C] on the workspace's device, bit patterns, of any strides, and
@@ -31,13 +31,13 @@ def prune_there(
 
     Raises:
         NonFiniteRowError: If a weight is NaN or infinite.
-        ValueError: If a given mask is not one of these weights.
+        ValueError: If a given mask does not fit the weights.
     """
     check_mask(weights.shape, rule)
     with workspace.active():
-        figures = pruning.prune(weights, number_format, rule, out=weights, workspace=workspace)
+        rows = pruning.prune(weights, number_format, rule, out=weights, workspace=workspace)
         workspace.wait()
-    return figures
+    return rows
 
 
 def unpack_there(
@@ -48,10 +48,10 @@ def unpack_there(
     *,
     workspace: DeviceWorkspace,
 ) -> None:
-    """Decode a block of packed rows.
+    """Decode a row block.
 
     Args:
-        payload: uint8 [bytes] on the host, the block's records, one after the other, and nothing
+        payload: uint8 [bytes] on the host, the rows' records, one after the other, and nothing
             else; they go to the device as they are.
         table: int64 [R, 3], their lines of the row table.
         layout: The tensor's layout.
@@ -61,7 +61,7 @@ def unpack_there(
     Raises:
         DamagedRowError: If a record contradicts its line of the table or itself.
     """
-    check_payload(payload, table, layout)
+    sections = check_payload(payload, table, layout)
     with workspace.active():
         records = unpacking.upload_records(payload, workspace)
-        unpacking.unpack(records, table, layout, out, workspace)
+        unpacking.unpack(records, sections, table, layout, out, workspace)

@@ -1,33 +1,28 @@
 """Exact histograms of the magnitudes in a group larger than a row, and the threshold they give.
 
 All formats are counted in one order, that of float32's keys: the magnitude of every bf16 and fp16
-weight is a float32, so its key there says where it stands among weights of other formats. A key's
-upper 15 bits are its *bin*, its lower 16 bits its *low part*. Histograms add up over blocks,
-threads and machines, and do not depend on the order they are added in.
+weight is a float32 exactly, so its key there says where it ranks among weights of other formats.
+16-bit weights are counted key by key. Of float32 there are too many keys, so a first pass counts by
+bin (upper 15 bits), and a second one the low parts (lower 16 bits) of the bin that holds the k-th
+largest. Histograms of row blocks add up as integers, so neither the order nor the number of threads
+or machines matters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from emp_kernels.counting import exact_sums
-from emp_kernels.dispatch import Impl, device_workspace
+from emp_kernels.dispatch import Impl, get_backend
 from emp_kernels.errors import NonFiniteRowError
-from emp_kernels.numbers import F32, FORMATS, NumberFormat
-from emp_kernels.rows import Patterns, Workspace
-
-if TYPE_CHECKING:
-    import torch
-
-    from emp_kernels.gpu_workspace import DeviceWorkspace
+from emp_kernels.numbers import BINS, F32, FORMATS, LOW_PARTS, NumberFormat
+from emp_kernels.rows import Counts, Patterns, Workspace
 
 __all__ = [
-    "BINS",
-    "LOW_PARTS",
     "BlockHistogram",
     "MagnitudeHistogram",
     "count_equal",
@@ -36,20 +31,15 @@ __all__ = [
     "sparse",
 ]
 
-BINS = 1 << 15
-LOW_PARTS = 1 << 16
-
-Counts = npt.NDArray[np.int64]
-
 
 class BlockHistogram:
-    """What one block of weights adds to a `MagnitudeHistogram`.
+    """What one row block adds to a `MagnitudeHistogram`.
 
     Args:
         weights: uint16 or uint32 [R, C], bit patterns, C-contiguous, fewer than 2**31.
         number_format: Their format.
-        workspace: Buffers to use again; with a GPU, that is where they are counted.
-        impl: Backend, as in `emp_kernels.dispatch`; all that run on the CPU are one here.
+        workspace: Buffers to use again; with a GPU, weights are counted there.
+        impl: Backend, as in `emp_kernels.dispatch`; "simd" is no other than "scalar" here.
 
     Raises:
         NonFiniteRowError: If a weight is NaN or infinite.
@@ -69,39 +59,14 @@ class BlockHistogram:
         impl: Impl = "auto",
     ) -> None:
         self.number_format = number_format
-        self.counts = np.zeros(BINS, np.int64)
-        self.low_sums = np.zeros(BINS, np.uint64)
-        self.low_squares = np.zeros(BINS, np.uint64)
-        mask = number_format.storage.type(number_format.key_mask)
-        device = device_workspace(impl, workspace)
-        if device is not None:
-            self._count_on(device, weights)
-        else:
-            self._count(weights.reshape(-1), mask)
+        found = get_backend(impl, workspace).count_magnitudes(weights, number_format)
+        self.counts = found.counts
+        self.low_sums = found.low_sums
+        self.low_squares = found.low_squares
         if self.counts[number_format.infinity >> (number_format.bits - 16) :].any():
-            bad = (weights & mask) >= number_format.infinity
+            keys = weights & number_format.storage.type(number_format.key_mask)
+            bad = keys >= number_format.infinity
             raise NonFiniteRowError(int(np.flatnonzero(bad.any(axis=1))[0]))
-
-    def _count(self, flat: Patterns, mask: np.unsignedinteger) -> None:
-        from emp_kernels.cpu import histogram
-
-        if self.number_format is F32:
-            histogram.count_bins(flat, mask, self.counts, self.low_sums, self.low_squares)
-        else:
-            histogram.count_keys(flat, mask, self.counts)
-
-    def _count_on(self, device: "DeviceWorkspace", weights: Patterns) -> None:
-        from emp_kernels.gpu import histogram
-
-        def count(there: "torch.Tensor") -> "torch.Tensor":
-            if self.number_format is F32:
-                return histogram.count_bins(there, device)
-            return histogram.count_keys(there, self.number_format, device)
-
-        counted = _counted_on(device, weights, count).reshape(-1, BINS)
-        self.counts[:] = counted[0]
-        if self.number_format is F32:
-            self.low_sums[:], self.low_squares[:] = counted[1:].view(np.uint64)
 
 
 class MagnitudeHistogram:
@@ -111,11 +76,11 @@ class MagnitudeHistogram:
         self._keys: dict[NumberFormat, Counts] = {}
         self._bins = np.zeros(BINS, np.int64)
         self._low_sums = np.zeros(BINS, np.uint64)
-        # sums of squares pass 64 bits, so their halves are summed apart
+        # sums of squares over many row blocks pass 64 bits: their halves are summed apart
         self._low_squares = np.zeros((2, BINS), np.uint64)
 
     def add(self, block: BlockHistogram) -> None:
-        """Count one more block."""
+        """Count one more row block."""
         if block.number_format is not F32:
             keys = self._keys.setdefault(block.number_format, np.zeros(BINS, np.int64))
             keys += block.counts
@@ -126,7 +91,7 @@ class MagnitudeHistogram:
         self._low_squares[1] += block.low_squares >> np.uint64(32)
 
     def merge(self, other: Mapping[str, Any]) -> None:
-        """Count the blocks of another histogram too, which `to_dict` told."""
+        """Count what another histogram counted too, as its `to_dict` returned it."""
         for name, keys in other["keys"].items():
             own = self._keys.setdefault(FORMATS[name], np.zeros(BINS, np.int64))
             _add_sparse(own, keys)
@@ -219,20 +184,9 @@ def count_low_parts(
 ) -> Counts:
     """Low parts of the float32 weights (uint32 [R, C]) in a bin, int64 [LOW_PARTS].
 
-    Where they are counted is chosen as by `BlockHistogram`.
+    Where they are counted is chosen as for `BlockHistogram`.
     """
-    device = device_workspace(impl, workspace)
-    if device is not None:
-        from emp_kernels.gpu import histogram as gpu
-
-        return _counted_on(
-            device, weights, lambda there: gpu.count_low_parts(there, chosen_bin, device)
-        ).copy()
-    from emp_kernels.cpu import histogram
-
-    counts = np.zeros(LOW_PARTS, np.int64)
-    histogram.count_low_parts(weights.reshape(-1), np.uint32(F32.key_mask), chosen_bin, counts)
-    return counts
+    return get_backend(impl, workspace).count_low_parts(weights, chosen_bin)
 
 
 def count_equal(
@@ -244,37 +198,9 @@ def count_equal(
 ) -> int:
     """How many weights (uint16 or uint32 [R, C]) have this key.
 
-    Where they are counted is chosen as by `BlockHistogram`.
+    Where they are counted is chosen as for `BlockHistogram`.
     """
-    device = device_workspace(impl, workspace)
-    if device is not None:
-        from emp_kernels.gpu import histogram as gpu
-
-        return int(
-            _counted_on(
-                device,
-                weights,
-                lambda there: gpu.count_equal_rows(there, number_format, key, device),
-            ).sum()
-        )
-    from emp_kernels.cpu import histogram
-
-    mask = number_format.storage.type(number_format.key_mask)
-    return int(histogram.count_equal(weights.reshape(-1), mask, key))
-
-
-def _counted_on(
-    device: "DeviceWorkspace",
-    weights: Patterns,
-    count: "Callable[[torch.Tensor], torch.Tensor]",
-) -> Counts:
-    """What is counted of weights there, int64, in a buffer of the workspace."""
-    from emp_kernels.gpu_backend import upload_patterns
-
-    with device.active():
-        found = device.download("counts", count(upload_patterns(weights, device)))
-        device.wait()
-    return found.view(np.int64)
+    return get_backend(impl, workspace).count_equal(weights, number_format, key)
 
 
 def native_threshold(number_format: NumberFormat, float32_key: int) -> tuple[int, bool]:

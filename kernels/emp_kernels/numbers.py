@@ -1,15 +1,69 @@
-"""The number formats that are pruned, as bit patterns.
+"""The number formats that are pruned, as bit patterns, and the integers that hold these.
 
-The magnitude of a float is its bit pattern without the sign; as an unsigned integer, the *key*,
-it orders as the values do. All selection works on keys.
+A weight's *key* is its bit pattern without the sign bit, as an unsigned integer. IEEE 754 puts the
+exponent above the mantissa, so that of two finite magnitudes the larger one has the larger key
+(subnormals and zero included), and the keys of infinity and NaN are larger than all of them. So all
+selection compares integers, and nothing is ever rounded.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BF16", "F16", "F32", "FORMATS", "NumberFormat"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "BF16",
+    "BINS",
+    "F16",
+    "F32",
+    "FORMATS",
+    "LOW_PARTS",
+    "NumberFormat",
+    "numpy_integers",
+    "patterns_of_tensor",
+    "tensor_of_patterns",
+    "torch_integers",
+]
+
+BINS = 1 << 15
+LOW_PARTS = 1 << 16
+"""The upper 15 bits of a float32's key are its *bin*, the lower 16 bits its *low part*."""
+
+
+def numpy_integers(item_bytes: int) -> np.dtype[np.unsignedinteger]:
+    """The dtype of bit patterns in numpy: uint16 for weights of 2 bytes, uint32 for those of 4."""
+    return np.dtype(np.uint16 if item_bytes == 2 else np.uint32)
+
+
+def torch_integers(item_bytes: int) -> "torch.dtype":
+    """The dtype of bit patterns in torch: int16 for weights of 2 bytes, int32 for those of 4.
+
+    Signed, for torch has few operations on unsigned integers of more than 8 bits.
+    """
+    import torch
+
+    return torch.int16 if item_bytes == 2 else torch.int32
+
+
+def tensor_of_patterns(patterns: npt.NDArray[np.unsignedinteger]) -> "torch.Tensor":
+    """Bit patterns, uint16 or uint32, as an int16 or int32 tensor over the same memory."""
+    import torch
+
+    return torch.from_numpy(patterns.view(f"i{patterns.itemsize}"))
+
+
+def patterns_of_tensor(tensor: "torch.Tensor") -> npt.NDArray[np.unsignedinteger]:
+    """The bit patterns, uint16 or uint32, of a tensor of the CPU, of a dtype of 2 or 4 bytes.
+
+    They are views of the tensor's memory.
+    """
+    integers = tensor.detach().view(torch_integers(tensor.itemsize))
+    patterns: npt.NDArray[np.unsignedinteger] = integers.numpy()
+    return patterns.view(numpy_integers(tensor.itemsize))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +72,7 @@ class NumberFormat:
 
     Attributes:
         name: The name that safetensors gives it.
+        torch_name: The name that torch and config.json give it.
         code: Its number in packed tensors.
         bits: Width of a weight in bits.
         mantissa_bits: Stored bits of the significand.
@@ -26,6 +81,7 @@ class NumberFormat:
     """
 
     name: str
+    torch_name: str
     code: int
     bits: int
     mantissa_bits: int
@@ -34,8 +90,16 @@ class NumberFormat:
 
     @property
     def storage(self) -> np.dtype[np.unsignedinteger]:
-        """The unsigned integer dtype that holds one weight's bits."""
-        return np.dtype(np.uint16 if self.bits == 16 else np.uint32)
+        """The unsigned integer dtype that holds one weight's bits in numpy."""
+        return numpy_integers(self.item_bytes)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """The format as a dtype of torch."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.torch_name)
+        return dtype
 
     @property
     def item_bytes(self) -> int:
@@ -68,12 +132,33 @@ class NumberFormat:
 
 
 BF16 = NumberFormat(
-    name="BF16", code=1, bits=16, mantissa_bits=7, to_f32_shift=16, to_f32_scale=1.0
+    name="BF16",
+    torch_name="bfloat16",
+    code=1,
+    bits=16,
+    mantissa_bits=7,
+    to_f32_shift=16,
+    to_f32_scale=1.0,
 )
+# fp16's exponent bias is 15, that of float32 is 127: moved there, its bits mean 2**-112 as much
 F16 = NumberFormat(
-    name="F16", code=2, bits=16, mantissa_bits=10, to_f32_shift=13, to_f32_scale=2.0**112
+    name="F16",
+    torch_name="float16",
+    code=2,
+    bits=16,
+    mantissa_bits=10,
+    to_f32_shift=13,
+    to_f32_scale=2.0**112,
 )
-F32 = NumberFormat(name="F32", code=3, bits=32, mantissa_bits=23, to_f32_shift=0, to_f32_scale=1.0)
+F32 = NumberFormat(
+    name="F32",
+    torch_name="float32",
+    code=3,
+    bits=32,
+    mantissa_bits=23,
+    to_f32_shift=0,
+    to_f32_scale=1.0,
+)
 
 FORMATS = {number_format.name: number_format for number_format in (BF16, F16, F32)}
 """The formats by their safetensors name."""

@@ -1,4 +1,4 @@
-"""The backend of plain numpy and Python: `reference`, row by row over a block."""
+"""The backend of plain numpy and Python: `reference`, row by row over a row block."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,10 +8,12 @@ import numpy.typing as npt
 from emp_kernels import reference
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
-from emp_kernels.numbers import NumberFormat
+from emp_kernels.numbers import BINS, F32, LOW_PARTS, NumberFormat
 from emp_kernels.rows import (
     Bytes,
+    Counts,
     Given,
+    MagnitudeCounts,
     PackedRows,
     Patterns,
     PerRow,
@@ -24,35 +26,156 @@ from emp_kernels.rows import (
     Threshold,
 )
 
-__all__ = ["count", "pack", "prune", "select", "sweep", "trailing_zeros", "turn", "unpack"]
+__all__ = ["ReferenceBackend"]
 
 
-def pack(weights: Patterns, layout: RowLayout, rule: Rule, *, emit: bool) -> PackedRows:
-    """See `emp_kernels.dispatch.pack_rows`."""
-    records, table, stats = [], [], []
-    for row, keep, sums in _decide(weights, layout.number_format, rule, None):
-        *line, record = reference.pack_row(row, keep, layout)
-        table.append(line)
-        records.append(record)
-        stats.append(sums)
-    payload = np.frombuffer(b"".join(records) if emit else b"", np.uint8)
-    return PackedRows(
-        np.array(table, np.int64).reshape(-1, 3),
-        np.array(stats, np.float64).reshape(-1, 3),
-        payload,
-    )
+class ReferenceBackend:
+    """Plain numpy and Python, see `emp_kernels.backend.Backend`: slow, and easy to read."""
+
+    def pack(self, weights: Patterns, layout: RowLayout, rule: Rule, *, emit: bool) -> PackedRows:
+        """See `emp_kernels.dispatch.pack_rows`."""
+        records, table, stats = [], [], []
+        for row, keep, sums in _decide(weights, layout.number_format, rule, None):
+            *line, record = reference.pack_row(row, keep, layout)
+            table.append(line)
+            records.append(record)
+            stats.append(sums)
+        payload = np.frombuffer(b"".join(records) if emit else b"", np.uint8)
+        return PackedRows(
+            np.array(table, np.int64).reshape(-1, 3),
+            np.array(stats, np.float64).reshape(-1, 3),
+            payload,
+        )
+
+    def prune(
+        self, weights: Patterns, number_format: NumberFormat, rule: Rule, out: Patterns
+    ) -> PrunedRows:
+        """See `emp_kernels.dispatch.prune_rows`."""
+        table = np.zeros((len(weights), 3), np.int64)
+        stats = np.zeros((len(weights), 3))
+        for r, (row, keep, sums) in enumerate(_decide(weights, number_format, rule, None)):
+            out[r] = np.where(keep, row, 0)
+            table[r, 0] = keep.sum()
+            stats[r] = sums
+        return PrunedRows(table, stats, out)
+
+    def select(
+        self, scores: Patterns, rule: PerRow | Threshold, kept: Counts | None
+    ) -> SelectedRows:
+        """See `emp_kernels.dispatch.select_rows`."""
+        mask = np.zeros((len(scores), -(-scores.shape[1] // 8)), np.uint8)
+        table = np.zeros((len(scores), 3), np.int64)
+        stats = np.zeros((len(scores), 3))
+        for r, (_, keep, sums) in enumerate(_decide(scores, F32, rule, kept)):
+            mask[r] = np.packbits(keep, bitorder="little")
+            table[r, 0] = keep.sum()
+            stats[r] = sums
+        return SelectedRows(table, stats, mask)
+
+    def unpack(
+        self,
+        payload: Bytes,
+        sections: npt.NDArray[np.int64],
+        table: Table,
+        layout: RowLayout,
+        out: Patterns,
+    ) -> None:
+        """See `emp_kernels.dispatch.unpack_rows`."""
+        ends = np.cumsum(sections.sum(axis=1)).tolist()
+        for r, (kept, escaped, base) in enumerate(table.tolist()):
+            record = payload[ends[r - 1] if r else 0 : ends[r]].tobytes()
+            try:
+                out[r] = reference.unpack_row(record, kept, escaped, base, layout)
+            except ValueError as error:
+                raise DamagedRowError(r, str(error)) from error
+
+    def count(
+        self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]
+    ) -> RowCounts:
+        """See `emp_kernels.dispatch.count_rows`."""
+        stats = np.empty((len(weights), 2))
+        kept = np.empty((len(weights), len(betas)), np.int64)
+        for r, row in enumerate(weights):
+            if (row & number_format.key_mask).max() >= number_format.infinity:
+                raise NonFiniteRowError(r)
+            scores = number_format.magnitudes(row)
+            stats[r] = scores.sum(), (scores**2).sum()
+            kept[r] = [reference.keep_count(scores, beta) for beta in betas]
+        return RowCounts(stats, kept)
+
+    def sweep(self, weights: Patterns, kept: Counts, layouts: Sequence[RowLayout]) -> SweptRows:
+        """See `emp_kernels.dispatch.sweep_rows`."""
+        escaped = np.zeros(kept.shape, np.int64)
+        mass = np.zeros(kept.shape)
+        record_bytes = np.zeros(len(layouts), np.int64)
+        for r, row in enumerate(weights):
+            for p, layout in enumerate(layouts):
+                scores = layout.number_format.magnitudes(row)
+                keep = _largest(scores, kept[r, p])
+                _, escaped[r, p], _, record = reference.pack_row(row, keep, layout)
+                mass[r, p] = scores[keep].sum()
+                record_bytes[p] += len(record)
+        return SweptRows(escaped, mass, record_bytes)
+
+    def trailing_zeros(
+        self, weights: Patterns, number_format: NumberFormat, kept: Counts
+    ) -> Counts:
+        """See `emp_kernels.dispatch.trailing_zeros`."""
+        found = np.zeros((kept.shape[1], 32), np.int64)
+        for row, counts in zip(weights, kept, strict=True):
+            keys = sorted((int(bits) & number_format.key_mask for bits in row), reverse=True)
+            for b, k in enumerate(counts):
+                for key in filter(None, keys[:k]):
+                    found[b, (key & -key).bit_length() - 1] += 1
+        return found
+
+    def turn(self, matrix: Patterns, out: Patterns) -> None:
+        """See `emp_kernels.dispatch.turn`."""
+        out[:] = matrix.T
+
+    def count_magnitudes(self, weights: Patterns, number_format: NumberFormat) -> MagnitudeCounts:
+        """See `emp_kernels.histogram.BlockHistogram`."""
+        keys = _keys(weights, number_format)
+        low_sums, low_squares = np.zeros(BINS, np.uint64), np.zeros(BINS, np.uint64)
+        if number_format is not F32:
+            return MagnitudeCounts(np.bincount(keys, minlength=BINS), low_sums, low_squares)
+        bins, low = keys >> 16, (keys & 0xFFFF).astype(np.uint64)
+        np.add.at(low_sums, bins, low)
+        np.add.at(low_squares, bins, low * low)
+        return MagnitudeCounts(np.bincount(bins, minlength=BINS), low_sums, low_squares)
+
+    def count_low_parts(self, weights: Patterns, chosen_bin: int) -> Counts:
+        """See `emp_kernels.histogram.count_low_parts`."""
+        keys = _keys(weights, F32)
+        return np.bincount(keys[keys >> 16 == chosen_bin] & 0xFFFF, minlength=LOW_PARTS)
+
+    def count_equal(self, weights: Patterns, number_format: NumberFormat, key: int) -> int:
+        """See `emp_kernels.histogram.count_equal`."""
+        return int((_keys(weights, number_format) == key).sum())
+
+
+def _keys(weights: Patterns, number_format: NumberFormat) -> Counts:
+    """The keys of weights as int64, flat."""
+    return (weights & number_format.key_mask).astype(np.int64).ravel()
+
+
+def _largest(scores: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.bool_]:
+    """Which of a row's scores are the largest `count`, the earlier of equal ones first."""
+    keep = np.zeros(scores.size, np.bool_)
+    keep[np.argsort(-scores, kind="stable")[:count]] = True
+    return keep
 
 
 def _decide(
     weights: Patterns,
     number_format: NumberFormat,
     rule: Rule,
-    kept: npt.NDArray[np.int64] | None,
+    kept: Counts | None,
 ) -> Iterator[tuple[Patterns, npt.NDArray[np.bool_], tuple[float, float, float]]]:
     """Each row, bool [C] which of it stays, and (Σs, Σs², Σ_kept s)."""
     ties = rule.ties if isinstance(rule, Threshold) else 0
     for r, row in enumerate(weights):
-        keys = (row & number_format.key_mask).astype(np.int64)
+        keys = _keys(row, number_format)
         if keys.max() >= number_format.infinity:
             raise NonFiniteRowError(r)
         scores = number_format.magnitudes(row)
@@ -65,90 +188,5 @@ def _decide(
         elif kept is None:
             keep = reference.keep_mask(scores, rule.beta)
         else:
-            keep = np.zeros(row.size, np.bool_)
-            keep[np.argsort(-scores, kind="stable")[: kept[r]]] = True
+            keep = _largest(scores, kept[r])
         yield row, keep, (scores.sum(), (scores**2).sum(), scores[keep].sum())
-
-
-def select(
-    scores: Patterns,
-    number_format: NumberFormat,
-    rule: PerRow | Threshold,
-    kept: npt.NDArray[np.int64] | None,
-) -> SelectedRows:
-    """See `emp_kernels.dispatch.select_rows`."""
-    mask = np.zeros((len(scores), -(-scores.shape[1] // 8)), np.uint8)
-    table = np.zeros((len(scores), 3), np.int64)
-    stats = np.zeros((len(scores), 3))
-    for r, (_, keep, sums) in enumerate(_decide(scores, number_format, rule, kept)):
-        mask[r] = np.packbits(keep, bitorder="little")
-        table[r, 0] = keep.sum()
-        stats[r] = sums
-    return SelectedRows(table, stats, mask)
-
-
-def prune(weights: Patterns, layout: RowLayout, rule: Rule, out: Patterns) -> PrunedRows:
-    """See `emp_kernels.dispatch.prune_rows`."""
-    packed = pack(weights, layout, rule, emit=True)
-    unpack(packed.payload, packed.table, layout, out)
-    return PrunedRows(packed.table * np.array([1, 0, 0]), packed.stats, out)
-
-
-def unpack(payload: Bytes, table: Table, layout: RowLayout, out: Patterns) -> None:
-    """See `emp_kernels.dispatch.unpack_rows`."""
-    ends = layout.offsets(table[:, 0], table[:, 1])
-    for r, (kept, escaped, base) in enumerate(table.tolist()):
-        record = payload[ends[r] : ends[r + 1]].tobytes()
-        try:
-            out[r] = reference.unpack_row(record, kept, escaped, base, layout)
-        except ValueError as error:
-            raise DamagedRowError(r, str(error)) from error
-
-
-def count(weights: Patterns, number_format: NumberFormat, betas: Sequence[float]) -> RowCounts:
-    """See `emp_kernels.dispatch.count_rows`."""
-    stats = np.empty((len(weights), 2))
-    kept = np.empty((len(weights), len(betas)), np.int64)
-    for r, row in enumerate(weights):
-        if (row & number_format.key_mask).max() >= number_format.infinity:
-            raise NonFiniteRowError(r)
-        scores = number_format.magnitudes(row)
-        stats[r] = scores.sum(), (scores**2).sum()
-        kept[r] = [reference.keep_count(scores, beta) for beta in betas]
-    return RowCounts(stats, kept)
-
-
-def sweep(
-    weights: Patterns, kept: npt.NDArray[np.int64], layouts: Sequence[RowLayout]
-) -> SweptRows:
-    """See `emp_kernels.dispatch.sweep_rows`."""
-    escaped = np.zeros(kept.shape, np.int64)
-    mass = np.zeros(kept.shape)
-    record_bytes = np.zeros(len(layouts), np.int64)
-    for r, row in enumerate(weights):
-        for p, layout in enumerate(layouts):
-            scores = layout.number_format.magnitudes(row)
-            keep = np.zeros(row.size, np.bool_)
-            keep[np.argsort(-scores, kind="stable")[: kept[r, p]]] = True
-            _, escaped[r, p], _, record = reference.pack_row(row, keep, layout)
-            mass[r, p] = scores[keep].sum()
-            record_bytes[p] += len(record)
-    return SweptRows(escaped, mass, record_bytes)
-
-
-def trailing_zeros(
-    weights: Patterns, number_format: NumberFormat, kept: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """See `emp_kernels.dispatch.trailing_zeros`."""
-    found = np.zeros((kept.shape[1], 32), np.int64)
-    for row, counts in zip(weights, kept, strict=True):
-        keys = sorted((int(bits) & number_format.key_mask for bits in row), reverse=True)
-        for b, k in enumerate(counts):
-            for key in filter(None, keys[:k]):
-                found[b, (key & -key).bit_length() - 1] += 1
-    return found
-
-
-def turn(matrix: Patterns, out: Patterns) -> None:
-    """See `emp_kernels.dispatch.turn`."""
-    out[:] = matrix.T

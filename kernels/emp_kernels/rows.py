@@ -1,4 +1,7 @@
-"""Blocks of rows: what is asked of a backend, and what it gives back."""
+"""Row blocks: what is asked of a backend, and what it returns.
+
+A row block is some consecutive rows of a tensor, R rows of C weights, that are worked on together.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bytes",
+    "Counts",
     "Given",
+    "MagnitudeCounts",
     "PackedRows",
     "Patterns",
     "PerRow",
@@ -29,6 +34,7 @@ __all__ = [
 Bytes = npt.NDArray[np.uint8]
 Patterns = npt.NDArray[np.unsignedinteger]
 """Bit patterns of weights: uint16 or uint32."""
+Counts = npt.NDArray[np.int64]
 Table = npt.NDArray[np.int64]
 """Lines of a row table, [R, 3]: weights kept, how many of them escape, base of the window."""
 
@@ -46,7 +52,7 @@ class PerRow:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The group is larger than the block, and its threshold is known.
+    """The group is larger than the row block, and its threshold is known.
 
     Attributes:
         key: Keys above it are kept ...
@@ -59,7 +65,7 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """It was decided elsewhere what stays.
+    """What stays was decided elsewhere.
 
     Attributes:
         mask: uint8 [R, ⌈C/8⌉], bit i of byte b for column 8b + i; bits past the last column are 0.
@@ -69,12 +75,12 @@ class Given:
 
 
 Rule = PerRow | Threshold | Given
-"""What is kept of a block of rows."""
+"""What is kept of a row block."""
 
 
 @dataclass(frozen=True)
 class RowFigures:
-    """What was decided for a block of rows.
+    """What was decided for a row block.
 
     Attributes:
         table: int64 [R, 3]: weights kept, how many of them escape, base of the window. The latter
@@ -88,11 +94,11 @@ class RowFigures:
 
 @dataclass(frozen=True)
 class PackedRows(RowFigures):
-    """A block of packed rows.
+    """A packed row block.
 
     Attributes:
-        payload: uint8 [bytes], the records, one after the other; a view of the workspace. Empty
-            where nothing was emitted.
+        payload: uint8 [bytes], the records, one after the other; a view of the workspace.
+            Empty where nothing was emitted.
     """
 
     payload: Bytes
@@ -100,7 +106,7 @@ class PackedRows(RowFigures):
 
 @dataclass(frozen=True)
 class PrunedRows(RowFigures):
-    """A block of rows with zeros for the weights that go.
+    """A row block with +0.0 in place of the weights that go.
 
     Attributes:
         weights: uint16 or uint32 [R, C], bit patterns.
@@ -111,7 +117,7 @@ class PrunedRows(RowFigures):
 
 @dataclass(frozen=True)
 class SelectedRows(RowFigures):
-    """Which scores of a block of rows stay.
+    """Which scores of a row block stay.
 
     Attributes:
         mask: uint8 [R, ⌈C/8⌉], as `Given` takes it.
@@ -122,7 +128,7 @@ class SelectedRows(RowFigures):
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many weights of a block of rows stay at several β.
+    """How many weights of a row block stay at each of B β.
 
     Attributes:
         stats: float64 [R, 2]: Σs and Σs² of each row.
@@ -135,7 +141,7 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class SweptRows:
-    """What a block of rows would come to at P points, each a count and a layout.
+    """What a row block would come to, packed, at P points, each a count a row and a layout.
 
     Attributes:
         escaped: int64 [R, P], kept weights that escape.
@@ -148,8 +154,23 @@ class SweptRows:
     record_bytes: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class MagnitudeCounts:
+    """How many weights of a row block have which magnitude.
+
+    Attributes:
+        counts: int64 [BINS], by key for 16-bit formats, by bin for float32.
+        low_sums: uint64 [BINS]: sums of the low parts of each bin; 0 for 16-bit formats.
+        low_squares: uint64 [BINS]: sums of their squares; 0 for 16-bit formats.
+    """
+
+    counts: Counts
+    low_sums: npt.NDArray[np.uint64]
+    low_squares: npt.NDArray[np.uint64]
+
+
 class Workspace:
-    """Buffers that one thread uses again for block after block. Not for two threads at once.
+    """Buffers that one thread uses again for row block after row block; not thread-safe.
 
     Attributes:
         device: The GPU that the thread's kernels run on; None for the CPU. See `DeviceWorkspace`.

@@ -52,7 +52,7 @@ def workspace():
 
 def on_device(bits, workspace):
     """Bit patterns as a tensor of the workspace's device, in memory of their own."""
-    signed = bits.view(np.int16 if bits.itemsize == 2 else np.int32)
+    signed = bits.view(f"i{bits.itemsize}")
     return torch.from_numpy(signed.copy()).to(workspace.device)
 
 

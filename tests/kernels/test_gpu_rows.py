@@ -13,13 +13,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from emp_kernels import gpu_backend as triton_backend
 from emp_kernels.dispatch import pack_rows, prune_rows, select_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.gpu import launching
 from emp_kernels.gpu import prune as pruning
 from emp_kernels.gpu.pack import pack
 from emp_kernels.gpu.pack_kernel import END_KNOWN, LENGTH_KNOWN, begin_record
+from emp_kernels.gpu_backend import GpuBackend
 from emp_kernels.gpu_devices import find_devices
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.layout import RADICES, RowLayout
@@ -47,7 +47,7 @@ def on_device():
 def check_packed(weights, layout, rule, tile):
     """The kernel's records, table and sums are those of the reference."""
     expected = pack_rows(weights, layout, rule, impl="reference")
-    packed = triton_backend.pack(weights, layout, rule, emit=True, workspace=on_device(), tile=tile)
+    packed = GpuBackend(on_device(), tile=tile).pack(weights, layout, rule, emit=True)
     np.testing.assert_array_equal(packed.table, expected.table)
     assert packed.payload.tobytes() == expected.payload.tobytes()
     np.testing.assert_allclose(packed.stats, expected.stats, rtol=1e-13)
@@ -56,9 +56,7 @@ def check_packed(weights, layout, rule, tile):
 def check_pruned(weights, number_format, rule, tile):
     expected = prune_rows(weights, number_format, rule, impl="reference")
     out = np.full_like(weights, 0x5555)
-    pruned = triton_backend.prune(
-        weights, number_format, rule, out, workspace=on_device(), tile=tile
-    )
+    pruned = GpuBackend(on_device(), tile=tile).prune(weights, number_format, rule, out)
     np.testing.assert_array_equal(out, expected.weights)
     np.testing.assert_array_equal(pruned.table, expected.table)
     np.testing.assert_allclose(pruned.stats, expected.stats, rtol=1e-13)
@@ -144,13 +142,13 @@ def test_counts_that_float64_cannot_decide_are_decided_exactly_and_pruned_in_pla
         there = weights.copy()
         workspace = on_device()
         with workspace.active():
-            place = triton_backend.upload_patterns(there, workspace)
-            figures = pruning.prune(
+            place = workspace.upload("weights", there).view(torch.int16).view(there.shape)
+            pruned = pruning.prune(
                 place, BF16, PerRow(beta), out=place, workspace=workspace, tile=32
             )
-        assert figures.table[1, 0] == kept
+        assert pruned.table[1, 0] == kept
         np.testing.assert_array_equal(place.cpu().numpy().view(np.uint16), expected.weights)
-        np.testing.assert_allclose(figures.stats, expected.stats, rtol=1e-13)
+        np.testing.assert_allclose(pruned.stats, expected.stats, rtol=1e-13)
 
 
 @interpreter
@@ -161,9 +159,7 @@ def test_the_first_row_that_is_not_finite_is_named_and_nothing_of_it_is_written(
     weights[3, 0] = number_format.infinity + 1  # NaN
     out = np.full_like(weights, 0x5555)
     with pytest.raises(NonFiniteRowError) as caught:
-        triton_backend.prune(
-            weights, number_format, PerRow(1.0), out, workspace=on_device(), tile=16
-        )
+        GpuBackend(on_device(), tile=16).prune(weights, number_format, PerRow(1.0), out)
     assert caught.value.row == 2
     with pytest.raises(NonFiniteRowError):
         pack_rows(weights, layout_of(number_format, 20), PerRow(1.0), impl="triton")

@@ -12,7 +12,7 @@ from emp_kernels.gpu.unpack import unpack, upload_records
 from emp_kernels.gpu_devices import find_devices
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.layout import RADICES, RowLayout
-from emp_kernels.numbers import BF16, F16, F32
+from emp_kernels.numbers import BF16, F16, F32, torch_integers
 from emp_kernels.reference import pack_row
 from emp_kernels.rows import PerRow
 from support.rows import KINDS, NUMBER_FORMATS, make_rows, zeros_elsewhere
@@ -33,8 +33,17 @@ def packed(weights, keep, layout):
 
 
 def poisoned(shape, layout, device):
-    dtype = torch.int16 if layout.number_format.bits == 16 else torch.int32
+    dtype = torch_integers(layout.number_format.item_bytes)
     return torch.full(shape, 0x5555, dtype=dtype, device=device)
+
+
+def sections_of(table, layout):
+    return layout.sections(table[:, 0], table[:, 1])
+
+
+def unpack_there(payload, table, layout, out, workspace, tile):
+    records, sections = upload_records(payload, workspace), sections_of(table, layout)
+    unpack(records, sections, table, layout, out, workspace, tile=tile)
 
 
 def as_patterns(out, layout):
@@ -47,7 +56,7 @@ def check(weights, keep, layout, tile):
     workspace = DeviceWorkspace(find_devices()[0])
     out = poisoned(weights.shape, layout, workspace.device)
     with workspace.active():
-        unpack(upload_records(payload, workspace), table, layout, out, workspace, tile=tile)
+        unpack_there(payload, table, layout, out, workspace, tile)
     expected = zeros_elsewhere(weights, keep)
     np.testing.assert_array_equal(as_patterns(out, layout), expected)
 
@@ -151,9 +160,7 @@ def test_rows_are_written_to_the_columns_of_a_matrix_and_nothing_else_is():
     workspace = DeviceWorkspace(find_devices()[0])
     matrix = poisoned((20, 5), layout, workspace.device)
     with workspace.active():
-        unpack(
-            upload_records(payload, workspace), table, layout, matrix[:, 1:4].T, workspace, tile=16
-        )
+        unpack_there(payload, table, layout, matrix[:, 1:4].T, workspace, 16)
     patterns = as_patterns(matrix, layout)
     np.testing.assert_array_equal(patterns[:, 1:4].T, zeros_elsewhere(weights, keep))
     assert (patterns[:, [0, 4]] == 0x5555).all()
@@ -171,7 +178,7 @@ def test_rows_are_written_within_longer_ones_and_nothing_else_is(columns):
         matrix = poisoned((2, 30), layout, workspace.device)
         there = matrix[:, first : first + columns]
         with workspace.active():
-            unpack(upload_records(payload, workspace), table, layout, there, workspace, tile=16)
+            unpack_there(payload, table, layout, there, workspace, 16)
         patterns = as_patterns(matrix, layout)
         found = patterns[:, first : first + columns]
         np.testing.assert_array_equal(found, zeros_elsewhere(weights, keep))
@@ -215,8 +222,10 @@ def test_a_payload_shorter_than_the_table_tells_is_not_read():
     out = poisoned((1, 64), layout, workspace.device)
     with workspace.active():
         short = upload_records(np.zeros(76, np.uint8), workspace)
-        with pytest.raises(ValueError, match="108 bytes of payload, for records of 77 and 32"):
-            unpack(short, np.array([[64, 0, 0]]), layout, out, workspace)
+        table = np.array([[64, 0, 0]])
+        sections = sections_of(table, layout)
+        with pytest.raises(ValueError, match="has 108 bytes, it must have 77 of records and 32"):
+            unpack(short, sections, table, layout, out, workspace)
 
 
 @pytest.mark.gpu

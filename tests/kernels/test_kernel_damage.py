@@ -110,7 +110,8 @@ def test_a_payload_of_another_length_than_the_table_tells_is_refused(number_form
     payload, table, layout, _ = packed_block(number_format)
     other = np.concatenate([payload, np.zeros(1, np.uint8)])[: payload.size + change].copy()
     error = refusal(other, table, layout, impl)
-    assert error.fault == f"the table tells of {payload.size} bytes, there are {other.size}"
+    said = f"the row table says {payload.size} bytes of records"
+    assert error.fault == f"{said}, there are {other.size}"
 
 
 @impls

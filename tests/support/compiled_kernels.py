@@ -71,13 +71,14 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
     narrow, broad = (RowLayout(number_format=f, columns=COLUMNS, align=16) for f in (BF16, F32))
     powers_of_two = RowLayout(number_format=BF16, columns=COLUMNS, radix=4)
     payload, table = torch.zeros(1 << 16, dtype=torch.uint8), np.zeros((2, 3), np.int64)
+    sections = np.zeros((2, 4), np.int64)
     of_each_kernel = [
         lambda: pack.pack(rows, narrow, some, workspace=workspace),
         lambda: pruning.prune(rows, BF16, threshold, out=rows, workspace=workspace),
         lambda: histogram.count_keys(rows.reshape(-1), BF16, workspace),
         lambda: histogram.count_low_parts(wide.reshape(-1), 7, workspace),
-        lambda: unpack.unpack(payload, table, narrow, rows, workspace),
-        lambda: unpack.unpack(payload, table, broad, wide, workspace),
+        lambda: unpack.unpack(payload, sections, table, narrow, rows, workspace),
+        lambda: unpack.unpack(payload, sections, table, broad, wide, workspace),
     ]
     if not all_of_them:
         return of_each_kernel
@@ -94,7 +95,7 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
         lambda: pruning.select(wide, some, workspace=workspace),
         lambda: histogram.count_keys(rows.reshape(-1), F16, workspace),
         lambda: histogram.count_bins(wide.reshape(-1), workspace),
-        lambda: unpack.unpack(payload, table, powers_of_two, rows, workspace),
+        lambda: unpack.unpack(payload, sections, table, powers_of_two, rows, workspace),
     ]
 
 

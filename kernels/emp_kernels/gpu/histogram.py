@@ -15,12 +15,9 @@ import triton.language as tl
 
 from emp_kernels.gpu.common import COUNTS_IN_SHARED_MEMORY, tile_of
 from emp_kernels.gpu_workspace import DeviceWorkspace
-from emp_kernels.numbers import F32, NumberFormat
+from emp_kernels.numbers import BINS, F32, LOW_PARTS, NumberFormat
 
 __all__ = ["Spread", "count_bins", "count_equal_rows", "count_keys", "count_low_parts"]
-
-_BINS = 1 << 15
-_LOW_PARTS = 1 << 16
 
 _COPIES = 16
 """Half of all Gaussian weights fall into the 128 bins of two binades, which are 4 to 8 lines of the
@@ -216,8 +213,8 @@ def _count(
     spread = spread or Spread.over(workspace.device, n, number_format)
     first, window = spread.window or (0, 1)
     low_bits = number_format.bits - 16
-    copies = workspace.on_device("counts", 4 * spread.copies * _BINS).view(torch.int32).zero_()
-    sums_bytes = 8 * spread.copies * _BINS if low_bits else 0
+    copies = workspace.on_device("counts", 4 * spread.copies * BINS).view(torch.int32).zero_()
+    sums_bytes = 8 * spread.copies * BINS if low_bits else 0
     sums = workspace.on_device("low sums", 2 * sums_bytes).view(torch.int64).zero_()
     sums = sums.view(2, -1)
     _count_bins[spread.programs,](
@@ -228,7 +225,7 @@ def _count(
         n,
         KEY_MASK=number_format.key_mask,
         LOW_BITS=low_bits,
-        BINS=_BINS,
+        BINS=BINS,
         COPIES=spread.copies,
         FIRST=first,
         WINDOW=window,
@@ -236,11 +233,11 @@ def _count(
         num_warps=spread.warps,
         enable_fp_fusion=True,
     )
-    counts = copies.view(spread.copies, _BINS).sum(0, dtype=torch.int64)
+    counts = copies.view(spread.copies, BINS).sum(0, dtype=torch.int64)
     counts[0] = n - counts.sum()
     if not low_bits:
         return counts[None]
-    return torch.cat([counts[None], sums.view(2, spread.copies, _BINS).sum(1)])
+    return torch.cat([counts[None], sums.view(2, spread.copies, BINS).sum(1)])
 
 
 def count_low_parts(
@@ -263,7 +260,7 @@ def count_low_parts(
     """
     n = weights.numel()
     spread = spread or Spread.over(workspace.device, n, F32)
-    nbytes = 4 * spread.copies * _LOW_PARTS
+    nbytes = 4 * spread.copies * LOW_PARTS
     copies = workspace.on_device("counts", nbytes).view(torch.int32).zero_()
     _count_low_parts[spread.programs,](
         weights,
@@ -271,13 +268,13 @@ def count_low_parts(
         chosen_bin,
         n,
         KEY_MASK=F32.key_mask,
-        LOW_PARTS=_LOW_PARTS,
+        LOW_PARTS=LOW_PARTS,
         COPIES=spread.copies,
         TILE=spread.tile,
         num_warps=spread.warps,
         enable_fp_fusion=True,
     )
-    return copies.view(spread.copies, _LOW_PARTS).sum(0, dtype=torch.int64)
+    return copies.view(spread.copies, LOW_PARTS).sum(0, dtype=torch.int64)
 
 
 def count_equal_rows(

@@ -14,7 +14,7 @@ from emp_kernels.gpu.common import COUNTS_IN_SHARED_MEMORY, scale_exponent, tile
 from emp_kernels.gpu.decide import DOUBTFUL, GIVEN, NOT_FINITE, PER_ROW, THRESHOLD
 from emp_kernels.gpu.histogram import count_equal_rows
 from emp_kernels.gpu_workspace import DeviceWorkspace
-from emp_kernels.numbers import NumberFormat
+from emp_kernels.numbers import NumberFormat, patterns_of_tensor
 from emp_kernels.rows import Given, Patterns, PerRow, RowFigures, Rule, Threshold
 
 __all__ = ["RowsOnDevice", "RuleTensors", "Shape", "rows_of"]
@@ -204,5 +204,4 @@ class RowsOnDevice:
         )
 
     def _patterns(self, row: int) -> Patterns:
-        patterns: Patterns = self.weights[row].cpu().numpy().view(self.number_format.storage)
-        return patterns
+        return patterns_of_tensor(self.weights[row].cpu())

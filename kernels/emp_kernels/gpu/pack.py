@@ -37,7 +37,7 @@ class PackLaunch:
         tile: Weights of a row that are handled at a time; a power of two.
 
     Attributes:
-        rows: The rows, and their figures once it has run.
+        rows: The rows, and what was decided once it has run.
         out: uint8, room for the records.
     """
 
@@ -135,6 +135,6 @@ def pack(
         NonFiniteRowError: If a weight is NaN or infinite.
     """
     launch = PackLaunch(rows_of(weights), layout, workspace, emit=emit, tile=tile)
-    figures = launch.rows.run(rule, launch)
-    used = int(layout.offsets(figures.table[:, 0], figures.table[:, 1])[-1]) if emit else 0
-    return DeviceRows(figures.table, figures.stats, launch.out[:used])
+    decided = launch.rows.run(rule, launch)
+    used = int(layout.offsets(decided.table[:, 0], decided.table[:, 1])[-1]) if emit else 0
+    return DeviceRows(decided.table, decided.stats, launch.out[:used])

@@ -24,7 +24,7 @@ class PruneLaunch:
         tile: Weights of a row that are handled at a time; a power of two.
 
     Attributes:
-        rows: The rows, and their figures once it has run.
+        rows: The rows, and what was decided once it has run.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ def prune(
     rows = rows_of(weights)
     place = out if rows_of(out) is out else torch.empty_like(rows)
     launch = PruneLaunch(rows, number_format, place, workspace, tile=tile)
-    figures = launch.rows.run(rule, launch)
+    decided = launch.rows.run(rule, launch)
     if place is not out:
         out.copy_(place)
-    return figures
+    return decided
 
 
 def select(
@@ -110,7 +110,7 @@ def select(
         tile: Scores of a row that are handled at a time; a power of two.
 
     Returns:
-        The figures, and the mask, uint8 [R, ⌈C/8⌉] on the device.
+        What was decided, and the mask, uint8 [R, ⌈C/8⌉] on the device.
 
     Raises:
         NonFiniteRowError: If a score is NaN or infinite.

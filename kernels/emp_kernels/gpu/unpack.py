@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from emp_kernels import cpu_backend as numba_backend
+from emp_kernels.cpu_backend import CpuBackend
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.gpu.common import tile_of
 from emp_kernels.gpu.unpack_bytes import unpack_bytes_row
@@ -40,13 +40,14 @@ class UnpackLaunch:
     """The kernel that decodes packed rows; arguments as for `unpack`.
 
     Attributes:
-        starts: int64 [4 · R + 1], where the sections of each record begin, and the end.
-        faults: uint8 [R], once it has run: 0 where nothing contradicts the row's line.
+        starts: int64 [4R + 1], where each record's sections begin, and the end of the last.
+        faults: uint8 [R] on the device, once it has run: 0 where the record is sound.
     """
 
     def __init__(
         self,
         payload: torch.Tensor,
+        sections: npt.NDArray[np.int64],
         table: Table,
         layout: RowLayout,
         out: torch.Tensor,
@@ -55,11 +56,10 @@ class UnpackLaunch:
         tile: int | None = None,
     ) -> None:
         rows, columns = out.shape
-        sections = layout.sections(table[:, 0], table[:, 1])
         self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sections.ravel())])
         if payload.numel() < self.starts[-1] + _SLACK:
-            needed = f"for records of {self.starts[-1]} and {_SLACK}"
-            raise ValueError(f"{payload.numel()} bytes of payload, {needed}")
+            needed = f"{self.starts[-1]} of records and {_SLACK} more"
+            raise ValueError(f"the payload has {payload.numel()} bytes, it must have {needed}")
         lines = np.concatenate([table, self.starts[:-1].reshape(rows, 4)], axis=1)
         self.faults = workspace.on_device("faults", rows)
         self._lines = workspace.upload("lines", lines).view(torch.int64)
@@ -122,6 +122,7 @@ class UnpackLaunch:
 
 def unpack(
     payload: torch.Tensor,
+    sections: npt.NDArray[np.int64],
     table: Table,
     layout: RowLayout,
     out: torch.Tensor,
@@ -134,8 +135,8 @@ def unpack(
     Args:
         payload: uint8, of `upload_records`: the block's records, one after the other, and at
             least 32 bytes that are not used.
-        table: int64 [R, 3], their lines of the row table, each one that
-            `emp_kernels.checks.check_table` lets pass.
+        sections: int64 [R, 4], what `emp_kernels.checks.check_payload` returns for them.
+        table: int64 [R, 3], their lines of the row table.
         layout: The tensor's layout.
         out: int16 or int32 [R, C], of any strides, written. What it holds is unspecified where a
             record is damaged.
@@ -144,29 +145,36 @@ def unpack(
 
     Raises:
         DamagedRowError: If a record contradicts its line of the table or itself.
-        ValueError: If the payload is shorter than the table tells.
+        ValueError: If the payload is shorter than the sections and 32 bytes.
     """
-    launch = UnpackLaunch(payload, table, layout, out, workspace, tile=tile)
+    launch = UnpackLaunch(payload, sections, table, layout, out, workspace, tile=tile)
     launch()
     found = workspace.download("faults", launch.faults)
     workspace.wait()
     if found.any():
         row = int(np.argmax(found))
         start, stop = launch.starts[4 * row], launch.starts[4 * row + 4]
-        _refuse(payload[start:stop].cpu().numpy(), table[row], layout, row)
+        record, line = payload[start:stop].cpu().numpy(), slice(row, row + 1)
+        _refuse(record, sections[line], table[line], layout, row)
 
 
-def _refuse(record: npt.NDArray[np.uint8], line: Table, layout: RowLayout, row: int) -> None:
+def _refuse(
+    record: Bytes,
+    sections: npt.NDArray[np.int64],
+    table: Table,
+    layout: RowLayout,
+    row: int,
+) -> None:
     """Say what is wrong with a row, as the CPU's kernel finds it.
+
+    The kernel here only marks rows, to stay small: what is wrong is asked once, of one row.
 
     Raises:
         DamagedRowError: Always.
     """
-    table = line.reshape(1, 3)
     out = np.empty((1, layout.columns), layout.number_format.storage)
-    sections = layout.sections(table[:, 0], table[:, 1])
     try:
-        numba_backend.unpack(record, sections, table, layout, out, False, Workspace())
+        CpuBackend(Workspace(), simd=False).unpack(record, sections, table, layout, out)
     except DamagedRowError as error:
         raise DamagedRowError(row, error.fault) from None
     raise AssertionError(f"row {row} is damaged on the device alone")
