@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from emp_kernels.rows import RowFigures
+from emp_kernels.rows import RowStatistics
 
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.safetensors_header import encode_header
@@ -118,7 +118,7 @@ class _StatsJob(TargetJob):
         super().__init__(target, file, selection)
         self.stats: list[npt.NDArray[np.float64]] = []
 
-    def settle(self, block: RowBlock, rows: RowFigures) -> Write | None:
+    def settle(self, block: RowBlock, rows: RowStatistics) -> Write | None:
         """Take note of a block."""
         self.stats.append(rows.stats)
         return super().settle(block, rows)  # type: ignore[safe-super]

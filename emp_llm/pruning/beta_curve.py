@@ -14,7 +14,7 @@ import numpy.typing as npt
 from emp_kernels.dispatch import count_rows, sweep_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RowLayout
-from emp_kernels.rows import Patterns, RowFigures, Workspace
+from emp_kernels.rows import Patterns, RowStatistics, Workspace
 
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.pruning.target_jobs import TargetJob
@@ -50,7 +50,7 @@ def grid(beta: float) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class CurveRows(RowFigures):
+class CurveRows(RowStatistics):
     """What was decided for a block of rows, and what it would come to at P values of β.
 
     Attributes:
@@ -105,7 +105,7 @@ class CurveJob(TargetJob):
             record_bytes=swept.record_bytes,
         )
 
-    def settle(self, block: RowBlock, rows: RowFigures) -> Write | None:  # noqa: ARG002
+    def settle(self, block: RowBlock, rows: RowStatistics) -> Write | None:  # noqa: ARG002
         """Add a block up."""
         assert isinstance(rows, CurveRows)  # noqa: S101 (what compute returns)
         self.kept += rows.kept

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from emp_kernels.dispatch import pack_rows, prune_rows
 from emp_kernels.errors import NonFiniteRowError
-from emp_kernels.rows import Bytes, PackedRows, Patterns, PrunedRows, RowFigures, Workspace
+from emp_kernels.rows import Bytes, PackedRows, Patterns, PrunedRows, RowStatistics, Workspace
 
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.files.checksum import new_hash
@@ -63,7 +63,7 @@ class TargetJob(ABC):
             yield Piece(nbytes, compute, partial(self._settle_block, block))
         yield Piece.note(self._finish)
 
-    def _compute_block(self, block: RowBlock, workspace: Workspace) -> RowFigures:
+    def _compute_block(self, block: RowBlock, workspace: Workspace) -> RowStatistics:
         weights = self._selection.read(self.target, self.file, block, workspace)
         try:
             rows = self.compute(block, weights, workspace)
@@ -71,7 +71,7 @@ class TargetJob(ABC):
             raise self.target.not_finite(block, error) from error
         return self._selection.with_score_sums(self.target, block, rows)
 
-    def _settle_block(self, block: RowBlock, rows: RowFigures) -> Write | None:
+    def _settle_block(self, block: RowBlock, rows: RowStatistics) -> Write | None:
         self._tally.add(rows)
         return self.settle(block, rows)
 
@@ -81,11 +81,11 @@ class TargetJob(ABC):
         return write
 
     @abstractmethod
-    def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> RowFigures:
+    def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> RowStatistics:
         """Decide on a block; on any thread."""
 
     @abstractmethod
-    def settle(self, block: RowBlock, rows: RowFigures) -> Write | None:
+    def settle(self, block: RowBlock, rows: RowStatistics) -> Write | None:
         """Give a block its place, where it is to be written."""
 
     @abstractmethod
@@ -108,7 +108,7 @@ class MeasureJob(TargetJob):
         layout = self._selection.layout(self.target, self.file)
         return pack_rows(weights, layout, rule, emit=self.emits, workspace=workspace)
 
-    def settle(self, block: RowBlock, rows: RowFigures) -> Write | None:  # noqa: ARG002
+    def settle(self, block: RowBlock, rows: RowStatistics) -> Write | None:  # noqa: ARG002
         """Count the bytes that its records would take."""
         table = rows.table
         self._nbytes += int(self._packed().layout.sections(table[:, 0], table[:, 1]).sum())
@@ -161,7 +161,7 @@ class PackJob(MeasureJob):
         most = target.geometry.nbytes * 8 + 64
         return cls.entries(target, most, most, most)
 
-    def settle(self, block: RowBlock, rows: RowFigures) -> Write:
+    def settle(self, block: RowBlock, rows: RowStatistics) -> Write:
         """Give the records their place."""
         assert isinstance(rows, PackedRows)  # noqa: S101 (what compute returns)
         super().settle(block, rows)
@@ -209,7 +209,7 @@ class DenseJob(TargetJob):
         number_format = self.target.geometry.number_format
         return prune_rows(weights, number_format, rule, out=weights, workspace=workspace)
 
-    def settle(self, block: RowBlock, rows: RowFigures) -> Write:
+    def settle(self, block: RowBlock, rows: RowStatistics) -> Write:
         """Give the rows their place."""
         assert isinstance(rows, PrunedRows)  # noqa: S101 (what compute returns)
         return self._rows.place(block, rows.weights)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from emp_kernels.rows import RowFigures
+from emp_kernels.rows import RowStatistics
 
 from emp_llm.report.fields import HISTOGRAM_BINS, StatisticFields
 
@@ -191,7 +191,7 @@ class GroupTally:
         self._n_min = np.inf
         self._histogram = np.zeros(HISTOGRAM_BINS, np.int64)
 
-    def add(self, rows: RowFigures) -> None:
+    def add(self, rows: RowStatistics) -> None:
         """Take in one block."""
         s1, s2, kept_mass = rows.stats[:, 0], rows.stats[:, 1], rows.stats[:, 2]
         self._rows += len(s1)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from emp_kernels.layout import RowLayout
-from emp_kernels.rows import Patterns, PerRow, RowFigures, Rule, Threshold, Workspace
+from emp_kernels.rows import Patterns, PerRow, RowStatistics, Rule, Threshold, Workspace
 
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
@@ -67,7 +67,9 @@ class Selection:
         """Read the weights that the rule is applied to; as `Target.read`."""
         return target.read(file, block, workspace)
 
-    def with_score_sums(self, _target: Target, _block: RowBlock, rows: RowFigures) -> RowFigures:
+    def with_score_sums(
+        self, _target: Target, _block: RowBlock, rows: RowStatistics
+    ) -> RowStatistics:
         """The statistics of a pruned row block, with sums of its scores: here, of magnitudes."""
         return rows
 

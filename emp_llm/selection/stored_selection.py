@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from emp_kernels.rows import Given, Patterns, RowFigures, Rule, Workspace
+from emp_kernels.rows import Given, Patterns, RowStatistics, Rule, Workspace
 
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.source_file import SourceFile
@@ -53,7 +53,9 @@ class StoredSelection(Selection):
         weights = self._store.weights(target.name, *_rows(target, block))
         return super().read(target, file, block, workspace) if weights is None else weights
 
-    def with_score_sums(self, target: Target, block: RowBlock, rows: RowFigures) -> RowFigures:
+    def with_score_sums(
+        self, target: Target, block: RowBlock, rows: RowStatistics
+    ) -> RowStatistics:
         """The statistics of a pruned row block, with sums of its scores, not of magnitudes."""
         return replace(rows, stats=self._store.stats(target.name, *_rows(target, block)))
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from emp_kernels.dispatch import count_rows, prune_rows, select_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.numbers import NumberFormat
-from emp_kernels.rows import Patterns, PerRow, RowFigures, Threshold, Workspace
+from emp_kernels.rows import Patterns, PerRow, RowStatistics, Threshold, Workspace
 
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
@@ -36,7 +36,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class _ComparedRows(RowFigures):
+class _ComparedRows(RowStatistics):
     """A block of rows, what is stored of it, and how it differs from what pruning leaves."""
 
     checked: CheckedBlock
@@ -94,7 +94,7 @@ class ComparedTarget(TargetJob):
             OTHER,
         )
 
-    def settle(self, block: RowBlock, rows: RowFigures) -> None:  # noqa: ARG002
+    def settle(self, block: RowBlock, rows: RowStatistics) -> None:  # noqa: ARG002
         """Take note of what is stored; of several faults the first is told."""
         assert isinstance(rows, _ComparedRows)  # noqa: S101 (what compute returns)
         if rows.fault is not None:

@@ -24,7 +24,7 @@ from emp_kernels.rows import (
     PerRow,
     PrunedRows,
     RowCounts,
-    RowFigures,
+    RowStatistics,
     Rule,
     SelectedRows,
     SweptRows,
@@ -142,7 +142,7 @@ class CpuBackend(CpuCounting):
         emit: int,
         records: Bytes,
         dense: Patterns,
-    ) -> tuple[RowFigures, int]:
+    ) -> tuple[RowStatistics, int]:
         """Run the kernel over a row block.
 
         Args:
@@ -175,7 +175,7 @@ class CpuBackend(CpuCounting):
                     start = row, used, count
         if status == packing.NOT_FINITE:
             raise NonFiniteRowError(int(row))
-        return RowFigures(table, stats), int(used)
+        return RowStatistics(table, stats), int(used)
 
     def select(
         self, scores: Patterns, rule: PerRow | Threshold, kept: Counts | None

@@ -8,7 +8,7 @@ from emp_kernels.gpu import unpack as unpacking
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import NumberFormat
-from emp_kernels.rows import Bytes, RowFigures, Rule, Table
+from emp_kernels.rows import Bytes, RowStatistics, Rule, Table
 
 __all__ = ["prune_there", "unpack_there"]
 
@@ -19,7 +19,7 @@ def prune_there(
     rule: Rule,
     *,
     workspace: DeviceWorkspace,
-) -> RowFigures:
+) -> RowStatistics:
     """Decide which weights of a row block stay, and put +0.0 in place of the others.
 
     Args:

@@ -22,7 +22,7 @@ __all__ = [
     "PerRow",
     "PrunedRows",
     "RowCounts",
-    "RowFigures",
+    "RowStatistics",
     "Rule",
     "SelectedRows",
     "SweptRows",
@@ -79,7 +79,7 @@ Rule = PerRow | Threshold | Given
 
 
 @dataclass(frozen=True)
-class RowFigures:
+class RowStatistics:
     """What was decided for a row block.
 
     Attributes:
@@ -93,7 +93,7 @@ class RowFigures:
 
 
 @dataclass(frozen=True)
-class PackedRows(RowFigures):
+class PackedRows(RowStatistics):
     """A packed row block.
 
     Attributes:
@@ -105,7 +105,7 @@ class PackedRows(RowFigures):
 
 
 @dataclass(frozen=True)
-class PrunedRows(RowFigures):
+class PrunedRows(RowStatistics):
     """A row block with +0.0 in place of the weights that go.
 
     Attributes:
@@ -116,7 +116,7 @@ class PrunedRows(RowFigures):
 
 
 @dataclass(frozen=True)
-class SelectedRows(RowFigures):
+class SelectedRows(RowStatistics):
     """Which scores of a row block stay.
 
     Attributes:

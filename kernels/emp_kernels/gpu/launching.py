@@ -15,7 +15,7 @@ from emp_kernels.gpu.decide import DOUBTFUL, GIVEN, NOT_FINITE, PER_ROW, THRESHO
 from emp_kernels.gpu.histogram import count_equal_rows
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.numbers import NumberFormat, patterns_of_tensor
-from emp_kernels.rows import Given, Patterns, PerRow, RowFigures, Rule, Threshold
+from emp_kernels.rows import Given, Patterns, PerRow, RowStatistics, Rule, Threshold
 
 __all__ = ["RowsOnDevice", "RuleTensors", "Shape", "rows_of"]
 
@@ -97,7 +97,7 @@ class RowsOnDevice:
         workspace: Of the device.
 
     Attributes:
-        table: int64 [R, 3], as in `RowFigures`.
+        table: int64 [R, 3], as in `RowStatistics`.
         stats: float64 [R, 3].
         faults: int32 [R]: 0, NOT_FINITE or DOUBTFUL.
     """
@@ -118,7 +118,7 @@ class RowsOnDevice:
         rule: Rule,
         launch: Callable[[RuleTensors], None],
         kept: npt.NDArray[np.int64] | None = None,
-    ) -> RowFigures:
+    ) -> RowStatistics:
         """Launch a kernel, and once more where float64 could not decide a count.
 
         Args:
@@ -144,7 +144,7 @@ class RowsOnDevice:
             launch(self.tensors_of(rule, kept))
             table, stats, _ = self._figures()
             stats[~doubtful] = before[~doubtful]
-        return RowFigures(table, stats)
+        return RowStatistics(table, stats)
 
     def constants(self, rule: RuleTensors, shape: Shape) -> dict[str, Any]:
         """What every kernel over rows is compiled for, and how it is launched."""

@@ -9,13 +9,13 @@ from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, Shape, rows_of
 from emp_kernels.gpu.pack_kernel import pack_kernel
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.layout import RowLayout
-from emp_kernels.rows import RowFigures, Rule
+from emp_kernels.rows import RowStatistics, Rule
 
 __all__ = ["DeviceRows", "PackLaunch", "pack"]
 
 
 @dataclass(frozen=True)
-class DeviceRows(RowFigures):
+class DeviceRows(RowStatistics):
     """A block of packed rows; table and stats are on the host.
 
     Attributes:

@@ -8,7 +8,7 @@ from emp_kernels.gpu.launching import RowsOnDevice, RuleTensors, Shape, rows_of
 from emp_kernels.gpu.prune_kernel import prune_kernel
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.numbers import F32, NumberFormat
-from emp_kernels.rows import PerRow, RowFigures, Rule, Threshold
+from emp_kernels.rows import PerRow, RowStatistics, Rule, Threshold
 
 __all__ = ["PruneLaunch", "prune", "select"]
 
@@ -69,7 +69,7 @@ def prune(
     out: torch.Tensor,
     workspace: DeviceWorkspace,
     tile: int | None = None,
-) -> RowFigures:
+) -> RowStatistics:
     """Put +0.0 in the place of weights that go; as `emp_kernels.dispatch.prune_rows`.
 
     Args:
@@ -99,7 +99,7 @@ def select(
     kept: npt.NDArray[np.int64] | None = None,
     workspace: DeviceWorkspace,
     tile: int | None = None,
-) -> tuple[RowFigures, torch.Tensor]:
+) -> tuple[RowStatistics, torch.Tensor]:
     """Decide which scores stay; as `emp_kernels.dispatch.select_rows`.
 
     Args:
