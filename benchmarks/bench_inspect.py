@@ -1,12 +1,13 @@
-"""Times `emp-llm inspect` beside reading the same files, and checks the bytes that it foretells.
+"""Times `emp-llm inspect` beside reading the same files, and checks the bytes that it predicts.
 
     python benchmarks/bench_inspect.py --folder SOME_FOLDER --keep --json result.json
     python benchmarks/bench_inspect.py --folder SOME_FOLDER --check MODEL
 
 The checkpoint has LLaMA-2-7B's shapes and Gaussian weights, made once from a seed. `inspect` finds
-what some thirty values of β come to; `cat FILES > /dev/null` reads them; each in turn, the files
-dropped from the page cache before. With --check, a model is pruned at five β instead, and the bytes
-of its tensors and files are compared with those that one inspection foretold.
+the bytes at some thirty values of β; `cat FILES > /dev/null` reads the same files. They run in
+turn, with the files dropped from the page cache before each. With --check, a model is pruned at
+five β instead, and the bytes of its tensors and files are compared with those that `inspect`
+predicted.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ BETAS = (0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 def main() -> None:
-    """Reads the command line; measures, or checks."""
+    """Measure, or check."""
     args = parse()
     folder = args.folder / "bench_inspect"
     if args.check is not None:
@@ -58,13 +59,13 @@ def main() -> None:
     finally:
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    tell(results)
+    print_results(results)
     if args.json:
         write_json(args.json, "inspect", {"layers": args.layers, "dtype": args.dtype}, results)
 
 
 def parse() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--folder", type=Path, required=True, help="where to work; 13.5 GB with all layers"
@@ -82,15 +83,15 @@ def parse() -> argparse.Namespace:
 
 
 def check(model: str, out: Path) -> None:
-    """Compare what inspect foretells at five β with what prune writes.
+    """Compare what inspect predicts at five β with what prune writes.
 
     Raises:
-        AssertionError: If a byte is missing.
+        AssertionError: If a number of bytes or of kept weights differs.
     """
     curve = emp_llm.inspect(model)["curve"]
     for beta in BETAS:
         options = emp_llm.PruneOptions(beta=beta)
-        foretold = emp_llm.inspect(model, options, curve=False)
+        predicted = emp_llm.inspect(model, options, curve=False)
         try:
             report = emp_llm.prune(model, out, options, overwrite=True)
             files = {path.name: path.stat().st_size for path in out.glob("*.safetensors")}
@@ -100,20 +101,20 @@ def check(model: str, out: Path) -> None:
         at = curve["beta"].index(beta)
         assert curve["targets"]["bytes"][at] == written
         assert curve["targets"]["kept"][at] == report["totals"]["targets"]["kept"]
-        assert foretold["totals"]["targets"] == report["totals"]["targets"]
-        assert foretold["files"] == {name: {"bytes": nbytes} for name, nbytes in files.items()}
+        assert predicted["totals"]["targets"] == report["totals"]["targets"]
+        assert predicted["files"] == {name: {"bytes": nbytes} for name, nbytes in files.items()}
         print(
             f"β = {beta:g}: {written:,} bytes of targets, {sum(files.values()):,} of files: equal"
         )
 
 
 def measure(source: Path, rounds: int) -> dict[str, Any]:
-    """Time both in turn; returns all figures."""
+    """Time both in turn; returns all results."""
     files = sorted(source.glob("*.safetensors"))
     command = [sys.executable, "-m", "emp_cli", "inspect", str(source), "--json"]
     say("warming up")
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    report = json.loads(answer)
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    report = json.loads(output)
     reads: list[float] = []
     inspections: list[Run] = []
     for number in range(rounds):
@@ -143,14 +144,14 @@ def time_reading(files: list[Path]) -> float:
     return time.perf_counter() - start
 
 
-def tell(results: dict[str, Any]) -> None:
-    """Prints the figures."""
+def print_results(results: dict[str, Any]) -> None:
+    """Print a table of all results."""
     nbytes, targets = results["source_bytes"], results["target_bytes"]
     print(
         f"{nbytes / GB:.2f} GB of weights, {targets / GB:.2f} GB of them targets, dropped from the "
         f"page cache before each run; {results['betas']} values of β"
     )
-    figures = (
+    lines = (
         ("cat > /dev/null, s", "read_seconds", 1, 2),
         ("inspect, s", "inspect_seconds", 1, 2),
         ("inspect / cat", "ratio", 1, 2),
@@ -158,7 +159,7 @@ def tell(results: dict[str, Any]) -> None:
         ("user CPU, s", "user_seconds", 1, 1),
         ("system CPU, s", "system_seconds", 1, 1),
     )
-    table = [["", "median", "rounds"], *spread_rows(results, figures)]
+    table = [["", "median", "rounds"], *spread_rows(results, lines)]
     table.append(["cat, GB/s", f"{nbytes / GB / results['read_seconds']['median']:.2f}", ""])
     print_table(table)
 

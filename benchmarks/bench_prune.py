@@ -4,7 +4,7 @@
 
 Both write the same way, to the same disk, and both have everything flushed to it at the end; the
 ratio of their times is the result. The weights are Gaussian, made once from a seed. Before any
-figure is printed, rows of the output are compared with the rule in float64.
+result is printed, rows of the output are compared with the rule in float64.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SAMPLED_ROWS, SAMPLED_BYTES = 3, 1 << 16
 
 
 def main() -> None:
-    """Reads the command line, makes the checkpoint, measures, checks and tells."""
+    """Make the checkpoint, measure, check and print."""
     args = parse()
     folder = args.folder / "bench_prune"
     for leftover in ("copy", "pruned"):
@@ -63,14 +63,14 @@ def main() -> None:
     finally:
         for name in ("copy", "pruned") if args.keep else ("",):
             shutil.rmtree(folder / name, ignore_errors=True)
-    tell(results, cold=args.cold)
+    print_results(results, cold=args.cold)
     if args.json:
         settings = {"layers": args.layers, "dtype": args.dtype, "cold": args.cold}
         write_json(args.json, "prune", settings, results)
 
 
 def parse() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--folder", type=Path, required=True, help="where to work; 27 GB with all layers"
@@ -88,11 +88,11 @@ def parse() -> argparse.Namespace:
     return args
 
 
-# --- the clock -----------------------------------------------------------------------------------
+# --- times -----------------------------------------------------------------------------------
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Time both in turn; returns all figures, once the last output has been checked."""
+    """Time both in turn, and check the last output; returns all results."""
     source, copy, pruned = folder / "source", folder / "copy", folder / "pruned"
     files = sorted(source.glob("*.safetensors"))
     nbytes = sum(file.stat().st_size for file in files)
@@ -126,7 +126,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def prune_command(source: Path, out: Path) -> list[str]:
-    """The command line that is timed."""
+    """The command that is timed."""
     return [sys.executable, "-m", "emp_cli", "prune", str(source), "--out", str(out), "--json"]
 
 
@@ -143,19 +143,22 @@ def time_copy(files: list[Path], out: Path) -> float:
 
 
 def remove(folder: Path) -> None:
-    """Delete an output, and wait until the disk is done with it."""
+    """Delete an output and flush, so that the disk has no work left during the next run."""
     shutil.rmtree(folder)
     os.sync()
 
 
-# --- the proof -----------------------------------------------------------------------------------
+# --- the check -----------------------------------------------------------------------------------
 
 
 def check(source: Path, pruned: Path) -> dict[str, int]:
-    """Compare samples of the output with the rule in float64, and with the source where untouched.
+    """Compare sampled rows with the rule in float64, and untouched tensors with the source.
 
     Returns:
-        Rows and untouched tensors that were compared.
+        How many rows and how many untouched tensors were compared.
+
+    Raises:
+        AssertionError: If one differs.
     """
     before, after = open_checkpoint(source), open_checkpoint(pruned)
     rng = np.random.default_rng(2)
@@ -169,7 +172,7 @@ def check(source: Path, pruned: Path) -> dict[str, int]:
             readers, plain = open_shard(new, files.file(new))
             entries = {entry.name: entry for entry in old.header.tensors}
             if entries.keys() != readers.keys() | {entry.name for entry in plain}:
-                raise AssertionError(f"{new.name} holds other tensors than its source")
+                raise AssertionError(f"{new.name} and its source hold different tensors")
             for name, reader in readers.items():
                 for row in rng.integers(0, reader.geometry.rows, SAMPLED_ROWS).tolist():
                     check_row(reader, row, old_file, entries[name].start)
@@ -181,7 +184,7 @@ def check(source: Path, pruned: Path) -> dict[str, int]:
 
 
 def check_row(reader: PackedReader, row: int, file: BinaryIO, start: int) -> None:
-    """Compare a row of a packed tensor with the rule applied to the row of the source."""
+    """Compare a row of a packed tensor with the rule applied to the same row of the source."""
     geometry, workspace = reader.geometry, Workspace()
     source = os.pread(file.fileno(), geometry.row_bytes, start + row * geometry.row_bytes)
     weights = np.frombuffer(source, geometry.number_format.storage)
@@ -189,13 +192,13 @@ def check_row(reader: PackedReader, row: int, file: BinaryIO, start: int) -> Non
     block = next(b for b in geometry.row_blocks() if row < geometry.first_row(b) + b.stop - b.start)
     found = reader.read(block, workspace).rows[row - geometry.first_row(block)]
     if not np.array_equal(found, np.where(keep, weights, 0)):
-        raise AssertionError(f"{reader.name!r} row {row} is not what the rule makes of it")
+        raise AssertionError(f"{reader.name!r} row {row} is not the rule applied to its source")
 
 
 def check_bytes(old_file: BinaryIO, old: TensorEntry, new_file: BinaryIO, new: TensorEntry) -> None:
-    """Compare an untouched tensor with the source: its first and last bytes, and its middle."""
+    """Compare an untouched tensor with the source: its beginning, middle and end."""
     if (old.dtype, old.shape) != (new.dtype, new.shape):
-        raise AssertionError(f"{old.name!r} has another dtype or shape than its source")
+        raise AssertionError(f"{old.name!r} and its source differ in dtype or shape")
     for at in (0, old.nbytes // 2, max(0, old.nbytes - SAMPLED_BYTES)):
         length = min(SAMPLED_BYTES, old.nbytes - at)
         expected = os.pread(old_file.fileno(), length, old.start + at)
@@ -203,16 +206,16 @@ def check_bytes(old_file: BinaryIO, old: TensorEntry, new_file: BinaryIO, new: T
             raise AssertionError(f"{old.name!r} differs from its source")
 
 
-# --- the result ----------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------
 
 
-def tell(results: dict[str, Any], *, cold: bool) -> None:
-    """Prints the figures."""
+def print_results(results: dict[str, Any], *, cold: bool) -> None:
+    """Print a table of all results."""
     nbytes = results["source_bytes"]
     ram = machine()["ram_bytes"]
     cache = "dropped from the page cache" if cold else "read into the page cache before each run"
     print(f"{nbytes / GB:.2f} GB of weights, {cache}; {ram / GB:.1f} GB of RAM")
-    figures = (
+    lines = (
         ("cp and flush, s", "copy_seconds", 1, 2),
         ("prune, s", "prune_seconds", 1, 2),
         ("prune / cp", "ratio", 1, 2),
@@ -220,13 +223,13 @@ def tell(results: dict[str, Any], *, cold: bool) -> None:
         ("user CPU, s", "user_seconds", 1, 1),
         ("system CPU, s", "system_seconds", 1, 1),
     )
-    table = [["", "median", "rounds"], *spread_rows(results, figures)]
+    table = [["", "median", "rounds"], *spread_rows(results, lines)]
     for label, key in (("cp, GB/s", "copy_seconds"), ("prune, GB/s of source", "prune_seconds")):
         table.append([label, f"{nbytes / GB / results[key]['median']:.2f}", ""])
     for part, totals in results["totals"].items():
         before, after = totals["bytes_before"], totals["bytes_after"]
-        told = f"{before / GB:.3f} GB to {after / GB:.3f} GB"
-        table.append([f"packed / dense, {part}", f"{after / before:.4f}", told])
+        sizes = f"{before / GB:.3f} GB to {after / GB:.3f} GB"
+        table.append([f"packed / dense, {part}", f"{after / before:.4f}", sizes])
     print_table(table)
     print("checked: {rows} rows, {tensors} untouched tensors".format(**results["checked"]))
 

@@ -3,7 +3,7 @@
     python benchmarks/bench_verify.py --folder SOME_FOLDER --keep --json result.json
 
 The checkpoint has LLaMA-2-7B's shapes and Gaussian weights, made once from a seed, and lies in the
-page cache. Before any figure is printed, each command is seen to notice one flipped bit.
+page cache. Before any result is printed, `verify` must detect one flipped bit, both ways.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import emp_llm
 
 
 def main() -> None:
-    """Reads the command line, makes the checkpoints, checks, measures and tells."""
+    """Make the checkpoints, check, measure and print."""
     args = parse()
     folder = args.folder / "bench_verify"
     try:
@@ -50,13 +50,13 @@ def main() -> None:
     finally:
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    tell(results)
+    print_results(results)
     if args.json:
         write_json(args.json, "verify", {"layers": args.layers, "dtype": "bf16"}, results)
 
 
 def parse() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="where to work")
     parser.add_argument("--layers", type=int, default=6, help="decoder blocks (default: 6, 7.5 GB)")
@@ -70,7 +70,11 @@ def parse() -> argparse.Namespace:
 
 
 def check(folder: Path) -> None:
-    """See that one flipped bit, near the end of the last shard, is noticed, and put it back."""
+    """Check that one flipped bit near the end of the last shard is detected, and flip it back.
+
+    Raises:
+        AssertionError: If it is not, or packed and dense hold different weights.
+    """
     packed, source = folder / "packed", folder / "source"
     path = max(packed.glob("*.safetensors"))
     flip(path, -1001)
@@ -80,7 +84,7 @@ def check(folder: Path) -> None:
                 emp_llm.verify(packed, against=against)
             except emp_llm.FormatError:
                 continue
-            raise AssertionError("a flipped bit was not noticed")
+            raise AssertionError("a flipped bit was not detected")
     finally:
         flip(path, -1001)
     if not emp_llm.diff(packed, folder / "dense")["same_weights"]:
@@ -99,7 +103,7 @@ def flip(path: Path, offset: int) -> None:
 def measure(
     folder: Path, commands: dict[str, tuple[list[str], list[Any]]], rounds: int
 ) -> dict[str, Any]:
-    """Time all in turn, each behind a plain read of the same files."""
+    """Time all commands in turn, each after a plain read of the same files."""
     files = {
         name: sorted((folder / name).glob("*.safetensors"))
         for name in ("source", "packed", "dense")
@@ -129,8 +133,8 @@ def measure(
     }
 
 
-def tell(results: dict[str, Any]) -> None:
-    """Prints the figures."""
+def print_results(results: dict[str, Any]) -> None:
+    """Print a table of all results."""
     table = [["", "GB", "cat, s", "s", "GB/s", "ratio", "user CPU, s", "peak, MB"]]
     for name, found in results.items():
         seconds = found["seconds"]["median"]

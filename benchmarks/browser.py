@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over two pipes by its DevTools protocol, without any package."""
+"""A headless Chromium, driven over two pipes by its DevTools protocol, without any package."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
-_READS, _WRITES = 3, 4  # the descriptors that --remote-debugging-pipe takes commands and answers by
+_READS, _WRITES = 3, 4  # --remote-debugging-pipe takes commands from one, and answers on the other
 
 
 def find_chromium() -> str | None:
-    """The path of a Chromium; None where there is none."""
+    """The path of a Chromium; None if none is installed."""
     return next(filter(None, map(shutil.which, _NAMES)), None)
 
 
 class Browser:
-    """One page in a browser of its own, as a context manager.
+    """A browser of its own with one page, as a context manager.
 
     Attributes:
-        events: What the browser told besides answers: the console, requests, errors.
+        events: What the browser sent besides answers: console messages, requests, errors.
     """
 
     def __init__(self, executable: str) -> None:
@@ -74,7 +74,11 @@ class Browser:
         self._profile.cleanup()
 
     def send(self, method: str, **parameters: object) -> dict[str, Any]:
-        """Give one command of the protocol; returns its result."""
+        """Send one command of the protocol; returns its result.
+
+        Raises:
+            RuntimeError: If the browser refuses it, or has exited.
+        """
         number = next(self._numbers)
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
         if self._session:
@@ -93,13 +97,20 @@ class Browser:
         while b"\0" not in self._buffer:
             data = os.read(self._from, 1 << 16)
             if not data:
-                raise RuntimeError("the browser has gone")
+                raise RuntimeError("the browser has exited")
             self._buffer += data
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
     def look(self, width: int, height: int, *, dark: bool = False, scale: float = 1) -> None:
-        """Set the window, as a phone where it is narrow, and the theme."""
+        """Set the window's size and the theme; below 600 pixels it is a phone.
+
+        Args:
+            width: In CSS pixels.
+            height: In CSS pixels.
+            dark: Whether the page sees the dark theme.
+            scale: Device pixels in a CSS pixel.
+        """
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -111,7 +122,7 @@ class Browser:
         self.send("Emulation.setEmulatedMedia", features=[theme])
 
     def open(self, path: Path) -> None:
-        """Open a file, and wait until it is drawn."""
+        """Open a file and wait, 10 s at most, until it is drawn."""
         self.send("Page.navigate", url=path.resolve().as_uri())
         for _ in range(200):
             if self.run("document.readyState") == "complete":
@@ -120,13 +131,17 @@ class Browser:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until the browser has drawn."""
+        """Wait for two frames: the second begins after the first was drawn."""
         self.run(
             "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
         )
 
     def run(self, script: str) -> Any:  # noqa: ANN401 (whatever the page has)
-        """The value of an expression in the page, awaited."""
+        """The value of a JavaScript expression in the page; a promise is awaited.
+
+        Raises:
+            RuntimeError: If it throws.
+        """
         done = self.send(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -135,13 +150,13 @@ class Browser:
         return done["result"].get("value")
 
     def screenshot(self, *, whole: bool = False) -> bytes:
-        """What the window shows, or the whole page, as PNG."""
+        """A PNG of what the window shows, or of the whole page."""
         shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         return base64.b64decode(shot["data"])
 
     def faults(self) -> list[str]:
-        """What the page did wrong so far: exceptions, refusals, requests that leave the machine."""
-        self.run("1")
+        """What went wrong so far: exceptions, log entries, requests that leave the machine."""
+        self.run("1")  # its answer comes after all events so far
         found = []
         for event in self.events:
             parameters = event.get("params", {})

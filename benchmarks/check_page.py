@@ -2,9 +2,9 @@
 
     python benchmarks/check_page.py MODEL [--targets T]
 
-Worked out anew, row by row, by the plain reference: N_eff / N, sparsity, retained mass and the
-distribution of every tensor, and at every β of the curve the weights that stay and their mass; at
-some β, by pruning, the bytes. The first difference ends it.
+The plain reference computes once more, row by row: N_eff / N, sparsity, retained mass and the
+distribution of N_eff / N for every tensor, and the kept weights and their mass at every β of the
+curve. At some β the model is pruned, and bytes are compared. The first difference ends the check.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import emp_llm
 from emp_llm.report.page.content import page_content
 from emp_llm.report.page.page import page_html
 
-DIGITS = 5.1e-6  # relative: reports hold six digits
+DIGITS = 5.1e-6  # relative; reports hold six digits
 
 
 class Rows:
-    """One tensor by the reference."""
+    """The statistics of one tensor, row by row, by the reference."""
 
     def __init__(self, weights: np.ndarray, betas: list[float]) -> None:
         scores = np.abs(weights)
@@ -47,7 +47,11 @@ class Rows:
 def near(found: float, expected: float, what: str, *, rounded: int = 1) -> None:
     """Raise unless two numbers agree to the digits that a report holds.
 
-    Sums of such numbers are rounded once more.
+    Args:
+        found: In the page.
+        expected: By the reference.
+        what: What they are, for the error.
+        rounded: How often `found` was rounded: sums of rounded numbers are rounded once more.
     """
     assert abs(found - expected) <= DIGITS * rounded * abs(expected) + 1e-12, (
         what,
@@ -57,7 +61,7 @@ def near(found: float, expected: float, what: str, *, rounded: int = 1) -> None:
 
 
 def check_tensors(content: dict[str, Any], rows: dict[str, Rows], at: int) -> None:
-    """The table, and the heat map's cells and kinds as sums of it."""
+    """Check the table, and the cells and kinds of the heat map, which are sums over it."""
     table = content["tensors"]
     assert set(table["name"]) == set(rows)
     groups: dict[tuple[int, int | None], list[Rows]] = {}
@@ -94,7 +98,7 @@ def check_tensors(content: dict[str, Any], rows: dict[str, Rows], at: int) -> No
 
 
 def check_curve(content: dict[str, Any], rows: dict[str, Rows]) -> None:
-    """Sparsity and retained mass of every point of every line."""
+    """Check sparsity and retained mass at every point of every line."""
     table, kinds = content["tensors"], [kind["name"] for kind in content["kinds"]]
     for line in content["curve"]["parts"]:
         chosen = [
@@ -110,7 +114,7 @@ def check_curve(content: dict[str, Any], rows: dict[str, Rows]) -> None:
 
 
 def check_bytes(content: dict[str, Any], model: str, targets: str) -> None:
-    """Bytes of some points, against those that pruning there really writes."""
+    """Check the bytes at some points against those that pruning there writes."""
     curve = content["curve"]
     last = len(curve["beta"]) - 1
     with tempfile.TemporaryDirectory() as folder:
