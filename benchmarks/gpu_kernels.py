@@ -23,7 +23,7 @@ from kernel_basics import RULE, agree, authors_way, check_authors_counts, row_la
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Case", "Clock", "Timed", "random_patterns"]
+__all__ = ["Case", "Clock", "Timed", "free_bytes", "random_patterns"]
 
 SIGMA = 0.02
 SAMPLED_ROWS = 48
@@ -40,6 +40,12 @@ def random_patterns(dtype: str, count: int, device: torch.device) -> torch.Tenso
         values = torch.randn(part.numel(), device=device) * SIGMA
         part.copy_(values.to(number_format.torch_dtype).view(integers))
     return out
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nothing is in."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 class Clock:
