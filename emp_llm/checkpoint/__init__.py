@@ -12,6 +12,7 @@ safetensors_header  the header of a safetensors file
 torch_save/         files that torch.save wrote
 shard               one file of weights: its tensors
 open_files          files opened once and closed together
-meta_llama/         Llamas in Meta's own format
+meta_llama/         Llamas in Meta's original format
+weight_files        which files hold the weights
 checkpoint          a folder: which files make up the checkpoint
 """

@@ -1,7 +1,8 @@
-"""A file of weights that is nowhere as such, put together as it is read from where its bytes lie.
+"""A file of weights that does not exist on disk: its bytes are assembled as they are read.
 
-Its tensors may lie with strides (a transposed view, heads in another order) and in several parts,
-one below or beside the other. What is asked for is read, a few megabytes around it at most.
+They come from other files, the parts. A tensor may lie there with strides (as a transposed view, or
+with its heads in another order), and in several parts, whose matrices are put one below the other
+or side by side. Only what is asked for is read, and a few megabytes around it at most.
 """
 
 import math
@@ -12,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emp_llm.checkpoint.extents import Extent, Lying, dense_strides
+from emp_llm.checkpoint.extents import Extent, StridedArray, dense_strides
 from emp_llm.checkpoint.source_file import SourceFile
 
 __all__ = ["AssembledFile"]
 
 
-_HULL = 2  # what is read at once may be so many times what is wanted of it
-_CHUNK = 1 << 20
+_HULL = 2  # items with gaps are read in one go if that is at most so many times their bytes
+_CHUNK = 1 << 20  # bytes read at a time where it is more
 
 Items = npt.NDArray[Any]
 
@@ -30,7 +31,7 @@ class AssembledFile(SourceFile):
     Args:
         name: What to call it in errors.
         parts: The files, which it closes with itself.
-        extents: What it is made of: from its beginning to its end, without holes.
+        extents: Its ranges, from its beginning to its end, without holes.
     """
 
     def __init__(self, name: str, parts: Sequence[SourceFile], extents: Sequence[Extent]) -> None:
@@ -60,60 +61,71 @@ class AssembledFile(SourceFile):
             part.close()
 
     def _read(self, extent: Extent, first: int, out: Items) -> None:
-        """Fill out, uint8, with the bytes of an extent from the first one on."""
+        """Fill `out`, uint8 [n], with n bytes of an extent, from its byte `first` on."""
         item = extent.item_bytes
         last = first + out.size
-        if first % item or last % item:  # nobody reads part of an item, but it would be right
+        if first % item or last % item:  # no caller reads part of an item today; it works too
             begin, end = first // item * item, -(-last // item) * item
             whole = np.empty(end - begin, np.uint8)
             self._read(extent, begin, whole)
             out[:] = whole[first - begin : last - begin]
-        elif len(extent.beside) == 1:
-            self._take(extent.beside[0], first // item, out.view(f"u{item}"))
+        elif len(extent.arrays) == 1:
+            self._take(extent.arrays[0], first // item, out.view(f"u{item}"))
         else:
-            self._read_beside(extent, first, out)
+            self._read_side_by_side(extent, first, out)
 
-    def _read_beside(self, extent: Extent, first: int, out: Items) -> None:
+    def _read_side_by_side(self, extent: Extent, first: int, out: Items) -> None:
         item = extent.item_bytes
-        widths = [lying.shape[1] for lying in extent.beside]
+        widths = [array.shape[1] for array in extent.arrays]
         line = sum(widths) * item
         begin, end = first // line, -(-(first + out.size) // line)
         aligned = out.size == (end - begin) * line
         lines = out if aligned else np.empty((end - begin) * line, np.uint8)
         matrix = lines.view(f"u{item}").reshape(end - begin, -1)
         at = 0
-        for lying, width in zip(extent.beside, widths, strict=True):
-            start = lying.start + begin * lying.strides[0]
+        for array, width in zip(extent.arrays, widths, strict=True):
+            start = array.start + begin * array.strides[0]
             strip = matrix[:, at : at + width]
-            self._gather(lying.part, start, lying.strides, strip)
+            self._gather(array.part, start, array.strides, strip)
             at += width
         if not aligned:
             skipped = first - begin * line
             out[:] = lines[skipped : skipped + out.size]
 
-    def _take(self, lying: Lying, first: int, out: Items) -> None:
-        """Fill out with an array's items from the first one on, in row-major order."""
-        if len(lying.shape) < 2:
-            stride = lying.strides[0] if lying.strides else 0
-            self._gather(lying.part, lying.start + first * stride, (stride,), out)
+    def _take(self, array: StridedArray, first: int, out: Items) -> None:
+        """Fill `out`, [n], with n items of an array in row-major order, from item `first` on.
+
+        The largest boxes that are whole are gathered at once: rows of a matrix, matrices of a
+        stack. What is left at the two ends is taken from inside one of them.
+        """
+        if len(array.shape) < 2:
+            stride = array.strides[0] if array.strides else 0
+            self._gather(array.part, array.start + first * stride, (stride,), out)
             return
-        inner = math.prod(lying.shape[1:])
+        inner = math.prod(array.shape[1:])
         while out.size:
             index, skipped = divmod(first, inner)
-            start = lying.start + index * lying.strides[0]
+            start = array.start + index * array.strides[0]
             if skipped or out.size < inner:
                 count = min(inner - skipped, out.size)
-                row = Lying(lying.part, start, lying.shape[1:], lying.strides[1:])
+                row = StridedArray(array.part, start, array.shape[1:], array.strides[1:])
                 self._take(row, skipped, out[:count])
             else:
                 rows = out.size // inner
                 count = rows * inner
-                box = out[:count].reshape(rows, *lying.shape[1:])
-                self._gather(lying.part, start, lying.strides, box)
+                box = out[:count].reshape(rows, *array.shape[1:])
+                self._gather(array.part, start, array.strides, box)
             first, out = first + count, out[count:]
 
     def _gather(self, part: int, start: int, strides: Sequence[int], out: Items) -> None:
-        """Fill out, of any dimensions and strides of its own, with items that lie with strides."""
+        """Fill `out` with the items that lie in a part from a byte on, with strides.
+
+        Args:
+            part: The number of the file.
+            start: Offset of the first item, in bytes.
+            strides: In bytes, one for each dimension of `out`.
+            out: Of any shape; it may itself be a strip of a wider matrix.
+        """
         file = self._parts[part]
         reach = sum((size - 1) * stride for size, stride in zip(out.shape, strides, strict=True))
         hull = reach + out.itemsize
@@ -127,6 +139,8 @@ class AssembledFile(SourceFile):
             self._gather_by_parts(part, start, strides, out)
 
     def _gather_by_parts(self, part: int, start: int, strides: Sequence[int], out: Items) -> None:
+        # Loop over the dimension whose items lie farthest apart; each of its slices is gathered
+        # by itself, and is dense, or has gaps small enough to be read over, sooner or later.
         widest = max(range(out.ndim), key=lambda dim: strides[dim])
         if out.ndim > 1:
             others = [*strides[:widest], *strides[widest + 1 :]]

@@ -6,44 +6,36 @@ Only headers are read. What belongs to the checkpoint is what transformers would
 folder, so that what is pruned is what is used.
 """
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from emp_llm.checkpoint.header import Header, TensorEntry
 from emp_llm.checkpoint.json_files import read_json_object
-from emp_llm.checkpoint.meta_llama.layout import is_original, part_names, read_original
+from emp_llm.checkpoint.meta_llama.original import read_original
 from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME, OriginalParams
+from emp_llm.checkpoint.meta_llama.part_files import is_original, part_names
 from emp_llm.checkpoint.shard import Shard, read_shard
-from emp_llm.checkpoint.small_files import CONFIG_NAME, PICKLES, other_files
+from emp_llm.checkpoint.small_files import CONFIG_NAME, other_files
+from emp_llm.checkpoint.weight_files import (
+    INDEX_NAME,
+    TORCH_INDEX_NAME,
+    choose_weights,
+    is_index,
+    read_index,
+)
 from emp_llm.errors import CheckpointError
 
 __all__ = [
-    "CONFIG_NAME",
-    "INDEX_NAME",
-    "WEIGHTS_NAME",
     "Checkpoint",
-    "Shard",
-    "choose_weights",
     "open_checkpoint",
-    "read_index",
 ]
 
 
-WEIGHTS_NAME: Final = "model.safetensors"
-INDEX_NAME: Final = "model.safetensors.index.json"
-
-_SAFETENSORS = ".safetensors"
-_TORCH = ".bin"
-_TORCH_NAME = "pytorch_model.bin"
-_INDEX = ".index.json"
-_TORCH_INDEX = _TORCH_NAME + _INDEX
 _MAX_TENSORS = 1_000_000  # of all shards; some 0.5 kB of memory each
-_LONGEST_NAME = 255  # bytes, of a file on Linux
 _CHECKSUMS = ".chk"  # what Meta calls lists of them
 
 
@@ -125,14 +117,14 @@ def open_checkpoint(
         return _open_original(folder, [*names, *to_come], to_come)
     config = _read_config(folder)
     weights = choose_weights(config, [*names, *to_come], folder)
-    has_index = weights.endswith(_INDEX)
+    has_index = is_index(weights)
     weight_map, index_metadata = read_index(folder / weights) if has_index else ({}, {})
     shard_names = sorted(set(weight_map.values())) or [weights]
     leads = weights if has_index else CONFIG_NAME
     _check_present(folder, [name for name in shard_names if name not in to_come], leads)
     shards = tuple(_open_shards(folder, shard_names, to_come))
     _check_tensors(shards, weight_map)
-    index_name = None if not has_index else INDEX_NAME if weights == _TORCH_INDEX else weights
+    index_name = None if not has_index else INDEX_NAME if weights == TORCH_INDEX_NAME else weights
     told_by = (Path(CONFIG_NAME), *([Path(weights)] if has_index else []))
     small = other_files(folder)
     return Checkpoint(folder, shards, index_name, index_metadata, config, told_by, small)
@@ -184,84 +176,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "give the folder that save_pretrained wrote"
         )
     return read_json_object(folder / CONFIG_NAME)
-
-
-def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: object) -> str:
-    """Choose the file that leads to a checkpoint's weights, as transformers does.
-
-    Args:
-        config: The content of ``config.json``.
-        names: The file names beside it.
-        where: The folder or repository, for the error's text.
-
-    Returns:
-        The name of a ``.safetensors`` file, of ``pytorch_model.bin``, or of an index of such
-        files (``….index.json``).
-
-    Raises:
-        CheckpointError: If none of the names does, or several do and nothing says which.
-    """
-    present = set(names)
-    chosen = config.get("transformers_weights")
-    if chosen is not None:
-        _check_name(chosen, f"{CONFIG_NAME}, transformers_weights", (_SAFETENSORS, _INDEX))
-        return str(chosen)
-    for name in (WEIGHTS_NAME, INDEX_NAME, _TORCH_NAME, _TORCH_INDEX):
-        if name in present:
-            return name
-    others = sorted(name for name in present if name.endswith(_SAFETENSORS))
-    if len(others) == 1:
-        return others[0]
-    if others:
-        raise CheckpointError(
-            f"{where}: has {len(others)} safetensors files ({others[0]}, …) and no {INDEX_NAME} "
-            "to say which ones make up the model: add the index"
-        )
-    pickles = sorted(name for name in present if name.endswith(PICKLES))
-    if pickles:
-        raise CheckpointError(
-            f"{where}: has neither safetensors nor {_TORCH_NAME}, only other weights "
-            f"({pickles[0]}); convert them first: load them with transformers and call "
-            "save_pretrained"
-        )
-    raise CheckpointError(
-        f"{where}: has neither {WEIGHTS_NAME} nor {INDEX_NAME}; give a checkpoint with its weights"
-    )
-
-
-def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """Read the index of a sharded checkpoint.
-
-    Returns:
-        The name of each tensor with the file name of its shard, and the index's ``metadata``.
-
-    Raises:
-        CheckpointError: If it is no index, or names a file that cannot lie beside it.
-    """
-    index = read_json_object(path, strict=True)
-    weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            f"{path.name}: has no weight_map of tensors to files; download the index again"
-        )
-    ending = _TORCH if path.name == _TORCH_INDEX else _SAFETENSORS
-    for tensor, name in weight_map.items():
-        _check_name(name, f"{path.name}: {tensor!r}", (ending,))
-    return weight_map, metadata if isinstance(metadata, dict) else {}
-
-
-def _check_name(name: object, where: str, endings: tuple[str, ...]) -> None:
-    """Refuse what is no plain file name: a checkpoint must not lead to files elsewhere."""
-    if (
-        not isinstance(name, str)
-        or not name.endswith(endings)
-        or any(character in name for character in "/\\\0")
-        or len(os.fsencode(name)) > _LONGEST_NAME
-    ):
-        raise CheckpointError(
-            f"{where} names the file {name!r:.120}; it must be a file name that ends in "
-            f"{' or '.join(endings)}, without a folder: put the weights beside the index"
-        )
 
 
 def _check_present(folder: Path, names: list[str], leads: str) -> None:

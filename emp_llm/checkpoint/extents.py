@@ -1,10 +1,10 @@
-"""Where the bytes of tensors lie in files, with strides of any kind; needs no numpy."""
+"""Where the bytes of a tensor lie in files, with any strides. Needs no numpy."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Extent", "Lying", "dense_strides"]
+__all__ = ["Extent", "StridedArray", "dense_strides"]
 
 
 def dense_strides(shape: Sequence[int], item_bytes: int) -> tuple[int, ...]:
@@ -13,13 +13,13 @@ def dense_strides(shape: Sequence[int], item_bytes: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Lying:
-    """How an array lies in one of the files.
+class StridedArray:
+    """An array of items in one of several files.
 
     Attributes:
         part: The number of the file.
-        start: Offset of the first item there, in bytes.
-        shape: Its shape.
+        start: Offset of the first item in that file, in bytes.
+        shape: Sizes, outermost first.
         strides: Bytes from an item to the next one along each dimension, none negative.
     """
 
@@ -31,17 +31,17 @@ class Lying:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Bytes of the assembled file.
+    """A range of an assembled file, and where its bytes are taken from.
 
     Attributes:
-        start: Offset of the first one.
-        nbytes: How many they are.
+        start: Offset of its first byte in the assembled file.
+        nbytes: Its length in bytes.
         item_bytes: Bytes of an item: 1, 2, 4 or 8.
-        beside: The arrays that they are taken from, in row-major order: one, or matrices [R, C_i]
-            that lie side by side, [R, ΣC_i].
+        arrays: What it holds, in row-major order: one array, or several matrices [R, C_i] side by
+            side, which make one matrix [R, ΣC_i].
     """
 
     start: int
     nbytes: int
     item_bytes: int
-    beside: tuple[Lying, ...]
+    arrays: tuple[StridedArray, ...]

@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from emp_llm._version import __version__
-from emp_llm.checkpoint.checkpoint import INDEX_NAME, WEIGHTS_NAME, open_checkpoint
+from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.weight_files import INDEX_NAME, WEIGHTS_NAME
 from emp_llm.hub.destination import Destination, open_destination
 from emp_llm.hub.upload_errors import upload_explained
 from emp_llm.report.card.card import write_card

@@ -11,13 +11,13 @@ import glob
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
-from emp_llm.checkpoint.checkpoint import choose_weights, read_index
 from emp_llm.checkpoint.header import Header
 from emp_llm.checkpoint.json_files import read_json_object
-from emp_llm.checkpoint.meta_llama.layout import is_original, part_names
 from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME
+from emp_llm.checkpoint.meta_llama.part_files import is_original, part_names
 from emp_llm.checkpoint.shard import Shard, read_any_header_by
 from emp_llm.checkpoint.small_files import CONFIG_NAME, is_small_file
+from emp_llm.checkpoint.weight_files import choose_weights, read_index
 from emp_llm.errors import CheckpointError, HubError
 from emp_llm.hub.download_errors import AGAIN, check_room, explained
 from emp_llm.hub.download_report import DownloadReport, bar_class

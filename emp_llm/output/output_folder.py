@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from emp_llm.checkpoint.checkpoint import INDEX_NAME, WEIGHTS_NAME, read_index
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.weight_files import INDEX_NAME, WEIGHTS_NAME, read_index
 from emp_llm.errors import CheckpointError, EmpError, OutputError
 from emp_llm.files.atomic import flush_path, write_json_durably
 from emp_llm.output.journal import Journal, difference

@@ -9,12 +9,13 @@ file.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from emp_llm.checkpoint.checkpoint import WEIGHTS_NAME, Checkpoint
+from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.dtypes import ITEM_BITS
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.safetensors_header import ALIGNMENT
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.checkpoint.weight_files import WEIGHTS_NAME
 from emp_llm.options import OutputFormat
 from emp_llm.pruning.copy_job import CopyJob
 from emp_llm.pruning.shard_writer import Entry, ShardWriter

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emp_llm.checkpoint.checkpoint import Checkpoint, read_index
+from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.weight_files import read_index
 from emp_llm.errors import FormatError
 from emp_llm.report.file_names import OF_THEIR_OWN, REPORT_NAME
 from emp_llm.report.folder_files import describe_file, visible_files

@@ -145,7 +145,7 @@ def test_large_models_are_dealt_out_to_shards_with_an_index(
     whole = whole_model()
     source = write_original(tmp_path / "llama", params(), *split(whole, 2))
     single = written(source, tmp_path / "single")
-    monkeypatch.setattr("emp_llm.checkpoint.meta_llama.layout.MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr("emp_llm.checkpoint.meta_llama.original.MAX_SHARD_BYTES", 20_000)
     assert differing(written(source, tmp_path / "out"), single) == []
     names = [path.name for path in sorted((tmp_path / "out").glob("*.safetensors"))]
     assert names == [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
@@ -302,7 +302,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_original_llama_of_the_hub_is_pruned_as_a_local_one(
     tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, discard_source: bool
 ) -> None:
-    monkeypatch.setattr("emp_llm.checkpoint.meta_llama.layout.MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr("emp_llm.checkpoint.meta_llama.original.MAX_SHARD_BYTES", 20_000)
     folder = write_original(tmp_path / "llama", params(4), *split(whole_model(4), 2))
     hub.commit("meta-llama/tiny", files(folder))
     prune(folder, tmp_path / "expected")
