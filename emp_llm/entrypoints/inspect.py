@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from emp_kernels.rows import RowStatistics
+from emp_kernels.rows import PackedRows
 
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.safetensors_header import encode_header
@@ -16,21 +16,21 @@ from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import OptionError
 from emp_llm.hub.source import find_source
 from emp_llm.options import OutputFormat, PruneOptions, needs_masks
-from emp_llm.pruning.beta_curve import CurveJob, build_curve
+from emp_llm.pruning.beta_curve import CurveJob, CurveRows, build_curve
+from emp_llm.pruning.pack_job import MeasureJob
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.plan_report import origin, report_on
 from emp_llm.pruning.shard_plan import ShardPlan, output_name
 from emp_llm.pruning.stages import Stage, beta_for_target_sparsity, run_stage
-from emp_llm.pruning.target_jobs import MeasureJob, TargetJob
+from emp_llm.pruning.target_job import Rows, TargetJob
 from emp_llm.report.fields import Report
 from emp_llm.report.outlier_rows import StandingOut
 from emp_llm.report.report import Outcome
 from emp_llm.report.totals import file_totals
-from emp_llm.runtime.pipeline import Piece, Write, thread_count
+from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.selection import Selection
-from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
 
 __all__ = ["inspect"]
@@ -111,25 +111,25 @@ def inspect(
     return report
 
 
-class _StatsJob(TargetJob):
-    """A job that keeps the sums of each row, [R, 3], as blocks."""
+class _SumsJob(TargetJob[Rows]):
+    """A job that keeps the sums of each row, float64 [R, 3], as row blocks."""
 
     def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
         super().__init__(target, file, selection)
-        self.stats: list[npt.NDArray[np.float64]] = []
+        self.sums: list[npt.NDArray[np.float64]] = []
 
-    def settle(self, block: RowBlock, rows: RowStatistics) -> Write | None:
-        """Take note of a block."""
-        self.stats.append(rows.stats)
-        return super().settle(block, rows)  # type: ignore[safe-super]
+    def tally(self, rows: Rows) -> None:
+        """Count a row block, and keep its sums."""
+        super().tally(rows)
+        self.sums.append(rows.stats)
 
 
-class _CurveJob(_StatsJob, CurveJob):
+class _CurveJob(_SumsJob[CurveRows], CurveJob):
     """Every β at once."""
 
 
-class _MeasureJob(_StatsJob, MeasureJob):
-    """The one that was asked for."""
+class _MeasureJob(_SumsJob[PackedRows], MeasureJob):
+    """The β that was asked for."""
 
 
 def _measure(
@@ -137,9 +137,9 @@ def _measure(
     workers: Workers,
     files: OpenFiles,
     kind: type[_CurveJob] | type[_MeasureJob],
-) -> tuple[list[_StatsJob], StandingOut]:
+) -> tuple[list[_CurveJob | _MeasureJob], StandingOut]:
     """Read all targets; returns the jobs on them, done, and the rows that stand out."""
-    jobs: list[_StatsJob] = []
+    jobs: list[_CurveJob | _MeasureJob] = []
     standing_out = StandingOut()
 
     def pieces(shard: Shard, selection: Selection) -> Iterator[Piece]:
@@ -183,7 +183,7 @@ def _file_sizes(report: Report, plan: PruningPlan, output_format: OutputFormat) 
     return sizes
 
 
-def _look(standing_out: StandingOut, job: _StatsJob) -> None:
+def _look(standing_out: StandingOut, job: _CurveJob | _MeasureJob) -> None:
     geometry = job.target.geometry
-    standing_out.look(job.target.name, geometry.columns, np.concatenate(job.stats))
-    job.stats.clear()
+    standing_out.look(job.target.name, geometry.columns, np.concatenate(job.sums))
+    job.sums.clear()

@@ -21,27 +21,23 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.safetensors_header import read_header
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError, FormatError, OptionError, OutputError
-from emp_llm.files.checksum import hash_name
-from emp_llm.files.direct_file import Flusher
 from emp_llm.hub.source import Source, find_source
 from emp_llm.options import PruneOptions, needs_masks
 from emp_llm.output.journal import Journal, describe_run
 from emp_llm.output.meta_llama_files import write_original_files
 from emp_llm.output.output_folder import OutputFolder
 from emp_llm.output.sidecar_files import copy_small_files, write_config, write_index
-from emp_llm.pruning.copy_job import CopyJob
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.plan_report import origin, report_on, tensor_report
+from emp_llm.pruning.shard_output import WriteJob, shard_output
 from emp_llm.pruning.shard_plan import ShardPlan, output_name
-from emp_llm.pruning.shard_writer import ShardWriter
-from emp_llm.pruning.shares import find_workers, own_share
 from emp_llm.pruning.stages import (
     Stage,
     beta_for_target_sparsity,
+    own_share,
     run_stage,
     surveyed_shards,
 )
-from emp_llm.pruning.target_jobs import TargetJob
 from emp_llm.report.card.card import write_card
 from emp_llm.report.card.figure import write_figure
 from emp_llm.report.fields import Report, SourceFields, Trial
@@ -50,7 +46,7 @@ from emp_llm.report.file_names import CARD_NAME
 from emp_llm.report.folder_files import describe_files
 from emp_llm.report.report import Calibrated, Outcome
 from emp_llm.rule_fields import rule_fields
-from emp_llm.runtime.devices import asked_devices
+from emp_llm.runtime.devices import Devices, asked_devices
 from emp_llm.runtime.launcher import meeting_of
 from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
@@ -132,7 +128,7 @@ def prune(
         with folder if team.leads else folder.explaining(), team.working():
             _check_same_folder(folder, team)
             plan = PruningPlan.make(source, checkpoint, options, team)
-            workers = find_workers(plan, devices, threads, shared, team)
+            workers = _find_workers(plan, devices, threads, shared, team)
             beta, tried = _find_beta(plan, workers, folder)
             plan = plan.with_beta(beta)
             if team.leads:
@@ -193,6 +189,25 @@ def _check_same_folder(folder: OutputFolder, team: Team) -> None:
             f"{folder.path}: rank {team.rank} does not see what rank 0 wrote there: give a folder "
             "that all machines share, by its whole path"
         )
+
+
+def _find_workers(
+    plan: PruningPlan,
+    devices: Devices | None,
+    threads: int | None,
+    progress: SharedProgress,
+    team: Team,
+) -> Workers:
+    own = own_share(plan.checkpoint.shards, lambda shard: shard.header.file_size, team)
+    return Workers.find(
+        "pack" if plan.options.output_format == "packed" else "prune",
+        # what comes over a network is not worth a GPU
+        0 if plan.source.to_come else plan.bytes_to_prune(own),
+        devices=devices,
+        threads=threads,
+        progress=progress,
+        team=team,
+    )
 
 
 def _find_beta(
@@ -281,55 +296,27 @@ def _write_shards(
             given = StoredSelection(plan.options, store)
         needed = [s for s in plan.checkpoint.shards if s in shards or s in surveyed]
         files = stack.enter_context(plan.source.files(needed))
-        writers = stack.enter_context(ExitStack())
-        flusher = stack.enter_context(Flusher())
+        output = stack.enter_context(shard_output(folder.staging, files))
+
+        def pieces(shard: Shard, selection: Selection) -> Iterator[Piece]:
+            targets, name = plan.targets[shard.name], output_name(plan.checkpoint, shard)
+            shard_plan = ShardPlan.make(shard, targets, plan.options.output_format)
+            new = shard_plan.new_file(name, files.file(shard), selection)
+            yield from output.pieces(shard, new, partial(_record, folder.journal, name))
+
         stage = Stage(
             name=f"pruning{workers.devices.told}",
             nbytes=sum(entry.nbytes for shard in left for entry in shard.header.tensors),
             shards=shards,
             files=files,
-            pieces=partial(_writing, plan, files, folder, flusher, writers),
+            pieces=pieces,
         )
         run_stage(plan, workers, stage, given)
     workers.team.gather(None)
 
 
-def _writing(
-    plan: PruningPlan,
-    files: OpenFiles,
-    folder: OutputFolder,
-    flusher: Flusher,
-    writers: ExitStack,
-    shard: Shard,
-    selection: Selection,
-) -> Iterator[Piece]:
-    shard_plan = ShardPlan.make(shard, plan.targets[shard.name], plan.options.output_format)
-    name = output_name(plan.checkpoint, shard)
-    jobs: list[TargetJob | CopyJob] = []
-    writer = ShardWriter(
-        folder.staging / name,
-        shard_plan.entries_at_most(),
-        shard.header.metadata,
-        flusher,
-        in_order=shard_plan.in_order,
-        finished=partial(_record, folder.journal, name, jobs),
-    )
-    writers.callback(writer.release)
-    for job in shard_plan.jobs(files.file(shard), selection, writer):
-        jobs.append(job)
-        yield from job.pieces()
-    yield Piece.note(writer.close_when_written)
-    yield Piece.note(partial(files.done, shard))
-
-
-def _record(journal: Journal, name: str, jobs: Sequence[TargetJob | CopyJob]) -> None:
-    outcomes = {
-        job.entry.name: Outcome(
-            job.statistics if isinstance(job, TargetJob) else None, hash_name(job.checksum)
-        )
-        for job in jobs
-    }
-    journal.record(name, outcomes)
+def _record(journal: Journal, name: str, jobs: Sequence[WriteJob]) -> None:
+    journal.record(name, {job.entry.name: Outcome(job.statistics, job.checksum) for job in jobs})
 
 
 def _publish(

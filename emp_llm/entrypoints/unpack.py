@@ -1,25 +1,24 @@
 """Packed to dense: an ordinary checkpoint with the same weights, bit for bit."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from emp_kernels.rows import Patterns, Workspace
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
-from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.files.checksum import hash_name
-from emp_llm.files.direct_file import Flusher
 from emp_llm.hub.source import Source, find_source
 from emp_llm.output.output_folder import OutputFolder
 from emp_llm.output.sidecar_files import copy_small_files, write_config, write_index
-from emp_llm.pruning.copy_job import CopyJob, DenseRows
+from emp_llm.pruning.copy_job import CopyJob
+from emp_llm.pruning.dense_job import DenseRows
+from emp_llm.pruning.shard_output import NewFile, WriteJob, shard_output
 from emp_llm.pruning.shard_plan import file_order, output_name
 from emp_llm.pruning.shard_writer import ShardWriter
 from emp_llm.report.card.card import write_card
@@ -28,11 +27,11 @@ from emp_llm.report.file import read_report, write_report
 from emp_llm.report.file_names import CARD_NAME, REPORT_NAME
 from emp_llm.report.folder_files import describe_files
 from emp_llm.report.report import dense_report
-from emp_llm.runtime.devices import Devices, asked_devices, worthwhile_devices
-from emp_llm.runtime.gpu_gain import Work
-from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
+from emp_llm.runtime.devices import asked_devices
+from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.team import Team
+from emp_llm.runtime.workers import Workers
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.packed_config import is_packed, quant_method
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
@@ -74,27 +73,31 @@ def unpack(
         OutputError: If `out` cannot be written.
         DeviceError: If a GPU has no room for the work.
     """
-    devices, cores = asked_devices(device, Team()), thread_count(threads)
-    told = SharedProgress(progress or Silent())
-    source = find_source(model, revision=revision, token=token, progress=told)
+    devices = asked_devices(device, Team())
+    thread_count(threads)  # refuses what is no number of threads
+    shared = SharedProgress(progress or Silent())
+    source = find_source(model, revision=revision, token=token, progress=shared)
     checkpoint = source.open_checkpoint()
     _check_packed(checkpoint)
     packed_report = read_report(source.folder)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
-        if devices is None:
+        workers = Workers.find(
+            "unpack",
             # as many bytes as its targets have unpacked, roughly: the tensors beside them count
-            nbytes = 0 if source.to_come else checkpoint.nbytes
-            work = Work(kernel="unpack", nbytes=nbytes, cores=min(cores, thread_count(None)))
-            devices = worthwhile_devices(work, Team())
-        count = thread_count(threads, gpus=len(devices.gpus))
-        jobs = _write_shards(source, checkpoint, folder.staging, count, devices, told)
+            0 if source.to_come else checkpoint.nbytes,
+            devices=devices,
+            threads=threads,
+            progress=shared,
+            team=Team(),
+        )
+        jobs = _write_shards(source, checkpoint, folder.staging, workers)
         write_index(folder.staging, checkpoint)
         write_config(folder.staging, checkpoint, None)
         copy_small_files(folder.staging, checkpoint)
         report = None
         if packed_report is not None:
-            _check_told(source.folder, packed_report, jobs)
-            hashes = {job.entry.name: hash_name(job.checksum) for job in jobs}
+            _check_report(source.folder, packed_report, jobs)
+            hashes = {job.entry.name: job.checksum for job in jobs}
             report = dense_report(packed_report, hashes)
             report["files"] = describe_files(folder.staging)
             write_figure(folder.staging, report)
@@ -119,15 +122,13 @@ def _check_packed(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_told(
-    folder: Path, report: Mapping[str, Any], jobs: "list[_UnpackJob | CopyJob]"
-) -> None:
-    """See that a report tells of the tensors there are, and which of them are packed."""
-    told = {name: fields["pruned"] for name, fields in report["tensors"].items()}
+def _check_report(folder: Path, report: Mapping[str, Any], jobs: Sequence[WriteJob]) -> None:
+    """Check that a report lists the tensors there are, and as pruned those that are packed."""
+    listed = {name: fields["pruned"] for name, fields in report["tensors"].items()}
     found = {job.entry.name: isinstance(job, _UnpackJob) for job in jobs}
-    odd = sorted(name for name in told | found if told.get(name) != found.get(name))
+    odd = sorted(name for name in listed | found if listed.get(name) != found.get(name))
     if odd or not any(found.values()):
-        what = f"tells otherwise of tensor {odd[0]!r} than the shards" if odd else "prunes nothing"
+        what = f"and the shards differ on tensor {odd[0]!r}" if odd else "prunes nothing"
         raise FormatError(
             f"{folder}: {REPORT_NAME} {what}: the folder is not as it was written; download or "
             "prune it again"
@@ -135,56 +136,41 @@ def _check_told(
 
 
 def _write_shards(
-    source: Source,
-    checkpoint: Checkpoint,
-    folder: Path,
-    threads: int,
-    devices: Devices,
-    progress: SharedProgress,
-) -> "list[_UnpackJob | CopyJob]":
-    done: list[_UnpackJob | CopyJob] = []
-    with ExitStack() as stack:
-        files = stack.enter_context(source.files(checkpoint.shards))
-        writers = stack.enter_context(ExitStack())
-        flusher = stack.enter_context(Flusher())
+    source: Source, checkpoint: Checkpoint, folder: Path, workers: Workers
+) -> list[WriteJob]:
+    """Write all shards; returns the jobs on their tensors, done."""
+    done: list[WriteJob] = []
+    with source.files(checkpoint.shards) as files, shard_output(folder, files) as output:
 
         def pieces() -> Iterator[Piece]:
             for shard in checkpoint.shards:
-                file = files.file(shard)
-                readers, tensors = _dense_tensors(shard, file)
-                name = output_name(checkpoint, shard)
-                entries = [entry for tensor in tensors for entry in CopyJob.entries(tensor)]
-                transposed = any(reader.geometry.transposed for reader in readers.values())
-                writer = ShardWriter(
-                    folder / name, entries, shard.header.metadata, flusher, in_order=not transposed
-                )
-                writers.callback(writer.release)
-                for tensor in tensors:
-                    reader = readers.get(tensor.name)
-                    job = _UnpackJob(reader, writer) if reader else CopyJob(tensor, file, writer)
-                    done.append(job)
-                    yield from job.pieces()
-                yield Piece.note(writer.close_when_written)
-                yield Piece.note(partial(files.done, shard))
+                new = _dense_file(output_name(checkpoint, shard), shard, files.file(shard), done)
+                yield from output.pieces(shard, new)
 
-        progress.begin(f"unpacking{devices.told}", checkpoint.nbytes)
-        run_pieces(
-            pieces(),
-            threads=threads,
-            devices=devices,
-            progress=progress.advance,
-            abandon=files.abandon,
-        )
+        workers.progress.begin(f"unpacking{workers.devices.told}", checkpoint.nbytes)
+        workers.run(pieces(), files.abandon)
     return done
 
 
-def _dense_tensors(
-    shard: Shard, file: SourceFile
-) -> tuple[dict[str, PackedReader], list[TensorEntry]]:
-    """Readers of the packed tensors by name, and all tensors of the dense file in order."""
-    readers, plain = open_shard(shard, file)
-    dense = [*plain, *(reader.dense_entry for reader in readers.values())]
-    return readers, sorted(dense, key=file_order)
+def _dense_file(name: str, shard: Shard, file: SourceFile, done: list[WriteJob]) -> NewFile:
+    """What the dense file of a packed shard will hold; its jobs are added to the others."""
+    packed, plain = open_shard(shard, file)
+    tensors = [*plain, *(reader.dense_entry for reader in packed.values())]
+    tensors.sort(key=file_order)
+
+    def jobs(writer: ShardWriter) -> Iterator[WriteJob]:
+        for tensor in tensors:
+            reader = packed.get(tensor.name)
+            job = _UnpackJob(reader, writer) if reader else CopyJob(tensor, file, writer)
+            done.append(job)
+            yield job
+
+    return NewFile(
+        name=name,
+        entries_at_most=[entry for tensor in tensors for entry in CopyJob.entries(tensor)],
+        in_order=not any(reader.geometry.transposed for reader in packed.values()),
+        jobs=jobs,
+    )
 
 
 class _UnpackJob:
@@ -192,14 +178,20 @@ class _UnpackJob:
 
     Attributes:
         entry: The tensor as it is in a dense file.
-        checksum: Of its weights, row by row, once all are settled.
+        statistics: None; nothing is pruned.
     """
+
+    statistics: Final = None
 
     def __init__(self, reader: PackedReader, writer: ShardWriter) -> None:
         self.entry = reader.dense_entry
         self._reader = reader
         self._rows = DenseRows(self.entry, reader.geometry, writer)
-        self.checksum = self._rows.checksum
+
+    @property
+    def checksum(self) -> str:
+        """Of its weights, row by row, once all are settled."""
+        return hash_name(self._rows.hash)
 
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""

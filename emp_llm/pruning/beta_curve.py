@@ -17,7 +17,7 @@ from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Patterns, RowStatistics, Workspace
 
 from emp_llm.checkpoint.source_file import SourceFile
-from emp_llm.pruning.target_jobs import TargetJob
+from emp_llm.pruning.target_job import TargetJob
 from emp_llm.report.fields import Curve
 from emp_llm.report.tensor_statistics import digits
 from emp_llm.report.totals import TargetCurve, curve_totals
@@ -28,7 +28,7 @@ from emp_llm.tensors.layout_choice import choose_layouts, sample_rows
 from emp_llm.tensors.packed import PackedTensor, padding
 from emp_llm.tensors.target import Target
 
-__all__ = ["CurveJob", "build_curve", "grid"]
+__all__ = ["CurveJob", "CurveRows", "build_curve", "grid"]
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -64,7 +64,7 @@ class CurveRows(RowStatistics):
     record_bytes: Counts
 
 
-class CurveJob(TargetJob):
+class CurveJob(TargetJob[CurveRows]):
     """Finds what packing a target would give at every β, and writes nothing; rows are groups.
 
     Args:
@@ -91,7 +91,7 @@ class CurveJob(TargetJob):
         self._layouts: list[RowLayout] = []
         self._deciding = threading.Lock()
 
-    def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> CurveRows:  # noqa: ARG002
+    def compute(self, _block: RowBlock, weights: Patterns, _workspace: Workspace) -> CurveRows:
         """Counts of a block at every β, and what they come to."""
         layouts = self._decide_layouts()
         counts = count_rows(weights, self.target.geometry.number_format, self.betas)
@@ -105,9 +105,8 @@ class CurveJob(TargetJob):
             record_bytes=swept.record_bytes,
         )
 
-    def settle(self, block: RowBlock, rows: RowStatistics) -> Write | None:  # noqa: ARG002
-        """Add a block up."""
-        assert isinstance(rows, CurveRows)  # noqa: S101 (what compute returns)
+    def settle(self, _block: RowBlock, rows: CurveRows) -> Write | None:
+        """Add a row block up."""
         self.kept += rows.kept
         self.kept_mass += rows.kept_mass
         self.nbytes += rows.record_bytes

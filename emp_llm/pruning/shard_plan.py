@@ -8,6 +8,7 @@ file.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.dtypes import ITEM_BITS
@@ -18,8 +19,10 @@ from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.checkpoint.weight_files import WEIGHTS_NAME
 from emp_llm.options import OutputFormat
 from emp_llm.pruning.copy_job import CopyJob
+from emp_llm.pruning.dense_job import DenseJob
+from emp_llm.pruning.pack_job import PackJob
+from emp_llm.pruning.shard_output import NewFile, WriteJob
 from emp_llm.pruning.shard_writer import Entry, ShardWriter
-from emp_llm.pruning.target_jobs import DenseJob, PackJob, TargetJob
 from emp_llm.selection.selection import Selection
 from emp_llm.tensors.target import Target
 
@@ -91,16 +94,24 @@ class ShardPlan:
             else:
                 yield from CopyJob.entries(entry)
 
-    def jobs(
-        self, file: SourceFile, selection: Selection, writer: ShardWriter
-    ) -> Iterator[TargetJob | CopyJob]:
-        """The work, in order.
+    def new_file(self, name: str, file: SourceFile, selection: Selection) -> NewFile:
+        """The new file.
 
         Args:
+            name: Its name.
             file: The source's file.
             selection: What to keep of the targets.
-            writer: The new file.
         """
+        return NewFile(
+            name=name,
+            entries_at_most=self.entries_at_most(),
+            in_order=self.in_order,
+            jobs=partial(self._jobs, file, selection),
+        )
+
+    def _jobs(
+        self, file: SourceFile, selection: Selection, writer: ShardWriter
+    ) -> Iterator[WriteJob]:
         prune_to = PackJob if self.output_format == "packed" else DenseJob
         for entry in self.entries:
             if entry.name in self.targets:

@@ -1,7 +1,7 @@
 """The stages of a run over the targets of a plan: find β, select what stays, work on the shards."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,15 +10,22 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.options import counts_magnitudes, needs_masks
 from emp_llm.pruning.plan import PruningPlan
-from emp_llm.pruning.shares import own_share
 from emp_llm.runtime.pipeline import Piece
+from emp_llm.runtime.team import Team
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.row_block_pass import RowBlockPass
 from emp_llm.selection.selection import Selection, SharedGroup, passes, select
 from emp_llm.selection.target_sparsity import find_beta
 from emp_llm.tensors.target import Target
 
-__all__ = ["Stage", "beta_for_target_sparsity", "run_stage", "select_targets", "surveyed_shards"]
+__all__ = [
+    "Stage",
+    "beta_for_target_sparsity",
+    "own_share",
+    "run_stage",
+    "select_targets",
+    "surveyed_shards",
+]
 
 
 def beta_for_target_sparsity(
@@ -169,3 +176,17 @@ def _own_part_of_targets(plan: PruningPlan, workers: Workers) -> list[Shard]:
     """This rank's part of the shards, where all targets are read before any is pruned."""
     shards = plan.checkpoint.shards
     return own_share(shards, lambda shard: plan.bytes_to_prune([shard]), workers.team)
+
+
+def own_share(shards: Iterable[Shard], nbytes: Callable[[Shard], int], team: Team) -> list[Shard]:
+    """This rank's share of some shards, in their order; each shard is one rank's.
+
+    The largest is given out first, each to the rank that has the fewest bytes by then.
+    """
+    shards = list(shards)
+    loads, shares = [0] * team.size, [set[str]() for _ in range(team.size)]
+    for shard in sorted(shards, key=lambda shard: (-nbytes(shard), shard.name)):
+        rank = loads.index(min(loads))
+        loads[rank] += nbytes(shard)
+        shares[rank].add(shard.name)
+    return [shard for shard in shards if shard.name in shares[team.rank]]

@@ -9,8 +9,8 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 from emp_kernels.rows import Workspace
 
@@ -19,7 +19,13 @@ from emp_llm.runtime.devices import CPU, Devices
 
 __all__ = ["Advance", "Piece", "Write", "run_pieces", "thread_count"]
 
+Result = TypeVar("Result")
+
 Write = Callable[[], None]
+"""Writes the result of a piece."""
+
+Settle = Callable[[], Write | None]
+"""Gives a result its place in the order of pieces, and returns what is left to write of it."""
 
 Advance = Callable[[int], None]
 """Told the bytes of input that each piece settled, from one thread at a time."""
@@ -53,11 +59,10 @@ def thread_count(threads: int | None, processes: int = 1, gpus: int = 0) -> int:
     return threads
 
 
-@dataclass(frozen=True)
 class Piece:
     """One piece of work.
 
-    Attributes:
+    Args:
         nbytes: Bytes of input that it stands for.
         compute: Does the work, at the same time as other pieces. What it returns may lie in the
             workspace, which is its thread's until the piece is written.
@@ -65,14 +70,26 @@ class Piece:
             anything, is returned.
     """
 
-    nbytes: int
-    compute: Callable[[Workspace], Any]
-    settle: Callable[[Any], Write | None]
+    def __init__(
+        self,
+        nbytes: int,
+        compute: Callable[[Workspace], Result],
+        settle: Callable[[Result], Write | None],
+    ) -> None:
+        self.nbytes = nbytes
+        # one function of both, so that nobody else need know what passes between them
+        self._compute: Callable[[Workspace], Settle] = lambda workspace: partial(
+            settle, compute(workspace)
+        )
 
-    @classmethod
-    def note(cls, settle: Callable[[], Write | None]) -> "Piece":
+    @staticmethod
+    def note(settle: Settle) -> "Piece":
         """A piece that only takes note of what came before it."""
-        return cls(0, lambda _workspace: None, lambda _result: settle())
+        return Piece(0, lambda _workspace: None, lambda _nothing: settle())
+
+    def compute(self, workspace: Workspace) -> Settle:
+        """Do the work; returns what settles it."""
+        return self._compute(workspace)
 
 
 class _Run:
@@ -107,8 +124,8 @@ class _Run:
             workspace = self.devices.workspace(thread)
             while (numbered := self.pull()) is not None:
                 number, piece = numbered
-                result = piece.compute(workspace)
-                write = self.settle_in_turn(number, piece, result)
+                settle = piece.compute(workspace)
+                write = self.settle_in_turn(number, piece.nbytes, settle)
                 if write is not None:
                     write()
         except _StoppedError:
@@ -127,14 +144,14 @@ class _Run:
                 return None
             return next(self.pieces, None)
 
-    def settle_in_turn(self, number: int, piece: Piece, result: Any) -> Write | None:  # noqa: ANN401
+    def settle_in_turn(self, number: int, nbytes: int, settle: Settle) -> Write | None:
         with self.turn:
             self.turn.wait_for(lambda: self.next_turn == number or self.failure is not None)
             if self.failure is not None:
                 raise _StoppedError
-            write = piece.settle(result)
+            write = settle()
             if self.progress is not None:
-                self.progress(piece.nbytes)
+                self.progress(nbytes)
             self.next_turn += 1
             self.turn.notify_all()
         return write

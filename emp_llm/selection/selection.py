@@ -10,6 +10,7 @@ row-major order, among tensors in the order of their names.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Patterns, PerRow, RowStatistics, Rule, Threshold, Workspace
@@ -29,6 +30,9 @@ from emp_llm.tensors.layout_choice import choose_layout, sample_rows
 from emp_llm.tensors.target import Target
 
 __all__ = ["Selection", "SharedGroup", "count_together", "passes", "select"]
+
+
+Rows = TypeVar("Rows", bound=RowStatistics)
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,7 @@ class Selection:
         """Read the weights that the rule is applied to; as `Target.read`."""
         return target.read(file, block, workspace)
 
-    def with_score_sums(
-        self, _target: Target, _block: RowBlock, rows: RowStatistics
-    ) -> RowStatistics:
+    def with_score_sums(self, _target: Target, _block: RowBlock, rows: Rows) -> Rows:
         """The statistics of a pruned row block, with sums of its scores: here, of magnitudes."""
         return rows
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from emp_kernels.rows import Given, Patterns, RowStatistics, Rule, Workspace
+from emp_kernels.rows import Given, Patterns, Rule, Workspace
 
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.options import PruneOptions
 from emp_llm.report.tensor_statistics import Group
 from emp_llm.selection.mask_store import MaskStore
-from emp_llm.selection.selection import Selection
+from emp_llm.selection.selection import Rows, Selection
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.layout_choice import sample_rows
 from emp_llm.tensors.target import Target
@@ -53,9 +53,7 @@ class StoredSelection(Selection):
         weights = self._store.weights(target.name, *_rows(target, block))
         return super().read(target, file, block, workspace) if weights is None else weights
 
-    def with_score_sums(
-        self, target: Target, block: RowBlock, rows: RowStatistics
-    ) -> RowStatistics:
+    def with_score_sums(self, target: Target, block: RowBlock, rows: Rows) -> Rows:
         """The statistics of a pruned row block, with sums of its scores, not of magnitudes."""
         return replace(rows, stats=self._store.stats(target.name, *_rows(target, block)))
 

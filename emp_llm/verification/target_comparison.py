@@ -19,7 +19,7 @@ from emp_kernels.rows import Patterns, PerRow, RowStatistics, Threshold, Workspa
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
 from emp_llm.options import PruneOptions
-from emp_llm.pruning.target_jobs import TargetJob
+from emp_llm.pruning.target_job import TargetJob
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.selection.selection import Selection
 from emp_llm.tensors.bit_patterns import first_difference, in_words
@@ -43,7 +43,7 @@ class _ComparedRows(RowStatistics):
     fault: FormatError | None
 
 
-class ComparedTarget(TargetJob):
+class ComparedTarget(TargetJob[_ComparedRows]):
     """Prunes a target, and compares it with the rows of a written folder.
 
     Args:
@@ -94,9 +94,8 @@ class ComparedTarget(TargetJob):
             OTHER,
         )
 
-    def settle(self, block: RowBlock, rows: RowStatistics) -> None:  # noqa: ARG002
+    def settle(self, _block: RowBlock, rows: _ComparedRows) -> None:
         """Take note of what is stored; of several faults the first is told."""
-        assert isinstance(rows, _ComparedRows)  # noqa: S101 (what compute returns)
         if rows.fault is not None:
             raise rows.fault
         self._check.take(rows.checked)

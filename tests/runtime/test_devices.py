@@ -167,7 +167,7 @@ def told_work(monkeypatch: pytest.MonkeyPatch, module: str) -> list[Work]:
 def test_auto_is_decided_by_the_bytes_of_the_targets(
     monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path
 ) -> None:
-    told = told_work(monkeypatch, "pruning.shares")
+    told = told_work(monkeypatch, "runtime.workers")
     prune(source, tmp_path / "packed", threads=1)
     prune(source, tmp_path / "dense", PruneOptions(output_format="dense"), threads=1)
     nbytes = 3 * H * F * 2
@@ -177,7 +177,7 @@ def test_auto_is_decided_by_the_bytes_of_the_targets(
 def test_what_is_still_to_be_downloaded_is_not_worth_a_gpu(
     monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path
 ) -> None:
-    told = told_work(monkeypatch, "pruning.shares")
+    told = told_work(monkeypatch, "runtime.workers")
     prune(model, tmp_path / "out")
     assert [work.nbytes for work in told] == [0]
 
@@ -402,9 +402,9 @@ def test_a_device_that_cannot_be_is_refused(device: str, tmp_path: Path) -> None
 def test_a_gpu_without_room_is_one_line_and_finished_shards_are_kept(
     monkeypatch: pytest.MonkeyPatch, sharded: Path, tmp_path: Path
 ) -> None:
-    from emp_llm.pruning import target_jobs as prune_steps
+    from emp_llm.pruning import pack_job
 
-    pack, calls = prune_steps.pack_rows, iter(range(99))
+    pack, calls = pack_job.pack_rows, iter(range(99))
     first = "model-00001-of-00002.safetensors"
     noted = tmp_path / "out" / STAGING_NAME / ".finished" / f"{first}.json"
 
@@ -415,7 +415,7 @@ def test_a_gpu_without_room_is_one_line_and_finished_shards_are_kept(
         return pack(*arguments, **others)
 
     name_gpus(monkeypatch)
-    monkeypatch.setattr(prune_steps, "pack_rows", run_out)
+    monkeypatch.setattr(pack_job, "pack_rows", run_out)
     with pytest.raises(DeviceError) as caught:
         prune(sharded, tmp_path / "out", device="cuda", threads=1)
     assert str(caught.value) == (
