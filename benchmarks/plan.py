@@ -207,7 +207,7 @@ def start(folder: Path) -> dict[str, Any]:
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and not any(out.rglob("*.partial")):
+    while process.poll() is None and not any(out.rglob("*.safetensors.unfinished")):
         peak = max(peak, resident(process.pid))
         time.sleep(0.01)
     seconds = time.monotonic() - began

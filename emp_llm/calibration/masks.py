@@ -22,7 +22,7 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import read_shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError
-from emp_llm.files.atomic import flush_path
+from emp_llm.files.atomic import flush_path, replacing
 from emp_llm.options import PruneOptions, counts_magnitudes
 from emp_llm.report.tensor_statistics import Group
 from emp_llm.runtime.devices import CPU, Devices
@@ -173,10 +173,8 @@ def save_scores(path: Path, scores: Mapping[str, Scores], criterion: str) -> Non
         check_scores(name, values.reshape(-1, values.shape[-1]), criterion)
     from safetensors.numpy import save_file
 
-    unfinished = path.with_name(path.name + ".writing")
-    save_file({name: np.ascontiguousarray(values) for name, values in scores.items()}, unfinished)
-    flush_path(unfinished)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        save_file({name: np.ascontiguousarray(array) for name, array in scores.items()}, unfinished)
     flush_path(path.parent)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.errors import OptionError, OutputError
-from emp_llm.files.atomic import replace_file, write_json
+from emp_llm.files.atomic import replacing, write_json
 from emp_llm.report.card.card import write_card
 from emp_llm.report.evaluation_results import TaskResult, read_results
 from emp_llm.report.file import read_report
@@ -60,8 +60,10 @@ def save_results(folder: str | os.PathLike[str], results: Iterable[TaskResult]) 
     content = {"results": [asdict(one) for one in merged.values()]}
     card, read = path / CARD_NAME, read_report(path)
     try:
-        replace_file(path / EVAL_NAME, lambda new: write_json(new, content))
-        replace_file(card, lambda new: write_card(new, card, read))
+        with replacing(path / EVAL_NAME) as unfinished:
+            write_json(unfinished, content)
+        with replacing(card) as unfinished:
+            write_card(unfinished, card, read)
     except OSError as error:
         raise OutputError(
             f"{error.filename or path}: cannot be written: {error.strerror}; free some space or "

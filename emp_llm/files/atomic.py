@@ -1,9 +1,10 @@
-"""Small files that are there whole or not at all, whatever happens to the machine."""
+"""Files that are there whole or not at all: written under another name, flushed, renamed."""
 
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,41 @@ from emp_llm.errors import OutputError
 __all__ = [
     "check_place",
     "flush_path",
-    "replace_file",
+    "replacing",
+    "unfinished_path",
     "write_json",
     "write_json_durably",
     "write_whole",
 ]
 
 
-_UNFINISHED = ".writing"
 _NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+,?\s+)+)\]")
+
+
+def unfinished_path(path: Path) -> Path:
+    """Where a file is written before it gets its name: hidden, in the same folder."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file in one step, in place of an older one.
+
+    Yields:
+        `unfinished_path`, to write to. When the block is left that file gets its name; after an
+        error it is removed, and the older file is as it was.
+
+    Raises:
+        OSError: If it cannot be flushed or renamed.
+    """
+    unfinished = unfinished_path(path)
+    try:
+        yield unfinished
+        # the content first: after a crash the new name must not lead to an empty file
+        flush_path(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_json_durably(path: Path, content: Mapping[str, Any]) -> None:
@@ -29,17 +56,17 @@ def write_json_durably(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: If it cannot be written; what was there before is there still.
     """
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     flush_path(path.parent)
 
 
 def flush_path(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk. OSErrors pass."""
+    """Wait until a file, or the names in a folder, are on disk.
+
+    Raises:
+        OSError: If that fails.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -65,27 +92,16 @@ def write_whole(path: Path, data: bytes) -> None:
         OutputError: If it cannot be written; then the older one is as it was.
     """
     try:
-        replace_file(path, lambda new: new.write_bytes(data))
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(data)
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written: {error.strerror}; free some space or give another file"
         ) from error
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside the older one and put it in its place."""
-    new = path.with_name(f".{path.name}.unfinished")
-    try:
-        write(new)
-        with new.open("rb") as file:
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
 def check_place(path: Path) -> None:
-    """See that a file can be written, before there is anything to write.
+    """Check that a file can be written, before there is anything to write.
 
     Raises:
         OutputError: If there is no folder to write it to, or it cannot be written to.

@@ -13,12 +13,11 @@ import numpy.typing as npt
 from emp_kernels.rows import Bytes
 
 from emp_llm.checkpoint.safetensors_header import encode_header
+from emp_llm.files.atomic import unfinished_path
 from emp_llm.files.direct_file import Flusher, open_disk_file
 from emp_llm.tensors.geometry import Geometry, RowBlock
 
 __all__ = ["Entry", "ShardWriter"]
-
-_UNFINISHED = ".partial"
 
 Entry = tuple[str, str, tuple[int, ...], int]
 """Name, dtype, shape and bytes of a tensor."""
@@ -51,12 +50,12 @@ class ShardWriter:
     ) -> None:
         self._path = path
         self._finished = finished
-        self._partial = path.with_name(path.name + _UNFINISHED)
+        self._unfinished = unfinished_path(path)
         self._metadata = metadata
         self._flusher = flusher
         self._reserved = len(encode_header(at_most, metadata))
         self._file = open_disk_file(
-            self._partial, flusher, head_bytes=self._reserved, in_order=in_order
+            self._unfinished, flusher, head_bytes=self._reserved, in_order=in_order
         )
         self._lock = threading.Lock()
         self._entries: list[Entry] = []
@@ -111,5 +110,5 @@ class ShardWriter:
 
     def _finish(self) -> None:
         self._file.finish(encode_header(self._entries, self._metadata, reserve=self._reserved))
-        self._partial.rename(self._path)
+        self._unfinished.rename(self._path)
         self._finished()

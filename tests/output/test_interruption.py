@@ -57,7 +57,7 @@ def start(source: Path, tmp_path: Path) -> Iterator[Start]:
         )
         processes.append(process)
         give_up = time.monotonic() + 60
-        while not any(out.rglob("*.partial")):
+        while not any(out.rglob("*.safetensors.unfinished")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < give_up
             time.sleep(0.02)

@@ -392,7 +392,7 @@ def test_another_header_with_the_same_tensors_is_refused(
 
 def test_what_a_run_that_did_not_end_has_left_is_told(packed: Path) -> None:
     (packed / ".emp-llm-unfinished").mkdir()
-    (packed / ".emp-llm-unfinished" / "model.safetensors.partial").write_bytes(b"half")
+    (packed / ".emp-llm-unfinished" / ".model.safetensors.unfinished").write_bytes(b"half")
     assert verify(packed)["unfinished_run"]
 
 
