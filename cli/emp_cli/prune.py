@@ -163,7 +163,7 @@ def _open_repository(repo: str, device: str, *, private: bool) -> str:
     None is made where the run's device is not there.
     """
     from emp_llm.hub.destination import open_destination
-    from emp_llm.runtime.devices import find_gpus
+    from emp_llm.runtime.device_choice import find_gpus
     from emp_llm.runtime.launcher import meeting_of
     from emp_llm.runtime.team import join_team
 

@@ -32,7 +32,7 @@ def check_options(options: PruneOptions) -> None:
         )
     if calibration is not None and user is not None:
         _check_all_known(options, calibration)
-        from emp_llm.runtime.devices import check_device
+        from emp_llm.runtime.device_choice import check_device
 
         check_device(calibration.device)
 

@@ -22,7 +22,7 @@ from emp_llm.errors import OptionError
 from emp_llm.evaluation.model_loading import Dtype, find_model
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.options import PruneOptions
-from emp_llm.runtime.devices import check_device
+from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, Silent
 from emp_llm.tensors.target import Target

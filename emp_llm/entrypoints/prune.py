@@ -46,7 +46,8 @@ from emp_llm.report.file_names import CARD_NAME
 from emp_llm.report.folder_files import describe_files
 from emp_llm.report.report import Calibrated, Outcome
 from emp_llm.rule_fields import rule_fields
-from emp_llm.runtime.devices import Devices, asked_devices
+from emp_llm.runtime.device_choice import asked_devices
+from emp_llm.runtime.devices import Devices
 from emp_llm.runtime.launcher import meeting_of
 from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
@@ -305,7 +306,7 @@ def _write_shards(
             yield from output.pieces(shard, new, partial(_record, folder.journal, name))
 
         stage = Stage(
-            name=f"pruning{workers.devices.told}",
+            name=f"pruning{workers.devices.where}",
             nbytes=sum(entry.nbytes for shard in left for entry in shard.header.tensors),
             shards=shards,
             files=files,

@@ -27,7 +27,7 @@ from emp_llm.report.file import read_report, write_report
 from emp_llm.report.file_names import CARD_NAME, REPORT_NAME
 from emp_llm.report.folder_files import describe_files
 from emp_llm.report.report import dense_report
-from emp_llm.runtime.devices import asked_devices
+from emp_llm.runtime.device_choice import asked_devices
 from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.team import Team
@@ -147,7 +147,7 @@ def _write_shards(
                 new = _dense_file(output_name(checkpoint, shard), shard, files.file(shard), done)
                 yield from output.pieces(shard, new)
 
-        workers.progress.begin(f"unpacking{workers.devices.told}", checkpoint.nbytes)
+        workers.progress.begin(f"unpacking{workers.devices.where}", checkpoint.nbytes)
         workers.run(pieces(), files.abandon)
     return done
 

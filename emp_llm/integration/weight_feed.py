@@ -23,7 +23,7 @@ from transformers.integrations.accelerate import get_device
 
 from emp_llm.integration.read_ahead import Job, MadeElsewhere, ReadAhead, Reading
 from emp_llm.integration.tensor_readers import Source
-from emp_llm.runtime.devices import device_of_kernels
+from emp_llm.runtime.device_trial import device_of_kernels
 from emp_llm.runtime.pipeline import thread_count
 
 __all__ = [

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from emp_llm.runtime.devices import CPU, Devices, worthwhile_devices
+from emp_llm.runtime.device_choice import worthwhile_devices
+from emp_llm.runtime.devices import CPU, Devices
 from emp_llm.runtime.gpu_gain import Work
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import SharedProgress

@@ -21,8 +21,9 @@ from support.loading import DTYPES, Traces, load_model, state
 
 from emp_llm import EmpConfig, prune
 from emp_llm.integration.tensor_readers import DenseWeights
-from emp_llm.runtime import devices
-from emp_llm.runtime.devices import device_of_kernels
+from emp_llm.runtime import device_trial
+from emp_llm.runtime.device_trial import device_of_kernels
+from emp_llm.runtime.devices import Devices
 from emp_llm.tensors.geometry import Geometry
 
 interpreter = pytest.mark.interpreter
@@ -163,10 +164,10 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
     monkeypatch.setattr("emp_kernels.gpu_devices.interpreted", lambda: False)
     monkeypatch.setattr("emp_kernels.gpu_devices.find_devices", lambda name: [torch.device(name)])
-    monkeypatch.setattr(devices, "_ready", lambda gpus, _trial: gpus)
-    devices._unpacks.cache_clear()
+    monkeypatch.setattr(device_trial, "tried", lambda gpus, _trial: gpus)
+    device_trial._unpacks.cache_clear()
     yield monkeypatch
-    devices._unpacks.cache_clear()
+    device_trial._unpacks.cache_clear()
 
 
 @without_gpu
@@ -189,10 +190,10 @@ def test_weights_are_made_on_the_gpu_that_they_are_to_be_on(device: Any, gpu: in
 def test_the_cpu_makes_weights_for_a_gpu_that_kernels_do_not_run_on(
     two_gpus: pytest.MonkeyPatch,
 ) -> None:
-    def fail(_gpus: devices.Devices, _trial: object) -> None:
+    def fail(_gpus: Devices, _trial: object) -> None:
         raise NoDeviceError("the kernels do not run")
 
-    two_gpus.setattr(devices, "_ready", fail)
+    two_gpus.setattr(device_trial, "tried", fail)
     assert device_of_kernels("cuda:0") is None
 
 
