@@ -1,9 +1,15 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share.
+
+Every option has a metavar, and flags an empty one: the names of Python's types, which Typer shows
+otherwise, say little and take the room that the help needs in 80 columns.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from emp_llm.options import CountBy, Granularity, Repair
 
 __all__ = [
     "Beta",
@@ -37,19 +43,21 @@ __all__ = [
     "Threads",
 ]
 
-from emp_llm.options import CountBy, Granularity, Repair
-
-# parts of the help
+# headings of the help
 _HOW_MANY = "How many weights stay"
 _DATA = "Scores from data"
 
-Model = Annotated[str, typer.Argument(help="A folder, or a model of the Hugging Face Hub.")]
-Out = Annotated[Path, typer.Option(help="The folder to write.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, or a model of the Hugging Face Hub.")
+]
+Out = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="The folder to write.", show_default=False)
+]
 Beta = Annotated[
     float | None,
     typer.Option(
-        help="Keep β times the effective number of weights; 1 is the paper's rule.",
-        show_default="1.0",
+        metavar="FLOAT",
+        help="Keep β times the effective number of weights. Default: 1, as in the paper.",
         rich_help_panel=_HOW_MANY,
     ),
 ]
@@ -57,27 +65,24 @@ BetaOrAuto = Annotated[
     str | None,
     typer.Option(
         metavar="FLOAT|auto",
-        help="Keep β times the effective number of weights; 1 is the paper's rule. auto searches "
-        "for the least β that --max-loss-increase allows.",
-        show_default="1.0",
+        help="Keep β times the effective number of weights. Default: 1, as in the paper. auto "
+        "searches for the smallest β that --max-loss-increase allows.",
         rich_help_panel=_HOW_MANY,
     ),
 ]
 MaxLossIncrease = Annotated[
     float | None,
     typer.Option(
-        metavar="P",
-        help="With --beta auto: by how many per cent the loss on the calibration text may rise.",
-        show_default=False,
+        metavar="PERCENT",
+        help="With --beta auto: how much the loss on the calibration text may rise, such as 5.",
         rich_help_panel=_HOW_MANY,
     ),
 ]
 TargetSparsity = Annotated[
     float | None,
     typer.Option(
-        metavar="X",
+        metavar="FLOAT",
         help="Find the β that prunes this share of all targets' weights, such as 0.5.",
-        show_default=False,
         rich_help_panel=_HOW_MANY,
     ),
 ]
@@ -85,7 +90,9 @@ GranularityOption = Annotated[
     Granularity,
     typer.Option(
         "--granularity",
-        help="What is ranked together: all inputs of a neuron, a matrix, or all targets.",
+        metavar="row|layer|model",
+        help="Which weights are ranked together: the inputs of one neuron, one matrix, or all "
+        "targets.",
         rich_help_panel=_HOW_MANY,
     ),
 ]
@@ -93,7 +100,8 @@ CountByOption = Annotated[
     CountBy,
     typer.Option(
         "--count-by",
-        help="Whose effective number counts: that of the criterion's scores, or of magnitudes.",
+        metavar="criterion|magnitude",
+        help="Whether the effective number is that of the criterion's scores or of the magnitudes.",
         rich_help_panel=_HOW_MANY,
     ),
 ]
@@ -101,8 +109,8 @@ Criterion = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="What ranks the weights: magnitude, wanda, ria, taylor, obs or random, or a class of "
-        "your own as module:Class.",
+        help="How weights are ranked: magnitude, wanda, ria, taylor, obs or random, or by a class "
+        "of your own, module:Class.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -110,7 +118,9 @@ RepairOption = Annotated[
     Repair,
     typer.Option(
         "--repair",
-        help="Restore what pruned layers give: obs changes the weights that stay, bias the biases.",
+        metavar="none|obs|bias",
+        help="Bring the outputs of pruned layers back towards the dense ones: obs changes the "
+        "weights that stay, bias the biases.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -119,20 +129,21 @@ Calibration = Annotated[
     typer.Option(
         metavar="TEXT",
         help="The data: wikitext2, ptb, c4, a file, or DATASET[:CONFIG[:SPLIT]] of the Hub.",
-        show_default=False,
         rich_help_panel=_DATA,
     ),
 ]
 Samples = Annotated[
     int | None,
-    typer.Option(min=1, help="How many samples of it.", show_default="128", rich_help_panel=_DATA),
+    typer.Option(
+        min=1, metavar="N", help="Samples to take from it. Default: 128.", rich_help_panel=_DATA
+    ),
 ]
 Length = Annotated[
     int | None,
     typer.Option(
         min=2,
-        help="Tokens in a sample.",
-        show_default="2048, or all that the model can see",
+        metavar="N",
+        help="Tokens in a sample. Default: 2048, or the model's context if that is shorter.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -140,8 +151,8 @@ Seed = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Of the places that samples are taken from, and of the criterion random.",
-        show_default="0",
+        metavar="N",
+        help="Seed of where samples are taken from, and of the criterion random. Default: 0.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -149,63 +160,88 @@ NoSequential = Annotated[
     bool,
     typer.Option(
         "--no-sequential",
-        help="Feed each block with what the dense blocks before it give, not the pruned ones.",
+        metavar="",
+        help="Give each decoder block the outputs of the dense blocks before it, not of the "
+        "pruned ones.",
         rich_help_panel=_DATA,
     ),
 ]
 Targets = Annotated[
     str,
     typer.Option(
-        help="mlp, attention, all-linear, or a regular expression on the checkpoint's names."
+        metavar="TARGETS",
+        help="What to prune: mlp, attention, all-linear, or a regular expression searched in the "
+        "names of the checkpoint's tensors.",
     ),
 ]
 Ignore = Annotated[
     list[str] | None,
-    typer.Option(help="Leave targets alone that this regular expression finds; repeatable."),
+    typer.Option(
+        metavar="REGEX",
+        help="Do not prune targets whose names match this regular expression; repeatable.",
+    ),
 ]
 Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)
+    str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the Hub.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint in --out.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", metavar="", help="Replace the checkpoint in --out.")
+]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads; all cores by default. Results do not depend on it."),
+    typer.Option(
+        min=1, metavar="N", help="Threads. Default: all cores. Results do not depend on it."
+    ),
 ]
 Private = Annotated[
-    bool, typer.Option("--private", help="Make the repository private, if it is made.")
+    bool,
+    typer.Option("--private", metavar="", help="Make the repository private, if it is created."),
 ]
 Protocol = Annotated[
     Literal["paper", "gptq"],
-    typer.Option(help="Perplexity with the last, partial block, or of full blocks only."),
+    typer.Option(
+        metavar="paper|gptq",
+        help="How perplexity is computed: with the last, shorter window of the text, or with full "
+        "windows only.",
+    ),
 ]
-Context = Annotated[int, typer.Option(min=2, help="Tokens in a block of perplexity.")]
+Context = Annotated[
+    int, typer.Option(min=2, metavar="N", help="Tokens in a window of the perplexity.")
+]
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
-    typer.Option(help="What the weights are made; auto leaves them as they are."),
+    typer.Option(
+        metavar="DTYPE",
+        help="What the weights are cast to: bfloat16, float16 or float32; auto leaves them as "
+        "they are stored.",
+    ),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="auto|cpu|cuda[:N]", help="auto takes all GPUs there are.")
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda[:N]", help="Where the model runs; auto uses all GPUs there are."
+    ),
 ]
 KernelDevice = Annotated[
     str,
     typer.Option(
         "--device",
         metavar="auto|cpu|cuda[:N]",
-        help="Where the work is done; auto takes GPUs where that is faster.",
+        help="Where the work is done; auto uses GPUs where they are faster.",
     ),
 ]
 Html = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE.html", help="Write it as one page for a browser, too.", show_default=False
-    ),
+    typer.Option(metavar="FILE.html", help="Also write the result as one page for a browser."),
 ]
 Png = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.png",
-        help="Draw FILE-curve.png, -blocks and -rows for a paper, too; .pdf and .svg as well.",
-        show_default=False,
+        help="Also draw FILE-curve.png, FILE-blocks.png and FILE-rows.png for a paper; .pdf and "
+        ".svg work, too.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print one JSON object instead of a table.")
+]

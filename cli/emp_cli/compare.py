@@ -41,12 +41,13 @@ def compare(
         typer.Option(
             "--perplexity",
             metavar="TEXT",
-            help="wikitext2, ptb, c4, a file, or DATASET[:CONFIG[:SPLIT]] of the Hub.",
+            help="What the models predict: wikitext2, ptb, c4, a file, or "
+            "DATASET[:CONFIG[:SPLIT]] of the Hub.",
             show_default=False,
         ),
     ],
     betas: Annotated[
-        str, typer.Option(metavar="LIST", help="EMP's multipliers, with commas between.")
+        str, typer.Option(metavar="LIST", help="Values of β, separated by commas.")
     ] = "0.5,0.75,1,1.25",
     targets: Targets = "mlp",
     ignore: Ignore = None,
@@ -54,17 +55,19 @@ def compare(
     context: Context = 2048,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of the first random run.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of the first random run.")
+    ] = 0,
     random_runs: Annotated[
-        int, typer.Option(min=0, help="Random runs for each β; 0 to leave them out.")
+        int, typer.Option(min=0, metavar="N", help="Random runs for each β; 0 for none.")
     ] = 3,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw it, too.", show_default=False)
+        Path | None, typer.Option(metavar="FILE.png", help="Also draw the result.")
     ] = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what EMP costs, and what other choices of as many weights cost."""
+    """Measure what EMP costs in perplexity, and what other choices of as many weights cost."""
     clock = Clock()
     multipliers = _numbers(betas)
     if plot is not None:

@@ -14,31 +14,37 @@ __all__ = ["diff"]
 @command
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A folder, or a model of the Hub.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another folder or model.")],
     by_tensor: Annotated[
-        bool, typer.Option("--tensors", help="A line for each tensor, not for each kind of layer.")
+        bool,
+        typer.Option(
+            "--tensors", metavar="", help="A line for each tensor, not for each kind of layer."
+        ),
     ] = False,
     exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with 1 unless all weights are the same.")
+        bool,
+        typer.Option(
+            "--exit-code", metavar="", help="Exit with 1 unless all weights are the same."
+        ),
     ] = False,
     revision_a: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of A.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of A.")
     ] = None,
     revision_b: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of B.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of B.")
     ] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Tell how two checkpoints differ: masks, weights, bytes.
+    """Show how two checkpoints differ: masks, weights, bytes.
 
-    Each may be packed, dense with zeros, or not pruned at all. The table has
-    the layers that differ. A weight is kept if it is not zero; overlap is what
-    both keep of what either keeps; changed are weights that both keep with
-    different values, by so much at most.
+    Each may be packed, dense with zeros, or not pruned at all. The table lists
+    the layers that differ. A weight is kept if it is not zero. overlap: weights
+    that both keep, as a share of those that either keeps. changed: weights that
+    both keep with different values. by: the largest such difference.
 
-    The exit status is 0 whether they differ or not, as that of git diff,
-    unless --exit-code is given.
+    The exit status is 0 whether they differ or not, as for git diff, unless
+    --exit-code is given.
     """
     clock = Clock()
     import emp_llm

@@ -38,8 +38,9 @@ def inspect(
         bool,
         typer.Option(
             "--download",
-            help="Download a model of the Hub into its cache, for the prune that comes next. "
-            "Otherwise only the targets are read, by ranges, and nothing is kept.",
+            metavar="",
+            help="Download a model of the Hub into its cache, for a prune that follows. "
+            "Otherwise only the targets are read, and nothing is kept.",
         ),
     ] = False,
     threads: Threads = None,
@@ -47,7 +48,7 @@ def inspect(
     png: Png = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what prune would do, and why it leaves the rest; writes no model."""
+    """Show what prune would do, and why it leaves the other tensors; writes no model."""
     clock = Clock()
     options = PruneOptions(
         granularity=granularity,

@@ -57,14 +57,19 @@ def prune(
     ignore: Ignore = None,
     output_format: Annotated[
         OutputFormat,
-        typer.Option("--format", help="Smaller, or an ordinary checkpoint with zeros in it."),
+        typer.Option(
+            "--format",
+            metavar="packed|dense",
+            help="A smaller checkpoint, or an ordinary one with zeros in it.",
+        ),
     ] = "packed",
     revision: Revision = None,
     discard_source: Annotated[
         bool,
         typer.Option(
             "--discard-source",
-            help="Delete each shard that is downloaded for this from the cache once it is pruned.",
+            metavar="",
+            help="Delete each shard that this run downloads from the cache once it is pruned.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -75,7 +80,6 @@ def prune(
         typer.Option(
             metavar="REPO",
             help="Upload the result to USER/NAME on the Hub, as push does.",
-            show_default=False,
         ),
     ] = None,
     private: Private = False,
@@ -83,8 +87,8 @@ def prune(
 ) -> None:
     """Prune a checkpoint and write the result, smaller.
 
-    A run that was interrupted or killed goes on when the same command is given again. Started by
-    torchrun, accelerate launch or srun, several processes share the work.
+    If a run is interrupted or killed, the same command resumes it. Several
+    processes share the work if torchrun, accelerate launch or srun starts them.
     """
     if private and push_to_hub is None:
         raise typer.BadParameter("goes with --push-to-hub only", param_hint="--private")

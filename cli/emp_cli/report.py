@@ -14,14 +14,17 @@ __all__ = ["report"]
 @command
 def report(
     model: Annotated[
-        str, typer.Argument(help="A folder that prune wrote, or a pruned model of the Hub.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A folder that prune wrote, or a pruned model of the Hub."
+        ),
     ],
     html: Html = None,
     png: Png = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what prune did to a model, as it wrote it down; reads no weights."""
+    """Show what prune did to a model, as its report says; reads no weights."""
     clock = Clock()
     check_pictures(html, png)
     from emp_llm.entrypoints.report import find_report

@@ -13,24 +13,26 @@ __all__ = ["verify"]
 
 @command
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder that prune or unpack wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that prune or unpack wrote.")
+    ],
     against: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="The model it was made of, a folder or one of the Hub: decide every mask once "
-            "more, and compare every weight.",
+            help="The model that the folder was made from, itself a folder or a model of the Hub: "
+            "decide every mask again and compare every weight.",
         ),
     ] = None,
     revision: Revision = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Prove a written folder whole: hashes, structure, masks.
+    """Prove that a folder is whole: hashes, structure, masks.
 
     A packed folder without emp_report.json, such as save_pretrained writes,
-    has no hashes to compare with: its structure is proved, the exit status is
-    0 and the answer says so. With --against its weights are proved as well.
+    has no hashes to compare with. Then only its structure is proved, the exit
+    status is 0, and the answer says so. --against proves its weights, too.
     """
     clock = Clock()
     import emp_llm

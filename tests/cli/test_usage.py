@@ -54,10 +54,10 @@ def test_nothing_is_suggested_for_a_choice_that_comes_close_to_none(
         ("prune m --out", "Option '--out' requires an argument.", "prune m --out ./sparse"),
         (
             "prune",
-            "Missing argument 'model'.",
+            "Missing argument 'MODEL'.",
             "prune meta-llama/Llama-2-7b-hf --out ./sparse",
         ),
-        ("push f", "Missing argument 'repo'.", "push f USER/NAME"),
+        ("push f", "Missing argument 'REPO'.", "push f USER/NAME"),
         ("diff", "Missing argument 'A'.", "diff ./sparse ./dense"),
         ("compare m", "Missing option '--perplexity'.", "compare m --perplexity wikitext2"),
     ],
