@@ -10,7 +10,7 @@ from emp_cli.arguments import Context, Device, Dtype, Json, Model, Protocol, Rev
 from emp_cli.console import Clock, command, print_json, shown_progress
 
 if TYPE_CHECKING:
-    from emp_llm.evaluation.scores import Evaluation, Figure
+    from emp_llm.evaluation.scores import Evaluation, Score
 
 __all__ = ["evaluate"]
 
@@ -32,33 +32,36 @@ def evaluate(
     model: Model,
     against: Annotated[
         str | None,
-        typer.Option(metavar="DENSE", help="Measure this model too, and tell the difference."),
+        typer.Option(metavar="DENSE", help="Measure this model, too, and show the difference."),
     ] = None,
     perplexity: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="wikitext2, ptb, c4, a file, or DATASET[:CONFIG[:SPLIT]] of the Hub; "
-            "repeatable. wikitext2, if neither this nor --tasks is given.",
+            help="A text to predict: wikitext2, ptb, c4, a file, or DATASET[:CONFIG[:SPLIT]] of "
+            "the Hub; repeatable. Default: wikitext2, unless --tasks is given.",
         ),
     ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TASK,…",
-            help="Tasks or groups of lm-eval; paper7 are the seven of the EMP paper. Repeatable.",
+            help="Tasks or groups of lm-eval; paper7 stands for the seven of the EMP paper. "
+            "Repeatable.",
         ),
     ] = None,
     protocol: Protocol = "paper",
     context: Context = 2048,
     include_path: Annotated[
-        Path | None, typer.Option(help="A folder of YAML files with more tasks.")
+        Path | None, typer.Option(metavar="FOLDER", help="A folder of YAML files with more tasks.")
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples before each question of a task.")
+        int | None,
+        typer.Option(min=0, metavar="N", help="Examples before each question of a task."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first questions of each task.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Only the first N questions of each task."),
     ] = None,
     batch_size: Annotated[
         str, typer.Option(metavar="N|auto", help="Answers that are scored together.")
@@ -67,7 +70,8 @@ def evaluate(
     device: Device = "auto",
     revision: Revision = None,
     save: Annotated[
-        bool, typer.Option("--save", help="Add the figures to the model's folder and card.")
+        bool,
+        typer.Option("--save", metavar="", help="Add the results to the model's folder and card."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,7 +106,7 @@ def evaluate(
         _show(found)
     if save:
         save_results(model, found.results())
-        typer.echo(f"{model}: figures added to emp_eval.json and README.md", err=as_json)
+        typer.echo(f"{model}: results added to emp_eval.json and README.md", err=as_json)
 
 
 def _show(found: "Evaluation") -> None:
@@ -110,31 +114,31 @@ def _show(found: "Evaluation") -> None:
 
     from emp_cli.tables import show
 
-    options, figures = found.options, list(found.figures())
+    options, scores = found.options, list(found.scores())
     how = [f"protocol {options.protocol}, context {options.context}"] if options.texts else []
     how += [f"first {options.limit} questions"] if options.limit and options.tasks else []
     against = [f"against {found.against.model}"] if found.against else []
     # not as the table's title, which is folded to the width of the table
     title = [found.model.model, *against, ", ".join([*how, found.model.dtype])]
     Console(highlight=False, markup=False).print(*title, sep="\n")
-    header = ["data", "figure", "model" if found.against else "value", _ERROR]
-    rows = [_row(figure) for figure in figures]
+    header = ["data", "metric", "model" if found.against else "value", _ERROR]
+    rows = [_row(score) for score in scores]
     if found.against:
         header += ["against", _ERROR, "difference"]
-        rows = [(*row, *_compared(figure)) for row, figure in zip(rows, figures, strict=True)]
-    with_errors = any(figure.stderr is not None for figure in figures)
+        rows = [(*row, *_compared(score)) for row, score in zip(rows, scores, strict=True)]
+    with_errors = any(score.stderr is not None for score in scores)
     shown = [i for i, name in enumerate(header) if with_errors or name != _ERROR]
     show("", [header[i] for i in shown], ([row[i] for i in shown] for row in rows), left=2)
 
 
-def _row(figure: "Figure") -> tuple[str, ...]:
-    return figure.subject, figure.metric, _number(figure.value), _error(figure.stderr)
+def _row(score: "Score") -> tuple[str, ...]:
+    return score.subject, score.metric, _number(score.value), _error(score.stderr)
 
 
-def _compared(figure: "Figure") -> Iterator[str]:
-    yield "" if figure.against is None else _number(figure.against)
-    yield _error(figure.against_stderr)
-    yield "" if figure.difference is None else f"{figure.difference:+.4f}"
+def _compared(score: "Score") -> Iterator[str]:
+    yield "" if score.against is None else _number(score.against)
+    yield _error(score.against_stderr)
+    yield "" if score.difference is None else f"{score.difference:+.4f}"
 
 
 def _number(value: float) -> str:

@@ -1,8 +1,5 @@
 """``emp-llm push``."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,19 +13,24 @@ __all__ = ["push", "send", "show_sent"]
 
 @command
 def push(
-    folder: Annotated[Path, typer.Argument(help="A folder that prune or unpack wrote.")],
-    repo: Annotated[str, typer.Argument(help="USER/NAME on the Hub; made if it is not there.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that prune or unpack wrote.")
+    ],
+    repo: Annotated[
+        str,
+        typer.Argument(metavar="REPO", help="USER/NAME on the Hub; created if it does not exist."),
+    ],
     private: Private = False,
     revision: Annotated[
         str | None,
-        typer.Option(help="The branch; made if it is not there.", show_default=False),
+        typer.Option(metavar="BRANCH", help="The branch; created if it does not exist."),
     ] = None,
     create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Make a pull request instead.")
+        bool, typer.Option("--create-pr", metavar="", help="Open a pull request instead.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Upload a folder to the Hugging Face Hub; run it again to go on where it broke off."""
+    """Upload a folder to the Hugging Face Hub; run it again to resume an upload."""
     clock = Clock()
     sent = send(folder, repo, private=private, revision=revision, create_pr=create_pr)
     if as_json:
@@ -41,6 +43,7 @@ def send(folder: Path, repo: str, *, private: bool, **options: Any) -> dict[str,
     """Verify a folder and upload it, with progress on stderr; returns what `emp_llm.push` does."""
     from emp_cli.tables import size
     from emp_llm.entrypoints.push import check_folder, upload
+    from emp_llm.runtime.quiet import hub_bars_on_terminals
 
     with shown_progress() as progress:
         model = check_folder(folder, progress=progress)
@@ -49,7 +52,7 @@ def send(folder: Path, repo: str, *, private: bool, **options: Any) -> dict[str,
         typer.echo(f"edited since they were written, and taken as they are: {names}", err=True)
     typer.echo(f"uploading {size(model.nbytes)} to {repo}", err=True)
     try:
-        with _bars_on_terminals():
+        with hub_bars_on_terminals():
             return upload(model, repo, private=private or None, **options)
     except KeyboardInterrupt as interruption:
         typer.echo(
@@ -68,19 +71,3 @@ def show_sent(sent: dict[str, Any]) -> None:
         typer.echo(f"{sent['repo_id']}: branch {sent['revision']} was not there and was made")
     typer.echo(f"{sent['url']}: {sent['files']} files, {size(sent['bytes'])}; load it with")
     typer.echo("\n".join(f"    {line}" for line in sent["load"]))
-
-
-@contextmanager
-def _bars_on_terminals() -> Iterator[None]:
-    """Have huggingface_hub draw its bars on a terminal only, if nothing else is asked of it."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
-
-    if sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()

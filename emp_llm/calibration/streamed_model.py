@@ -6,7 +6,6 @@ business: each part is loaded by the function that `from_pretrained` loads a who
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +16,12 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from emp_llm.calibration.freed_memory import give_back
 from emp_llm.errors import CheckpointError
+from emp_llm.runtime.quiet import calm, transformers_without_bars
 from emp_llm.structure.landing import land
-from emp_llm.structure.meta_model import build_meta_model, calm
+from emp_llm.structure.meta_model import build_meta_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from transformers import PreTrainedModel
 
@@ -326,7 +326,7 @@ class StreamedModel:
             dtype_plan=plan,
             weight_mapping=mapping,
         )
-        with calm(), _no_bars():
+        with calm(), transformers_without_bars():
             info, _ = core_model_loading.convert_and_load_state_dict_in_model(
                 model=self.model, state_dict=state, load_config=config
             )
@@ -389,17 +389,3 @@ def _dtype(checkpoint: Checkpoint) -> torch.dtype:
             return dtype
     stored = (entry.dtype for _, entry in checkpoint.tensors.values())
     return _DTYPES[next((name for name in stored if name in _FLOATS), "F32")]
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    import transformers.utils.logging
-
-    logging: Any = transformers.utils.logging
-    drawn = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if drawn:
-            logging.enable_progress_bar()

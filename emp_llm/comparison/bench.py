@@ -4,7 +4,8 @@ from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 
-from emp_llm.evaluation.model_loading import Dtype, Found, load_model
+from emp_llm.evaluation.found_model import Found
+from emp_llm.evaluation.model_loading import Dtype, load_model
 from emp_llm.evaluation.perplexity import Perplexity, perplexity
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.runtime.progress import Progress

@@ -19,7 +19,8 @@ from emp_llm.comparison.control_model import ChoiceConfig
 from emp_llm.comparison.costs import CONTROLS, Comparison, Control, Cost, Method
 from emp_llm.entrypoints.inspect import inspect
 from emp_llm.errors import OptionError
-from emp_llm.evaluation.model_loading import Dtype, find_model
+from emp_llm.evaluation.found_model import find_model
+from emp_llm.evaluation.model_loading import Dtype
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.options import PruneOptions
 from emp_llm.runtime.device_choice import check_device

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emp_llm.errors import OptionError
-from emp_llm.evaluation.model_loading import Found, find_model, load_model
+from emp_llm.evaluation.found_model import Found, find_model
+from emp_llm.evaluation.model_loading import load_model
 from emp_llm.evaluation.perplexity import perplexity
-from emp_llm.evaluation.zero_shot import Tasks, find_tasks, score_tasks
+from emp_llm.evaluation.tasks import Tasks, find_tasks
+from emp_llm.evaluation.zero_shot import score_tasks
 from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.progress import Progress, Silent
 from emp_llm.texts.texts import Text, read_text

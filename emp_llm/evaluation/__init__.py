@@ -1,9 +1,11 @@
 """What pruning cost: perplexity and zero-shot answers of a model.
 
 perplexity     the protocols behind published perplexities
-zero_shot      tasks of lm-eval
-model_loading  the model, found, proved and loaded
-options        what can be asked
+tasks          tasks of lm-eval, found by name
+zero_shot      a model's answers to them, scored
+found_model    a model that is to be evaluated, found and verified
+model_loading  the same, loaded with its tokenizer
+options        what a user can ask for
 scores         what was measured
-saving         results saved beside the model
+saving         results, saved beside the model and in its card
 """

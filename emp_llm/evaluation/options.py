@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from emp_llm.errors import OptionError
 from emp_llm.evaluation.model_loading import Dtype
 from emp_llm.texts.texts import Protocol, check_protocol
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = ["EvalOptions"]
 
@@ -23,11 +19,11 @@ class EvalOptions:
 
     Args:
         texts: Texts to measure the perplexity on, as `emp_llm.texts.texts.read_text` takes them.
-        tasks: Tasks of lm-eval, as `emp_llm.evaluation.zero_shot.find_tasks` takes them;
-        ``paper7`` are those
-            of the EMP paper.
+        tasks: Tasks of lm-eval, as `emp_llm.evaluation.tasks.find_tasks` takes them; ``paper7``
+            stands for those of the EMP paper.
         protocol: How perplexity is computed, ``paper`` or ``gptq``; see
-        `emp_llm.evaluation.perplexity`. context: Tokens in a block of it.
+            `emp_llm.evaluation.perplexity.perplexity`.
+        context: Tokens in a window of it; 2 or more.
         dtype: ``auto`` (as the weights are stored), ``bfloat16``, ``float16`` or ``float32``.
         device: ``auto`` (all GPUs there are, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
         include_path: A folder with more tasks.

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, added to the folder of the model and to its card."""
+"""The results of an evaluation, added to the folder of the model and to its card."""
 
 import os
 from collections.abc import Iterable
@@ -19,12 +19,12 @@ __all__ = ["check_can_save", "save_results"]
 
 
 def check_can_save(folder: str | os.PathLike[str]) -> None:
-    """See that figures could be added to a folder, before any work is done for them.
+    """Check that results can be added to a folder, before any work is done for them.
 
     Raises:
         OptionError: If it is no folder that emp-llm wrote.
         OutputError: If it cannot be written to.
-        FormatError: If the figures that it has are malformed.
+        FormatError: If the results that it has are malformed.
     """
     path = Path(folder)
     if not (path / CONFIG_NAME).is_file():
@@ -43,15 +43,15 @@ def check_can_save(folder: str | os.PathLike[str]) -> None:
 
 
 def save_results(folder: str | os.PathLike[str], results: Iterable[TaskResult]) -> None:
-    """Add figures to a folder's ``emp_eval.json`` and to its card.
+    """Add results to a folder's ``emp_eval.json`` and to its card.
 
-    A figure takes the place of an older one of the same task, data set and metric; how it was
+    A result takes the place of an older one of the same task, data set and metric; how it was
     measured is part of the metric's name. Each of the two files is whole at any time.
 
     Raises:
         OptionError: If it is no folder that emp-llm wrote.
         OutputError: If it cannot be written to.
-        FormatError: If the figures that it has are malformed.
+        FormatError: If the results that it has are malformed.
     """
     check_can_save(folder)
     path = Path(folder)

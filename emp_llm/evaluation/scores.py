@@ -1,4 +1,4 @@
-"""What an evaluation measured, as figures, as a file and as metadata of a model card."""
+"""What an evaluation measured: number by number, as JSON, and as a model card takes it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from emp_llm.evaluation.options import EvalOptions
 from emp_llm.evaluation.perplexity import Perplexity
 from emp_llm.evaluation.zero_shot import TaskScore
 from emp_llm.report.evaluation_results import Subject, TaskResult
 from emp_llm.texts.texts import NAMES, dataset_of
 
-if TYPE_CHECKING:
-    pass
-from emp_llm.evaluation.options import EvalOptions
-
-__all__ = ["Evaluation", "Figure", "ModelScores"]
+__all__ = ["Evaluation", "ModelScores", "Score"]
 
 
-_TEXT_FIGURES = ("perplexity", "bits_per_byte")
+_TEXT_METRICS = ("perplexity", "bits_per_byte")
 _TITLES = dict(zip(NAMES, ("WikiText-2", "Penn Treebank", "C4"), strict=True))
 _LANGUAGE_MODELING = Subject("text-generation", "Language modeling")
 _ANSWERING = Subject("text-generation", "Zero-shot and few-shot tasks")
@@ -37,7 +34,7 @@ class ModelScores:
         dtype: What its weights were, such as ``bfloat16``.
         device: Where its first weights lay.
         texts: Perplexities by the text's name.
-        tasks: Figures of tasks by their name.
+        tasks: Scores of tasks by their name.
     """
 
     model: str
@@ -50,8 +47,17 @@ class ModelScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One figure of the model, with that of the other one where there is one."""
+class Score:
+    """One number of the model, beside that of the model it is compared with, if there is one.
+
+    Attributes:
+        subject: The text or task.
+        metric: What was measured on it, such as ``perplexity`` or ``acc``.
+        value: The number; it may be infinite or NaN.
+        stderr: Its standard error, where lm-eval reports one.
+        against: The other model's number; None if there is no other model.
+        against_stderr: Its standard error.
+    """
 
     subject: str
     metric: str
@@ -62,7 +68,7 @@ class Figure:
 
     @property
     def difference(self) -> float | None:
-        """The model's figure less the other one's."""
+        """`value` less `against`; None if there is no other model."""
         return None if self.against is None else self.value - self.against
 
 
@@ -80,12 +86,12 @@ class Evaluation:
     model: ModelScores
     against: ModelScores | None
 
-    def figures(self) -> Iterator[Figure]:
-        """Every figure: perplexity and bits per byte of each text, then those of the tasks."""
+    def scores(self) -> Iterator[Score]:
+        """Every number: perplexity and bits per byte of each text, then those of the tasks."""
         for name, found in self.model.texts.items():
             other = self.against.texts[name] if self.against else None
-            for metric in _TEXT_FIGURES:
-                yield Figure(
+            for metric in _TEXT_METRICS:
+                yield Score(
                     subject=name,
                     metric=metric,
                     value=getattr(found, metric),
@@ -93,15 +99,15 @@ class Evaluation:
                     against=None if other is None else getattr(other, metric),
                     against_stderr=None,
                 )
-        for name, score in self.model.tasks.items():
+        for name, task in self.model.tasks.items():
             beside = self.against.tasks[name] if self.against else None
-            for metric, value in score.figures.items():
-                yield Figure(
+            for metric, value in task.metrics.items():
+                yield Score(
                     subject=name,
                     metric=metric,
                     value=value,
-                    stderr=score.stderr.get(metric),
-                    against=None if beside is None else beside.figures[metric],
+                    stderr=task.stderr.get(metric),
+                    against=None if beside is None else beside.metrics[metric],
                     against_stderr=None if beside is None else beside.stderr.get(metric),
                 )
 
@@ -109,15 +115,15 @@ class Evaluation:
         """The same as a model card and the Hub take it; what is not finite is left out."""
         return tuple(
             TaskResult(
-                task=_LANGUAGE_MODELING if figure.subject in self.model.texts else _ANSWERING,
-                dataset=self._dataset(figure.subject),
-                metric=Subject(figure.metric, f"{figure.metric} ({self._how(figure.subject)})"),
-                value=figure.value,
-                dense_value=_finite(figure.against),
-                stderr=_finite(figure.stderr),
+                task=_LANGUAGE_MODELING if score.subject in self.model.texts else _ANSWERING,
+                dataset=self._dataset(score.subject),
+                metric=Subject(score.metric, f"{score.metric} ({self._how(score.subject)})"),
+                value=score.value,
+                dense_value=_finite(score.against),
+                stderr=_finite(score.stderr),
             )
-            for figure in self.figures()
-            if math.isfinite(figure.value)
+            for score in self.scores()
+            if math.isfinite(score.value)
         )
 
     def _dataset(self, subject: str) -> Subject:
@@ -126,7 +132,7 @@ class Evaluation:
         return Subject(dataset_of(subject), _TITLES.get(subject, subject))
 
     def _how(self, subject: str) -> str:
-        """What a figure depends on besides the model and the data."""
+        """What a number depends on besides the model and the data."""
         if subject in self.model.texts:
             return f"per token, protocol {self.options.protocol}, context {self.options.context}"
         shots = self.model.tasks[subject].num_fewshot
@@ -136,7 +142,7 @@ class Evaluation:
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it for JSON, every figure under its plain name; null where it is not finite."""
+        """All of it for JSON, every number under its plain name; null where it is not finite."""
         content: dict[str, Any] = {
             "options": asdict(self.options)
             | {"include_path": self.options.include_path and os.fspath(self.options.include_path)},
@@ -147,10 +153,10 @@ class Evaluation:
         if self.against is not None:
             content["against"] = _scores_dict(self.against)
             difference: dict[str, Any] = {"texts": {}, "tasks": {}}
-            for figure in self.figures():
-                kind = "texts" if figure.subject in self.model.texts else "tasks"
-                of_subject = difference[kind].setdefault(figure.subject, {})
-                of_subject[figure.metric] = _finite(figure.difference)
+            for score in self.scores():
+                kind = "texts" if score.subject in self.model.texts else "tasks"
+                of_subject = difference[kind].setdefault(score.subject, {})
+                of_subject[score.metric] = _finite(score.difference)
             content["difference"] = difference
         return content
 
@@ -161,7 +167,7 @@ def _scores_dict(scores: ModelScores) -> dict[str, Any]:
         found.update({key: _finite(value) for key, value in found.items()})
     content["tasks"] = {
         name: {
-            **{metric: _finite(value) for metric, value in score.figures.items()},
+            **{metric: _finite(value) for metric, value in score.metrics.items()},
             **{f"{metric}_stderr": _finite(value) for metric, value in score.stderr.items()},
             "num_fewshot": score.num_fewshot,
             "samples": score.samples,

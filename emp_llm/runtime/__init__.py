@@ -1,5 +1,6 @@
 """What a run works with: threads, processes, GPUs and progress. Knows nothing of checkpoints.
 
+quiet          other libraries kept quiet: logging, bars, warnings
 progress       reporting how far long work is
 launcher       who takes part: torchrun, accelerate launch or srun
 team           the processes of a run and what they exchange

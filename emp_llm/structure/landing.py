@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from emp_llm.structure.meta_model import build_meta_model, calm
+from emp_llm.runtime.quiet import calm
+from emp_llm.structure.meta_model import build_meta_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,10 +4,8 @@ No code from the checkpoint runs: the classes are transformers' own. Everything 
 when it is needed.
 """
 
-import gc
 import re
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +20,12 @@ from emp_llm.tensors.packed_config import is_packed, quant_method
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["build_meta_model", "calm"]
+__all__ = ["build_meta_model"]
 
 _COUNTS = re.compile(r"layer|label|blocks|depth|stages|experts|rank|dense_replace|kernel_size")
 _MOST = 100_000
 _PARTS = 100_000  # modules and parameters; 126 layers of a Llama are 2,700
 _PARTS_PER_TENSOR = 50
-_SILENT = 50  # logging's CRITICAL; transformers logs nothing there
 
 
 def build_meta_model(
@@ -69,31 +66,6 @@ def build_meta_model(
         raise CheckpointError(
             f"{path}: this model needs a package that is not installed: {first_line(error)}"
         ) from error
-
-
-@contextmanager
-def calm() -> Iterator[None]:
-    """Keep transformers silent and its imports quick, and leave everything as it was.
-
-    Collecting garbage while thousands of modules are imported takes a fifth of the whole time and
-    finds next to none.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from transformers.utils import logging
-
-            verbosity = logging.get_verbosity()
-            logging.set_verbosity(_SILENT)
-            try:
-                yield
-            finally:
-                logging.set_verbosity(verbosity)
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _check_dense(raw: Mapping[str, Any], path: Path) -> None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from emp_llm.errors import HubError, OptionError
 from emp_llm.messages import first_line
+from emp_llm.runtime.quiet import quiet_datasets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-__all__ = ["explained", "need", "quiet"]
-
-_LOGGERS = ("datasets", "huggingface_hub", "lm_eval")
+__all__ = ["explained", "need"]
 
 
 def need(module: str) -> ModuleType:
@@ -38,7 +35,7 @@ def need(module: str) -> ModuleType:
 
 @contextmanager
 def explained(name: str, remedy: str) -> Iterator[ModuleType]:
-    """Give the library `datasets`, quietened, and make what it raises one of our errors.
+    """Give the library `datasets`, quiet, and make what it raises one of our errors.
 
     Args:
         name: What is read.
@@ -50,7 +47,7 @@ def explained(name: str, remedy: str) -> Iterator[ModuleType]:
     """
     datasets = need("datasets")
     refusals = (datasets.exceptions.DatasetsError, ValueError, RuntimeError)
-    with quiet():
+    with quiet_datasets(datasets):
         try:
             yield datasets
         except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
@@ -67,32 +64,3 @@ def explained(name: str, remedy: str) -> Iterator[ModuleType]:
 def _origin(error: BaseException) -> BaseException:
     """The error that the library had before it called it one of its own, if there is one."""
     return error.__cause__ if error.__cause__ is not None else error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Have the libraries below log errors only, and draw bars on a terminal only."""
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    bars = need("datasets").utils
-    drawn = bars.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if not sys.stderr.isatty():
-        bars.disable_progress_bars()
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        if not sys.stderr.isatty():
-            if drawn[0]:
-                bars.enable_progress_bars()
-            if drawn[1]:
-                enable_progress_bars()

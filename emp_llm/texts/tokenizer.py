@@ -1,13 +1,13 @@
-"""A checkpoint's tokenizer, loaded without a word from transformers."""
+"""A checkpoint's tokenizer, loaded with no log messages of transformers but errors."""
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emp_llm.errors import CheckpointError, EmpError
 from emp_llm.messages import first_line
+from emp_llm.runtime.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-__all__ = ["load_tokenizer"]
+__all__ = ["load_errors", "load_tokenizer"]
 
 
 def load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
@@ -32,13 +32,20 @@ def load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     remedy = "; put the model's own (tokenizer.json, tokenizer_config.json) in its folder"
-    with _silent_transformers(), _explained(name, "its tokenizer", remedy):
+    with quiet_transformers(), load_errors(name, "its tokenizer", remedy):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer
 
 
 @contextmanager
-def _explained(name: str, what: str, remedy: str = "") -> Iterator[None]:
+def load_errors(name: str, what: str, remedy: str = "") -> Iterator[None]:
+    """Make what transformers raises while it loads something a CheckpointError.
+
+    Args:
+        name: What the user called the model.
+        what: What is loaded, for the message.
+        remedy: The end of the message: what to do.
+    """
     try:
         yield
     except EmpError:
@@ -47,21 +54,3 @@ def _explained(name: str, what: str, remedy: str = "") -> Iterator[None]:
         raise CheckpointError(
             f"{name}: transformers does not load {what}: {first_line(error).rstrip(' :.')}{remedy}"
         ) from error
-
-
-@contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Log errors only, and draw the bar of loading on a terminal only."""
-    import transformers.utils.logging
-
-    logging: Any = transformers.utils.logging
-    level, drawn = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if drawn:
-            logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Evaluating models: figures worked out by hand, one model in memory, what is refused."""
+"""Evaluating models: scores worked out by hand, one model in memory, what is refused."""
 
 import gc
 import json
@@ -29,9 +29,9 @@ from emp_llm import (
     unpack,
 )
 from emp_llm.entrypoints import evaluate as evaluating
-from emp_llm.evaluation.zero_shot import PAPER7, find_tasks
+from emp_llm.evaluation.tasks import PAPER7, find_tasks
 
-# figures
+# scores
 
 
 def test_perplexity_of_a_model_whose_predictions_are_known(known: Path, text: str) -> None:
@@ -56,7 +56,7 @@ def test_accuracy_of_a_model_whose_answers_are_known(known: Path) -> None:
     """Right on sky, snow and coal; it thinks that grass is blue and the sea green."""
     score = evaluate(known, words()).model.tasks["words"]
 
-    assert score.figures == {"acc": 3 / 5}
+    assert score.metrics == {"acc": 3 / 5}
     assert score.stderr["acc"] == pytest.approx(math.sqrt(0.6 * 0.4 / 4))
     assert (score.num_fewshot, score.samples, score.dataset) == (0, 5, "words")
 
@@ -65,7 +65,7 @@ def test_limit_fewshot_and_batch_reach_the_task(known: Path) -> None:
     limited = evaluate(known, words(limit=2, batch_size=4)).model.tasks["words"]
     automatic = evaluate(known, words(limit=2, batch_size=None)).model.tasks["words"]
 
-    assert limited.figures == automatic.figures == {"acc": 1 / 2}
+    assert limited.metrics == automatic.metrics == {"acc": 1 / 2}
     assert (limited.samples, limited.num_fewshot) == (2, 0)
     shots = evaluate(known, words(num_fewshot=1, limit=3)).model.tasks["words"]
     assert shots.num_fewshot == 1
@@ -85,7 +85,7 @@ def test_a_packed_model_and_its_unpacked_twin_score_the_same(
     assert not found.against.packed
     assert found.model.texts == found.against.texts
     assert found.model.tasks == found.against.tasks
-    assert {figure.difference for figure in found.figures()} == {0.0}
+    assert {score.difference for score in found.scores()} == {0.0}
 
 
 def test_against_tells_both_and_the_difference(packed: Path, tmp_path: Path, text: str) -> None:
@@ -266,7 +266,7 @@ def test_paper7_is_the_seven_tasks_once(monkeypatch: pytest.MonkeyPatch) -> None
             asked.extend(name for name in names if isinstance(name, str))
             return {"tasks": {name: object() for name in names}}
 
-    monkeypatch.setattr("emp_llm.evaluation.zero_shot._default_manager", Manager)
+    monkeypatch.setattr("emp_llm.evaluation.tasks._default_manager", Manager)
     assert find_tasks(["boolq", "paper7"]).names == PAPER7
     assert asked == [
         *("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")

@@ -78,7 +78,7 @@ def test_a_task_of_yaml_and_json_gives_the_accuracy_worked_out_by_hand(tmp_path:
 
 def test_one_model_has_a_table_without_differences(dense: Path, tmp_path: Path) -> None:
     result = run(dense, "--perplexity", tmp_path / "short.txt", "--context", 4)
-    assert re.search(r"data +figure +value *\n", result.stdout)
+    assert re.search(r"data +metric +value *\n", result.stdout)
     assert "\nprotocol paper, context 4, float32\n" in result.stdout
     assert "difference" not in result.stdout
 

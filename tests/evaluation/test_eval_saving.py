@@ -1,4 +1,4 @@
-"""Figures that are saved beside a model and in its card."""
+"""Results that are saved beside a model and in its card."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_saved_figures_are_merged_and_the_rest_of_the_folder_stays(
     ]
     assert results[0]["value"] == first.model.texts["short.txt"].perplexity
     assert results[0]["dense_value"] is None  # the last evaluation had nothing to compare with
-    assert results[2]["value"] == first.model.tasks["words"].figures["acc"]
+    assert results[2]["value"] == first.model.tasks["words"].metrics["acc"]
     assert results[2]["stderr"] == first.model.tasks["words"].stderr["acc"]
     card = (packed / "README.md").read_text()
     assert f"| short.txt | perplexity ({how.format('gptq')}) |" in card
