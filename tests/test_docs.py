@@ -129,6 +129,15 @@ def test_every_option_that_is_named_exists(page: Path) -> None:
 
 
 @by_page
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:`|^)make (\w+)", text, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+    assert named <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+
+
+@by_page
 def test_every_python_snippet_compiles(page: Path) -> None:
     for code in fenced(page, "python"):
         compile(code, page.name, "exec")
