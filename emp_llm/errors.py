@@ -1,17 +1,19 @@
-"""The tree of errors that end a command as one line and exit status 1.
+"""The errors that emp-llm foresees: each ends a command as one line and exit status 1.
 
     EmpError
-    ├── OptionError       an option's value is out of its range
-    ├── CheckpointError   the source cannot be read, or is not what it claims to be
-    │   ├── HubError          the Hub, or the way to it, refused
-    │   └── SourceReadError   the file system failed to read it
-    ├── FormatError       packed data is damaged, or of a version this release does not know
-    ├── OutputError       the result cannot be written
-    ├── DeviceError       a GPU has no room for the work
-    └── RankError         another of the processes that work together failed
+    ├── OptionError             an option has a value out of its range; a ValueError, too
+    ├── CheckpointError         the source cannot be read, or is not what it claims to be
+    │   ├── HubError          *     the Hub, or the connection to it, refused
+    │   └── SourceReadError   *     the file system failed to read it
+    ├── FormatError             packed data is damaged, or of a version that this release lacks
+    ├── OutputError           * the result cannot be written
+    ├── DeviceError           * a GPU has no room for the work
+    └── RankError             * another of the processes that work together failed
 
-Every message says what, where, what was found and what to do. Anything else that escapes is a bug
-and keeps its traceback.
+    * the same command may succeed later, so what is done is kept (`EmpError.may_pass`)
+
+A message says what is wrong, where, what was found and what to do. Any other exception that escapes
+is a bug and keeps its traceback.
 """
 
 from emp_llm.messages import message_line
@@ -32,10 +34,14 @@ __all__ = [
 class EmpError(Exception):
     """Base of all errors that emp-llm foresees.
 
-    Its text is one printable line, meant for the user, whatever names are in it.
+    Its text is one printable line for the user, even if names of files or tensors in it hold
+    control characters.
+
+    Args:
+        message: The text.
 
     Attributes:
-        may_pass: Whether the same command may succeed later, so that work is worth keeping.
+        may_pass: Whether the same command may succeed later, so that its work is worth keeping.
     """
 
     may_pass = False
@@ -53,7 +59,7 @@ class CheckpointError(EmpError):
 
 
 class HubError(CheckpointError):
-    """The Hub, or the way to it, refused."""
+    """The Hub, or the connection to it, refused."""
 
     may_pass = True
 
@@ -65,7 +71,7 @@ class SourceReadError(CheckpointError):
 
 
 class FormatError(EmpError):
-    """Packed data is damaged, or of a version this release does not know."""
+    """Packed data is damaged, or of a version that this release does not know."""
 
 
 class OutputError(EmpError):
@@ -84,8 +90,8 @@ class RankError(EmpError):
     """Another of the processes that work together failed, or cannot be reached.
 
     Args:
-        message: The line.
-        may_pass: Whether the error of the other is one that may pass.
+        message: The text.
+        may_pass: Whether the error of the other process is one that may pass.
     """
 
     def __init__(self, message: str, *, may_pass: bool = True) -> None:

@@ -1,7 +1,7 @@
-"""How text that others chose is shown: in one line, printable, and not too long.
+"""Text from strangers made safe to print: one line, printable, not too long.
 
-Names of tensors and files may hold line ends, escape sequences that a terminal obeys, and marks
-that turn the direction of writing around.
+Names of tensors and files may hold line breaks, escape sequences that a terminal obeys, and marks
+that reverse the direction of writing.
 """
 
 import reprlib
@@ -11,7 +11,7 @@ __all__ = ["MAX_MESSAGE", "first_line", "message_line", "printable", "shortened"
 
 
 MAX_MESSAGE: Final = 4_000
-"""Characters of the longest message; a path can have 4,096 bytes."""
+"""Characters of the longest message. A path may have 4,096 bytes, so this cuts only the absurd."""
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 120
@@ -19,7 +19,7 @@ _repr.maxlevel = 3
 
 
 def printable(text: str) -> str:
-    r"""Text with an escape in the place of every character that cannot be printed.
+    r"""The text with an escape in place of each character that cannot be printed.
 
     >>> printable("up\x1b[31m_proj")
     'up\\x1b[31m_proj'
@@ -40,10 +40,20 @@ def _cut(text: str) -> str:
 
 
 def shortened(value: object) -> str:
-    """The repr of any value of JSON, cut to about a hundred characters."""
+    """The repr of a value that was read from JSON, cut to about a hundred characters.
+
+    >>> shortened([1, 2, 3, 4, 5, 6, 7, 8])
+    '[1, 2, 3, 4, 5, 6, ...]'
+    """
     return _repr.repr(value)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text; its kind where it has none."""
+    r"""The first line of an error's text; the name of its class if it has none.
+
+    >>> first_line(OSError("No route to host\nErrno 113"))
+    'No route to host'
+    >>> first_line(TimeoutError())
+    'TimeoutError'
+    """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""What a user can ask of a pruning, checked once, where it is made."""
+"""What a user can ask of a pruning; values are checked when the options are made."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ _MOST_SAMPLES = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """The data that scores are taken from, and how the model meets it.
+    """The data that scores are taken from, and how the model is run on it.
 
     Args:
         text: ``wikitext2``, ``ptb``, ``c4``, a file, or a data set of the Hub; None where only the
             seed is needed.
-        samples: How many samples of it, from 1 to 65,536.
-        length: Tokens in a sample, 2 or more; by default 2,048, or the model's positions if those
-            are fewer.
-        seed: Of the places that samples are taken from, and of the criterion ``random``.
-        sequential: Whether a block gets what the pruned blocks before it give, rather than what
-            the dense ones do.
-        device: Where blocks are computed: ``auto`` (the first GPU if there is one), ``cpu``,
-            ``cuda`` or ``cuda:N``.
-        activation_memory: Bytes of activations that wait in memory; further ones wait on disk.
+        samples: How many samples to take from it, from 1 to 65,536.
+        length: Tokens in a sample, 2 or more; by default 2,048, or the positions that the model
+            has if those are fewer.
+        seed: Seed of the places that samples are taken from, and of the criterion ``random``; 0 or
+            more.
+        sequential: Whether the input of a decoder block is the output of the pruned blocks before
+            it, rather than of the dense ones.
+        device: Where decoder blocks are computed: ``auto`` (the first GPU if there is one),
+            ``cpu``, ``cuda`` or ``cuda:N``.
+        activation_memory: Bytes of activations to hold in memory, 0 or more; further ones are
+            written to disk until they are needed.
 
     Raises:
         OptionError: If a value is out of its range.
@@ -78,91 +80,103 @@ class CalibrationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions:
-    """The rule's options, and what is written.
+    r"""What is pruned, how many weights stay, which ones, and what is written.
 
     Args:
-        beta: Multiplier of the effective number; finite and positive. 1.0 is the paper's rule.
-            Where `target_sparsity` or `max_loss_increase` is given it is found instead.
-        granularity: What one group of scores is: ``row`` (all inputs of one output neuron),
-            ``layer`` (one weight matrix) or ``model`` (all target matrices together).
-        targets: ``mlp``, ``attention``, ``all-linear``, or a regular expression searched in
-            checkpoint tensor names.
-        ignore: Regular expressions; a target whose checkpoint name one of them is found in is
-            left as it is. Patterns are Python's: one that repeats a repeat, such as ``(a+)+$``, can
-            take without end on a name.
-        output_format: ``packed`` (smaller, exact) or ``dense`` (an ordinary checkpoint with
-            zeros in it).
+        beta: Multiplier of the effective number, finite and above 0; 1.0 is the paper's rule.
+            Where `target_sparsity` or `max_loss_increase` is given, β is found instead.
+        target_sparsity: Share of the targets' weights to prune, above 0 and below 1; the β that
+            prunes so many is found.
+        max_loss_increase: By how many per cent the loss on the calibration data may rise at most,
+            finite and above 0; a β that keeps to it is found.
+        granularity: Which weights are ranked together: those of a ``row`` (all inputs of one output
+            neuron), of a ``layer`` (one weight matrix) or of the ``model`` (all targets).
+        targets: Which tensors are pruned: ``mlp``, ``attention``, ``all-linear``, or a regular
+            expression searched in the checkpoint's tensor names.
+        ignore: Regular expressions; a target is left as it is if one of them is found in its name
+            in the checkpoint. Patterns are Python's: one that repeats a repeat, such as
+            ``(a+)+$``, can take forever on a name.
         criterion: What weights are ranked by: a name of `emp_llm.calibration.criteria`, or
             ``module:Class`` of one's own.
-        count_by: Whose effective number says how many weights stay: the criterion's scores', or
-            the magnitudes'.
+        count_by: What the effective number is computed from, which says how many weights stay: the
+            scores of the ``criterion``, or the weights' ``magnitude``.
         repair: What is changed to restore the outputs of pruned layers: ``none``, ``obs`` (the
             kept weights) or ``bias`` (the biases).
-        target_sparsity: Share of the targets' weights to prune, from 0 to 1; the β is found.
-        max_loss_increase: By what share, in per cent, the loss on the calibration data may rise at
-            most; the β is found.
-        calibration: The data, for what needs any.
+        calibration: The data, for a criterion, repair or search that needs any.
+        output_format: ``packed`` (smaller, exact) or ``dense`` (an ordinary checkpoint with
+            zeros in it).
 
     Raises:
         OptionError: If a value is out of its range or a regular expression does not compile.
+
+    >>> options = PruneOptions(beta=0.8, ignore=(r"layers\.(0|31)\.",))
+    >>> options.granularity, options.targets, options.criterion
+    ('row', 'mlp', 'magnitude')
     """
 
     beta: float = 1.0
+    target_sparsity: float | None = None
+    max_loss_increase: float | None = None
     granularity: Granularity = "row"
     targets: str = "mlp"
     ignore: tuple[str, ...] = ()
-    output_format: OutputFormat = "packed"
     criterion: str = "magnitude"
     count_by: CountBy = "criterion"
     repair: Repair = "none"
-    target_sparsity: float | None = None
-    max_loss_increase: float | None = None
     calibration: CalibrationOptions | None = None
+    output_format: OutputFormat = "packed"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.beta, int | float)
-        if not (number and math.isfinite(self.beta) and self.beta > 0):
-            raise OptionError(
-                f"beta is {self.beta}; it multiplies the number of weights to keep: "
-                "give a finite number above 0, such as 1.0"
-            )
+        _check_beta(self.beta)
         if not isinstance(self.criterion, str):
             raise OptionError(
-                f"criterion is {self.criterion!r}; give its name: 'module:Class', or that by which "
-                "emp_llm.register_criterion made it known"
+                f"criterion is {self.criterion!r}; give its name: 'module:Class', or the one that "
+                "emp_llm.register_criterion gave it"
             )
-        sparsity = self.target_sparsity
-        if sparsity is not None and not 0 < sparsity < 1:
-            raise OptionError(
-                f"target_sparsity is {sparsity}; it is the share of weights to prune: give a "
-                "number between 0 and 1, such as 0.5"
-            )
-        increase = self.max_loss_increase
-        if increase is not None and not (math.isfinite(increase) and increase > 0):
-            raise OptionError(
-                f"max_loss_increase is {increase}; it is by how many per cent the loss may rise: "
-                "give a finite number above 0, such as 1"
-            )
-        if sparsity is not None and increase is not None:
-            raise OptionError(
-                "target_sparsity and max_loss_increase are two ways to find one β: give one of them"
-            )
+        _check_search(self.target_sparsity, self.max_loss_increase)
         _check_choice("granularity", self.granularity, get_args(Granularity))
         _check_choice("format", self.output_format, get_args(OutputFormat))
         _check_choice("count-by", self.count_by, get_args(CountBy))
         _check_choice("repair", self.repair, get_args(Repair))
-        for option, pattern in (("targets", self.targets), *(("ignore", p) for p in self.ignore)):
-            try:
-                re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise OptionError(
-                    f"{option} {pattern!r} is not a regular expression: {error}"
-                ) from error
+        _check_pattern("targets", self.targets)
+        for pattern in self.ignore:
+            _check_pattern("ignore", pattern)
 
 
 def counts_magnitudes(options: PruneOptions) -> bool:
-    """Whether the weights alone say how many of them stay."""
+    """Whether the effective number is that of magnitudes, so that it is known without data."""
     return "magnitude" in (options.criterion, options.count_by)
+
+
+def needs_masks(options: PruneOptions) -> bool:
+    """Whether masks or weights depend on more than magnitudes, so that they are found first."""
+    return options.criterion != "magnitude" or options.repair != "none"
+
+
+def _check_beta(beta: object) -> None:
+    if not isinstance(beta, int | float) or not (math.isfinite(beta) and beta > 0):
+        raise OptionError(
+            f"beta is {beta}; it multiplies the number of weights to keep: "
+            "give a finite number above 0, such as 1.0"
+        )
+
+
+def _check_search(sparsity: float | None, increase: float | None) -> None:
+    """Check what β is to be found by."""
+    if sparsity is not None and not 0 < sparsity < 1:
+        raise OptionError(
+            f"target_sparsity is {sparsity}; it is the share of weights to prune: give a "
+            "number between 0 and 1, such as 0.5"
+        )
+    if increase is not None and not (math.isfinite(increase) and increase > 0):
+        raise OptionError(
+            f"max_loss_increase is {increase}; it is by how many per cent the loss may rise: "
+            "give a finite number above 0, such as 1"
+        )
+    if sparsity is not None and increase is not None:
+        raise OptionError(
+            "target_sparsity and max_loss_increase are two ways to find one β: give one of them"
+        )
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -170,6 +184,8 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise OptionError(f"{option} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def needs_masks(options: PruneOptions) -> bool:
-    """Whether masks or weights come from more than the magnitudes, and are decided on ahead."""
-    return options.criterion != "magnitude" or options.repair != "none"
+def _check_pattern(option: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise OptionError(f"{option} {pattern!r} is not a regular expression: {error}") from error

@@ -1,11 +1,11 @@
-"""Effective Model Pruning on any tensor of scores, in PyTorch, on the device the tensor is on.
+"""Effective Model Pruning (arXiv 2509.25606) on a tensor of scores, in PyTorch, on its device.
 
     S1 = Σ s_i     S2 = Σ s_i²     N_eff = S1² / S2
     k = min(N, max(1, floor(β · N_eff · (1 + 1e-9))))
 
-with N_eff = k = 0 where all scores are zero (arXiv 2509.25606). The k largest scores of a group are
-kept, and of equal ones those with the lower index. Scores are never negative: magnitudes of
-weights, or what another criterion makes of them.
+and N_eff = k = 0 where all scores are zero. The k largest of the N scores of a group are kept; of
+equal scores, those with the lower index. Scores are magnitudes of weights, or what another
+criterion computes from them, and never negative.
 """
 
 import math
@@ -23,7 +23,10 @@ Dims = int | Sequence[int] | None
 
 
 def effective_number(scores: torch.Tensor, *, dim: Dims = -1) -> torch.Tensor:
-    """The effective number N_eff = (Σs)² / Σs² of each group of scores.
+    """The effective number N_eff = (Σs)² / Σs² of each group of scores (arXiv 2509.25606).
+
+    It is N for N equal scores, 1 where all but one are zero, and otherwise tells how many equal
+    scores would be spread as evenly.
 
     Args:
         scores: Of any shape and floating-point or integer dtype; finite and not negative.
@@ -31,14 +34,22 @@ def effective_number(scores: torch.Tensor, *, dim: Dims = -1) -> torch.Tensor:
             row of a weight matrix [out, in] is a group, as in the paper.
 
     Returns:
-        Float64, the shape of scores without the dimensions of the group: 0 where all scores are
-        zero, else from 1 to the number of scores that are not.
+        Float64, in the shape of `scores` without the dimensions of a group; 0 where all scores of
+        the group are zero, otherwise from 1 to the number of its nonzero scores.
 
     Raises:
         OptionError: If a score is negative, NaN or infinite, or there is no such dimension.
 
-    >>> effective_number(torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 1.0, 0.0, 0.0]]))
+    Four equal weights count as 4; in the second row, (3 + 1)² / (9 + 1) = 1.6:
+
+    >>> weights = torch.tensor([[1.0, -1.0, 1.0, 1.0], [-3.0, 1.0, 0.0, 0.0]])
+    >>> effective_number(weights.abs())
     tensor([4.0000, 1.6000], dtype=torch.float64)
+
+    All eight as one group, (4 + 4)² / (4 + 10) = 4.57:
+
+    >>> effective_number(weights.abs(), dim=None)
+    tensor(4.5714, dtype=torch.float64)
     """
     groups, shape = _groups(scores, dim)
     s1, s2 = _moments(groups)
@@ -48,21 +59,33 @@ def effective_number(scores: torch.Tensor, *, dim: Dims = -1) -> torch.Tensor:
 
 
 def keep_mask(scores: torch.Tensor, *, beta: float = 1.0, dim: Dims = -1) -> torch.Tensor:
-    """Which scores Effective Model Pruning keeps.
+    """Which scores Effective Model Pruning keeps (arXiv 2509.25606).
 
     Args:
         scores: As for `effective_number`.
-        beta: Multiplier of the effective number, finite and above 0.
+        beta: Multiplier of the effective number, finite and above 0; 1.0 is the paper's rule.
         dim: As for `effective_number`.
 
     Returns:
-        Bool, in the shape of scores.
+        Bool, in the shape of `scores`: True for the k largest of each group, at least one of them
+        unless all are zero.
 
     Raises:
         OptionError: If beta is out of its range, or as for `effective_number`.
 
-    >>> keep_mask(torch.tensor([1.0, 3.0, 0.0, 1.0]), beta=1.0)
-    tensor([ True,  True, False, False])
+    The effective number of these weights is 6² / 12.5 = 2.88, so two of them stay:
+
+    >>> weights = torch.tensor([0.5, -3.0, 1.5, -1.0])
+    >>> mask = keep_mask(weights.abs())
+    >>> mask
+    tensor([False,  True,  True, False])
+    >>> weights.where(mask, 0.0)
+    tensor([ 0.0000, -3.0000,  1.5000,  0.0000])
+
+    A larger β keeps more: floor(1.4 · 2.88) = 4 of them.
+
+    >>> keep_mask(weights.abs(), beta=1.4)
+    tensor([True, True, True, True])
     """
     if not (math.isfinite(beta) and beta > 0):
         raise OptionError(f"beta is {beta}; give a finite number above 0, such as 1.0")
