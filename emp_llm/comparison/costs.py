@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal, get_args
 
 from emp_llm.evaluation.perplexity import Perplexity
+from emp_llm.report.fields import SourceFields
 
 __all__ = ["CONTROLS", "Comparison", "Control", "Cost", "Method"]
 
@@ -76,7 +77,7 @@ class Comparison:
         costs: The dense model's first, then for each β EMP's and those of its controls.
     """
 
-    source: Mapping[str, Any]
+    source: SourceFields
     settings: Mapping[str, Any]
     costs: Sequence[Cost]
 
@@ -92,7 +93,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold it, with each cost relative to the dense model and to EMP."""
         return {
-            "source": dict(self.source),
+            "source": self.source,
             "settings": dict(self.settings),
             "results": [
                 cost.to_dict()

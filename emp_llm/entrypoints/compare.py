@@ -7,9 +7,9 @@ tensor by tensor on the way, so that every control starts from the checkpoint's 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.checkpoint.open_files import OpenFiles
@@ -23,6 +23,8 @@ from emp_llm.evaluation.found_model import find_model
 from emp_llm.evaluation.model_loading import Dtype
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.options import PruneOptions
+from emp_llm.report.fields import Report
+from emp_llm.report.totals import pruned_tensors
 from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, Silent
@@ -33,8 +35,6 @@ __all__ = ["BETAS", "RANDOM_RUNS", "compare"]
 
 BETAS = (0.5, 0.75, 1.0, 1.25)
 RANDOM_RUNS = 3
-
-Report = Mapping[str, Any]
 
 
 def compare(
@@ -139,8 +139,7 @@ def _choices(folder: Path, report: Report, progress: Progress) -> Choices:
     tensors = open_checkpoint(folder).tensors
     targets = [
         Target.of(*tensors[name], transposed=fields["transposed"])
-        for name, fields in report["tensors"].items()
-        if fields["pruned"]
+        for name, fields in pruned_tensors(report).items()
     ]
     progress.begin("measuring PQ index", sum(target.entry.nbytes for target in targets))
     with OpenFiles() as files:

@@ -1,7 +1,7 @@
 """Packed to dense: an ordinary checkpoint with the same weights, bit for bit."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from emp_llm.pruning.shard_plan import file_order, output_name
 from emp_llm.pruning.shard_writer import ShardWriter
 from emp_llm.report.card.card import write_card
 from emp_llm.report.card.figure import write_figure
+from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report, write_report
 from emp_llm.report.file_names import CARD_NAME, REPORT_NAME
 from emp_llm.report.folder_files import describe_files
@@ -122,7 +123,7 @@ def _check_packed(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_report(folder: Path, report: Mapping[str, Any], jobs: Sequence[WriteJob]) -> None:
+def _check_report(folder: Path, report: Report, jobs: Sequence[WriteJob]) -> None:
     """Check that a report lists the tensors there are, and as pruned those that are packed."""
     listed = {name: fields["pruned"] for name, fields in report["tensors"].items()}
     found = {job.entry.name: isinstance(job, _UnpackJob) for job in jobs}

@@ -8,11 +8,16 @@ from emp_llm.errors import OptionError
 from emp_llm.hub.source import find_source
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
-from emp_llm.verification.folder_checks import (
-    file_fault,
+from emp_llm.runtime.workers import Workers
+from emp_llm.verification.folder_checks import file_fault
+from emp_llm.verification.source_comparison import SourceComparison, compared_with
+from emp_llm.verification.written_folder import (
+    CheckedTensors,
+    WrittenFolder,
+    check_tensors,
+    check_whole,
+    open_written,
 )
-from emp_llm.verification.source_comparison import Original
-from emp_llm.verification.written_folder import _Written
 
 __all__ = ["verify"]
 
@@ -72,13 +77,38 @@ def verify(
         raise OptionError(
             f"revision is {revision!r}, which is that of the source: give against as well"
         )
-    written = _Written(Path(folder))
+    written = open_written(Path(folder))
     if written.edited:
-        raise file_fault(written.folder, written.edited[0])
-    told, count = SharedProgress(progress or Silent()), thread_count(threads)
+        raise file_fault(written.checkpoint.folder, written.edited[0])
+    progress = SharedProgress(progress or Silent())
+    workers = Workers(threads=thread_count(threads), progress=progress)
     if against is None:
-        return written.check(count, told)
-    source = find_source(against, revision=revision, token=token, progress=told)
-    original = Original(against, source, written.options(), count, told)
-    with source.files(original.checkpoint.shards) as files:
-        return written.check(count, told, original, files)
+        progress.begin("verifying", written.checkpoint.nbytes)
+        checked = check_tensors(written, workers)
+        check_whole(written, checked)
+        return _found(written, checked)
+    source = find_source(against, revision=revision, token=token, progress=progress)
+    with compared_with(os.fspath(against), source, written.options(), workers) as comparison:
+        progress.begin("comparing", comparison.checkpoint.nbytes)
+        checked = check_tensors(written, workers, comparison)
+        check_whole(written, checked)
+        comparison.check_complete(written, checked)
+        return _found(written, checked, comparison)
+
+
+def _found(
+    written: WrittenFolder, checked: CheckedTensors, comparison: SourceComparison | None = None
+) -> dict[str, Any]:
+    return {
+        "tensors": len(checked.names),
+        "pruned_tensors": checked.pruned,
+        "repaired_tensors": checked.repaired,
+        "rows": checked.rows,
+        "kept": checked.kept,
+        "bytes": written.checkpoint.nbytes,
+        "hashes": written.report is not None,
+        "against": None if comparison is None else comparison.name,
+        "masks_derived": None if comparison is None else comparison.selection is not None,
+        "other_files": list(written.other_files),
+        "unfinished_run": written.unfinished,
+    }

@@ -2,8 +2,9 @@
 
 folder_checks       files that are no tensors
 tensor_checks       one tensor of a written folder
+written_folder      a folder by itself
 weight_differences  the weights of two tensors, compared
+bytes_comparison    a tensor that was not pruned, against its source
 target_comparison   a target against its source
 source_comparison   a folder against its source
-written_folder      a folder by itself
 """

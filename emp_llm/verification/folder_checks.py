@@ -1,14 +1,16 @@
 """What the files of a written folder are checked for, apart from the tensors in them."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.checkpoint.weight_files import read_index
 from emp_llm.errors import FormatError
+from emp_llm.output.sidecar_files import small_files
+from emp_llm.report.fields import FileFields
 from emp_llm.report.file_names import OF_THEIR_OWN, REPORT_NAME
 from emp_llm.report.folder_files import describe_file, visible_files
 
@@ -16,6 +18,8 @@ __all__ = [
     "changed_files",
     "check_index",
     "check_no_other_weights",
+    "check_same_config",
+    "check_same_small_files",
     "check_written_alike",
     "file_fault",
     "other_files",
@@ -25,9 +29,7 @@ _WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?|pytorch_model[^/]*\.b
 """What some program takes for weights of the model when it finds it in the folder itself."""
 
 
-def changed_files(
-    checkpoint: Checkpoint, described: Mapping[str, Mapping[str, Any]]
-) -> tuple[str, ...]:
+def changed_files(checkpoint: Checkpoint, described: Mapping[str, FileFields]) -> tuple[str, ...]:
     """The configuration and small files that are not as the report describes them, or missing."""
     folder = checkpoint.folder
     return tuple(
@@ -48,7 +50,7 @@ def file_fault(folder: Path, name: str) -> FormatError:
 
 
 def other_files(
-    checkpoint: Checkpoint, described: Mapping[str, Mapping[str, Any]] | None
+    checkpoint: Checkpoint, described: Mapping[str, FileFields] | None
 ) -> tuple[str, ...]:
     """Paths of the visible files that are no part of the checkpoint, as far as is known."""
     known = {*_weights_files(checkpoint), CONFIG_NAME, *OF_THEIR_OWN, *(described or {})}
@@ -98,7 +100,7 @@ def check_index(checkpoint: Checkpoint, *, sizes: bool) -> None:
         )
 
 
-def check_written_alike(checkpoint: Checkpoint, described: Mapping[str, Mapping[str, Any]]) -> None:
+def check_written_alike(checkpoint: Checkpoint, described: Mapping[str, FileFields]) -> None:
     """See that shards' headers and the index are, byte for byte, as the report describes them.
 
     Raises:
@@ -111,6 +113,55 @@ def check_written_alike(checkpoint: Checkpoint, described: Mapping[str, Mapping[
                 f"{checkpoint.folder}: {name} has {found}, {REPORT_NAME} says {told}: the folder "
                 "is not as it was written; download or prune it again"
             )
+
+
+def check_same_config(written: Checkpoint, source: Checkpoint, name: str) -> None:
+    """Check that a folder's configuration is its source's, but for what says that it is packed.
+
+    Args:
+        written: The folder.
+        source: The checkpoint that it was made from.
+        name: What the user calls that.
+
+    Raises:
+        FormatError: If a field is another one.
+    """
+    here = {**written.config, "quantization_config": None}
+    there = {**source.config, "quantization_config": None}
+    for key in sorted(here.keys() | there.keys()):
+        # as JSON, since for Python 1 and true are equal
+        found, expected = (json.dumps(side.get(key), sort_keys=True) for side in (here, there))
+        if found != expected or (key in here) != (key in there):
+            raise FormatError(
+                f"{written.folder}: {key} in {CONFIG_NAME} is {here.get(key)!r}, in "
+                f"{name} it is {there.get(key)!r}"
+            )
+
+
+def check_same_small_files(
+    written: Checkpoint, described: Mapping[str, FileFields], source: Checkpoint, name: str
+) -> None:
+    """Check that a folder's small files, as its report describes them, are its source's.
+
+    Args:
+        written: The folder.
+        described: What its report says of its files.
+        source: The checkpoint that it was made from.
+        name: What the user calls that.
+
+    Raises:
+        CheckpointError: If a file of the source cannot be read.
+        FormatError: If a file is missing, or is another one, or is not the source's.
+    """
+    files = {path.as_posix() for path in small_files(source)}
+    made = {CONFIG_NAME, written.index_name}
+    for file, fields in described.items():
+        if "hash" in fields and file not in files | made:
+            raise FormatError(f"{written.folder}: {file} is not in {name}")
+    for file in sorted(files):
+        if describe_file(source.folder / file) != described.get(file):
+            state = "is not that" if file in described else "is missing, a file"
+            raise FormatError(f"{written.folder}: {file} {state} of {name}")
 
 
 def _weights_files(checkpoint: Checkpoint) -> set[str]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from emp_kernels.dispatch import count_rows, prune_rows, select_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.numbers import NumberFormat
-from emp_kernels.rows import Patterns, PerRow, RowStatistics, Threshold, Workspace
+from emp_kernels.rows import Given, Patterns, PerRow, RowStatistics, Threshold, Workspace
 
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
@@ -26,11 +26,9 @@ from emp_llm.tensors.bit_patterns import first_difference, in_words
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.row_reader import block_memory
 from emp_llm.tensors.target import Target
-from emp_llm.verification.tensor_checks import CheckedBlock, RowsCheck
+from emp_llm.verification.tensor_checks import NOT_OF_SOURCE, CheckedRows, RowsCheck
 
-__all__ = ["OTHER", "ComparedTarget", "GivenTarget", "RepairedTarget"]
-
-OTHER = "that is not what prune makes of it; prune it again, or give the right source"
+__all__ = ["ComparedTarget", "GivenTarget", "RepairedTarget"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -39,7 +37,7 @@ Mask = npt.NDArray[np.bool_]
 class _ComparedRows(RowStatistics):
     """A block of rows, what is stored of it, and how it differs from what pruning leaves."""
 
-    checked: CheckedBlock
+    checked: CheckedRows
     fault: FormatError | None
 
 
@@ -67,7 +65,7 @@ class ComparedTarget(TargetJob[_ComparedRows]):
         self._source = source
 
     def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> _ComparedRows:
-        """Figures of a block, and whether its weights are the same in both."""
+        """Statistics of a row block, and whether its weights are the same in both."""
         geometry = self.target.geometry
         rule = self._selection.rule(self.target, block)
         memory = block_memory(geometry, block, workspace, "stored")
@@ -91,11 +89,11 @@ class ComparedTarget(TargetJob[_ComparedRows]):
         return self._check.fault(
             f"{_place(self.target, block, row, column)} is {is_}; by {self._source} it must be "
             f"{must_be}{because}",
-            OTHER,
+            NOT_OF_SOURCE,
         )
 
     def settle(self, _block: RowBlock, rows: _ComparedRows) -> None:
-        """Take note of what is stored; of several faults the first is told."""
+        """Take note of what is stored; in order, so that of several faults the first is raised."""
         if rows.fault is not None:
             raise rows.fault
         self._check.take(rows.checked)
@@ -110,13 +108,14 @@ class RepairedTarget(ComparedTarget):
     """A target whose masks the rule gives, and whose kept weights have changed."""
 
     def compute(self, block: RowBlock, weights: Patterns, workspace: Workspace) -> _ComparedRows:
-        """Figures of a block, and whether it keeps what the rule keeps."""
+        """Statistics of a row block, and whether it keeps what the rule keeps."""
         geometry = self.target.geometry
         rule = self._selection.rule(self.target, block)
         memory = block_memory(geometry, block, workspace, "stored")
         checked = self._check.read(block, workspace, memory)
         scores = geometry.number_format.magnitudes(weights).astype(np.float32)
-        assert isinstance(rule, PerRow | Threshold)  # noqa: S101 (what magnitudes are decided by)
+        if isinstance(rule, Given):
+            raise TypeError("masks from data cannot be decided once more")
         decided = select_rows(
             scores.view(np.uint32), _of_scores(rule, geometry.number_format), workspace=workspace
         )
@@ -151,8 +150,7 @@ class GivenTarget:
         target: The tensor in the source.
         file: Its file.
         options: The rule that the folder was pruned by.
-        check: The tensor in the folder.
-        repaired: Whether its kept weights have changed.
+        check: The tensor in the folder; it says whether its kept weights have changed.
         source: What the source is called, for errors.
     """
 
@@ -162,8 +160,6 @@ class GivenTarget:
         file: SourceFile,
         options: PruneOptions,
         check: RowsCheck,
-        *,
-        repaired: bool,
         source: str,
     ) -> None:
         self._target = target
@@ -171,7 +167,7 @@ class GivenTarget:
         self._counted = options.count_by == "magnitude" and options.granularity == "row"
         self._beta = options.beta
         self._check = check
-        self._repaired = repaired
+        self._repaired = check.repaired
         self._source = source
 
     def pieces(self) -> Iterator[Piece]:
@@ -183,7 +179,7 @@ class GivenTarget:
 
     def _compare(
         self, block: RowBlock, workspace: Workspace
-    ) -> tuple[CheckedBlock, FormatError | None]:
+    ) -> tuple[CheckedRows, FormatError | None]:
         geometry, source = self._target.geometry, self._source
         weights = self._target.read(self._file, block, workspace)
         checked = self._check.read(
@@ -194,7 +190,7 @@ class GivenTarget:
             is_, was = _both(self._target, int(found[at]), int(weights[at]))
             place = _place(self._target, block, *at)
             what = f"{place} is {is_}; in {source} it is {was}, of which pruning leaves that or 0.0"
-            return checked, self._check.fault(what, OTHER)
+            return checked, self._check.fault(what, NOT_OF_SOURCE)
         if not self._counted:
             return checked, None
         kept = self._check.kept_rows(block)
@@ -211,7 +207,7 @@ class GivenTarget:
             bad = (kept > counts) | (kept + zeros < counts)
         return checked, _other_count(self._check, self._target, block, bad, kept, source)
 
-    def _settle(self, compared: tuple[CheckedBlock, FormatError | None]) -> None:
+    def _settle(self, compared: tuple[CheckedRows, FormatError | None]) -> None:
         checked, fault = compared
         if fault is not None:
             raise fault
@@ -250,5 +246,5 @@ def _other_count(
     return check.fault(
         f"row {target.geometry.first_row(block) + row:,} keeps {kept[row]:,} weights, which is not "
         f"as many as its magnitudes in {source} say",
-        OTHER,
+        NOT_OF_SOURCE,
     )

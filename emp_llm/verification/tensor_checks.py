@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,82 +20,30 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
 from emp_llm.files.checksum import COPY_BYTES, hash_name, new_hash
+from emp_llm.report.fields import TensorFields
 from emp_llm.report.file_names import REPORT_NAME
-from emp_llm.report.tensor_statistics import ratio
+from emp_llm.report.tensor_statistics import TensorStatistics, ratio
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 from emp_llm.tensors.row_reader import PlainReader, RowReader
 
-__all__ = ["BytesCheck", "CheckedBlock", "RowsCheck", "TensorCheck", "shard_checks"]
+__all__ = [
+    "NOT_OF_SOURCE",
+    "BytesCheck",
+    "CheckedRows",
+    "RowsCheck",
+    "TensorCheck",
+    "shard_checks",
+]
+
+NOT_OF_SOURCE = "that is not what prune makes of it; prune it again, or give the right source"
+"""The remedy where a tensor is whole, and is not what the source gives."""
 
 _AGAIN = "the folder is not as it was written; download or prune it again"
 
-Fields = Mapping[str, Any]
-"""What a report says of a tensor."""
 
-
-def shard_checks(
-    shard: Shard, file: SourceFile, tensors: Mapping[str, Fields] | None
-) -> "Iterator[TensorCheck]":
-    """The checks of a shard's tensors, the packed ones first.
-
-    Args:
-        shard: A shard of a written folder.
-        file: Its file.
-        tensors: What the report says of each tensor; None if there is no report, so that packed
-            tensors are the pruned ones.
-
-    Raises:
-        CheckpointError: If the file cannot be read.
-        FormatError: If a tensor is not the one that the report tells of.
-    """
-    readers, plain = open_shard(shard, file)
-    if tensors is not None:
-        for name in [*readers, *(entry.name for entry in plain)]:
-            if name not in tensors:
-                raise FormatError(f"{shard.name}: tensor {name!r} is not in {REPORT_NAME}")
-    for name, reader in readers.items():
-        yield _packed_check(shard.name, reader, tensors and tensors[name])
-    for entry in plain:
-        yield _plain_check(shard.name, file, entry, tensors and tensors[entry.name])
-
-
-def _packed_check(where: str, reader: PackedReader, fields: Fields | None) -> "RowsCheck":
-    check = RowsCheck(where, reader, fields, kept=reader.kept)
-    if fields is not None:
-        geometry = reader.geometry
-        found = (geometry.number_format.name, list(geometry.shape), geometry.transposed)
-        expected = (fields["dtype"], fields["shape"], fields.get("transposed"))
-        if found != expected:
-            raise check.fault(f"is packed as {found}, the report says {expected}")
-        check.expect(kept=check.kept, bytes_before=geometry.nbytes)
-    return check
-
-
-def _plain_check(
-    where: str, file: SourceFile, entry: TensorEntry, fields: Fields | None
-) -> "TensorCheck":
-    if fields is None:
-        return BytesCheck(where, file, entry, None)
-    bytes_check = BytesCheck(where, file, entry, fields)
-    if entry.dtype != fields["dtype"] or list(entry.shape) != fields["shape"]:
-        raise bytes_check.fault(
-            f"is {entry.dtype} {list(entry.shape)}, the report says {fields['dtype']} "
-            f"{fields['shape']}"
-        )
-    bytes_check.expect(bytes_before=entry.nbytes)
-    if not fields["pruned"]:
-        return bytes_check
-    if entry.dtype not in FORMATS:
-        raise bytes_check.fault(f"is {entry.dtype}, which emp-llm does not prune")
-    geometry = Geometry(
-        number_format=FORMATS[entry.dtype], shape=entry.shape, transposed=fields["transposed"]
-    )
-    return RowsCheck(where, PlainReader(file, entry, geometry), fields, kept=fields["kept"])
-
-
-class TensorCheck(ABC):
+class _Check(ABC):
     """What one tensor is checked for.
 
     Args:
@@ -108,57 +56,60 @@ class TensorCheck(ABC):
         name: The tensor.
         nbytes: Bytes that are stored of it.
         fields: What the report says of it.
-        rows: How many rows of it are checked.
-        kept: How many weights are kept in them.
+        repaired: Whether it has other weights than the source gives, by the report; a comparison
+            with the source sets it anew.
     """
 
-    rows = kept = 0
-
-    def __init__(self, where: str, name: str, fields: Fields | None, nbytes: int) -> None:
+    def __init__(self, where: str, name: str, fields: TensorFields | None, nbytes: int) -> None:
         self.name = name
         self.nbytes = nbytes
         self.fields = fields
+        self.repaired = fields is not None and bool(fields.get("repaired"))
         self._where = where
         self._checksum = new_hash()
         self.expect(bytes_after=nbytes)
         if fields is not None:
-            weights = math.prod(fields["shape"])
-            self.expect(weights=weights)
-            if fields["pruned"]:
-                columns = fields["shape"][-2 if fields["transposed"] else -1]
-                sparsity = ratio(weights - fields["kept"], weights)
-                self.expect(rows=weights // columns, sparsity=sparsity)
-            else:
-                self.expect(kept=weights)
+            self._expect_counts(fields)
+
+    def _expect_counts(self, fields: TensorFields) -> None:
+        """Compare what the report says of the tensor with what follows from its shape."""
+        weights = math.prod(fields["shape"])
+        self.expect(weights=weights)
+        if fields["pruned"]:
+            columns = fields["shape"][-2 if fields["transposed"] else -1]
+            sparsity = ratio(weights - fields["kept"], weights)
+            self.expect(rows=weights // columns, sparsity=sparsity)
+        else:
+            self.expect(kept=weights)
 
     @abstractmethod
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""
 
     def conclude(self) -> None:
-        """Compare the checksum; all parts are taken note of."""
+        """Compare the checksum; all parts have been taken note of."""
         if self.fields is None:
             return
         found = hash_name(self._checksum)
         if found != self.fields["hash"]:
             raise self.fault(f"has the hash {found}, the report says {self.fields['hash']}")
 
-    def expect(self, **figures: object) -> None:
-        """Compare figures with the report's, if there is one."""
+    def expect(self, **statistics: object) -> None:
+        """Compare fields of the report, if there is one, with what was found."""
         if self.fields is None:
             return
-        for name, found in figures.items():
-            told = self.fields.get(name)
-            if found != told:
-                raise self.fault(f"has {name} = {found}, the report says {told}")
+        for name, found in statistics.items():
+            stated = self.fields.get(name)
+            if found != stated:
+                raise self.fault(f"has {name} = {found}, the report says {stated}")
 
     def fault(self, what: str, remedy: str = _AGAIN) -> FormatError:
-        """The error that tells what is wrong with the tensor."""
+        """The error that says what is wrong with the tensor."""
         return FormatError(f"{self._where}: tensor {self.name!r} {what}: {remedy}")
 
 
-class CheckedBlock(NamedTuple):
-    """A block of rows that was read.
+class CheckedRows(NamedTuple):
+    """A row block that was read.
 
     Attributes:
         stored: uint8 [bytes], what is stored of it.
@@ -171,7 +122,7 @@ class CheckedBlock(NamedTuple):
     non_zero: int
 
 
-class RowsCheck(TensorCheck):
+class RowsCheck(_Check):
     """Every row of a tensor that was pruned, and how many weights are left in them.
 
     Args:
@@ -179,9 +130,19 @@ class RowsCheck(TensorCheck):
         reader: The tensor.
         fields: What the report says of it; None if there is no report.
         kept: How many of its weights are kept.
+
+    Attributes:
+        geometry: How its rows lie.
+        rows: How many there are.
+        kept: How many of its weights are kept.
+        statistics: What pruning the source gave; None unless that was done once more.
     """
 
-    def __init__(self, where: str, reader: RowReader, fields: Fields | None, *, kept: int) -> None:
+    statistics: TensorStatistics | None = None
+
+    def __init__(
+        self, where: str, reader: RowReader, fields: TensorFields | None, *, kept: int
+    ) -> None:
         super().__init__(where, reader.name, fields, reader.nbytes)
         self.geometry = reader.geometry
         self.rows = reader.geometry.rows
@@ -197,16 +158,16 @@ class RowsCheck(TensorCheck):
 
     def read(
         self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
-    ) -> CheckedBlock:
+    ) -> CheckedRows:
         """Read a block; on any thread. `RowReader.read` tells of the arguments."""
         stored, rows = self._reader.read(block, workspace, memory)
-        return CheckedBlock(stored, rows, int(np.count_nonzero(rows)))
+        return CheckedRows(stored, rows, int(np.count_nonzero(rows)))
 
     def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64] | None:
         """How many weights each row of a block keeps, int64 [R]; None where nothing tells it."""
         return self._reader.kept_rows(block)
 
-    def take(self, block: CheckedBlock) -> None:
+    def take(self, block: CheckedRows) -> None:
         """Take note of a block; in order."""
         self._non_zero += block.non_zero
         self._checksum.update(block.stored.data)
@@ -222,7 +183,7 @@ class RowsCheck(TensorCheck):
             )
 
 
-class BytesCheck(TensorCheck):
+class BytesCheck(_Check):
     """The bytes of a tensor that was not pruned.
 
     Args:
@@ -233,7 +194,7 @@ class BytesCheck(TensorCheck):
     """
 
     def __init__(
-        self, where: str, file: SourceFile, entry: TensorEntry, fields: Fields | None
+        self, where: str, file: SourceFile, entry: TensorEntry, fields: TensorFields | None
     ) -> None:
         super().__init__(where, entry.name, fields, entry.nbytes)
         self.entry = entry
@@ -261,3 +222,69 @@ class BytesCheck(TensorCheck):
     def take(self, data: Bytes) -> None:
         """Take note of a stretch; in order."""
         self._checksum.update(data.data)
+
+
+TensorCheck = RowsCheck | BytesCheck
+"""The check of one tensor."""
+
+
+def shard_checks(
+    shard: Shard, file: SourceFile, tensors: Mapping[str, TensorFields] | None
+) -> Iterator[TensorCheck]:
+    """The checks of a shard's tensors, the packed ones first.
+
+    Args:
+        shard: A shard of a written folder.
+        file: Its file.
+        tensors: What the report says of each tensor; None if there is no report, so that packed
+            tensors are the pruned ones.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+        FormatError: If a tensor is not the one that the report describes.
+    """
+    readers, plain = open_shard(shard, file)
+    if tensors is not None:
+        for name in [*readers, *(entry.name for entry in plain)]:
+            if name not in tensors:
+                raise FormatError(f"{shard.name}: tensor {name!r} is not in {REPORT_NAME}")
+    fields = tensors or {}
+    for name, reader in readers.items():
+        yield _packed_check(shard.name, reader, fields.get(name))
+    for entry in plain:
+        yield _plain_check(shard.name, file, entry, fields.get(entry.name))
+
+
+def _packed_check(where: str, reader: PackedReader, fields: TensorFields | None) -> RowsCheck:
+    check = RowsCheck(where, reader, fields, kept=reader.kept)
+    if fields is not None:
+        geometry = reader.geometry
+        found = (geometry.number_format.name, list(geometry.shape), geometry.transposed)
+        transposed = fields["transposed"] if fields["pruned"] else None
+        expected = (fields["dtype"], fields["shape"], transposed)
+        if found != expected:
+            raise check.fault(f"is packed as {found}, the report says {expected}")
+        check.expect(kept=check.kept, bytes_before=geometry.nbytes)
+    return check
+
+
+def _plain_check(
+    where: str, file: SourceFile, entry: TensorEntry, fields: TensorFields | None
+) -> TensorCheck:
+    if fields is None:
+        return BytesCheck(where, file, entry, None)
+    bytes_check = BytesCheck(where, file, entry, fields)
+    if entry.dtype != fields["dtype"] or list(entry.shape) != fields["shape"]:
+        raise bytes_check.fault(
+            f"is {entry.dtype} {list(entry.shape)}, the report says {fields['dtype']} "
+            f"{fields['shape']}"
+        )
+    bytes_check.expect(bytes_before=entry.nbytes)
+    if not fields["pruned"]:
+        return bytes_check
+    if entry.dtype not in FORMATS:
+        raise bytes_check.fault(f"is {entry.dtype}, which emp-llm does not prune")
+    geometry = Geometry(
+        number_format=FORMATS[entry.dtype], shape=entry.shape, transposed=fields["transposed"]
+    )
+    return RowsCheck(where, PlainReader(file, entry, geometry), fields, kept=fields["kept"])

@@ -1,28 +1,29 @@
-"""Is a written folder whole? Hashes, structure, and the mask of every packed row.
+"""Is a written folder whole? Checksums, structure, and the mask of every packed row.
 
 report → config → small files → shards, tensor by tensor → index and headers → totals
-
-With the source at hand, everything that pruning decides is decided once more and compared.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from emp_llm.checkpoint.checkpoint import open_checkpoint
+from emp_llm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.options import PruneOptions
 from emp_llm.output.output_folder import STAGING_NAME
+from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
 from emp_llm.report.file_names import REPORT_NAME
+from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import check_totals
 from emp_llm.rule_fields import rule_options
-from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
+from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
+from emp_llm.runtime.workers import Workers
 from emp_llm.tensors.packed_config import FORMAT_VERSION, is_packed, quantization_config
 from emp_llm.verification.folder_checks import (
     changed_files,
@@ -31,174 +32,226 @@ from emp_llm.verification.folder_checks import (
     check_written_alike,
     other_files,
 )
-from emp_llm.verification.source_comparison import Original
 from emp_llm.verification.tensor_checks import RowsCheck, TensorCheck, shard_checks
 
-__all__ = ["check_written"]
+__all__ = [
+    "CheckedTensors",
+    "Comparison",
+    "WrittenFolder",
+    "check_tensors",
+    "check_whole",
+    "check_written",
+    "open_written",
+]
 
 
-def check_written(folder: Path, *, progress: Progress | None = None) -> tuple[str, ...]:
-    """`verify`, but for configuration and small files that were edited since they were written.
-
-    Returns:
-        The paths of those that were edited or taken away.
-
-    Raises:
-        CheckpointError: As `verify` does.
-        FormatError: As `verify` does, for all but those.
-    """
-    written = _Written(folder)
-    written.check(thread_count(None), SharedProgress(progress or Silent()))
-    return written.edited
-
-
-class _Written:
-    """A written folder: its checkpoint, and its report if it has one.
+@dataclass(frozen=True, kw_only=True)
+class WrittenFolder:
+    """A written folder whose configuration has been checked, and no tensor yet.
 
     Attributes:
-        folder: The folder.
-        edited: Its configuration and small files that are not as they were written.
+        checkpoint: What its weight files hold.
+        report: Its report; None where it has none, as `save_pretrained` leaves it.
+        edited: Paths of configuration and small files that are not as they were written.
+        other_files: Paths of files that neither the checkpoint nor the report accounts for.
+        unfinished: Whether a run that did not end has left files in it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._unfinished = (folder / STAGING_NAME).is_dir()
-        if self._unfinished and not (folder / CONFIG_NAME).is_file():
-            raise CheckpointError(
-                f"{folder}: holds nothing but an unfinished run ({STAGING_NAME}); run the command "
-                "that was to write it again"
-            )
-        if not folder.exists():
-            raise CheckpointError(
-                f"{folder}: there is no such folder; give one that `emp-llm prune` or "
-                "`emp-llm unpack` wrote"
-            )
-        self._checkpoint = open_checkpoint(folder)
-        self._report = read_report(folder)
-        if self._report is None and not is_packed(self._checkpoint.config):
-            raise CheckpointError(
-                f"{folder}: has no {REPORT_NAME} and is not packed, so nothing tells what it must "
-                "hold; give a folder that `emp-llm prune` or `emp-llm unpack` wrote, or compare it "
-                "with another one by `emp-llm diff`"
-            )
-        self._check_config()
-        check_no_other_weights(self._checkpoint)
-        described = None if self._report is None else self._report["files"]
-        self.edited = changed_files(self._checkpoint, described) if described else ()
-        self._others = other_files(self._checkpoint, described)
+    checkpoint: Checkpoint
+    report: Report | None
+    edited: tuple[str, ...]
+    other_files: tuple[str, ...]
+    unfinished: bool
 
     def options(self) -> PruneOptions:
-        """The rule that it was pruned by."""
-        if self._report is not None:
-            return rule_options(REPORT_NAME, self._report["rule"])
-        return rule_options(CONFIG_NAME, self._checkpoint.config["quantization_config"])
+        """The rule that it was pruned by.
 
-    def check(
-        self,
-        threads: int,
-        progress: SharedProgress,
-        original: Original | None = None,
-        source_files: OpenFiles | None = None,
-    ) -> dict[str, Any]:
-        """Check all but the small files; what `verify` returns.
-
-        Args:
-            threads: Threads that work.
-            progress: Told how the work goes on.
-            original: The source to compare with.
-            source_files: Its files.
+        Raises:
+            FormatError: If this release does not know that rule.
         """
-        found = _Found()
-        tensors = None if self._report is None else self._report["tensors"]
-        with OpenFiles() as files:
-
-            def pieces() -> Iterator[Piece]:
-                for shard in self._checkpoint.shards:
-                    for check in shard_checks(shard, files.file(shard), tensors):
-                        if original is None or source_files is None:
-                            yield from check.pieces()
-                        else:
-                            yield from original.compare(check, source_files)
-                        yield Piece.note(partial(found.add, check))
-                    yield Piece.note(partial(files.done, shard))
-
-            if original is None or source_files is None:
-                progress.begin("verifying", self._checkpoint.nbytes)
-                run_pieces(pieces(), threads=threads, progress=progress.advance)
-            else:
-                original.select(source_files)
-                progress.begin("comparing", original.checkpoint.nbytes)
-                abandon = source_files.abandon
-                run_pieces(pieces(), threads=threads, progress=progress.advance, abandon=abandon)
-        self._check_complete(found)
-        if original is not None:
-            original.check_complete(self._checkpoint, found.names, self._report)
-        return {
-            "tensors": len(found.names),
-            "pruned_tensors": found.pruned,
-            "repaired_tensors": found.repaired if original is None else len(original.repaired),
-            "rows": found.rows,
-            "kept": found.kept,
-            "bytes": self._checkpoint.nbytes,
-            "hashes": self._report is not None,
-            "against": None if original is None else original.name,
-            "masks_derived": None if original is None else original.masks_derived,
-            "other_files": list(self._others),
-            "unfinished_run": self._unfinished,
-        }
-
-    def _check_config(self) -> None:
-        """A packed folder must say so, and by the rule it was pruned by; a dense one must not."""
-        found = self._checkpoint.config.get("quantization_config")
-        if self._report is None:
-            version = None if found is None else found.get("format_version")
-            if version != FORMAT_VERSION:
-                raise FormatError(
-                    f"{self.folder}: quantization_config in config.json tells of version {version} "
-                    f"of the format; this emp-llm reads version {FORMAT_VERSION}"
-                )
-            return
-        is_packed = self._report["format"] == "packed"
-        expected = quantization_config(self._report["rule"]) if is_packed else None
-        if found != expected:
-            raise FormatError(
-                f"{self.folder}: quantization_config in config.json is {found}, by the report it "
-                f"must be {expected}: one of the two files is not the one that was written"
-            )
-
-    def _check_complete(self, found: "_Found") -> None:
-        if self._report is None:
-            if not found.pruned:
-                raise FormatError(
-                    f"{self.folder}: is packed by config.json, but no tensor of it is"
-                )
-            check_index(self._checkpoint, sizes=False)
-            return
-        missing = self._report["tensors"].keys() - found.names
-        if missing:
-            raise FormatError(
-                f"tensor {min(missing)!r} is in {REPORT_NAME} and in no shard "
-                f"({len(missing)} missing)"
-            )
-        check_totals(self._report)
-        check_index(self._checkpoint, sizes=True)
-        check_written_alike(self._checkpoint, self._report["files"])
+        if self.report is not None:
+            return rule_options(REPORT_NAME, self.report["rule"])
+        return rule_options(CONFIG_NAME, self.checkpoint.config["quantization_config"])
 
 
 @dataclass
-class _Found:
-    """What was checked so far."""
+class CheckedTensors:
+    """The tensors of a folder that were checked so far.
+
+    Attributes:
+        names: Their names.
+        pruned: How many of them are pruned.
+        repaired: How many have other weights than the source gives.
+        rows: Rows of the pruned ones.
+        kept: Weights that are kept in these.
+        statistics: Of pruned tensors, where the source was pruned once more, by name.
+    """
 
     names: set[str] = field(default_factory=set)
     pruned: int = 0
     repaired: int = 0
     rows: int = 0
     kept: int = 0
+    statistics: dict[str, TensorStatistics] = field(default_factory=dict)
 
     def add(self, check: TensorCheck) -> None:
-        """Count a tensor."""
+        """Count a tensor whose check is done."""
         self.names.add(check.name)
-        self.pruned += isinstance(check, RowsCheck)
-        self.repaired += bool(check.fields and check.fields.get("repaired"))
-        self.rows += check.rows
-        self.kept += check.kept
+        self.repaired += check.repaired
+        if isinstance(check, RowsCheck):
+            self.pruned += 1
+            self.rows += check.rows
+            self.kept += check.kept
+            if check.statistics is not None:
+                self.statistics[check.name] = check.statistics
+
+
+class Comparison(Protocol):
+    """Compares tensors of a written folder with those of another checkpoint."""
+
+    @property
+    def files(self) -> OpenFiles:
+        """The other checkpoint's files."""
+
+    def pieces(self, check: TensorCheck) -> Iterator[Piece]:
+        """The work that checks a tensor and compares it."""
+
+
+def check_written(folder: Path, *, progress: Progress | None = None) -> tuple[str, ...]:
+    """Prove a folder whole as `verify` does, but allow edits of configuration and small files.
+
+    Returns:
+        The paths of those that were edited or taken away.
+
+    Raises:
+        CheckpointError: As `verify` does.
+        FormatError: As `verify` does, for all but those files.
+    """
+    written = open_written(folder)
+    workers = Workers(threads=thread_count(None), progress=SharedProgress(progress or Silent()))
+    workers.progress.begin("verifying", written.checkpoint.nbytes)
+    check_whole(written, check_tensors(written, workers))
+    return written.edited
+
+
+def open_written(folder: Path) -> WrittenFolder:
+    """Open a written folder and check its configuration, and that it has no stray weights.
+
+    Raises:
+        CheckpointError: If it is no checkpoint, or nothing says what it must hold.
+        FormatError: If its configuration is not the one that was written.
+    """
+    unfinished = (folder / STAGING_NAME).is_dir()
+    if unfinished and not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{folder}: holds nothing but an unfinished run ({STAGING_NAME}); run the command "
+            "that was to write it again"
+        )
+    if not folder.exists():
+        raise CheckpointError(
+            f"{folder}: there is no such folder; give one that `emp-llm prune` or "
+            "`emp-llm unpack` wrote"
+        )
+    checkpoint = open_checkpoint(folder)
+    report = read_report(folder)
+    if report is not None:
+        _check_reported_config(checkpoint, report)
+    elif is_packed(checkpoint.config):
+        _check_version(checkpoint)
+    else:
+        raise CheckpointError(
+            f"{folder}: has no {REPORT_NAME} and is not packed, so nothing says what it must "
+            "hold; give a folder that `emp-llm prune` or `emp-llm unpack` wrote, or compare it "
+            "with another one by `emp-llm diff`"
+        )
+    check_no_other_weights(checkpoint)
+    described = None if report is None else report["files"]
+    return WrittenFolder(
+        checkpoint=checkpoint,
+        report=report,
+        edited=changed_files(checkpoint, described) if described else (),
+        other_files=other_files(checkpoint, described),
+        unfinished=unfinished,
+    )
+
+
+def _check_reported_config(checkpoint: Checkpoint, report: Report) -> None:
+    """A packed folder must state the rule that it was pruned by; a dense one must state none."""
+    found = checkpoint.config.get("quantization_config")
+    packed = report["format"] == "packed"
+    expected = quantization_config(report["rule"]) if packed else None
+    if found != expected:
+        raise FormatError(
+            f"{checkpoint.folder}: quantization_config in config.json is {found}, by the report it "
+            f"must be {expected}: one of the two files is not the one that was written"
+        )
+
+
+def _check_version(checkpoint: Checkpoint) -> None:
+    version = checkpoint.config["quantization_config"].get("format_version")
+    if version != FORMAT_VERSION:
+        raise FormatError(
+            f"{checkpoint.folder}: quantization_config in config.json states version {version} "
+            f"of the format; this emp-llm reads version {FORMAT_VERSION}"
+        )
+
+
+def check_tensors(
+    written: WrittenFolder,
+    workers: Workers,
+    comparison: Comparison | None = None,
+) -> CheckedTensors:
+    """Check every tensor of a folder.
+
+    Args:
+        written: The folder.
+        workers: What reads and decodes.
+        comparison: What compares tensors with those of another checkpoint; None to compare them
+            with the report only.
+
+    Raises:
+        CheckpointError: If a file cannot be read.
+        FormatError: At the first tensor that is not as it was written.
+    """
+    checked = CheckedTensors()
+    tensors = None if written.report is None else written.report["tensors"]
+    with OpenFiles() as files:
+
+        def pieces() -> Iterator[Piece]:
+            for shard in written.checkpoint.shards:
+                for check in shard_checks(shard, files.file(shard), tensors):
+                    yield from check.pieces() if comparison is None else comparison.pieces(check)
+                    yield Piece.note(partial(checked.add, check))
+                yield Piece.note(partial(files.done, shard))
+
+        workers.run(pieces(), files.abandon if comparison is None else comparison.files.abandon)
+    return checked
+
+
+def check_whole(written: WrittenFolder, checked: CheckedTensors) -> None:
+    """Check that no tensor is missing, and index, headers and totals against the tensors.
+
+    Args:
+        written: The folder.
+        checked: Its tensors, all of them checked.
+
+    Raises:
+        CheckpointError: If a file cannot be read.
+        FormatError: If something is missing or wrong.
+    """
+    checkpoint, report = written.checkpoint, written.report
+    if report is None:
+        if not checked.pruned:
+            raise FormatError(
+                f"{checkpoint.folder}: is packed by config.json, but no tensor of it is"
+            )
+        check_index(checkpoint, sizes=False)
+        return
+    missing = report["tensors"].keys() - checked.names
+    if missing:
+        raise FormatError(
+            f"tensor {min(missing)!r} is in {REPORT_NAME} and in no shard ({len(missing)} missing)"
+        )
+    check_totals(report)
+    check_index(checkpoint, sizes=True)
+    check_written_alike(checkpoint, report["files"])
