@@ -324,7 +324,7 @@ def test_what_is_no_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "is a class, not a subclass" in refusal(dict)
     for name in ("", ":", "wanda:", ":Wanda"):
         assert refusal(name).startswith(f"criterion is {name!r}; choose one of magnitude, ")
-    named = "give its name: 'module:Class', or that by which emp_llm.register_criterion"
+    named = "give its name: 'module:Class', or the one that emp_llm.register_criterion"
     for value in (Alternating, Alternating()):
         with pytest.raises(OptionError, match=named):
             PruneOptions(criterion=value)  # type: ignore[arg-type]
