@@ -46,7 +46,7 @@ from emp_llm.calibration.criteria import Criterion, Taylor
 from emp_llm.calibration.criterion_registry import register_criterion
 from emp_llm.calibration.session import Session
 from emp_llm.calibration.statistics import Statistics
-from emp_llm.calibration.target_judge import pruned
+from emp_llm.calibration.target_pruner import apply_masks
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.evaluation.perplexity import perplexity
 from emp_llm.hub.source import find_source
@@ -189,7 +189,7 @@ class Bench:
             parameters = dict(self.model.named_parameters())
             for target in targets:
                 parameter = parameters[target.name]
-                parameter.data.copy_(pruned(store, target, self._dense[target.name].clone()))
+                parameter.data.copy_(apply_masks(store, target, self._dense[target.name].clone()))
                 kept += int(np.bitwise_count(store.read_mask(target.name, 0, len(parameter))).sum())
                 weights += parameter.numel()
         return 1 - kept / weights
@@ -224,7 +224,7 @@ class Bench:
             tempfile.TemporaryDirectory(dir=self._folder) as folder,
             MaskStore(Path(folder)) as store,
         ):
-            Calibration(plan, self._workers, self._files, session).decide(store)
+            Calibration(plan, self._workers, self._files, session).mask(store)
             yield store, plan.all_targets
 
     def _open_session(self, seed: int) -> Session:

@@ -1,6 +1,7 @@
-"""Activations that wait: in memory up to a limit, on disk past it.
+"""Activations of samples that wait: in memory up to a limit, on disk beyond it.
 
-Whoever holds a tensor keeps the very same one: only its storage is emptied while it waits.
+A model may hold an activation anywhere, in its own variables or in a graph for gradients. So
+tensors are not replaced: their storages are resized to nothing while they wait, and filled again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ def tensors_of(*values: object) -> list[torch.Tensor]:
 
 @dataclass
 class _Waiting:
-    """What was put away under one key."""
+    """What waits under one key.
+
+    Attributes:
+        in_memory: Storages that count against the limit, with their bytes where these were copied
+            from another device.
+        on_disk: Storages that are empty, with offset and bytes of their content in the file.
+        nbytes: Bytes of `in_memory`.
+    """
 
     in_memory: list[tuple[torch.UntypedStorage, torch.Tensor | None]] = field(default_factory=list)
     on_disk: list[tuple[torch.UntypedStorage, int, int]] = field(default_factory=list)
@@ -37,11 +45,11 @@ class _Waiting:
 
 
 class Activations:
-    """Tensors of many samples that wait for their next block.
+    """Tensors of many samples that wait for their next decoder block.
 
     Args:
         memory: Bytes that may wait in memory.
-        folder: Where the others wait, in a file without a name.
+        folder: Where the others wait, in an unnamed temporary file.
 
     Attributes:
         spilled: The most bytes that waited on disk at once.
@@ -49,7 +57,7 @@ class Activations:
 
     def __init__(self, memory: int, folder: Path) -> None:
         self.spilled = 0
-        self._kept = frozenset[int]()
+        self._exempt = frozenset[int]()
         self._shared: dict[int, torch.UntypedStorage] = {}
         self._memory = memory
         self._folder = folder
@@ -58,15 +66,15 @@ class Activations:
         self._free: dict[int, list[int]] = {}
         self._end = 0
 
-    def leave(self, tensors: Iterable[torch.Tensor]) -> None:
-        """From now on these, and no others, never wait: they are everyone's, as buffers are."""
-        self._kept = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+    def exempt(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leave these tensors, and no others, as they are: all samples share them, as buffers."""
+        self._exempt = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
 
     def put_away(self, key: object, tensors: Iterable[torch.Tensor]) -> None:
-        """Have tensors wait under a key.
+        """Have tensors wait under a key; those that cannot be emptied stay as they are.
 
         Raises:
-            OutputError: If the disk refuses them.
+            OutputError: If they cannot be written.
         """
         waiting = self._waiting[key] = _Waiting()
         seen = set(self._shared)
@@ -76,9 +84,9 @@ class Activations:
                 continue
             seen.add(storage._cdata)
             nbytes = storage.nbytes()
-            if not nbytes:
+            if not nbytes:  # another key, whose tensors wait already, holds the same storage
                 self._share(storage)
-            elif storage.data_ptr() in self._kept or not storage.resizable():
+            elif storage.data_ptr() in self._exempt or not storage.resizable():
                 continue
             elif self._memory >= nbytes:
                 self._memory -= nbytes
@@ -88,10 +96,10 @@ class Activations:
                 waiting.on_disk.append((storage, self._spill(storage), nbytes))
 
     def bring_back(self, key: object) -> None:
-        """Give the tensors that wait under a key their content again.
+        """Fill the tensors that wait under a key.
 
         Raises:
-            OutputError: If the disk does not give it back.
+            OutputError: If they cannot be read.
         """
         waiting = self._waiting.pop(key)
         self._memory += waiting.nbytes
@@ -101,12 +109,12 @@ class Activations:
             self._restore(storage, offset, nbytes)
 
     def close(self) -> None:
-        """Give the disk back; what waits there is lost."""
+        """Delete the file; what waits there is lost."""
         if self._file is not None:
             self._file.close()
 
     def _share(self, storage: torch.UntypedStorage) -> None:
-        """Fill what several keys have, and one has emptied; it never waits again."""
+        """Fill a storage that several keys hold and one has emptied; it never waits again."""
         address = storage._cdata
         for waiting in self._waiting.values():
             for place, (one, kept) in enumerate(waiting.in_memory):
@@ -125,7 +133,7 @@ class Activations:
             _bytes_of(storage).copy_(kept)
 
     def _keep(self, storage: torch.UntypedStorage) -> torch.Tensor | None:
-        """The bytes of what lies on another device, which is emptied; None for the CPU's."""
+        """Copy the bytes of a storage from another device and empty it; None for the CPU's."""
         if storage.device.type == "cpu":
             return None
         kept = _bytes_of(storage).cpu()
@@ -136,11 +144,12 @@ class Activations:
         nbytes = storage.nbytes()
         try:
             if self._file is None:
-                self._file = TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+                self._file = TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 (closed by close())
+            # samples have equal sizes, so a place that became free fits the next one exactly
             slots = self._free.get(nbytes)
             offset = slots.pop() if slots else self._end
             self._file.seek(offset)
-            # a copy: storages that numpy has seen cannot be emptied
+            # a copy, for a storage that numpy has a view of can no longer be resized
             data = _bytes_of(storage).to("cpu", copy=True).numpy().data
             while data:
                 data = data[self._file.write(data) :]

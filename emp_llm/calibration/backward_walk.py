@@ -1,9 +1,13 @@
-"""Gradients of the loss with respect to weights, one block's in memory at a time.
+"""Gradients of the loss with respect to weights, with one unit in memory at a time.
 
-The samples walk through the model and leave, at each block, a copy of what it was given. Then the
-blocks are gone through from the last to the first: each is run again on what it was given, and
-passes the gradient of its outputs on to its weights and its inputs. What a model computes between
-blocks is recorded as torch always does it, so gradients find their way through that as well.
+A unit is a decoder block, or a module outside of decoder blocks that holds targets.
+
+This is gradient checkpointing (Chen et al., arXiv 1604.06174) on a streamed model. The samples go
+forward through the model; at each unit a copy of its inputs is put aside, and its output is
+computed without a graph. Then the units are visited from the last to the first: each is run again
+on its inputs, now with a graph, and the gradient of its output is propagated to its weights and its
+inputs. What the model computes between units stays in a graph of torch's own, which carries a
+gradient from one unit's inputs to the *gate* at the output of the unit before.
 """
 
 from __future__ import annotations
@@ -12,13 +16,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree
 
 from emp_llm.calibration.activations import tensors_of
+from emp_llm.calibration.tensor_loading import unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
+
+    from torch.autograd.graph import GradientEdge
 
     from emp_llm.calibration.activations import Activations
     from emp_llm.calibration.sample_walk import Call, Walk
@@ -29,31 +37,39 @@ __all__ = ["Backward"]
 
 @dataclass(eq=False)
 class _Passage:
-    """One sample's way through one block.
+    """One sample's passage through one unit.
 
     Attributes:
-        unit: The block.
+        unit: The unit.
         sample: The sample's number.
-        inputs: Copies of the leaves of what the block was called with.
-        shape: How these were arranged.
-        edges: For each leaf where its gradient goes; None where nowhere.
-        gradients: Of the block's outputs, by their number among its tensors.
+        inputs: Copies of the leaves of the unit's arguments.
+        structure: How the leaves were nested in the arguments.
+        edges: For each leaf, where in the graph between units its gradient goes; None for no leaf
+            that has one.
+        gradients: Gradients of the unit's output, by number of the leaf in it.
     """
 
     unit: str
     sample: int
-    inputs: list[Any]
-    shape: _pytree.TreeSpec
-    edges: list[Any]
+    inputs: list[object]
+    structure: _pytree.TreeSpec
+    edges: list[GradientEdge | None]
     gradients: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
+class _GateContext(FunctionCtx):
+    """What a gate remembers for its gradient."""
+
+    passage: _Passage
+    number: int
+
+
 class _Gate(torch.autograd.Function):
-    """What a block gave, as a tensor whose gradient a passage takes."""
+    """Begins the graph behind a unit: a leaf of its output, whose gradient the passage keeps."""
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
+        ctx: _GateContext,
         _anchor: torch.Tensor,
         value: torch.Tensor,
         passage: _Passage,
@@ -63,24 +79,25 @@ class _Gate(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, ...]:  # noqa: ANN401
+    def backward(ctx: _GateContext, gradient: torch.Tensor) -> tuple[None, ...]:
         known = ctx.passage.gradients.get(ctx.number)
         ctx.passage.gradients[ctx.number] = gradient if known is None else known + gradient
         return None, None, None, None
 
 
 class Backward:
-    """The way there, and the way back.
+    """The walk forward, unit by unit, and back.
 
     Args:
         model: The model.
-        activations: Where copies wait.
+        activations: Holds the copies of the units' inputs.
     """
 
     def __init__(self, model: StreamedModel, activations: Activations) -> None:
         self._model = model
         self._activations = activations
         self._passages: list[list[_Passage]] = []
+        # a gate needs an input that requires a gradient; without one torch records no graph
         self._anchor = torch.zeros((), requires_grad=True)
 
     def record(
@@ -88,56 +105,57 @@ class Backward:
         walk: Walk,
         unit: str,
         calls: list[Call],
-        run: Callable[[Walk, str, Call], Any],
+        run: Callable[[Walk, str, Call], object],
     ) -> None:
-        """Let all samples pass a block, whose weights are loaded, and remember it.
+        """Let all samples pass a unit, which is loaded, and put copies of its inputs aside.
 
         Args:
             walk: Their walk.
-            unit: The block.
+            unit: The unit.
             calls: The samples at it.
-            run: Gives what a block gives for a sample.
+            run: Returns the output of a unit for a sample.
         """
         passages = []
         for call in calls:
             with walk.present(call):
-                leaves, shape = _pytree.tree_flatten((call.args, call.kwargs))
+                leaves, structure = _pytree.tree_flatten((call.args, call.kwargs))
                 passage = _Passage(
                     unit,
                     call.sample,
                     [_copy(leaf) for leaf in leaves],
-                    shape,
+                    structure,
                     [_edge(leaf) for leaf in leaves],
                 )
-                outcome = run(walk, unit, call)
-                del leaves
+                output = run(walk, unit, call)
+                del leaves  # only the copies wait
                 self._activations.put_away(passage, tensors_of(passage.inputs))
-                walk.pass_on(call, self._gated(outcome, passage))
+                walk.pass_on(call, self._gated(output, passage))
                 passages.append(passage)
         self._passages.append(passages)
 
     def gradients(
         self,
         parameters: Callable[[str], Collection[str]],
-        forward: Callable[[str], Callable[..., Any]],
+        forward: Callable[[str], Callable[..., object]],
         passed: Callable[[], None],
     ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        """Go back through all blocks; the loss has told the last ones its gradients.
+        """Go back through all units, once the gates behind the last ones have their gradients.
 
         Args:
-            parameters: Gives the names of a block's parameters that gradients are wanted of.
-            forward: Gives a block's own forward.
-            passed: Told each time that all samples have passed a block.
+            parameters: Returns the names of a unit's parameters whose gradients are wanted.
+            forward: Returns a unit's own forward.
+            passed: Called each time all samples have passed a unit.
 
         Yields:
-            Each block, which is loaded, with float32 gradients by the names of its parameters.
+            Each unit, which is loaded, with the sums of its gradients over all samples: float32,
+            by the names of its parameters. A unit that samples pass several times comes once.
         """
         visits = [passages[0].unit for passages in self._passages]
         sums: dict[str, dict[str, torch.Tensor]] = {}
         while self._passages:
             passages = self._passages.pop()
             unit = passages[0].unit
-            self._model.load(unit)
+            self._model.load(unit, unchanged)
             found = sums.setdefault(unit, {})
             for name in parameters(unit):
                 parameter = self._model.model.get_parameter(name)
@@ -148,25 +166,32 @@ class Backward:
             while passages:
                 self._back(passages.pop(), forward(unit))
             passed()
-            if unit not in visits[: len(self._passages)]:  # else it comes again, further ahead
+            if unit not in visits[: len(self._passages)]:  # it was not passed before this time
                 yield unit, sums.pop(unit)
             self._model.release(unit)
 
-    def _gated(self, outcome: Any, passage: _Passage) -> Any:  # noqa: ANN401
-        leaves, shape = _pytree.tree_flatten(outcome)
+    def _gated(self, output: object, passage: _Passage) -> object:
+        """A unit's output, with a gate at each leaf that can have a gradient."""
+        leaves, structure = _pytree.tree_flatten(output)
         apply: Any = _Gate.apply
         gated = [
             apply(self._anchor, leaf, passage, number) if _is_float(leaf) else leaf
             for number, leaf in enumerate(leaves)
         ]
-        return _pytree.tree_unflatten(gated, shape)
+        gated_output: object = _pytree.tree_unflatten(gated, structure)
+        return gated_output
 
-    def _back(self, passage: _Passage, forward: Callable[..., Any]) -> None:
+    def _back(self, passage: _Passage, forward: Callable[..., object]) -> None:
+        """Propagate the gradient of one passage's output to the unit's weights and inputs."""
         self._activations.bring_back(passage)
-        for leaf, edge in zip(passage.inputs, passage.edges, strict=True):
-            if edge is not None:
-                leaf.requires_grad_()
-        args, kwargs = _pytree.tree_unflatten(passage.inputs, passage.shape)
+        tracked = [
+            (leaf, edge)
+            for leaf, edge in zip(passage.inputs, passage.edges, strict=True)
+            if edge is not None and isinstance(leaf, torch.Tensor)
+        ]
+        for leaf, _ in tracked:
+            leaf.requires_grad_()
+        args, kwargs = _pytree.tree_unflatten(passage.inputs, passage.structure)
         with torch.enable_grad():
             leaves, _ = _pytree.tree_flatten(forward(*args, **kwargs))
         ends = [
@@ -177,13 +202,9 @@ class Backward:
         passage.gradients.clear()
         if ends:
             torch.autograd.backward([end for end, _ in ends], [value for _, value in ends])
-        onward = [
-            (edge, leaf.grad)
-            for leaf, edge in zip(passage.inputs, passage.edges, strict=True)
-            if edge is not None and leaf.grad is not None
-        ]
+        onward = [(edge, leaf.grad) for leaf, edge in tracked if leaf.grad is not None]
         if onward:
-            # what lies between blocks may lead on to several of them
+            # the graph between units is kept: several units may need the same piece of it
             edges, values = zip(*onward, strict=True)
             torch.autograd.backward(list(edges), list(values), retain_graph=True)
         passage.inputs.clear()
@@ -194,19 +215,22 @@ def _is_float(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
 
 
-def _copy(leaf: Any) -> Any:  # noqa: ANN401
+def _copy(leaf: object) -> object:
     return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
-def _edge(leaf: Any) -> Any:  # noqa: ANN401
-    tracked = isinstance(leaf, torch.Tensor) and leaf.requires_grad
-    return get_gradient_edge(leaf) if tracked else None
+def _edge(leaf: object) -> GradientEdge | None:
+    if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+        return get_gradient_edge(leaf)
+    return None
 
 
 def _adding_to(total: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    """A hook that moves a parameter's gradient to a sum in float32 as soon as it is there."""
+
     def add(parameter: torch.Tensor) -> None:
-        assert parameter.grad is not None  # noqa: S101 (the hook is called when it is there)
-        total.add_(parameter.grad)
-        parameter.grad = None
+        if parameter.grad is not None:
+            total.add_(parameter.grad)
+            parameter.grad = None
 
     return add

@@ -1,6 +1,6 @@
-"""The β that a loss allows: bisection on the calibration data, with few evaluations.
+"""The β that a bound on the loss allows: bisection on the calibration data, in few evaluations.
 
-The loss is the mean cross entropy in nats per token of the samples, of the model as it would be
+The loss is the mean cross entropy of the samples in nats per token, of the model as it would be
 written: pruned by the criterion, and repaired if that is asked for.
 """
 
@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from emp_llm.calibration.calibrate import Calibration
-from emp_llm.calibration.forward_walk import unchanged
 from emp_llm.calibration.session import Session, recording
+from emp_llm.calibration.tensor_loading import unchanged
 from emp_llm.errors import OptionError
 from emp_llm.report.tensor_statistics import digits
 from emp_llm.selection.mask_store import MaskStore
@@ -28,75 +28,81 @@ if TYPE_CHECKING:
 __all__ = ["bisect_beta", "search_beta"]
 
 _CLOSE = 0.02
-"""The search ends when the least β that is good enough is known this closely, relatively."""
+"""The search ends when the interval that the result lies in is this narrow, relatively."""
 
 _LEAST, _MOST = 1 / 64, 64.0
-"""No β out of these is tried: next to nothing stays, or nothing goes."""
+"""The smallest and the largest β that are tried: next to nothing stays, or nothing goes."""
 
-_LONGEST = 138.0
-"""Nats whose perplexity, 1e60, is the largest that is told."""
+_MOST_NATS = 138.0
+"""Nats of the largest perplexity that is reported, 1e60."""
 
 
 def search_beta(plan: PruningPlan, workers: Workers, store: MaskStore) -> tuple[float, list[Trial]]:
-    """Search for the least β by which the loss rises by no more than is allowed.
+    """Search for the least β at which the loss rises by no more than `max_loss_increase` percent.
 
     Args:
-        plan: What is to be pruned, and by which rule.
-        workers: What reads and counts.
-        store: Where the answer is kept, for the same run when it goes on.
+        plan: The targets, and the rule.
+        workers: The threads and devices that read and count, and their progress.
+        store: Keeps the result, for the same run when it is continued.
 
     Returns:
-        The β, and what was tried, in order: ``beta`` (None for the dense model), ``loss`` in nats
-        per token and ``perplexity``.
+        β, and what was tried, in order: ``beta`` (None for the dense model), ``loss`` in nats per
+        token and ``perplexity``.
 
     Raises:
         CheckpointError: As `emp_llm.calibration.calibrate.calibrate` does.
-        OptionError: As there.
+        OptionError: As there, and if no β up to 64 keeps the loss that low.
         OSError: As there.
+        ValueError: If the options set no bound on the loss.
     """
     known = store.notes.get("search")
     if known is None:
-        known = _search(plan, workers, store.folder)
+        most = plan.options.max_loss_increase
+        if most is None:
+            raise ValueError("there is no max_loss_increase to search β by")
+        known = _search(plan, workers, store.folder, 1 + most / 100)
         store.note("search", known)
     return known["beta"], known["tried"]
 
 
-def _search(plan: PruningPlan, workers: Workers, folder: Path) -> dict[str, Any]:
-    options = plan.options
-    assert options.max_loss_increase is not None  # noqa: S101 (that is what is searched by)
+def _search(plan: PruningPlan, workers: Workers, folder: Path, allowed: float) -> dict[str, Any]:
+    """Search for the least β whose loss is `allowed` times that of the dense model, or less."""
     tried: list[Trial] = []
     with plan.source.files(plan.checkpoint.shards) as files, recording():
         session = Session(plan, workers.progress, files, folder)
 
-        def tell(beta: float | None, loss: float) -> float:
+        def note(beta: float | None, loss: float) -> float:
             tried.append({"beta": beta, "loss": digits(loss), "perplexity": _perplexity(loss)})
             return loss
 
         def measure(beta: float) -> float:
             with (
                 TemporaryDirectory(dir=folder) as scratch,
-                MaskStore(Path(scratch) / "tried") as decisions,
+                MaskStore(Path(scratch) / "tried") as masks,
             ):
                 calibration = Calibration(plan.with_beta(beta), workers, files, session)
-                calibration.decide(decisions)
+                calibration.mask(masks)
                 session.begin(f"measuring β = {beta:g}")
-                return tell(beta, session.loss(calibration.changed(decisions)))
+                return note(beta, session.loss(calibration.changed(masks)))
 
         session.begin("measuring the dense model")
-        dense = tell(None, session.loss(unchanged))
-        beta = bisect_beta(measure, dense * (1 + options.max_loss_increase / 100))
+        dense = note(None, session.loss(unchanged))
+        beta = bisect_beta(measure, dense * allowed)
     return {"beta": beta, "tried": tried}
 
 
 def bisect_beta(measure: Callable[[float], float], most: float) -> float:
-    """The least β whose loss is good enough, of those that are tried.
+    """The least β, of those that are tried, whose loss is at most `most`.
 
-    From 1 on, β is halved while that is good enough, or doubled while it is not; then the interval
-    between the two is halved until it is 2 % wide.
+    Starting from 1, β is halved while its loss is low enough, or doubled while it is not. Then the
+    interval between the last two is halved until it is at most 2 % wide.
 
     Args:
-        measure: The loss at a β; it falls as β rises.
-        most: The loss that is good enough.
+        measure: Returns the loss at a β; it falls as β rises.
+        most: The largest loss that is low enough.
+
+    Raises:
+        OptionError: If the loss is too large at every β up to 64.
 
     >>> tried = []
     >>> bisect_beta(lambda beta: tried.append(beta) or 1 / beta, 1.25)
@@ -120,7 +126,7 @@ def bisect_beta(measure: Callable[[float], float], most: float) -> float:
                 )
     while high - low > _CLOSE * high:
         middle = (low + high) / 2
-        # to 3 digits, which lie closer together than the interval is wide
+        # a number of 3 digits is easy to type again, and they lie closer together than _CLOSE
         middle = round(middle, max(3, 2 - math.floor(math.log10(middle))))
         if measure(middle) <= most:
             high = middle
@@ -130,4 +136,4 @@ def bisect_beta(measure: Callable[[float], float], most: float) -> float:
 
 
 def _perplexity(loss: float) -> float:
-    return digits(math.exp(min(loss, _LONGEST)))
+    return digits(math.exp(min(loss, _MOST_NATS)))

@@ -1,9 +1,11 @@
-"""All decisions from data, in order: samples → blocks → statistics → scores → masks → repair.
+"""All masks and repairs from data, in order: samples → units → statistics → scores → masks.
 
-Most criteria are one walk through the model. A block is visited when all samples wait at it: its
-inputs are gathered, its weights scored, pruned and repaired, and the samples go on with what it
-gives then. Where gradients are needed, or all scores before the first weight goes, a walk through
-the dense model comes first, and a second one only to repair.
+A unit is a decoder block, or a module outside of decoder blocks that holds targets.
+
+Most criteria take one walk through the model. A unit is visited when all samples wait at it:
+statistics of its inputs are gathered, its weights are scored, masked and repaired, and the samples
+go on with the outputs that it has then. Where gradients are needed, or all scores before the first
+mask, a walk through the dense model comes first, and a second one only to repair.
 """
 
 from __future__ import annotations
@@ -13,30 +15,28 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from emp_llm.calibration.backward_walk import Backward
 from emp_llm.calibration.criterion_registry import find_criterion
-from emp_llm.calibration.forward_walk import Forward, unchanged
-from emp_llm.calibration.masks import decide_together
+from emp_llm.calibration.forward_walk import ForwardWalk
+from emp_llm.calibration.gradient_walk import GradientWalk
 from emp_llm.calibration.session import Session, recording
-from emp_llm.calibration.sinks import Decisions, Scores
+from emp_llm.calibration.sinks import MaskSink, ScoreSink
 from emp_llm.calibration.statistics import Need, Statistics
-from emp_llm.calibration.target_judge import Judge
+from emp_llm.calibration.stored_scores import mask_by_stored_scores
+from emp_llm.calibration.target_pruner import TargetPruner
 from emp_llm.errors import OptionError
 from emp_llm.options import counts_magnitudes
 from emp_llm.selection.mask_store import MaskStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from emp_llm.calibration.sinks import Sink
-    from emp_llm.calibration.statistics import Known
+    from emp_llm.calibration.tensor_loading import Change
     from emp_llm.checkpoint.open_files import OpenFiles
     from emp_llm.options import PruneOptions
     from emp_llm.pruning.plan import PruningPlan
     from emp_llm.runtime.workers import Workers
     from emp_llm.tensors.target import Target
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "needs_of"]
 
 _REPAIR_NEEDS: dict[str, frozenset[Need]] = {
     "none": frozenset(),
@@ -45,41 +45,45 @@ _REPAIR_NEEDS: dict[str, frozenset[Need]] = {
 }
 
 
+def needs_of(options: PruneOptions) -> frozenset[Need]:
+    """The statistics that the criterion and the repair need; none where they need no data."""
+    return find_criterion(options.criterion).needs | _REPAIR_NEEDS[options.repair]
+
+
 def calibrate(plan: PruningPlan, workers: Workers, store: MaskStore) -> float:
-    """Decide on all targets of a plan that the store does not know yet.
+    """Make the masks and repaired weights of all targets that a store does not hold yet.
 
     Args:
-        plan: What is to be pruned, and by which rule.
-        workers: What reads and counts.
-        store: Where decisions go.
+        plan: The targets, and the rule.
+        workers: The threads and devices that read and count, and their progress.
+        store: Takes masks and repaired weights.
 
     Returns:
-        The β: the plan's, or the one that the scores have the target sparsity at.
+        β: the plan's, or the one at which the scores have the target sparsity.
 
     Raises:
         CheckpointError: If the source cannot be read or run, or has no tokenizer, or an activation,
             weight or score is not finite.
         OptionError: If the calibration's text is too short, or there is nothing to repair, or no β
-            has that sparsity.
-        OSError: If decisions or activations cannot be written.
+            gives the target sparsity.
+        OSError: If masks or activations cannot be written.
     """
-    needs = find_criterion(plan.options.criterion).needs | _REPAIR_NEEDS[plan.options.repair]
     with plan.source.files(plan.checkpoint.shards) as files, recording():
         session = None
-        if needs:
+        if needs_of(plan.options):
             session = Session(plan, workers.progress, files, store.folder)
             store.note("calibration", session.samples.description())
-        return Calibration(plan, workers, files, session).decide(store)
+        return Calibration(plan, workers, files, session).mask(store)
 
 
 class Calibration:
-    """The decisions by one rule.
+    """Masks and repairs by one rule.
 
     Args:
         plan: The targets, and the rule.
-        workers: What reads and counts.
+        workers: The threads and devices that read and count, and their progress.
         files: The checkpoint's files.
-        session: The model and its samples, where data is needed.
+        session: The model and its samples; None where no data is needed.
     """
 
     def __init__(
@@ -88,49 +92,56 @@ class Calibration:
         self._workers = workers
         self._files = files
         self._options = options = plan.options
-        self._session = session
+        self._opened_session = session
         self._needs = find_criterion(options.criterion).needs
         self._repair_needs = _REPAIR_NEEDS[options.repair]
-        self._units = session.targets if session else _by_block(plan)
+        self._units = session.targets if session else _targets_by_unit(plan)
         self._targets = [target for targets in self._units.values() for target in targets]
-        if options.repair == "bias" and not any(map(self._bias, self._targets)):
+        if options.repair == "bias" and not any(map(self._bias_name, self._targets)):
             raise OptionError(
                 "repair 'bias' changes the biases of pruned layers, and these have none: choose "
                 "--repair obs"
             )
 
-    def changed(self, store: MaskStore) -> Callable[[str, torch.Tensor], torch.Tensor]:
-        """What loads the model as the decisions in a store leave it; for `Session.load`."""
-        return self._decisions(store, self._options).changed
+    def changed(self, store: MaskStore) -> Change:
+        """Applies the masks and repairs of a store to tensors that are loaded."""
+        return self._mask_sink(store, self._options).changed
 
-    def decide(self, store: MaskStore) -> float:
-        """Decide on everything that a store does not know yet; returns β."""
+    def mask(self, store: MaskStore) -> float:
+        """Make everything that a store does not hold yet; returns β."""
         options = self._options
-        seeks = options.target_sparsity is not None and not counts_magnitudes(options)
-        together = seeks or options.granularity == "model"
+        finds_beta = options.target_sparsity is not None and not counts_magnitudes(options)
+        together = finds_beta or options.granularity == "model"
         if not together and "gradient" not in self._needs:
-            self._settle(self._decisions(store, options), self._needs | self._repair_needs)
+            self._fill(self._mask_sink(store, options), self._needs | self._repair_needs)
             return options.beta
         if options.repair == "none":
-            return self._decide_ahead(store, options, together=together)
+            return self._mask_dense(store, options, together=together)
+        # all masks first, then a walk on which units are repaired in order
         with MaskStore(store.folder / "masks") as masks:
             only_masks = replace(options, repair="none")
-            beta = self._decide_ahead(masks, only_masks, together=together)
-            self._settle(self._decisions(store, options, masks), self._repair_needs)
+            beta = self._mask_dense(masks, only_masks, together=together)
+            self._fill(self._mask_sink(store, options, masks), self._repair_needs)
             for name, value in masks.notes.items():
                 store.note(name, value)
         return beta
 
-    def _decide_ahead(self, store: MaskStore, options: PruneOptions, *, together: bool) -> float:
-        """Decide on all masks on the dense model; returns β."""
+    def _mask_dense(self, store: MaskStore, options: PruneOptions, *, together: bool) -> float:
+        """Make all masks by the dense model's scores; returns β.
+
+        Args:
+            store: Takes the masks.
+            options: The rule.
+            together: Whether all scores must be there before the first mask is made.
+        """
         if not together:
-            self._settle(self._decisions(store, options), self._needs)
+            self._fill(self._mask_sink(store, options), self._needs)
             return options.beta
         beta = store.notes.get("beta")
         if beta is None or not all(map(store.has, self._units)):
-            scores = Scores(store.folder, self._judge(options), options.criterion)
-            self._settle(scores, self._needs)
-            beta = decide_together(
+            scores = ScoreSink(store.folder, self._pruner(options), options.criterion)
+            self._fill(scores, self._needs)
+            beta = mask_by_stored_scores(
                 scores.paths,
                 self._targets,
                 options,
@@ -143,87 +154,50 @@ class Calibration:
             scores.remove()
         return float(beta)
 
-    def _judge(self, options: PruneOptions, given: MaskStore | None = None) -> Judge:
-        device = self._session.device if self._session else torch.device("cpu")
-        return Judge(options, self._files, device, given)
+    def _pruner(self, options: PruneOptions, masks: MaskStore | None = None) -> TargetPruner:
+        device = self._opened_session.device if self._opened_session else torch.device("cpu")
+        return TargetPruner(options, self._files, device, masks)
 
-    def _decisions(
-        self, store: MaskStore, options: PruneOptions, given: MaskStore | None = None
-    ) -> Decisions:
-        judge = self._judge(options, given)
-        return Decisions(store, judge, self._units, self._bias_to_repair)
+    def _mask_sink(
+        self, store: MaskStore, options: PruneOptions, masks: MaskStore | None = None
+    ) -> MaskSink:
+        return MaskSink(store, self._pruner(options, masks), self._units, self._bias_to_repair)
 
-    def _settle(self, sink: Sink, needs: frozenset[Need]) -> None:
-        """Have a sink settle on every part of the model, with what it needs to know."""
+    def _fill(self, sink: Sink, needs: frozenset[Need]) -> None:
+        """Have a sink process every unit, with the statistics that it needs."""
         if all(map(sink.has, self._units)):
             return
         if "gradient" in needs:
-            self._go_back(sink)
+            GradientWalk(self._session, self._units, sink, self._without_data).run()
         elif needs:
-            self._go_forward(sink, needs)
-        # what no sample comes to, or any data is needed for
+            repairs = isinstance(sink, MaskSink) and "hessian" in self._repair_needs & needs
+            # without `sequential` every unit has the dense model's inputs anyway
+            paired = repairs and self._session.options.sequential
+            ForwardWalk(
+                self._session, self._units, sink, needs, self._without_data, paired=paired
+            ).run()
+        # units that no sample has come to, or all of them where no data is needed
         for unit in self._units:
             if not sink.has(unit):
-                sink.settle(unit, self._units[unit], self._blank)
+                sink.process(unit, self._units[unit], self._without_data)
 
-    def _go_forward(self, sink: Sink, needs: frozenset[Need]) -> None:
-        """Settle on parts as samples come to them."""
-        repairs = isinstance(sink, Decisions) and "hessian" in self._repair_needs & needs
-        paired = repairs and self._data.options.sequential
-        Forward(self._data, self._units, sink, needs, self._blank, paired=paired).run()
-
-    def _go_back(self, sink: Sink) -> None:
-        """Settle on parts as the gradients of the loss come back to them."""
-        session = self._data
-        session.begin("calibrating", 2)
-        with session.walk(gradients=True) as walk:
-            backward = Backward(session.model, walk.activations)
-            for unit, calls in session.stops(walk):
-                session.load(unit, unchanged)
-                backward.record(walk, unit, calls, session.pass_block)
-                session.model.release(unit)
-            for unit, sums in backward.gradients(
-                self._fed_by_targets, walk.own_forward, session.passed
-            ):
-                found = session.model.to_checkpoint(sums)
-                session.model.release(unit)
-                if unit in self._units and not sink.has(unit):
-                    sink.settle(unit, self._units[unit], self._with_gradients(found))
-                found.clear()
-                sums.clear()
-
-    def _with_gradients(self, gradients: Mapping[str, torch.Tensor]) -> Known:
-        def found(target: Target, matrix: int) -> Statistics:
-            geometry = target.geometry
-            stored = gradients[target.name].reshape(geometry.matrices, *geometry.shape[-2:])[matrix]
-            sums_RC = stored.T if geometry.transposed else stored
-            ids_NL = self._data.samples.ids_NL
-            tokens = ids_NL.numel() if sums_RC.any() else 0
-            gradient_RC = sums_RC.contiguous() / (len(ids_NL) * self._data.gradient_scale)
-            return replace(self._blank(target, matrix), tokens=tokens, gradient_RC=gradient_RC)
-
-        return found
-
-    def _fed_by_targets(self, unit: str) -> set[str]:
-        """The parameters of a part, which is loaded, that its targets become."""
-        targets = [target.name for target in self._units.get(unit, ())]
-        return {name for name, _ in self._data.model.feeds(unit, targets).values()}
-
-    def _bias(self, target: Target) -> str | None:
-        """The biases of a target's layer, if it is one matrix with biases of its own."""
-        return self._data.model.bias_of(target.name) if target.geometry.matrices == 1 else None
+    def _bias_name(self, target: Target) -> str | None:
+        """The bias of a target's layer, if the target is one matrix with a bias of its own."""
+        single = target.geometry.matrices == 1
+        return self._session.model.map.bias_of(target.name) if single else None
 
     def _bias_to_repair(self, target: Target) -> tuple[str, torch.Tensor] | None:
-        name = self._bias(target) if self._options.repair == "bias" else None
-        return None if name is None else (name, self._data.model.read(name))
+        name = self._bias_name(target) if self._options.repair == "bias" else None
+        return None if name is None else (name, self._session.model.read(name))
 
     @property
-    def _data(self) -> Session:
-        assert self._session is not None  # noqa: S101 (opened where data is needed)
-        return self._session
+    def _session(self) -> Session:
+        if self._opened_session is None:
+            raise RuntimeError("criterion and repair need data, and no session was opened for it")
+        return self._opened_session
 
-    def _blank(self, target: Target, matrix: int) -> Statistics:
-        """All that is known of a matrix without data."""
+    def _without_data(self, target: Target, matrix: int) -> Statistics:
+        """What is known of a matrix without data."""
         calibration = self._options.calibration
         return Statistics(
             tensor=target.name,
@@ -233,8 +207,8 @@ class Calibration:
         )
 
 
-def _by_block(plan: PruningPlan) -> dict[str, list[Target]]:
-    """The targets of each block, by the checkpoint's names; outside blocks, one by one."""
+def _targets_by_unit(plan: PruningPlan) -> dict[str, list[Target]]:
+    """The targets of each decoder block; a target outside of them is a unit of its own."""
     units: dict[str, list[Target]] = {}
     for target in plan.all_targets:
         unit = plan.decisions[target.name].block or target.name

@@ -1,11 +1,14 @@
-"""The walk that most criteria take: parts of the model are settled as the samples come to them.
+"""The walk that most criteria need: units are pruned, or scored, as the samples come to them.
 
-    load a part → gather what its targets are multiplied by → settle → the samples go on
+A unit is a decoder block, or a module outside of decoder blocks that holds targets.
 
-Where outputs are to be restored to those of the dense model, the samples go through it twice side
-by side, through the pruned parts and through the dense ones. A part is then settled in stages, in
-the order in which its targets come: what a later one is multiplied by is gathered once the earlier
-ones are pruned, so that no error is made up for twice.
+    load a unit → gather statistics of its inputs → give them to the sink → the samples go on
+
+For a repair that restores the outputs of the dense model, every sample goes through the model in
+two lanes side by side: through the pruned units and through the dense ones (as in GPTAQ, Li et al.,
+arXiv 2504.02692). A unit is then processed in stages, in the order in which its targets are
+multiplied: the inputs of a later target are gathered once the earlier ones are pruned and repaired,
+so that no error is compensated twice.
 """
 
 from __future__ import annotations
@@ -13,38 +16,40 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from emp_llm.calibration.input_statistics import Gathering, PartedError, Products
+from emp_llm.calibration.input_statistics import (
+    Gathering,
+    ProductObserver,
+    UnsharedInputsError,
+)
+from emp_llm.calibration.tensor_loading import unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import torch
-
+    from emp_llm.calibration.parameter_map import ParameterMatrix
     from emp_llm.calibration.sample_walk import Call, Walk
     from emp_llm.calibration.session import Session
     from emp_llm.calibration.sinks import Sink
-    from emp_llm.calibration.statistics import Known, Need, Statistics
-    from emp_llm.calibration.streamed_model import Fed, Weights
+    from emp_llm.calibration.statistics import Need, Statistics, StatisticsOf
+    from emp_llm.calibration.streamed_model import Weights
     from emp_llm.tensors.target import Target
 
-__all__ = ["Forward", "unchanged"]
+    Matrices = Mapping[tuple[str, int], ParameterMatrix]
+    """Of each matrix of a target, the matrix of a parameter that it becomes."""
+
+__all__ = ["ForwardWalk"]
 
 
-def unchanged(_name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor as the checkpoint has it."""
-    return tensor
-
-
-class Forward:
+class ForwardWalk:
     """One walk of all samples.
 
     Args:
         session: The model and its samples.
-        units: The targets of each part of the model.
-        sink: Settles on them.
-        needs: What it needs to know.
-        blank: Tells what is known of a matrix without data.
-        paired: Whether the dense model's inputs are to be known as well.
+        units: The targets of each unit.
+        sink: Takes the statistics of each unit's targets.
+        needs: Which statistics to gather.
+        without_data: Returns what is known of a matrix without data.
+        paired: Whether the inputs that the dense model has are gathered as well.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Forward:
         units: Mapping[str, Sequence[Target]],
         sink: Sink,
         needs: frozenset[Need],
-        blank: Known,
+        without_data: StatisticsOf,
         *,
         paired: bool,
     ) -> None:
@@ -61,13 +66,13 @@ class Forward:
         self._units = units
         self._sink = sink
         self._needs = needs
-        self._blank = blank
+        self._without_data = without_data
         self._paired = paired
         self._tokens = session.samples.ids_NL.shape[1]
         self._changed = sink.changed if session.options.sequential else unchanged
 
     def run(self) -> None:
-        """Settle on every part that samples come to and that is not settled yet."""
+        """Give the sink the statistics of all units that samples come to and it does not have."""
         session, count = self._session, len(self._session.samples.ids_NL)
         left = {unit for unit in self._units if not self._sink.has(unit)}
         session.begin("calibrating")
@@ -77,123 +82,126 @@ class Forward:
                 if unit in left:
                     left.remove(unit)
                     if self._paired:
-                        self._settle_in_stages(walk, unit, own, dense)
+                        self._process_in_stages(walk, unit, own, dense)
                     else:
-                        self._settle_at_once(walk, unit, own)
-                if not left:
+                        self._process_at_once(walk, unit, own)
+                if not left:  # nobody needs to know what comes behind the last target
                     return
                 for lane, change in ((own, self._changed), (dense, unchanged)):
                     if lane:
                         session.pass_on(walk, unit, lane, change)
 
-    def _settle_at_once(self, walk: Walk, unit: str, calls: Sequence[Call]) -> None:
+    def _process_at_once(self, walk: Walk, unit: str, calls: Sequence[Call]) -> None:
         targets = self._units[unit]
-        known = self._seen_at_once(walk, unit, calls, targets)
-        # the part's weights are gone by now
-        self._sink.settle(unit, targets, known)
+        statistics_of = self._gather_at_once(walk, unit, calls, targets)
+        # by now the unit's weights are released: they and the statistics need not fit together
+        self._sink.process(unit, targets, statistics_of)
 
-    def _seen_at_once(
+    def _gather_at_once(
         self, walk: Walk, unit: str, calls: Sequence[Call], targets: Sequence[Target]
-    ) -> Known:
+    ) -> StatisticsOf:
         session = self._session
-        session.load(unit, self._changed)
-        feeds = session.model.feeds(unit, [target.name for target in targets])
+        session.model.load(unit, self._changed)
+        matrices = session.model.matrices(unit, [target.name for target in targets])
         parameters = session.model.parameters(unit)
 
         def gather(gathering: Gathering) -> None:
             for call in calls:
-                with walk.present(call), Products(parameters, gathering.observe):
-                    session.pass_block(walk, unit, call)
+                with walk.present(call), ProductObserver(parameters, gathering.observe):
+                    session.output(walk, unit, call)
                 gathering.forget_last()
 
-        known = self._known(feeds, gather)
+        statistics_of = self._statistics_of(matrices, gather)
         session.model.release(unit)
-        return known
+        return statistics_of
 
-    def _settle_in_stages(
+    def _process_in_stages(
         self, walk: Walk, unit: str, own: Sequence[Call], dense: Sequence[Call]
     ) -> None:
         session, model = self._session, self._session.model
-        session.load(unit, unchanged)
-        feeds = model.feeds(unit, [target.name for target in self._units[unit]])
+        model.load(unit, unchanged)
+        matrices = model.matrices(unit, [target.name for target in self._units[unit]])
         dense_weights = model.parameters(unit)
-        for stage, targets in enumerate(self._stages(walk, unit, own[0], feeds)):
+        for stage, targets in enumerate(self._stages(walk, unit, own[0], matrices)):
             if self._sink.has(unit, stage):
                 continue
             names = {target.name for target in targets}
-            if stage:
-                session.load(unit, self._changed)
+            if stage:  # what the stages before have changed is loaded again
+                model.load(unit, self._changed)
             own_weights = model.parameters(unit) if stage else dense_weights
 
             def gather(gathering: Gathering, own_weights: Weights = own_weights) -> None:
                 for own_call, dense_call in zip(own, dense, strict=True):
                     model.place(dense_weights)
-                    with walk.present(dense_call), Products(dense_weights, gathering.expect):
-                        session.pass_block(walk, unit, dense_call)
+                    observer = ProductObserver(dense_weights, gathering.observe_dense)
+                    with walk.present(dense_call), observer:
+                        session.output(walk, unit, dense_call)
                     model.place(own_weights)
-                    with walk.present(own_call), Products(own_weights, gathering.observe):
-                        session.pass_block(walk, unit, own_call)
+                    with walk.present(own_call), ProductObserver(own_weights, gathering.observe):
+                        session.output(walk, unit, own_call)
                     gathering.forget_last()
 
-            of_stage = {matrix: fed for matrix, fed in feeds.items() if matrix[0] in names}
-            known = self._known(of_stage, gather)
+            of_stage = {key: matrix for key, matrix in matrices.items() if key[0] in names}
+            statistics_of = self._statistics_of(of_stage, gather)
             model.release(unit)
             del own_weights
-            self._sink.settle(unit, targets, known, stage)
-            del known  # before the next stage's is gathered
+            self._sink.process(unit, targets, statistics_of, stage)
+            del statistics_of  # the Hessians of two stages need not fit together
 
-    def _known(
-        self, feeds: Mapping[tuple[str, int], Fed], gather: Callable[[Gathering], None]
-    ) -> Known:
-        """What is found of the targets that become some parameters."""
-        gathering = self._gathered(feeds, self._needs, gather)
+    def _statistics_of(
+        self, matrices: Matrices, gather: Callable[[Gathering], None]
+    ) -> StatisticsOf:
+        """The statistics of the targets that become some matrices."""
+        gathering = self._gathered(matrices, self._needs, gather)
 
-        def known(target: Target, matrix: int) -> Statistics:
-            fed = feeds[target.name, matrix]
-            return gathering.statistics(fed, self._blank(target, matrix))
+        def statistics_of(target: Target, matrix: int) -> Statistics:
+            without_data = self._without_data(target, matrix)
+            return gathering.statistics(matrices[target.name, matrix], without_data)
 
-        return known
+        return statistics_of
 
     def _gathered(
         self,
-        feeds: Mapping[tuple[str, int], Fed],
+        matrices: Matrices,
         needs: frozenset[Need],
         gather: Callable[[Gathering], None],
     ) -> Gathering:
+        # sharing is nearly always right, and found wrong only once samples have been run
         try:
-            gathering = Gathering(set(feeds.values()), needs, self._tokens, shared=True)
+            gathering = Gathering(set(matrices.values()), needs, self._tokens, shared=True)
             gather(gathering)
-        except PartedError:
-            gathering = Gathering(set(feeds.values()), needs, self._tokens, shared=False)
+        except UnsharedInputsError:
+            gathering = Gathering(set(matrices.values()), needs, self._tokens, shared=False)
             gather(gathering)
         return gathering
 
     def _stages(
-        self, walk: Walk, unit: str, call: Call, feeds: Mapping[tuple[str, int], Fed]
+        self, walk: Walk, unit: str, call: Call, matrices: Matrices
     ) -> Iterator[list[Target]]:
-        """The targets of a part, which is loaded, in the order in which a sample comes to them.
+        """The targets of a unit, which is loaded, in the order in which a sample multiplies them.
 
-        Those with the same inputs come together, and so do all experts' of one kind.
+        Those with the same inputs are one stage, as gate and up projections are, and so are those
+        of all experts that differ only in the expert's number.
         """
         parameters = self._session.model.parameters(unit)
 
         def gather(gathering: Gathering) -> None:
-            with walk.present(call), Products(parameters, gathering.observe):
-                self._session.pass_block(walk, unit, call)
+            with walk.present(call), ProductObserver(parameters, gathering.observe):
+                self._session.output(walk, unit, call)
             gathering.forget_last()
 
-        gathering = self._gathered(feeds, frozenset(), gather)
+        gathering = self._gathered(matrices, frozenset(), gather)
         order: dict[str, int] = {}
-        for fed in gathering.seen():
-            leader = _kind(gathering.leader(fed))
-            order.setdefault(_kind(fed), order.setdefault(leader, len(order)))
+        for matrix in gathering.seen():
+            leader = _kind(gathering.leader(matrix))
+            order.setdefault(_kind(matrix), order.setdefault(leader, len(order)))
         stages: dict[int, list[Target]] = {}
         for target in self._units[unit]:
-            stage = order.get(_kind(feeds[target.name, 0]), len(order))
+            stage = order.get(_kind(matrices[target.name, 0]), len(order))  # not multiplied: last
             stages.setdefault(stage, []).append(target)
         return (stages[stage] for stage in sorted(stages))
 
 
-def _kind(fed: Fed) -> str:
+def _kind(matrix: ParameterMatrix) -> str:
     """A parameter's name without the numbers of experts."""
-    return re.sub(r"\.\d+(?=\.)", "", fed[0])
+    return re.sub(r"\.\d+(?=\.)", "", matrix[0])

@@ -1,25 +1,29 @@
-"""Memory that was freed, given back to the system.
+"""Freed memory, returned to the system.
 
-The C library keeps what it has freed for later. Weights and statistics come in all sizes, so that
-what is kept, in pieces between others, would come to several blocks of the model.
+The C library keeps memory that was freed, to use it again. Weights and statistics come in many
+sizes, so what it keeps in gaps between others would add up to several decoder blocks.
 """
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["give_back"]
 
 
 def give_back() -> None:
-    """Give freed memory of the CPU back; does nothing where the C library has no such call."""
+    """Return freed memory of the CPU; does nothing where the C library has no `malloc_trim`."""
     trim = _trim()
     if trim is not None:
         trim(0)
 
 
 @cache
-def _trim() -> Any:  # noqa: ANN401 (a function of the C library)
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+def _trim() -> Callable[[int], int] | None:
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim

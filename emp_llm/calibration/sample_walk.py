@@ -1,9 +1,15 @@
-"""The model's own forward over all samples, block by block.
+"""The model's own forward on all samples, stopped at each unit.
 
-Each sample's forward runs in a thread of its own, which stops when it comes to a block. Once all
-samples wait at a block, the block is visited: only then need it be in memory. It is the model's own
-code that runs between blocks, so position embeddings, masks, routing and whatever else a model
-computes reach each block as they always do. One thread runs at a time.
+A unit is a decoder block, or a module outside of decoder blocks that holds targets.
+
+Each sample's forward runs in a thread of its own, which stops when the model calls a unit. Once all
+samples wait at a unit, it is worked on: only then must it be in memory. Between units the model's
+own code runs, so position embeddings, attention masks, routing and whatever else a model computes
+reach each unit as they always do; no architecture has to be known here. Python cannot suspend a
+function in the midst of other functions' frames, but a thread can wait there.
+
+The threads take turns, so the order of all computation is fixed: exactly one of them, or the thread
+that walks, runs at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ from __future__ import annotations
 import functools
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,50 +33,63 @@ __all__ = ["Call", "Walk"]
 
 
 class Call:
-    """One sample that waits at a block.
+    """A model's call of a unit for one sample, which waits there.
 
     Attributes:
-        sample: Its number.
-        args: What the model calls the block with, by position.
-        kwargs: What it calls it with by name.
+        sample: The sample's number.
+        args: Positional arguments of the call.
+        kwargs: Its keyword arguments.
     """
 
-    def __init__(self, sample: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, sample: int, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         self.sample = sample
         self.args = args
         self.kwargs = kwargs
 
 
 class _StoppedError(BaseException):
-    """The walk is over; nothing that a model catches."""
+    """The walk is over. No `Exception`, so no model's code catches it."""
 
 
 class _Runner:
-    """The thread of one sample: it runs while the walk waits for it, and the other way round."""
+    """The thread of one sample; it runs only while the walking thread waits for it.
 
-    def __init__(self, sample: int, work: Callable[[], Any], *, gradients: bool) -> None:
+    Args:
+        sample: The sample's number.
+        work: Runs the model on it.
+        gradients: Whether the work is recorded for gradients.
+
+    Attributes:
+        call: The call at which it waits; None before the first and after the last one.
+        unit: The unit of that call.
+        result: What `work` returned, once it is done.
+        failure: What `work` raised.
+        done: Whether it has ended.
+    """
+
+    def __init__(self, sample: int, work: Callable[[], object], *, gradients: bool) -> None:
         self.sample = sample
         self.call: Call | None = None
-        self.block = ""
-        self.result: Any = None
+        self.unit = ""
+        self.result: object = None
         self.failure: BaseException | None = None
         self.done = False
         self._work = work
         self._gradients = gradients
-        self._outcome: Any = None
+        self._output: object = None
         self._go = threading.Semaphore(0)
         self._came = threading.Semaphore(0)
         self._stopping = False
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name=f"sample-{sample}", daemon=True)
 
-    def proceed(self, outcome: Any = None) -> None:  # noqa: ANN401 (what a block gives)
-        """Let it run to its next block, or to its end.
+    def proceed(self, output: object = None) -> None:
+        """Let it run to its next unit, or to its end.
 
         Args:
-            outcome: What the block that it waits at has given.
+            output: The output of the unit that it waits at.
         """
-        self._outcome = outcome
+        self._output = output
         self.call = None
         if self._thread.ident is None:
             try:
@@ -87,7 +106,7 @@ class _Runner:
             raise self.failure
 
     def stop(self) -> None:
-        """Have it end where it waits, or, if it runs, at the next block."""
+        """Have it end where it waits, or, if it runs, at the next unit."""
         self._stopping = True
         self._go.release()
 
@@ -95,31 +114,32 @@ class _Runner:
         """Wait until it has ended."""
         if self._thread.ident is not None:
             self._thread.join()
-        self._outcome = self.call = None
+        self._output = self.call = None
 
-    def arrive(self, block: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Wait at a block; returns what it gives. Called by its own thread."""
+    def arrive(self, unit: str, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """Wait at a unit and return its output; called by the runner's own thread."""
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        self.block, self.call = block, Call(self.sample, args, kwargs)
-        del args, kwargs
+        self.unit, self.call = unit, Call(self.sample, args, kwargs)
+        del args, kwargs  # this frame waits: what it holds could not be freed meanwhile
         self._came.release()
         self._go.acquire()
         if self._stopping:
             raise _StoppedError
-        outcome, self._outcome = self._outcome, None
-        return outcome
+        output, self._output = self._output, None
+        return output
 
     def _run(self) -> None:
         _here.runner = self
-        # on several cores, each thread that waits would keep as many others of OpenMP's waiting
+        # OpenMP keeps a pool of threads for each thread that has computed on several cores, and
+        # hundreds of samples would keep hundreds of pools: up to its first unit, a sample has one
         torch.set_num_threads(1)
         try:
             with torch.set_grad_enabled(self._gradients):
                 self.result = self._work()
         except _StoppedError:
             pass
-        except BaseException as failure:  # proceed raises it again
+        except BaseException as failure:  # `proceed` raises it in the walking thread
             self.failure = failure
         torch.set_num_threads(self._threads)
         self.done = True
@@ -127,49 +147,48 @@ class _Runner:
 
 
 _here = threading.local()
-"""Of each sample's thread, its runner."""
+"""``runner``: in the thread of a sample, its runner."""
 
 
 class Walk:
     """All samples on their way through a model.
 
-    To be used as a context manager: leaving it ends all threads and gives the model its own
-    forwards back.
+    A context manager: leaving it ends all threads and restores the units' own forwards.
 
     Args:
-        blocks: The modules to stop at, by their names.
+        units: The modules to stop at, by name.
         outside: The modules that run between them, whose buffers and caches all samples share.
         forward: Runs the model on the sample with this number.
-        samples: How many there are.
-        activations: Where they wait.
-        gradients: Whether what lies between blocks is to be recorded for gradients.
+        samples: How many samples there are.
+        activations: Holds the arguments of calls that wait.
+        gradients: Whether what runs between units is recorded for gradients.
 
     Attributes:
-        activations: Where samples wait.
+        activations: Holds the arguments of calls that wait.
     """
 
     def __init__(
         self,
-        blocks: dict[str, nn.Module],
+        units: dict[str, nn.Module],
         outside: Sequence[nn.Module],
-        forward: Callable[[int], Any],
+        forward: Callable[[int], object],
         samples: int,
         activations: Activations,
         *,
         gradients: bool = False,
     ) -> None:
-        self._blocks = blocks
+        self._units = units
         self._outside = outside
         self.activations = activations
         self._runners = [
             _Runner(sample, functools.partial(forward, sample), gradients=gradients)
             for sample in range(samples)
         ]
-        self._forwards = {name: block.forward for name, block in blocks.items()}
+        self._forwards = {name: unit.forward for name, unit in units.items()}
 
     def __enter__(self) -> Walk:
-        for name, block in self._blocks.items():
-            block.forward = self._stop_at(name)
+        for name, unit in self._units.items():
+            unit.forward = self._stop_at(name)
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -179,26 +198,26 @@ class Walk:
             for runner in self._runners:
                 runner.join()
         finally:
-            for block in self._blocks.values():
-                del block.forward
+            for unit in self._units.values():
+                del unit.forward  # of the instance: the class still has its own
 
-    def results(self) -> list[Any]:
-        """What the model gave for each sample, once there are no more stops."""
+    def results(self) -> list[object]:
+        """What `forward` returned for each sample, once there are no more stops."""
         return [runner.result for runner in self._runners]
 
     def stops(self) -> Iterator[tuple[str, list[Call]]]:
-        """The blocks that samples come to, each with all samples that wait there.
+        """The units that samples come to, each with the calls of all samples, which wait there.
 
-        Before the next one is asked for, `pass_on` is to be called for each.
+        `pass_on` has to be called for each of them before the next unit is asked for.
 
         Raises:
-            CheckpointError: If samples of one model part ways.
+            CheckpointError: If not all samples come to the same unit.
         """
         for runner in self._runners:
             runner.proceed()
             self._put_away(runner)
         while waiting := [runner for runner in self._runners if not runner.done]:
-            names = {runner.block for runner in waiting}
+            names = {runner.unit for runner in waiting}
             if len(names) > 1 or len(waiting) < len(self._runners):
                 raise CheckpointError(
                     f"samples take different ways through the model ({', '.join(sorted(names))}): "
@@ -206,46 +225,47 @@ class Walk:
                 )
             yield names.pop(), [runner.call for runner in waiting if runner.call is not None]
 
-    def pass_on(self, call: Call, outcome: Any) -> None:  # noqa: ANN401 (what a block gives)
-        """Let a sample go on with what its block gave."""
+    def pass_on(self, call: Call, output: object) -> None:
+        """Let a sample go on with the output of its unit."""
         call.args, call.kwargs = (), {}
-        self._runners[call.sample].proceed(outcome)
+        self._runners[call.sample].proceed(output)
 
     @contextmanager
     def present(self, call: Call) -> Iterator[None]:
-        """Have a sample's activations in memory for a while."""
+        """Within this ``with`` statement, a sample's activations are in memory."""
         self.activations.bring_back(self._runners[call.sample])
         try:
             yield
         finally:
             self._put_away(self._runners[call.sample])
 
-    def own_forward(self, name: str) -> Callable[..., Any]:
-        """The forward of a block itself."""
-        return self._forwards[name]
+    def own_forward(self, unit: str) -> Callable[..., object]:
+        """The forward of a unit itself, which does not stop."""
+        return self._forwards[unit]
 
     def _put_away(self, runner: _Runner) -> None:
         if runner.call is not None:
             tensors = tensors_of(runner.call.args, runner.call.kwargs)
             if any(tensor.is_meta for tensor in tensors):
                 raise CheckpointError(
-                    f"{runner.block}: the model puts data where weights lie that are not in memory "
+                    f"{runner.unit}: the model puts data where weights lie that are not in memory "
                     "at that time: it cannot be calibrated; use the criterion magnitude"
                 )
-            self.activations.leave(_held(self._outside))
+            self.activations.exempt(_held(self._outside))
             self.activations.put_away(runner, tensors)
 
-    def _stop_at(self, name: str) -> Callable[..., Any]:
-        @functools.wraps(self._forwards[name])
-        def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            runner: _Runner = _here.runner  # nobody else runs the model
-            return runner.arrive(name, args, kwargs)
+    def _stop_at(self, unit: str) -> Callable[..., object]:
+        # `wraps`, for transformers looks at the signature of a forward
+        @functools.wraps(self._forwards[unit])
+        def forward(*args: object, **kwargs: object) -> object:
+            runner: _Runner = _here.runner  # only the threads of samples run the model
+            return runner.arrive(unit, args, kwargs)
 
         return forward
 
 
 def _held(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
-    """What modules keep: parameters, buffers, and whatever they have put by."""
+    """The tensors that modules hold: parameters, buffers, and caches in any other attribute."""
     kept = [
         value
         for module in modules

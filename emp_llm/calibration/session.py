@@ -1,18 +1,21 @@
-"""A model, the samples that it is calibrated on, and their walks through it."""
+"""A streamed model, the samples that it is calibrated on, and their walks through it.
+
+A unit is a decoder block, or a module outside of decoder blocks that holds targets.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
 from emp_llm.calibration.activations import Activations, tensors_of
-from emp_llm.calibration.input_statistics import PartedError
+from emp_llm.calibration.input_statistics import UnsharedInputsError
 from emp_llm.calibration.sample_walk import Walk
 from emp_llm.calibration.samples import read_samples
 from emp_llm.calibration.streamed_model import StreamedModel
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from emp_llm.calibration.sample_walk import Call
+    from emp_llm.calibration.tensor_loading import Change
     from emp_llm.checkpoint.open_files import OpenFiles
     from emp_llm.pruning.plan import PruningPlan
     from emp_llm.runtime.progress import SharedProgress
@@ -35,23 +39,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "recording"]
 
-_PREDICT = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM")
-_OTHER = "give a checkpoint whose dtype the model was trained in, or another text"
+_PREDICTING = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM")
+_OVERFLOW_REMEDY = "give a checkpoint whose dtype the model was trained in, or another text"
 
 
 class Session:
-    """A calibration of one model: its parts and samples.
+    """A calibration of one model.
 
     Args:
-        plan: What is to be pruned, and the calibration that was asked for.
+        plan: What is to be pruned, and the options of the calibration.
         progress: Reports the walks through the model.
         files: The checkpoint's files.
-        folder: Where activations wait that find no room in memory.
+        folder: Where activations wait that exceed the memory for them.
 
     Attributes:
-        options: The calibration that was asked for.
-        model: The model, in parts.
-        samples: What it is calibrated on.
+        options: The options of the calibration.
+        device: Where the model runs.
+        model: The model, loaded unit by unit.
+        samples: The tokens that it is calibrated on.
 
     Raises:
         CheckpointError: If the model cannot be built, or has no tokenizer.
@@ -65,7 +70,6 @@ class Session:
         if options is None or options.text is None:
             raise OptionError("criterion and repair need data: give a text to calibrate on")
         self.device = _device(options.device)
-        self._change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _name, tensor: tensor
         self.options = options
         self._folder = folder
         self._config = plan.checkpoint.config
@@ -73,15 +77,9 @@ class Session:
         self._targets = {target.name: target for target in plan.all_targets}
         text = read_text(options.text, protocol="paper", part="train")
         tokenizer = load_tokenizer(str(plan.checkpoint.folder), plan.checkpoint.folder)
-        self.model = StreamedModel(
-            plan.checkpoint,
-            files,
-            self.device,
-            self._targets,
-            lambda name, tensor: self._change(name, tensor),
-        )
+        self.model = StreamedModel(plan.checkpoint, files, self.device, self._targets)
         model = self.model.model
-        with self.explained():
+        with self.explaining():
             embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
         positions = positions_of(model.config)
         self.samples = read_samples(
@@ -90,17 +88,18 @@ class Session:
 
     @property
     def gradient_scale(self) -> float:
-        """What gradients are multiplied by, so that float16 has numbers for them.
+        """What the loss is multiplied by, so that its gradients are not too small for float16.
 
-        The loss is a mean over tokens, and float16 ends at 6e-8: each token's own loss counts 32
-        times or more, as it does in mixed precision (Micikevicius et al., arXiv 1710.03740). A
-        power of two, which changes no bit of larger formats.
+        The loss is a mean over tokens, and the smallest float16 is 6e-8. With this factor, the loss
+        of each token counts 32 times or more: loss scaling, as in mixed-precision training
+        (Micikevicius et al., arXiv 1710.03740). A power of two, so it changes no bit in bfloat16
+        and float32.
         """
         return float(32 << (self.samples.ids_NL.shape[1] - 1).bit_length())
 
     @property
     def targets(self) -> dict[str, list[Target]]:
-        """The targets of each part of the model that has any."""
+        """The targets of each unit that has any."""
         found = {
             unit: [self._targets[name] for name in names if name in self._targets]
             for unit, names in self.model.units.items()
@@ -108,23 +107,13 @@ class Session:
         return {unit: targets for unit, targets in found.items() if targets}
 
     def begin(self, stage: str, rounds: int = 1) -> None:
-        """Tell that all samples are going to come to each part so many times."""
+        """Begin a stage of progress, in which all samples come to each unit so many times."""
         self._progress.begin(stage, rounds * len(self.model.units), "blocks")
 
-    def load(self, unit: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
-        """Load a part of the model.
-
-        Args:
-            unit: The part.
-            change: Given each tensor that is loaded, by its name; returns what is loaded instead.
-        """
-        self._change = change
-        self.model.load(unit)
-
     def stops(self, walk: Walk) -> Iterator[tuple[str, list[Call]]]:
-        """The parts that samples come to; see `Walk.stops`."""
+        """The units that samples come to, with their calls; see `Walk.stops`."""
         for unit, calls in walk.stops():
-            self.model.release_others()
+            self.model.release_visitors()
             yield unit, calls
             self.passed()
 
@@ -135,14 +124,19 @@ class Session:
         """All samples on their way through the model.
 
         Args:
-            lanes: How many times each sample goes: all of them first, then all once more.
-            loss: Whether each sample's result is its share of the mean loss in nats per token, as a
-                float; otherwise it is nothing.
-            gradients: Whether each sample's own mean loss is to be told its gradients.
+            lanes: How often each sample goes through the model, side by side: the calls of the
+                first lane come first in `stops`, then those of the second.
+            loss: Whether the result of each sample is its share of the mean loss in nats per token,
+                a float; otherwise it is None.
+            gradients: Whether the loss of each sample is propagated back, scaled, to the outputs of
+                the last unit.
+
+        Raises:
+            CheckpointError: If a loss is needed and the model predicts no next token.
         """
         count = len(self.samples.ids_NL)
         activations = Activations(self.options.activation_memory, self._folder)
-        blocks = {unit: self.model.module(unit) for unit in self.model.units}
+        units = {unit: self.model.module(unit) for unit in self.model.units}
         forward: Callable[[int, bool], object] = self._run
         if loss or gradients:
             self._check_predicts()
@@ -150,7 +144,7 @@ class Session:
         self.model.load_embeddings()
         try:
             with Walk(
-                blocks,
+                units,
                 self.model.outside,
                 lambda number: forward(number % count, gradients),
                 lanes * count,
@@ -162,67 +156,67 @@ class Session:
             activations.close()
             self.model.release_all()
 
-    def pass_block(self, walk: Walk, unit: str, call: Call) -> Any:  # noqa: ANN401
-        """What a block, which is loaded, gives for a sample whose activations are present.
+    def output(self, walk: Walk, unit: str, call: Call) -> object:
+        """The output of a unit, which is loaded, for a sample whose activations are in memory.
 
         Raises:
-            CheckpointError: If some of it is NaN or infinite.
+            CheckpointError: If some of it is NaN or infinite, or the model's code fails.
         """
-        with torch.no_grad(), self.explained():
-            outcome = walk.own_forward(unit)(*call.args, **call.kwargs)
-        for tensor in tensors_of(outcome):
+        with torch.no_grad(), self.explaining():
+            output = walk.own_forward(unit)(*call.args, **call.kwargs)
+        for tensor in tensors_of(output):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 self._check_weights(unit)
                 where = self._where(call.sample % len(self.samples.ids_NL))
-                raise CheckpointError(f"{where}: {unit} gives NaN or infinity: {_OTHER}")
-        return outcome
+                raise CheckpointError(f"{where}: {unit} gives NaN or infinity: {_OVERFLOW_REMEDY}")
+        return output
 
     def pass_on(
         self,
         walk: Walk,
         unit: str,
         calls: Sequence[Call],
-        change: Callable[[str, torch.Tensor], torch.Tensor],
+        change: Change,
     ) -> None:
-        """Let samples go on with what a part gives, which is loaded for it.
+        """Let samples go on with the outputs of a unit, which is loaded for it and released.
 
         Args:
             walk: Their walk.
-            unit: The part.
+            unit: The unit.
             calls: The samples at it.
-            change: As for `load`.
+            change: Applied to each tensor that is loaded.
         """
-        self.load(unit, change)
+        self.model.load(unit, change)
         for call in calls:
             with walk.present(call):
-                walk.pass_on(call, self.pass_block(walk, unit, call))
+                walk.pass_on(call, self.output(walk, unit, call))
         self.model.release(unit)
 
     def passed(self) -> None:
-        """Tell that all samples are through with a part."""
+        """Advance progress by a unit that all samples have passed."""
         self._progress.advance(1)
 
-    def loss(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> float:
+    def loss(self, change: Change) -> float:
         """The mean loss of all samples in nats per token.
 
         Args:
-            change: As for `load`.
+            change: Applied to each tensor that is loaded.
         """
         with self.walk(loss=True) as walk:
             for unit, calls in self.stops(walk):
                 self.pass_on(walk, unit, calls, change)
-            return math.fsum(walk.results())
+            return math.fsum(loss for loss in walk.results() if isinstance(loss, float))
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Explain what the model's own code fails with.
+    def explaining(self) -> Iterator[None]:
+        """Within this ``with`` statement, an error of the model's own code becomes one of ours.
 
         Raises:
-            CheckpointError: In its place.
+            CheckpointError: In place of any other exception.
         """
         try:
             yield
-        except (EmpError, PartedError, MemoryError):
+        except (EmpError, UnsharedInputsError, MemoryError):
             raise
         except torch.OutOfMemoryError as error:
             raise CheckpointError(
@@ -237,7 +231,7 @@ class Session:
             ) from error
 
     def _inputs(self, sample: int) -> dict[str, torch.Tensor]:
-        # of its own: what waits is emptied, and all samples would be
+        # a copy: activations that wait are emptied, and a view would empty those of all samples
         ids_1L = self.samples.ids_NL[sample : sample + 1].to(self.device, copy=True)
         model = self.model.model
         if not getattr(model.config, "is_encoder_decoder", False):
@@ -245,24 +239,25 @@ class Session:
         taken = inspect.signature(model.forward).parameters
         return {"input_ids": ids_1L, "labels" if "labels" in taken else "decoder_input_ids": ids_1L}
 
-    def _run(self, sample: int, _gradients: bool) -> None:
-        with self.explained():
+    def _run(self, sample: int, *_: object) -> None:
+        with self.explaining():
             self.model.model(**self._inputs(sample), use_cache=False)
 
     def _loss(self, sample: int, gradients: bool) -> float:
         inputs = self._inputs(sample)
         ids_L = inputs["input_ids"][0]
-        with self.explained():
+        with self.explaining():
             logits_LV = self.model.model(**inputs, use_cache=False).logits[0]
-            # a decoder that is fed what it is to predict has been given one token less
+            # with `labels`, the model itself shifts the decoder's inputs by one token
             first = 0 if "labels" in inputs else 1
             loss = cross_entropy(logits_LV[: len(ids_L) - first].float(), ids_L[first:])
             if not torch.isfinite(loss):
+                where = self._where(sample)
                 raise CheckpointError(
-                    f"{self._where(sample)}: the model's loss is NaN or infinite: {_OTHER}"
+                    f"{where}: the model's loss is NaN or infinite: {_OVERFLOW_REMEDY}"
                 )
             if gradients:
-                (loss * self.gradient_scale).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward([loss * self.gradient_scale])
         return loss.item() / len(self.samples.ids_NL)
 
     def _where(self, sample: int) -> str:
@@ -278,7 +273,7 @@ class Session:
                 )
 
     def _check_predicts(self) -> None:
-        if auto_class(self._config) not in _PREDICT:
+        if auto_class(self._config) not in _PREDICTING:
             raise CheckpointError(
                 f"{type(self.model.model).__name__}: predicts no next token, so that there is no "
                 "loss on a text, nor gradients of it: choose another criterion, such as wanda"
@@ -287,7 +282,7 @@ class Session:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Have torch see products and gradients, even where its caller wants none of them seen."""
+    """Have torch dispatch products and record gradients, whatever modes the caller has set."""
     with torch.inference_mode(mode=False), torch.enable_grad():
         yield
 

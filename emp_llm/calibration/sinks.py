@@ -1,4 +1,7 @@
-"""Where what is known of a part of the model leads: to decisions, or to scores that wait."""
+"""Where the statistics of a unit's targets go: to masks, or to scores that wait.
+
+A unit is a decoder block, or a module outside of decoder blocks that holds targets.
+"""
 
 from __future__ import annotations
 
@@ -7,141 +10,163 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from emp_llm.calibration.masks import save_scores
-from emp_llm.calibration.target_judge import pruned
+from emp_llm.calibration.stored_scores import save_scores
+from emp_llm.calibration.target_pruner import apply_masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from emp_llm.calibration.statistics import Known
-    from emp_llm.calibration.target_judge import Judge
+    from emp_llm.calibration.statistics import StatisticsOf
+    from emp_llm.calibration.target_pruner import TargetPruner
     from emp_llm.selection.mask_store import MaskStore
     from emp_llm.tensors.target import Target
 
-__all__ = ["Decisions", "Scores", "Sink"]
+__all__ = ["MaskSink", "ScoreSink", "Sink"]
 
 
 class Sink(Protocol):
-    """Settles on the targets of one part of the model at a time."""
+    """Takes the statistics of the targets of one unit at a time."""
 
     def has(self, unit: str, stage: int | None = None) -> bool:
-        """Whether a part is settled already, or one stage of it."""
+        """Whether a unit, or one stage of it, is processed already."""
 
-    def settle(
-        self, unit: str, targets: Sequence[Target], known: Known, stage: int | None = None
+    def process(
+        self,
+        unit: str,
+        targets: Sequence[Target],
+        statistics_of: StatisticsOf,
+        stage: int | None = None,
     ) -> None:
-        """Settle on a part, or on one stage of it.
+        """Process a unit, or one stage of it.
 
         Args:
-            unit: The part.
+            unit: The unit.
             targets: All of its targets, or those of the stage.
-            known: What is known of each matrix of theirs.
-            stage: Which one it is, from 0.
+            statistics_of: Returns the statistics of each of their matrices.
+            stage: Number of the stage, from 0; None where the unit is processed at once.
+
+        Raises:
+            OSError: If the result cannot be written.
         """
 
     def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the checkpoint as it is by now; the given one may be changed."""
+        """A tensor of the checkpoint as it is by now; the given one may be changed in place."""
 
 
-class Decisions:
-    """Decides on targets, and writes it down.
+class MaskSink:
+    """Prunes targets: their masks, repaired weights and biases go to a store.
 
     Args:
-        store: Where to.
-        judge: Decides.
-        units: The targets of each part of the model.
-        biases: Gives name and values of the biases of a target's layer, if they are to be repaired.
+        store: The store.
+        pruner: Scores, masks and repairs targets.
+        units: The targets of each unit.
+        bias_of: Returns name and values of the bias of a target's layer, if it is to be repaired.
     """
 
     def __init__(
         self,
         store: MaskStore,
-        judge: Judge,
+        pruner: TargetPruner,
         units: Mapping[str, Sequence[Target]],
-        biases: Callable[[Target], tuple[str, torch.Tensor] | None],
+        bias_of: Callable[[Target], tuple[str, torch.Tensor] | None],
     ) -> None:
         self._store = store
-        self._judge = judge
+        self._pruner = pruner
         self._units = units
-        self._biases = biases
+        self._bias_of = bias_of
         self._targets = {target.name: target for part in units.values() for target in part}
 
     def has(self, unit: str, stage: int | None = None) -> bool:
-        """Whether a part's decisions, or those of one stage of it, are written down, whole."""
+        """Whether the masks of a unit, or of one stage of it, are stored, whole."""
         if stage is not None:
-            return self._store.has(_key(unit, stage))
+            return self._store.has(_stage_key(unit, stage))
         stages = 0
-        while self._store.has(_key(unit, stages)):
+        while self._store.has(_stage_key(unit, stages)):
             stages += 1
-        if stages:
+        if stages:  # how many there are is only known to the walk: all targets must have masks
             return all(target.name in self._store for target in self._units[unit])
         return self._store.has(unit)
 
-    def settle(
-        self, unit: str, targets: Sequence[Target], known: Known, stage: int | None = None
+    def process(
+        self,
+        unit: str,
+        targets: Sequence[Target],
+        statistics_of: StatisticsOf,
+        stage: int | None = None,
     ) -> None:
-        """Decide on targets. OSErrors pass."""
+        """Prune targets and store the result.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         unreached: list[str] = []
-        with self._store.writer(unit if stage is None else _key(unit, stage)) as block:
+        with self._store.writer(unit if stage is None else _stage_key(unit, stage)) as writer:
             for target in targets:
-                found = partial(known, target)
-                unreached += self._judge.judge(target, found, block, self._biases(target))
+                bias = self._bias_of(target)
+                unreached += self._pruner.prune(
+                    target, partial(statistics_of, target), writer, bias
+                )
             if unreached:
-                block.note("without_tokens", unreached)
+                writer.note("without_tokens", unreached)
 
     def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor as the decisions leave it."""
+        """A tensor with its mask and repair applied, as far as these are stored."""
         if name in self._store:
-            return pruned(self._store, self._targets[name], tensor)
+            return apply_masks(self._store, self._targets[name], tensor)
         data = self._store.replaced(name)
         if data is not None:
             tensor.view(-1).view(torch.uint8).copy_(torch.frombuffer(data, dtype=torch.uint8))
         return tensor
 
 
-class Scores:
-    """Lets scores wait on disk until all of them are there.
+class ScoreSink:
+    """Scores targets; the scores wait in files until those of all units are there.
 
     Args:
-        folder: Where.
-        judge: Scores.
-        criterion: What makes the scores, for errors.
+        folder: Where the files are.
+        pruner: Scores targets.
+        criterion: Name of the criterion, for errors.
 
     Attributes:
-        paths: The files, by the part that they are of.
+        paths: The files, by unit.
     """
 
-    def __init__(self, folder: Path, judge: Judge, criterion: str) -> None:
+    def __init__(self, folder: Path, pruner: TargetPruner, criterion: str) -> None:
         self.paths: dict[str, Path] = {}
         self._folder = folder
-        self._judge = judge
+        self._pruner = pruner
         self._criterion = criterion
 
-    def has(self, unit: str, _stage: int | None = None) -> bool:
-        """Whether a part's scores are there."""
+    def has(self, unit: str, *_: object) -> bool:
+        """Whether a unit's scores are there."""
         return unit in self.paths
 
-    def settle(
-        self, unit: str, targets: Sequence[Target], known: Known, _stage: int | None = None
+    def process(
+        self, unit: str, targets: Sequence[Target], statistics_of: StatisticsOf, *_: object
     ) -> None:
-        """Score a part's targets, always all of them at once. OSErrors pass."""
+        """Score a unit's targets and write the scores; there are no stages.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
         path = self._folder / f"scores-{len(self.paths)}.safetensors"
-        values = {
-            target.name: self._judge.stack(target, partial(known, target)) for target in targets
+        scores = {
+            target.name: self._pruner.target_scores(target, partial(statistics_of, target))
+            for target in targets
         }
-        save_scores(path, values, self._criterion)
+        save_scores(path, scores, self._criterion)
         self.paths[unit] = path
 
     def changed(self, _name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor; nothing is pruned before all scores are there."""
+        """The tensor as it is; nothing is pruned before all scores are there."""
         return tensor
 
     def remove(self) -> None:
-        """Take the files away."""
+        """Delete the files."""
         for path in self.paths.values():
             path.unlink()
 
 
-def _key(unit: str, stage: int) -> str:
+def _stage_key(unit: str, stage: int) -> str:
     return f"{unit}, stage {stage}"

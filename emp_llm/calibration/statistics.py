@@ -1,4 +1,4 @@
-"""What calibration finds out of one matrix.
+"""What calibration finds of one matrix.
 
 Shapes in names: T tokens, R rows (outputs) and C columns (inputs) of the matrix.
 """
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
     from emp_llm.tensors.target import Target
 
-    Known = Callable[[Target, int], "Statistics"]
-    """What is known of each matrix of a target."""
+    StatisticsOf = Callable[[Target, int], "Statistics"]
+    """Returns the statistics of a matrix of a target, by its number."""
 
-__all__ = ["Known", "Need", "Statistics"]
+__all__ = ["Need", "Statistics", "StatisticsOf"]
 
 Need = Literal["norms", "means", "hessian", "gradient"]
+"""What a criterion or a repair can ask calibration to gather."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,15 +30,16 @@ class Statistics:
 
     Attributes:
         tensor: Name of the checkpoint's tensor.
-        matrix: Number of the matrix in it, for stacks of experts.
+        matrix: Number of the matrix in it; 0 except in stacks of experts.
         first_row: Number of the matrix's first row among all rows of the tensor.
-        seed: Of whatever is random.
-        tokens: Inputs x_t that the matrix was multiplied by, T.
+        seed: The calibration's seed, for criteria that draw random numbers.
+        tokens: T, how many inputs x_t the matrix was multiplied by.
         norms_C: float64 [C], ‖x_c‖₂ of each input over all tokens.
-        means_C: float64 [C], mean of each input.
+        means_C: float64 [C], the mean of each input over all tokens.
         hessian_CC: float32 [C, C], Σ_t x_t x_tᵀ.
-        cross_CC: float32 [C, C], Σ_t d_t x_tᵀ, where d_t are the inputs that the dense model has.
-        gradient_RC: float32 [R, C], ∂L/∂w of the mean loss in nats per token.
+        cross_CC: float32 [C, C], Σ_t d_t x_tᵀ, where d_t is the input that the dense model has in
+            place of x_t.
+        gradient_RC: float32 [R, C], ∂L/∂w of the mean loss L in nats per token.
     """
 
     tensor: str

@@ -65,7 +65,7 @@ def test_what_several_samples_have_is_there_for_each_of_them(tmp_path: Path) -> 
 def test_what_is_left_never_waits(tmp_path: Path) -> None:
     waiting = on_disk(tmp_path)
     buffer, own = torch.arange(4.0), torch.ones(2)
-    waiting.leave([buffer[2:]])
+    waiting.exempt([buffer[2:]])
     waiting.put_away(0, [buffer, own])
     assert torch.equal(buffer, torch.arange(4.0))
     assert own.untyped_storage().nbytes() == 0

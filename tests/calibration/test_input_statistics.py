@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from emp_llm.calibration.input_statistics import Gathering, PartedError, Products
+from emp_llm.calibration.input_statistics import Gathering, ProductObserver, UnsharedInputsError
 from emp_llm.calibration.statistics import Statistics
 
 T, C, R = 5, 4, 6
-Fed = tuple[str, int]
+ParameterMatrix = tuple[str, int]
 
 
 def weight(*shape: int) -> nn.Parameter:
@@ -21,10 +21,10 @@ def weight(*shape: int) -> nn.Parameter:
 
 def seen_in(
     parameters: dict[str, nn.Parameter], run: Callable[[], object]
-) -> list[tuple[Fed, torch.Tensor]]:
+) -> list[tuple[ParameterMatrix, torch.Tensor]]:
     """The matrices that something multiplies by, and their inputs."""
-    found: list[tuple[Fed, torch.Tensor]] = []
-    with torch.no_grad(), Products(parameters, lambda fed, x_TC: found.append((fed, x_TC))):
+    found: list[tuple[ParameterMatrix, torch.Tensor]] = []
+    with torch.no_grad(), ProductObserver(parameters, lambda matrix, x_TC: found.append((matrix, x_TC))):
         run()
     return found
 
@@ -37,7 +37,7 @@ def test_parts_of_one_tensor_are_told_apart() -> None:
     }
     x_TC = torch.randn(T, C)
     found = seen_in(parts, lambda: [linear(x_TC, part) for part in parts.values()])
-    assert [fed for fed, _ in found] == [("q", 0), ("k", 0), ("v", 0)]
+    assert [matrix for matrix, _ in found] == [("q", 0), ("k", 0), ("v", 0)]
 
 
 @pytest.mark.parametrize("shape", [(3, C, T), (2, 3, C, T)])
@@ -45,7 +45,7 @@ def test_all_inputs_of_a_batch_that_lies_apart_are_seen(shape: tuple[int, ...]) 
     inputs = torch.randn(shape).mT  # torch multiplies these sample by sample
     w_RC = weight(R, C)
     found = seen_in({"w": w_RC}, lambda: linear(inputs, w_RC))
-    assert {fed for fed, _ in found} == {("w", 0)}
+    assert {matrix for matrix, _ in found} == {("w", 0)}
     assert torch.equal(torch.cat([x_TC for _, x_TC in found]), inputs.reshape(-1, C))
 
 
@@ -57,7 +57,7 @@ def test_each_matrix_of_a_stack_sees_its_own_inputs() -> None:
         torch.mm(x_ETC[2], w_ECR[1])
 
     found = seen_in({"w": w_ECR}, run)
-    assert [fed for fed, _ in found] == [("w", 0), ("w", 1), ("w", 2), ("w", 1)]
+    assert [matrix for matrix, _ in found] == [("w", 0), ("w", 1), ("w", 2), ("w", 1)]
     assert all(torch.equal(x, x_ETC[i]) for (_, x), i in zip(found, (0, 1, 2, 2), strict=True))
 
 
@@ -67,14 +67,14 @@ def test_a_matrix_that_is_used_once_more_than_the_one_it_shares_with_parts_from_
 
     def gather(*, shared: bool) -> Gathering:
         gathering = Gathering({("a", 0), ("b", 0)}, {"norms"}, T, shared=shared)
-        with torch.no_grad(), Products({"a": a_RC, "b": b_RC}, gathering.observe):
+        with torch.no_grad(), ProductObserver({"a": a_RC, "b": b_RC}, gathering.observe):
             linear(once_TC, a_RC)
             linear(once_TC, b_RC)
             linear(more_TC, a_RC)
         gathering.forget_last()
         return gathering
 
-    with pytest.raises(PartedError):
+    with pytest.raises(UnsharedInputsError):
         gather(shared=True)
     gathering = gather(shared=False)
     for name, inputs in (("a", torch.cat([once_TC, more_TC])), ("b", once_TC)):

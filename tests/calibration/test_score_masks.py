@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from support.checkpoints import H, kept_by_rule, write_checkpoint
 
 from emp_llm import CheckpointError, PruneOptions
-from emp_llm.calibration.masks import decide, decide_together, save_scores
+from emp_llm.calibration.masks import mask_by_scores
+from emp_llm.calibration.stored_scores import mask_by_stored_scores, save_scores
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import read_shard
 from emp_llm.selection.mask_store import MaskStore
@@ -66,7 +67,7 @@ def test_a_matrix_is_decided_as_the_rule_says(granularity, count_by, kind) -> No
         options = PruneOptions(
             beta=beta, granularity=granularity, criterion="wanda", count_by=count_by
         )
-        decided = decide("w", scores, bits, BF16, options)
+        decided = mask_by_scores("w", scores, bits, BF16, options)
         keep = expected_keep(scores, weights, granularity, count_by, beta)
         np.testing.assert_array_equal(unpacked(decided.mask, 61), keep)
         np.testing.assert_array_equal(decided.kept, keep.sum(axis=1))
@@ -86,7 +87,7 @@ def test_a_matrix_is_decided_as_the_rule_says(granularity, count_by, kind) -> No
 def test_magnitudes_as_scores_keep_what_pruning_by_magnitude_keeps(granularity) -> None:
     bits, weights = weights_of((5, 40))
     options = PruneOptions(granularity=granularity)
-    decided = decide("w", np.abs(weights).astype(np.float32), bits, BF16, options)
+    decided = mask_by_scores("w", np.abs(weights).astype(np.float32), bits, BF16, options)
     keep = expected_keep(np.abs(weights), weights, granularity, "criterion", 1.0)
     np.testing.assert_array_equal(unpacked(decided.mask, 40), keep)
 
@@ -95,7 +96,7 @@ def test_magnitudes_as_scores_keep_what_pruning_by_magnitude_keeps(granularity) 
 def test_groups_of_nothing_but_zeros_keep_nothing_by_their_own_count(granularity) -> None:
     bits, _ = weights_of((3, 9))
     zeros = np.zeros((3, 9), np.float32)
-    decided = decide("w", zeros, bits, BF16, PruneOptions(granularity=granularity))
+    decided = mask_by_scores("w", zeros, bits, BF16, PruneOptions(granularity=granularity))
     assert not decided.mask.any()
     assert not decided.stats.any()
 
@@ -107,7 +108,7 @@ def test_scores_of_zero_are_kept_from_the_first_on_where_the_magnitudes_count(gr
     options = PruneOptions(
         beta=0.5, granularity=granularity, criterion="wanda", count_by="magnitude"
     )
-    decided = decide("w", scores, ones, BF16, options)
+    decided = mask_by_scores("w", scores, ones, BF16, options)
     expected = [[0x0F], [0x0F]] if granularity == "row" else [[0xFF], [0x00]]
     assert decided.mask.tolist() == expected
 
@@ -118,7 +119,7 @@ def test_a_score_that_is_none_is_told_with_its_place_and_criterion(value) -> Non
     scores = some_scores("smooth", (3, 9))
     scores[1, 4] = value
     with pytest.raises(CheckpointError) as caught:
-        decide("w", scores, bits, BF16, PruneOptions(criterion="mine:Own"), first_row=20)
+        mask_by_scores("w", scores, bits, BF16, PruneOptions(criterion="mine:Own"), first_row=20)
     assert f"'w' row 21 column 4: its score by the criterion 'mine:Own' is {value}" in str(
         caught.value
     )
@@ -130,7 +131,7 @@ def test_a_weight_that_cannot_be_counted_is_told_with_its_row(granularity) -> No
     bits[2, 0] = 0x7F80
     options = PruneOptions(granularity=granularity, criterion="wanda", count_by="magnitude")
     with pytest.raises(CheckpointError, match="'w' row 22 holds NaN or infinity"):
-        decide("w", some_scores("smooth", (3, 9)), bits, BF16, options, first_row=20)
+        mask_by_scores("w", some_scores("smooth", (3, 9)), bits, BF16, options, first_row=20)
 
 
 # a stack of two matrices stored transposed, in float16, and a plain matrix
@@ -163,7 +164,7 @@ def test_scores_that_waited_are_decided_as_the_rule_says(
     targets, paths = waiting
     options = PruneOptions(granularity=granularity, criterion="wanda", count_by=count_by, beta=0.8)
     with OpenFiles() as files, MaskStore(tmp_path / "decisions") as store:
-        decide_together(paths, targets, options, files, store, threads=threads)
+        mask_by_stored_scores(paths, targets, options, files, store, threads=threads)
         assert store.names == [STACK, PLAIN]
         assert store.has("a")
         assert store.has("b")
@@ -195,7 +196,7 @@ def test_scores_that_wait_are_cut_to_the_share_that_was_asked_for(
     targets, paths = waiting
     options = PruneOptions(granularity=granularity, criterion="wanda", target_sparsity=0.35)
     with OpenFiles() as files, MaskStore(tmp_path / "decisions") as store:
-        beta = decide_together(paths, targets, options, files, store, threads=1)
+        beta = mask_by_stored_scores(paths, targets, options, files, store, threads=1)
         masks = [
             unpacked(store.read_mask(name, 0, store.rows(name)), 33) for name in (STACK, PLAIN)
         ]
@@ -203,7 +204,7 @@ def test_scores_that_wait_are_cut_to_the_share_that_was_asked_for(
     assert keep.sum() == round(0.65 * keep.size)
     again = PruneOptions(granularity=granularity, criterion="wanda", beta=beta)
     with OpenFiles() as files, MaskStore(tmp_path / "again") as store:
-        assert decide_together(paths, targets, again, files, store, threads=1) == beta
+        assert mask_by_stored_scores(paths, targets, again, files, store, threads=1) == beta
         masks = [
             unpacked(store.read_mask(name, 0, store.rows(name)), 33) for name in (STACK, PLAIN)
         ]
@@ -222,7 +223,7 @@ def test_a_group_of_more_than_one_block_of_counts_is_one_group() -> None:
     scores = np.full((3, 1 << 23), 0.5, np.float32)
     scores[2, :10] = 8.0
     options = PruneOptions(granularity="layer", beta=1e-6)
-    decided = decide("w", scores, scores.view(np.uint32), F32, options)
+    decided = mask_by_scores("w", scores, scores.view(np.uint32), F32, options)
     s1, s2 = 0.5 * (scores.size - 10) + 80, 0.25 * (scores.size - 10) + 640
     count = int(1e-6 * s1 * s1 / s2)
     assert decided.kept.tolist() == [count - 10, 0, 10]

@@ -228,13 +228,13 @@ def test_what_was_decided_of_an_interrupted_run_is_kept_and_not_decided_again(
         f"the masks of 2 blocks of the model are kept in {out}: the same command goes on from there"
     )
     assert visible(out) == {}
-    decided, decide = [], stored_masks.decide
+    decided, decide = [], stored_masks.mask_by_scores
 
     def counted(name: str, *arguments: object, **options: object) -> object:
         decided.append(name)
         return decide(name, *arguments, **options)
 
-    monkeypatch.setattr(stored_masks, "decide", counted)
+    monkeypatch.setattr(stored_masks, "mask_by_scores", counted)
     with pytest.raises(OutputError, match="criterion was 'wanda', is 'magnitude'"):
         prune(three, out)
     other = options_of(calibration=replace(CALIBRATION, seed=4))

@@ -18,7 +18,7 @@ from emp_kernels.rows import Workspace
 from support.checkpoints import Tensors, kept_by_rule
 
 from emp_llm import PruneOptions, prune
-from emp_llm.calibration.masks import decide
+from emp_llm.calibration.masks import mask_by_scores
 from emp_llm.options import CalibrationOptions
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.runtime.workers import Workers
@@ -58,7 +58,7 @@ def calibrate(plan: PruningPlan, _workers: Workers, store: MaskStore) -> float:
                         whole = RowBlock(matrix, 0, geometry.matrix_rows)
                         first = geometry.first_row(whole)
                         bits = target.read(files.file(target.shard), whole, Workspace())
-                        decided = decide(
+                        decided = mask_by_scores(
                             target.name,
                             scores[first : first + geometry.matrix_rows],
                             bits,

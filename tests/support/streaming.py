@@ -90,7 +90,7 @@ def walk_through(
     walk = Walk(blocks, model.outside, forward, samples, activations, gradients=gradients)
     with walk, torch.no_grad():
         for unit, calls in walk.stops():
-            model.release_others()
+            model.release_visitors()
             model.load(unit)
             visit(model, walk, unit, calls)
             model.release(unit)

@@ -28,7 +28,7 @@ from support.tampering import agree, edit_json, replace_weights
 from typer.testing import CliRunner
 
 from emp_llm import CheckpointError, FormatError, PruneOptions, diff, prune, unpack, verify
-from emp_llm.calibration.masks import decide
+from emp_llm.calibration.masks import mask_by_scores
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
@@ -193,7 +193,9 @@ def repair_magnitudes(plan: PruningPlan, _workers: Workers, store: MaskStore) ->
             whole = RowBlock(0, 0, geometry.rows)
             bits = target.read(files.file(target.shard), whole, Workspace())
             scores = geometry.number_format.magnitudes(bits).astype(np.float32)
-            decided = decide(target.name, scores, bits, geometry.number_format, plan.options)
+            decided = mask_by_scores(
+                target.name, scores, bits, geometry.number_format, plan.options
+            )
             groups = [decided.group] if decided.group else []
             sign = geometry.number_format.storage.type(1 << (geometry.number_format.bits - 1))
             block.add(target.name, decided.mask, decided.stats, groups, bits ^ sign)
