@@ -1,15 +1,9 @@
-"""How much a weight is worth: from it, and from what calibration found of its matrix.
+"""How much each weight is worth: from the weight, and from what calibration found of its matrix.
 
-A criterion is a class. Those of this file are registered by name; any other is found by
-``module:Class``, or registered by `register_criterion`:
+A criterion is a class. Those of this file are registered by name; a criterion of one's own is
+registered by `register_criterion`, or named as ``module:Class``.
 
-    class Squares(Criterion):
-        needs = frozenset({"norms"})
-
-        def scores(self, weight_RC, found):
-            return (weight_RC.double() * found.norms_C).square().float()
-
-Shapes in names: R rows (outputs) and C columns (inputs) of a matrix.
+Shapes in names: R rows (outputs) and C columns (inputs) of a matrix, r some of the rows.
 """
 
 from __future__ import annotations
@@ -33,18 +27,42 @@ if TYPE_CHECKING:
 __all__ = ["Criterion", "score"]
 
 
-_CHUNK = 1 << 18  # scores in float64 at a time: 2 MiB
+_CHUNK = 1 << 18
+"""Scores that are computed in float64 at a time: 2 MiB."""
+
 _LEAST, _MOST = 2.0**-64, 2.0**127
+"""Scores are scaled where the largest lies outside of these."""
 
 
 class Criterion(ABC):
     """Turns weights, and statistics of their matrix's inputs, into scores; larger ones stay.
 
+    A criterion of one's own is a class with `scores`, and with `needs` if it needs data:
+
+    >>> import torch
+    >>> from emp_llm import Criterion
+    >>> class Saliency(Criterion):
+    ...     needs = frozenset({"norms"})
+    ...
+    ...     def scores(self, weight_RC, statistics):
+    ...         return (weight_RC.double() * statistics.norms_C).square().float()
+
+    In a file ``mine.py`` of the current directory, it is used by
+    ``emp-llm prune MODEL --out DIR --criterion mine:Saliency --calibration wikitext2``, or by
+    ``PruneOptions(criterion="mine:Saliency", calibration=CalibrationOptions(text="wikitext2"))``.
+    What it is given, and has to return:
+
+    >>> from emp_llm.calibration.statistics import Statistics
+    >>> norms_C = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    >>> weight_RC = torch.tensor([[3.0, -1.0]])
+    >>> Saliency().scores(weight_RC, Statistics(tensor="w", norms_C=norms_C))
+    tensor([[9., 4.]])
+
     Attributes:
-        name: What it is called in reports; ``module:Class`` unless the class says otherwise.
-        needs: The statistics that calibration has to gather: ``norms``, ``means``, ``hessian``, or
-            ``gradient`` alone; of a `Statistics`, only these are there. Without any, no data is
-            needed.
+        name: What it is called in reports; ``module:Class`` unless the class sets another name.
+        needs: The statistics that calibration has to gather: any of ``norms``, ``means`` and
+            ``hessian``, or ``gradient`` alone. The others are None in the `Statistics` that
+            `scores` gets. If empty, no data is needed.
     """
 
     name: ClassVar[str]
@@ -56,42 +74,44 @@ class Criterion(ABC):
             cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     @abstractmethod
-    def scores(self, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:
+    def scores(self, weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """Score every weight of one matrix.
 
-        The same arguments must give the same bits.
+        Equal arguments must give equal bits, so that a run that is continued gives the same result.
 
         Args:
-            weight_RC: float32 [R, C], finite; rows are outputs, columns inputs. Not to be changed.
-            found: What is known of the matrix, on the weights' device.
+            weight_RC: float32 [R, C], finite; rows are outputs, columns are inputs. It must not be
+                changed.
+            statistics: What calibration found of the matrix, on the weights' device.
 
         Returns:
             float32 [R, C], finite and not negative, on the weights' device.
         """
 
 
-def score(criterion: Criterion, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:
-    """The scores of a criterion, proved to be what they must be.
+def score(criterion: Criterion, weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
+    """The scores of a criterion, checked.
 
     Args:
-        criterion: Any.
+        criterion: Any criterion.
         weight_RC: float32 [R, C], finite.
-        found: What the criterion needs.
+        statistics: What the criterion needs.
 
     Returns:
-        float32 [R, C], finite, 0 or above; zeros have no sign.
+        float32 [R, C], finite and not negative; no zero has a sign, for scores are ranked by their
+        bit patterns.
 
     Raises:
-        OptionError: If the criterion's result is not that.
+        OptionError: If the criterion fails, or returns anything else.
     """
     import torch
 
-    where = f"criterion {criterion.name!r}, {found.tensor}"
+    where = f"criterion {criterion.name!r}, {statistics.tensor}"
     try:
-        scores_RC = criterion.scores(weight_RC, found)
-    except Exception as error:  # whatever a criterion of the user's raises
+        scores_RC = criterion.scores(weight_RC, statistics)
+    except Exception as error:  # anything that a user's criterion raises
         if type(criterion).__module__ == __name__:
-            raise
+            raise  # a bug of ours keeps its traceback
         raise OptionError(
             f"{where}: scores() fails with {type(error).__name__}: {first_line(error)}"
         ) from error
@@ -116,16 +136,17 @@ def _kind(tensor: torch.Tensor) -> str:
 def _in_float32(
     weight_RC: torch.Tensor, rows: Callable[[slice, torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """Scores that are worked out in float64, a few rows at a time, as float32.
+    """Scores that are computed in float64, a few rows at a time, as float32.
 
-    Where the largest is 2¹²⁷ or more, or below 2⁻⁶⁴, all of them are multiplied by the power of two
-    that brings it to between 1 and 2: neither N_eff nor any order changes, no score is infinite,
-    and small weights do not all become zero. The scores of such a matrix cannot be compared with
-    those of others.
+    Where the largest score is 2¹²⁷ or more, or below 2⁻⁶⁴, all are multiplied by the power of two
+    that brings it to between 1 and 2. This changes neither N_eff nor the order, no score becomes
+    infinite, and small ones do not all become zero. The scores of such a matrix cannot be compared
+    with those of other matrices.
 
     Args:
         weight_RC: float32 [R, C].
-        rows: Of some rows, a slice and their magnitudes in float64, the scores in float64.
+        rows: Returns the scores of some rows, float64 [r, C]; called with a slice and the rows'
+            magnitudes, float64 [r, C].
 
     Returns:
         float32 [R, C].
@@ -150,7 +171,7 @@ def _in_float32(
 
 
 def _sizes(weight_RC: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Some rows at a time: which ones, and their magnitudes in float64."""
+    """Some rows at a time: which ones, and their magnitudes, float64 [r, C]."""
     step = max(1, _CHUNK // max(1, weight_RC.shape[1]))
     for start in range(0, weight_RC.shape[0], step):
         some = slice(start, start + step)
@@ -158,11 +179,11 @@ def _sizes(weight_RC: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 class Magnitude(Criterion):
-    """|w|: what EMP, and magnitude pruning before it, ranks by (Han et al., arXiv 1506.02626)."""
+    """|w|, by which magnitude pruning ranks (Han et al., arXiv 1506.02626), and EMP by default."""
 
     name = "magnitude"
 
-    def scores(self, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:  # noqa: ARG002
+    def scores(self, weight_RC: torch.Tensor, *_: object) -> torch.Tensor:
         """|w|, exactly."""
         return weight_RC.abs()
 
@@ -170,16 +191,16 @@ class Magnitude(Criterion):
 class Wanda(Criterion):
     """|w_rc| · ‖x_c‖₂ (Sun et al., "A Simple and Effective Pruning Approach", arXiv 2306.11695).
 
-    The norm of an input is over all calibration tokens. The published code divides its square by
-    the number of samples, which changes neither the order nor N_eff.
+    ‖x_c‖₂ is over all calibration tokens. The published code divides its square by the number of
+    samples, which changes neither the order nor N_eff.
     """
 
     name = "wanda"
     needs = frozenset({"norms"})
 
-    def scores(self, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:
+    def scores(self, weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """|w_rc| · ‖x_c‖₂."""
-        norms_C = _there(found.norms_C)
+        norms_C = _gathered(statistics.norms_C)
         return _in_float32(weight_RC, lambda _, size_rC: size_rC * norms_C)
 
 
@@ -187,14 +208,14 @@ class Ria(Criterion):
     """(|w_rc| / Σ_r |w_rc| + |w_rc| / Σ_c |w_rc|) · ‖x_c‖₂^½: relative importance and activations.
 
     Zhang et al., "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
-    Models", ICLR 2024, with their a = 0.5. A weight is measured against its column and against its
-    row. Where a column or a row is all zeros, so is its part.
+    Models", ICLR 2024, with their a = 0.5. A weight is compared with the sum of its column and with
+    that of its row. Where a column or a row is all zeros, so is its term.
     """
 
     name = "ria"
     needs = frozenset({"norms"})
 
-    def scores(self, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:
+    def scores(self, weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """(|w_rc| / Σ_r |w_rc| + |w_rc| / Σ_c |w_rc|) · ‖x_c‖₂^½."""
         import torch
 
@@ -202,7 +223,7 @@ class Ria(Criterion):
         for _, size_rC in _sizes(weight_RC):
             columns_C += size_rC.sum(0)
         per_column_C = _inverse(columns_C)
-        roots_C = _there(found.norms_C).sqrt()
+        roots_C = _gathered(statistics.norms_C).sqrt()
 
         def rows(_: slice, size_rC: torch.Tensor) -> torch.Tensor:
             per_row_r1 = _inverse(size_rC.sum(1, keepdim=True))
@@ -215,40 +236,42 @@ class Taylor(Criterion):
     """|w · ∂L/∂w|: how much the loss changes, to first order, when the weight becomes zero.
 
     Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
-    arXiv 1611.06440, weight by weight. L is the mean loss of the calibration tokens in nats.
+    arXiv 1611.06440, applied to single weights. L is the mean loss of the calibration tokens in
+    nats.
     """
 
     name = "taylor"
     needs = frozenset({"gradient"})
 
-    def scores(self, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:
+    def scores(self, weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """|w · ∂L/∂w|."""
-        gradient_RC = _there(found.gradient_RC)
+        gradient_RC = _gathered(statistics.gradient_RC)
         return _in_float32(weight_RC, lambda some, size_rC: size_rC * gradient_RC[some].abs())
 
 
 class Obs(Criterion):
-    """w_rc² / [H⁻¹]_cc, H = Σ_t x_t x_tᵀ + λI: the optimal brain surgeon's saliency.
+    """w_rc² / [H⁻¹]_cc, H = Σ_t x_t x_tᵀ + λI: the saliency of the optimal brain surgeon.
 
-    Half of it is by how much the squared error of the matrix's outputs grows, at least, when the
-    weight becomes zero and all others of its row adapt (Hassibi & Stork, 1992; Frantar & Alistarh,
-    SparseGPT, arXiv 2301.00774, whose H is twice this one: no order and no N_eff depends on such a
-    factor). λ is 1 % of the mean of H's diagonal, as in SparseGPT. SparseGPT goes on to update
-    [H⁻¹] column by column; here it is that of the whole matrix, so that no score depends on the
-    order of the columns. Inputs that are zero at every token give scores of zero.
+    It is the least by which the squared error of the matrix's outputs grows when the weight becomes
+    zero and all others of its row adapt (Hassibi & Stork, 1992; Frantar & Alistarh, SparseGPT,
+    arXiv 2301.00774, whose H is twice this one: a constant factor changes neither the order nor
+    N_eff). λ is 1 % of the mean of H's diagonal, as in SparseGPT. SparseGPT updates [H⁻¹] column by
+    column; here it is that of the whole matrix, so that scores do not depend on the order of the
+    columns. Inputs that are zero at every token give scores of zero.
     """
 
     name = "obs"
     needs = frozenset({"hessian"})
 
-    def scores(self, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:
+    def scores(self, weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """w_rc² / [H⁻¹]_cc."""
         import torch
 
         from emp_llm.calibration.hessian import dead_columns, factored
 
-        hessian_CC = _there(found.hessian_CC)
+        hessian_CC = _gathered(statistics.hessian_CC)
         factor_CC, _ = factored(hessian_CC)
+        # the inverse takes the factor's place in memory
         inverse_CC = torch.cholesky_inverse(factor_CC, out=factor_CC)
         inverse_C = inverse_CC.diagonal().double()
         del factor_CC, inverse_CC
@@ -257,14 +280,14 @@ class Obs(Criterion):
 
 
 class Random(Criterion):
-    """Uniformly distributed in [0, 1): the control that every other criterion has to beat.
+    """Uniformly distributed in [0, 1): a control that every other criterion has to beat.
 
-    The numbers depend on the seed, the tensor's name and the row in it, and on nothing else.
+    The scores depend on nothing but the seed, the tensor's name and the number of the row.
     """
 
     name = "random"
 
-    def scores(self, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:
+    def scores(self, weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """Multiples of 2⁻²⁴ in [0, 1)."""
         import numpy as np
         import torch
@@ -273,12 +296,14 @@ class Random(Criterion):
 
         scores_RC = torch.empty_like(weight_RC, device="cpu")
         for row, scores_C in enumerate(scores_RC):
-            keys = random_keys(found.seed, found.tensor, found.first_row + row, len(scores_C))
+            keys = random_keys(
+                statistics.seed, statistics.tensor, statistics.first_row + row, len(scores_C)
+            )
             scores_C.copy_(torch.from_numpy((keys >> np.uint32(8)).astype(np.float32)))
         return scores_RC.mul_(2.0**-24).to(weight_RC.device)
 
 
-def _there(statistic: torch.Tensor | None) -> torch.Tensor:
+def _gathered(statistic: torch.Tensor | None) -> torch.Tensor:
     if statistic is None:
         raise AssertionError("a statistic that the criterion needs was not gathered")
     return statistic

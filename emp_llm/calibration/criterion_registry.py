@@ -1,4 +1,4 @@
-"""Criteria by name: those of this package, registered ones and those of a module."""
+"""Criteria by name: those of this package, registered ones, and any class of a module."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Set
 from importlib import import_module
 from inspect import isabstract
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
+from emp_llm.calibration.criteria import Criterion, Magnitude, Obs, Random, Ria, Taylor, Wanda
 from emp_llm.calibration.statistics import Need
 from emp_llm.errors import OptionError
 from emp_llm.messages import first_line
-
-if TYPE_CHECKING:
-    pass
-from emp_llm.calibration.criteria import Criterion, Magnitude, Obs, Random, Ria, Taylor, Wanda
 
 __all__ = ["criterion_names", "find_criterion", "register_criterion"]
 
@@ -26,16 +23,16 @@ _registered: dict[str, type[Criterion]] = {
 
 
 def register_criterion(criterion: type[Criterion]) -> type[Criterion]:
-    """Make a criterion known by its name; can decorate its class.
+    """Register a criterion by its name; may be used as a decorator of its class.
 
     Args:
-        criterion: A class that can be made without arguments.
+        criterion: A subclass of `Criterion` that can be made without arguments.
 
     Returns:
-        The same.
+        The same class.
 
     Raises:
-        OptionError: If it is none, or another one has that name.
+        OptionError: If it is no such class, or another one has that name.
     """
     _check_class(criterion, getattr(criterion, "__name__", repr(criterion)))
     other = _registered.setdefault(criterion.name, criterion)
@@ -48,23 +45,20 @@ def register_criterion(criterion: type[Criterion]) -> type[Criterion]:
 
 
 def criterion_names() -> tuple[str, ...]:
-    """The names of all that are registered, in order of registration."""
+    """The names of all registered criteria, in order of registration."""
     return tuple(_registered)
 
 
 def find_criterion(criterion: str | Criterion | type[Criterion]) -> Criterion:
-    """The criterion that is meant.
+    """Find a criterion.
 
     Args:
         criterion: A registered name; ``module:Class``, where modules of the current directory can
             be imported as well; or a criterion or its class itself.
 
-    Returns:
-        The criterion.
-
     Raises:
-        OptionError: If there is none of that name, its module cannot be imported, or what is there
-            is no criterion.
+        OptionError: If there is no criterion of that name, its module cannot be imported, or it is
+            no subclass of `Criterion`.
     """
     if isinstance(criterion, Criterion):
         return _checked(criterion)
@@ -86,14 +80,15 @@ def _imported(shown: str, module: str, name: str) -> Criterion:
     sys.path.insert(0, here)
     try:
         home = import_module(module)
-    except Exception as error:  # whatever a module of the user's raises
+    except Exception as error:  # anything that a user's module raises
         raise OptionError(
             f"criterion {shown!r}: {module} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     finally:
         sys.path.remove(here)
     if here not in sys.path:
-        sys.path.append(here)  # behind everything that is installed, for what is imported later
+        # behind everything that is installed: the module may import others later
+        sys.path.append(here)
     try:
         value: object = home
         for part in name.split("."):
@@ -110,7 +105,7 @@ def _made(criterion: object, shown: str) -> Criterion:
     checked = _check_class(criterion, shown)
     try:
         return checked()
-    except Exception as error:  # whatever a criterion of the user's raises
+    except Exception as error:  # anything that a user's criterion raises
         raise OptionError(
             f"criterion {shown!r} cannot be made without arguments ({type(error).__name__}: "
             f"{first_line(error)}): give its defaults, or name an object that is made already"
@@ -122,10 +117,12 @@ def _check_class(criterion: object, shown: str) -> type[Criterion]:
         kind = "class" if isinstance(criterion, type) else type(criterion).__name__
         raise OptionError(
             f"criterion {shown!r} is a {kind}, not a subclass of emp_llm.Criterion: derive "
-            "one with scores(weight_RC, found)"
+            "one with scores(weight_RC, statistics)"
         )
     if isabstract(criterion):
-        raise OptionError(f"criterion {shown!r} has no method scores(weight_RC, found): write it")
+        raise OptionError(
+            f"criterion {shown!r} has no method scores(weight_RC, statistics): write it"
+        )
     if not isinstance(criterion.needs, Set):
         raise OptionError(
             f"criterion {shown!r}: needs is {criterion.needs!r}; make it a frozenset, such as "

@@ -1,4 +1,4 @@
-"""Which options go together, where scores come from data or β is searched for."""
+"""Which options can be combined, where scores come from data or β is searched for."""
 
 from emp_llm.errors import OptionError
 from emp_llm.options import CalibrationOptions, PruneOptions, counts_magnitudes
@@ -9,13 +9,14 @@ _WITHOUT_SEQUENTIAL = "give --no-sequential (sequential=False)"
 
 
 def check_options(options: PruneOptions) -> None:
-    """Refuse options that cannot work together, before any work is done.
+    """Refuse options that cannot be combined, before any work is done.
 
-    Plain magnitude imports nothing for it.
+    For the criterion magnitude, nothing has to be imported for it.
 
     Raises:
-        OptionError: If there is no such criterion or device, or data is needed and not given, or
-            given and not needed, or all scores are needed before any can be known.
+        OptionError: If the criterion or the device does not exist; if data is needed and not given,
+            or given and not needed; or if all scores are needed before the first mask, and are not
+            known by then.
     """
     user = _user_of_data(options)
     calibration = options.calibration
@@ -38,7 +39,7 @@ def check_options(options: PruneOptions) -> None:
 
 
 def _user_of_data(options: PruneOptions) -> str | None:
-    """What needs data, in words; None if nothing does."""
+    """What needs data, as errors say it; None if nothing does."""
     if options.criterion != "magnitude" and _needs(options.criterion):
         return f"criterion {options.criterion!r}"
     if options.repair != "none":
@@ -55,11 +56,12 @@ def _needs(criterion: str) -> frozenset[str]:
 
 
 def _check_all_known(options: PruneOptions, calibration: CalibrationOptions) -> None:
-    """Refuse what needs all scores before the first block is pruned, where that changes them."""
+    """Refuse what needs all scores first, where they depend on decoder blocks pruned before."""
     if not calibration.sequential or options.criterion == "magnitude":
         return
     needs = _needs(options.criterion)
-    if not needs or "gradient" in needs:  # known of the dense model before any block is pruned
+    # gradients are those of the dense model, known before any decoder block is pruned
+    if not needs or "gradient" in needs:
         return
     if options.granularity == "model":
         raise OptionError(

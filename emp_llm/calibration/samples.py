@@ -1,4 +1,4 @@
-"""The tokens that a calibration runs on: stretches of a text, from random places.
+"""The tokens that a calibration runs on: stretches of a text that start at random places.
 
 Shapes in names: N samples of L tokens.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Samples", "read_samples"]
 
-_LENGTH = 2048
+_DEFAULT_LENGTH = 2048
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,8 +33,8 @@ class Samples:
 
     Attributes:
         text: Name of the text.
-        seed: Of the places.
-        ids_NL: int64 [N, L].
+        seed: The seed that the places were drawn by.
+        ids_NL: int64 [N, L], token ids.
     """
 
     text: str
@@ -44,8 +44,8 @@ class Samples:
     def description(self) -> SampleFields:
         """What a report says of them: text, samples, length, seed, and a hash of the tokens.
 
-        Of equal hashes, the tokens are equal: the hash is that of N, L and the tokens, each as a
-        little-endian 64-bit number.
+        The hash is that of N, L and the tokens, each as a little-endian 64-bit number. Equal hashes
+        mean equal tokens.
         """
         samples, length = self.ids_NL.shape
         checksum = new_hash()
@@ -68,35 +68,32 @@ def read_samples(
     positions: int | None,
     embeddings: int,
 ) -> Samples:
-    """Take samples of a text as GPTQ, SparseGPT and Wanda do.
+    """Draw samples from a text as GPTQ, SparseGPT and Wanda do.
 
-    The whole text is tokenized once, with the special tokens that the tokenizer adds by itself: a
-    BOS is there once, at the start of the text. Each sample is a stretch of it. Every place where a
-    whole sample begins is equally likely, and the same one may come again, so samples may overlap.
-    Sample i begins at the i-th number that NumPy's ``PCG64(seed).random_raw`` gives, modulo the
-    number of places; NumPy promises that these numbers are the same in every release and on every
-    machine.
+    The whole text is tokenized once, with the special tokens that the tokenizer adds by itself, so
+    a BOS stands only at the start of the text. Each sample is a stretch of these tokens. All places
+    where a whole sample fits are equally likely, and samples may overlap or be equal.
+
+    Sample i starts at the i-th number of NumPy's ``PCG64(seed).random_raw``, modulo the number of
+    places. NumPy guarantees these numbers for every release and machine.
 
     Args:
-        text: What to calibrate on.
-        tokenizer: The model's; it is left as it is.
-        options: How many samples, their length and seed. The length is by default 2,048, or the
-            model's positions if those are fewer.
-        positions: How many tokens the model can see at once; None if any number.
-        embeddings: How many tokens the model knows.
-
-    Returns:
-        The samples.
+        text: The text.
+        tokenizer: The model's tokenizer; not changed.
+        options: How many samples, their length and seed. The default length is 2,048, or the
+            model's number of positions if that is smaller.
+        positions: The largest number of tokens that the model takes at once; None for no limit.
+        embeddings: How many token ids the model has.
 
     Raises:
         OptionError: If a sample is longer than the text or than the model's positions, or the
-            tokenizer gives tokens that the model does not have.
+            tokenizer returns ids that the model does not have.
     """
     import torch
 
     length = options.length
     if length is None:
-        length = _LENGTH if positions is None else min(_LENGTH, positions)
+        length = _DEFAULT_LENGTH if positions is None else min(_DEFAULT_LENGTH, positions)
     check_length("calibration: length", length, positions)
     ids = np.array(tokenized(tokenizer, text, embeddings)["input_ids"], np.int64)
     places = len(ids) - length + 1

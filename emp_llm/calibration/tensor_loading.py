@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     Change = Callable[[str, torch.Tensor], torch.Tensor]
     """Given a tensor of the checkpoint by its name, returns what to load in its place."""
 
-__all__ = ["DTYPES", "Change", "LazyTensor", "TensorLoader", "compute_dtype", "unchanged"]
+__all__ = ["Change", "LazyTensor", "TensorLoader", "compute_dtype", "unchanged"]
 
 _COMPUTABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 _FLOATS = ("BF16", "F16", "F32", "F64")
 
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, TORCH_NAMES[name]) for name in _COMPUTABLE}
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, TORCH_NAMES[name]) for name in _COMPUTABLE}
 """The dtypes that a model can be run with, by their names in checkpoints."""
 
 
@@ -55,7 +55,7 @@ class TensorLoader:
             CheckpointError: If it cannot be read, or no model can be run with its dtype.
         """
         shard, entry = self._checkpoint.tensors[name]
-        dtype = DTYPES.get(entry.dtype)
+        dtype = _DTYPES.get(entry.dtype)
         if dtype is None:
             raise CheckpointError(
                 f"{name!r} is {entry.dtype}, which no calibration can compute with: load a "
@@ -94,4 +94,4 @@ def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
         if str(dtype) == f"torch.{named}":
             return dtype
     stored = (entry.dtype for _, entry in checkpoint.tensors.values())
-    return DTYPES[next((name for name in stored if name in _FLOATS), "F32")]
+    return _DTYPES[next((name for name in stored if name in _FLOATS), "F32")]

@@ -310,7 +310,7 @@ def test_what_is_no_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "'no_such:A': no_such cannot be imported: ModuleNotFoundError" in refusal("no_such:A")
     assert "broken_scores cannot be imported: ZeroDivisionError" in refusal("broken_scores:A")
     assert "other_scores.py) has no Nobody: name a class" in refusal("other_scores:Nobody")
-    assert "has no method scores(weight_RC, found)" in refusal("other_scores:Empty")
+    assert "has no method scores(weight_RC, statistics)" in refusal("other_scores:Empty")
     assert "cannot be made without arguments (" in refusal("other_scores:Sized")
     assert "needs moon; calibration finds norms, means, hessian, gradient" in refusal(
         "other_scores:Needy"

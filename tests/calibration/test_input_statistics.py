@@ -24,7 +24,10 @@ def seen_in(
 ) -> list[tuple[ParameterMatrix, torch.Tensor]]:
     """The matrices that something multiplies by, and their inputs."""
     found: list[tuple[ParameterMatrix, torch.Tensor]] = []
-    with torch.no_grad(), ProductObserver(parameters, lambda matrix, x_TC: found.append((matrix, x_TC))):
+    with (
+        torch.no_grad(),
+        ProductObserver(parameters, lambda matrix, x_TC: found.append((matrix, x_TC))),
+    ):
         run()
     return found
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from emp_llm.calibration.activations import Activations
 from emp_llm.calibration.sample_walk import Call, Walk
 from emp_llm.calibration.streamed_model import StreamedModel
+from emp_llm.calibration.tensor_loading import unchanged
 from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.structure.targets import decide_targets
@@ -91,7 +92,7 @@ def walk_through(
     with walk, torch.no_grad():
         for unit, calls in walk.stops():
             model.release_visitors()
-            model.load(unit)
+            model.load(unit, unchanged)
             visit(model, walk, unit, calls)
             model.release(unit)
         results = walk.results()
