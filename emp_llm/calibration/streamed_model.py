@@ -287,4 +287,3 @@ class StreamedModel:
         for name in state:
             parameter = self.model.get_parameter_or_buffer(self.map.landings[name].name)
             parameter.requires_grad_(requires_grad=False)
-
