@@ -1,4 +1,4 @@
-"""Weights given as bit patterns, compared and told in words."""
+"""Weights given as bit patterns, compared and printed."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ __all__ = ["as_float32", "first_difference", "in_words"]
 
 
 def first_difference(found: Patterns, expected: Patterns) -> tuple[int, int] | None:
-    """Row and column of the first bit pattern that differs; None if all are the same.
+    """Row and column of the first bit pattern that differs; None if none does.
 
     Args:
         found: [rows, columns].

@@ -1,8 +1,9 @@
-"""How the rows of a tensor lie in its file, and how blocks of them are read and written.
+"""How the rows of a tensor lie in its file, and how row blocks are read and written.
 
-A row is always the weights into one output neuron. In nn.Linear's [out, in] rows lie one after the
-other; in Conv1D's [in, out], and in experts fused that way, they are columns of the stored matrix.
-Tensors of three or more dimensions are stacks of matrices, [E, out, in] or [E, in, out].
+A row is always the weights into one output neuron. In nn.Linear's [out, in], rows lie one after the
+other. In Conv1D's [in, out], and in experts fused that way, they are columns of the stored matrix:
+the tensor is transposed. Tensors of three or more dimensions are stacks of matrices, [E, out, in]
+or [E, in, out].
 """
 
 import math
@@ -20,21 +21,22 @@ from emp_llm.errors import CheckpointError
 __all__ = ["ROW_BLOCK_BYTES", "Geometry", "RowBlock"]
 
 ROW_BLOCK_BYTES = 4 << 20
-"""Weights that are handled at a time, as long as a row is shorter: they stay in the CPU's cache."""
+"""Bytes of a row block, or one row if that is longer: few enough to stay in a CPU's cache."""
 
 TRANSPOSED_ROW_BLOCK_BYTES = 32 << 20
-"""The same where rows are columns of the file: of wider matrices each column is read by itself.
+"""The same of a transposed tensor. There a row block is some columns of the stored matrix, which
+takes a read for each of its lines unless all columns fit; so these row blocks are larger.
 
-Those of GPT-2 XL and of gpt-oss's experts are whole, in 16 bits.
+Whole matrices of GPT-2 XL and of gpt-oss's experts fit, in 16 bits.
 """
 
 _TURNED_BYTES = 1 << 20
-"""Of such a block, what is turned at a time: it stays in the cache that a core has of its own."""
+"""Bytes of such a row block that are transposed at a time: they stay in one core's cache."""
 
 _TURNED_COLUMNS = 128
-"""Are turned at a time at least, so that pieces of rows are not shorter than lines of the cache."""
+"""Columns that are transposed at a time at least, so that pieces of rows fill whole cache lines."""
 
-_BLOCK_ROWS = 1 << 16  # for what goes with a row, such as its line of the table, is in memory too
+_MOST_BLOCK_ROWS = 1 << 16  # what belongs to a row, such as its line of the table, takes memory too
 
 _MOST_MATRICES = 1 << 16  # more than a hundred times the experts of a layer
 _MOST_ROWS = 1 << 24  # six times those of a layer's 384 experts of 7,168 neurons, stored as one
@@ -57,11 +59,13 @@ class Geometry:
     Attributes:
         number_format: Format of the weights.
         shape: The tensor's shape in the file, two dimensions or more.
-        transposed: Whether rows run along the last dimension but one.
+        transposed: Whether rows run along the last dimension but one, so that they are columns of
+            the stored matrices.
 
     Raises:
-        CheckpointError: If there are more matrices, rows or columns than of any model: a few bytes
-            can claim any number of them, and memory is needed for each row and for all of one.
+        CheckpointError: If there are more matrices, rows or columns than in any model. A few bytes
+            of a header can claim any number of them, and some memory is needed for each row and for
+            all columns.
     """
 
     number_format: NumberFormat
@@ -111,40 +115,44 @@ class Geometry:
         return self.rows * self.row_bytes
 
     def row_blocks(self) -> Iterator[RowBlock]:
-        """The tensor's rows in order, in blocks that no thread count or memory limit changes."""
+        """The tensor's rows in order, as row blocks.
+
+        They depend on nothing but the geometry: what is written must not depend on the machine.
+        """
         step = self._block_rows
         for matrix in range(self.matrices):
             for start in range(0, self.matrix_rows, step):
                 yield RowBlock(matrix, start, min(start + step, self.matrix_rows))
 
     def block_number(self, block: RowBlock) -> int:
-        """Which one of `blocks` a block is."""
+        """The number of a row block among `row_blocks`, from 0."""
         a_matrix = -(-self.matrix_rows // self._block_rows)
         return block.matrix * a_matrix + block.start // self._block_rows
 
     @property
     def _block_rows(self) -> int:
         size = TRANSPOSED_ROW_BLOCK_BYTES if self.transposed else ROW_BLOCK_BYTES
-        return min(max(1, size // self.row_bytes), _BLOCK_ROWS)
+        return min(max(1, size // self.row_bytes), _MOST_BLOCK_ROWS)
 
     def block_bytes(self, block: RowBlock) -> int:
-        """Bytes of a block's weights."""
+        """Bytes of a row block's weights."""
         return (block.stop - block.start) * self.row_bytes
 
     def first_row(self, block: RowBlock) -> int:
-        """Number of a block's first row among all rows of the tensor."""
+        """The number of a row block's first row among all rows of the tensor."""
         return block.matrix * self.matrix_rows + block.start
 
     def read(
         self, file: SourceFile, offset: int, block: RowBlock, memory: Patterns, workspace: Workspace
     ) -> None:
-        """Read a block's rows.
+        """Read the rows of a row block.
 
         Args:
-            file: The file.
+            file: The file that holds the tensor.
             offset: Where the tensor starts in it, in bytes.
             block: Which rows.
-            memory: uint16 or uint32 [rows, columns], C-contiguous; their bit patterns, written.
+            memory: Where to put their bit patterns, uint16 or uint32 [rows, columns],
+                C-contiguous.
             workspace: Buffers to use again.
         """
         if not self.transposed:
@@ -161,16 +169,16 @@ class Geometry:
     def placed(
         self, offset: int, block: RowBlock, weights: Patterns
     ) -> Iterator[tuple[int, Bytes]]:
-        """Where a block's rows, [rows, columns], are to be written, so that `read` finds them.
+        """Where the rows of a row block are to be written, so that `read` finds them.
 
         Args:
             offset: Where the tensor starts in the file, in bytes.
             block: Which rows.
-            weights: Their bit patterns, C-contiguous.
+            weights: Their bit patterns, [rows, columns], C-contiguous.
 
         Yields:
-            Offsets in the file, each with the uint8 data that goes there: to be written before the
-            next is asked for.
+            Offsets in the file, each with the uint8 data that goes there. The data is overwritten
+            when the next is asked for.
         """
         if not self.transposed:
             yield offset + self.first_row(block) * self.row_bytes, _bytes(weights)
@@ -187,7 +195,7 @@ class Geometry:
                 yield at, flat[start:stop]
 
     def _turned_at_once(self, block: RowBlock) -> Iterator[range]:
-        """All columns, in order, by those of a transposed block that are turned at a time."""
+        """Ranges of the columns, in order, which of a transposed row block are turned at a time."""
         column_bytes = (block.stop - block.start) * self.number_format.item_bytes
         some = max(1, _TURNED_BYTES // (column_bytes * _TURNED_COLUMNS)) * _TURNED_COLUMNS
         for start in range(0, self.columns, some):
@@ -196,12 +204,17 @@ class Geometry:
     def _stretches(
         self, offset: int, block: RowBlock, columns: range
     ) -> Iterator[tuple[int, int, int]]:
-        """Where columns of a transposed block lie: in the file, and from – to among themselves."""
+        """Where the columns of a transposed row block lie.
+
+        Yields:
+            The offset in the file, and the first byte and the one behind the last of what lies
+            there, among the bytes of all these columns.
+        """
         item = self.number_format.item_bytes
         line = self.matrix_rows * item
         first = offset + (block.matrix * self.columns + columns.start) * line + block.start * item
         width = (block.stop - block.start) * item
-        if width == line:
+        if width == line:  # the row block is all of the matrix, so its columns are contiguous
             yield first, 0, len(columns) * line
             return
         for column in range(len(columns)):

@@ -1,6 +1,6 @@
-"""The layout that a tensor is packed in: what packs a sample of its rows smallest.
+"""The layout that a tensor is packed in: the one that packs a sample of its rows smallest.
 
-Whatever it is, packing is exact; the choice is only about size.
+Packing is exact in every layout; the choice is only about size.
 """
 
 from collections.abc import Callable
@@ -22,18 +22,18 @@ __all__ = ["choose_layout", "choose_layouts", "packed_bytes", "sample_blocks", "
 
 _SAMPLED_ROWS = 16
 _LONG_ROW = 2048
-"""Rows from this many columns on start at 16-byte boundaries; shorter ones would pay over 1 %."""
+"""Rows of at least so many columns are aligned to 16 bytes; shorter ones would grow over 1 %."""
 
 
 def sample_rows(geometry: Geometry, read: Callable[[RowBlock], Patterns]) -> Patterns:
-    """Up to _SAMPLED_ROWS rows, evenly spaced; of a transposed tensor, within a first block.
+    """Up to 16 rows, evenly spaced; of a transposed tensor, all of them in its first row block.
 
     Args:
         geometry: How the tensor's rows run.
-        read: Gives the rows of a block; used up before it is called again.
+        read: Returns the rows of a row block, which are copied before it is called again.
 
     Returns:
-        Bit patterns, [rows, columns].
+        Bit patterns, uint16 or uint32 [rows, columns].
     """
     if geometry.transposed:
         first = read(next(geometry.row_blocks()))
@@ -42,7 +42,7 @@ def sample_rows(geometry: Geometry, read: Callable[[RowBlock], Patterns]) -> Pat
 
 
 def sample_blocks(geometry: Geometry) -> list[RowBlock]:
-    """What `sample_rows` reads."""
+    """The row blocks that `sample_rows` reads."""
     if geometry.transposed:
         return [next(geometry.row_blocks())]
     numbers = [divmod(row, geometry.matrix_rows) for row in _spaced(geometry.rows)]
@@ -67,19 +67,22 @@ def choose_layout(sample: Patterns, geometry: Geometry, rule: Rule) -> RowLayout
         else:
             kept = _reaching(sample, number_format, rule)
     except NonFiniteRowError:
-        return _plainest(geometry)  # the block that holds the row tells of it
+        return _plainest(geometry)  # the pass over all row blocks raises the error
     return choose_layouts(sample, geometry, kept)[0]
 
 
 def choose_layouts(
     sample: Patterns, geometry: Geometry, kept: npt.NDArray[np.int64]
 ) -> list[RowLayout]:
-    """Choose the layout for a tensor in each of B cases.
+    """Choose the layout for a tensor in each of B cases, such as B values of β.
 
     Args:
-        sample: Some of its rows, all finite.
+        sample: Some of its rows, [R, C], all finite.
         geometry: How its rows run.
-        kept: int64 [R, B], how many of each row's weights stay, the largest ones; for the B cases.
+        kept: int64 [R, B], how many of each row's weights stay in each case: the largest ones.
+
+    Returns:
+        B layouts.
     """
     number_format = geometry.number_format
     zeros = trailing_zeros(sample, number_format, kept)
@@ -92,7 +95,7 @@ def choose_layouts(
 
 @lru_cache(256)
 def _choices(plainest: RowLayout, zero_bits: int) -> tuple[RowLayout, ...]:
-    """The layouts to choose from, where so many trailing bits are mostly zero."""
+    """The layouts to choose from if so many trailing mantissa bits are mostly zero."""
     return tuple(
         replace(plainest, dropped_bits=dropped_bits, radix=radix)
         for dropped_bits in sorted({0, zero_bits})
@@ -132,7 +135,7 @@ def packed_bytes(sample: Patterns, layout: RowLayout, rule: Rule) -> int:
 
 
 def _given_zero_bits(sample: Patterns, number_format: NumberFormat, rule: Given) -> int:
-    """`_mostly_zero_bits` of the weights that a mask names."""
+    """`_mostly_zero_bits` of the weights that a mask keeps."""
     keep = np.unpackbits(rule.mask, axis=1, count=sample.shape[1], bitorder="little")
     keys = (sample & number_format.storage.type(number_format.key_mask))[keep.astype(np.bool_)]
     keys = keys[keys > 0].astype(np.int64)
@@ -141,10 +144,13 @@ def _given_zero_bits(sample: Patterns, number_format: NumberFormat, rule: Given)
 
 
 def _mostly_zero_bits(zeros: npt.NDArray[np.int64], number_format: NumberFormat) -> int:
-    """Trailing mantissa bits that are zero in all but one in 32 of the weights that are left.
+    """How many trailing mantissa bits are zero in all but one in 32 of the kept weights.
+
+    Each of the others escapes, which takes 16 or 32 bits more: at one in 32, no more than dropping
+    a single bit saves.
 
     Args:
-        zeros: int64 [32], these weights counted by their trailing zero bits.
+        zeros: int64 [32], the kept weights counted by their number of trailing zero bits.
         number_format: Their format.
     """
     exceptions = np.cumsum(zeros) * 32 > zeros.sum()

@@ -1,4 +1,4 @@
-"""A packed tensor as plain tensors of a safetensors file; `FORMAT.md` is the specification.
+"""The planes of a packed tensor, written and read; `FORMAT.md` is the specification.
 
 NAME            uint8 [bytes]       the rows' records, one after the other
 NAME.emp_rows   uint8 [bytes]       per row: weights kept, escapes, base of the window
@@ -25,7 +25,7 @@ __all__ = [
 
 
 PLANE_ALIGN = 16
-"""Every plane's length is a multiple of this many bytes, so that each starts at one too."""
+"""The length of each plane is a multiple of so many bytes; so its start is one as well."""
 
 _META_FIELDS = 6
 _MAX_DIMENSIONS = 8
@@ -36,11 +36,11 @@ MAX_META_BYTES = 8 * (_META_FIELDS + _MAX_DIMENSIONS)
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """What a packed tensor's planes have in common.
+    """What must be known of a packed tensor to read and write its planes.
 
     Attributes:
-        geometry: The tensor that is packed.
-        layout: How its rows are.
+        geometry: The shape of the dense tensor, and how its rows run.
+        layout: The layout of its records.
     """
 
     geometry: Geometry
@@ -58,21 +58,21 @@ class PackedTensor:
         return used + len(padding(used))
 
     def encode_table(self, table: Table) -> bytes:
-        """The row table of int64 [R, 3] as the bytes of NAME.emp_rows."""
+        """The bytes of NAME.emp_rows, padding included, for a row table, int64 [R, 3]."""
         data = table.astype(self._table_item).tobytes()
         return data + padding(len(data))
 
     @property
     def line_bytes(self) -> int:
-        """Bytes of a row's line of the table."""
+        """Bytes of one line of the row table."""
         return 3 * self._table_item.itemsize
 
     def decode_table(self, data: Bytes) -> Table:
-        """Lines of the row table, uint8 [R · `line_bytes`], as int64 [R, 3]."""
+        """The lines, int64 [n, 3], in some bytes of a row table, uint8 [n · `line_bytes`]."""
         return data.view(self._table_item).astype(np.int64).reshape(-1, 3)
 
     def encode_meta(self) -> bytes:
-        """The bytes of NAME.emp_meta; zeros after the shape make it an even number of int64."""
+        """The bytes of NAME.emp_meta, padding included."""
         layout, geometry = self.layout, self.geometry
         fields = [
             FORMAT_VERSION,
@@ -90,8 +90,12 @@ class PackedTensor:
     def decode_meta(cls, name: str, data: bytes) -> "PackedTensor":
         """Read NAME.emp_meta.
 
+        Args:
+            name: The tensor's name, for errors.
+            data: The plane's bytes.
+
         Raises:
-            FormatError: If it is of another version, or describes nothing that can be.
+            FormatError: If it is of another version, or describes no possible tensor.
         """
         fields = np.frombuffer(data, "<i8").tolist()
         version = fields[0] if fields else 0
@@ -100,35 +104,48 @@ class PackedTensor:
                 f"{name!r} is packed in version {version} of the format; this emp-llm reads "
                 f"version {FORMAT_VERSION}: install a release that knows it"
             )
-        number_formats = {number_format.code: number_format for number_format in FORMATS.values()}
-        _, code, dropped_bits, radix, align, transposed, *shape = [*fields, *[0] * _META_FIELDS][
-            : max(len(fields), _META_FIELDS)
-        ]
-        # padding: the shape has no zeros of its own, for an empty tensor is not packed
+        try:
+            packed = cls._of_fields(fields)
+        except (ValueError, CheckpointError) as error:
+            raise FormatError(
+                f"{name!r}: its emp_meta {fields} describes no packed tensor: {error}; download or "
+                "pack it again"
+            ) from error
+        if packed.encode_meta() != data:
+            raise FormatError(
+                f"{name!r}: its emp_meta has {len(fields)} fields, more than its shape needs; "
+                "download or pack it again"
+            )
+        return packed
+
+    @classmethod
+    def _of_fields(cls, fields: list[int]) -> "PackedTensor":
+        if len(fields) < _META_FIELDS:
+            raise ValueError(f"it has fewer than {_META_FIELDS} fields")
+        _, code, dropped_bits, radix, align, transposed, *shape = fields
+        # zeros behind the shape are padding: the shape has none, for no empty tensor is packed
         while shape and shape[-1] == 0:
             shape.pop()
-        sizes_fit = 2 <= len(shape) <= _MAX_DIMENSIONS and all(size > 0 for size in shape)
-        if code not in number_formats or transposed not in (0, 1) or not sizes_fit:
-            raise FormatError(f"{name!r}: its emp_meta {fields} describes no packed tensor")
-        try:
-            geometry = Geometry(
-                number_format=number_formats[code], shape=tuple(shape), transposed=bool(transposed)
-            )
-            layout = RowLayout(
-                number_format=geometry.number_format,
-                columns=geometry.columns,
-                dropped_bits=dropped_bits,
-                radix=radix,
-                align=align,
-            )
-        except (ValueError, CheckpointError) as error:
-            raise FormatError(f"{name!r}: its emp_meta is impossible: {error}") from error
-        packed = cls(geometry, layout)
-        if packed.encode_meta() != data:
-            raise FormatError(f"{name!r}: its emp_meta has {len(fields)} fields, too many")
-        return packed
+        if not 2 <= len(shape) <= _MAX_DIMENSIONS or min(shape) <= 0:
+            raise ValueError(f"its shape is {shape}")
+        if transposed not in (0, 1):
+            raise ValueError(f"transposed is {transposed}")
+        number_formats = {number_format.code: number_format for number_format in FORMATS.values()}
+        if code not in number_formats:
+            raise ValueError(f"there is no number format {code}")
+        geometry = Geometry(
+            number_format=number_formats[code], shape=tuple(shape), transposed=bool(transposed)
+        )
+        layout = RowLayout(
+            number_format=geometry.number_format,
+            columns=geometry.columns,
+            dropped_bits=dropped_bits,
+            radix=radix,
+            align=align,
+        )
+        return cls(geometry, layout)
 
 
 def padding(used: int) -> bytes:
-    """The zeros that fill a plane of so many bytes to a multiple of PLANE_ALIGN."""
+    """The zeros that bring a plane of so many bytes to a multiple of `PLANE_ALIGN`."""
     return bytes(-used % PLANE_ALIGN)

@@ -1,6 +1,6 @@
-"""A packed tensor opened for reading: its table checked, its rows decoded block by block.
+"""A packed tensor opened for reading: its row table checked, its rows decoded by row blocks.
 
-What stays in memory is where each block starts: a few bytes for some megabytes of the file.
+What stays in memory is where the records of each row block start: a few bytes for some megabytes.
 """
 
 from typing import TYPE_CHECKING
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedReader", "open_shard"]
 
-_MOST_GROWTH = 32  # one weight kept in each row makes 16 at most; only rows of zeros need no mask
+# Rows that keep one weight each grow 16 times at most: their masks alone are a sixteenth of 16-bit
+# weights. Only rows of zeros have no mask.
+_MOST_GROWTH = 32
 _SMALL = 64 << 20
 _TABLE_ROWS = 1 << 16  # lines of a row table that are checked at a time
 
@@ -41,8 +43,8 @@ class PackedReader:
 
     Attributes:
         planes: Where its planes lie.
-        packed: What its planes say of the tensor.
-        kept: Weights that its rows keep.
+        packed: What `NAME.emp_meta` says of the tensor.
+        kept: How many weights all its rows keep.
 
     Raises:
         CheckpointError: If the file cannot be read.
@@ -62,7 +64,8 @@ class PackedReader:
         used = self._starts[-1]
         if planes.records.nbytes != used + len(padding(used)):
             raise self._damage(
-                f"its records have {planes.records.nbytes:,} bytes, its row table tells of {used:,}"
+                f"its records have {planes.records.nbytes:,} bytes, its row table describes "
+                f"{used:,}"
             )
         for plane, end in ((planes.records, used), (planes.rows, self._table_end)):
             if any(self._read(plane.start + end, plane.nbytes - end)):
@@ -75,7 +78,7 @@ class PackedReader:
 
     @property
     def geometry(self) -> Geometry:
-        """The tensor that is packed."""
+        """The shape of the dense tensor, and how its rows run."""
         return self.packed.geometry
 
     @property
@@ -85,7 +88,7 @@ class PackedReader:
 
     @property
     def dense_entry(self) -> TensorEntry:
-        """The tensor as it is in a dense file, from offset 0."""
+        """The tensor's entry in a dense file that begins with it."""
         geometry = self.geometry
         return TensorEntry(
             self.name, geometry.number_format.name, geometry.shape, 0, geometry.nbytes
@@ -93,25 +96,25 @@ class PackedReader:
 
     @property
     def end_bytes(self) -> bytes:
-        """What comes behind the last record: padding, table and meta."""
+        """What is stored behind the last record: padding, row table and parameters."""
         planes, used = self.planes, self._starts[-1]
         padding = self._read(planes.records.start + used, planes.records.nbytes - used)
         return padding + self._plane(planes.rows) + self._plane(planes.meta)
 
     def block_bytes(self, block: RowBlock) -> int:
-        """Bytes of a block's records."""
+        """Bytes of a row block's records."""
         number = self.geometry.block_number(block)
         return self._starts[number + 1] - self._starts[number]
 
     def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64]:
-        """How many weights each row of a block keeps, int64 [R]."""
+        """How many weights each row of a row block keeps, int64 [rows]."""
         first = self.geometry.first_row(block)
         return self._table(first, first + block.stop - block.start)[:, 0]
 
     def read(
         self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
     ) -> StoredRows:
-        """Read and unpack a block, one of the geometry's; see `RowReader`.
+        """Read and unpack a row block, one of the geometry's; see `RowReader`.
 
         Raises:
             CheckpointError: If it cannot be read.
@@ -128,12 +131,12 @@ class PackedReader:
     def read_there(
         self, block: RowBlock, workspace: "DeviceWorkspace", out: "torch.Tensor"
     ) -> None:
-        """Read a block, one of the geometry's, and unpack it on a GPU.
+        """Read a row block, one of the geometry's, and unpack it on a GPU.
 
         Args:
             block: Which rows.
             workspace: Of the GPU.
-            out: int16 or int32 [rows, columns] there, of any strides, written.
+            out: int16 or int32 [rows, columns] on the GPU, of any strides; written.
 
         Raises:
             CheckpointError: If it cannot be read.
@@ -148,7 +151,7 @@ class PackedReader:
             raise self._damaged_row(block, error) from error
 
     def _stored(self, block: RowBlock, workspace: Workspace) -> tuple[Bytes, Table]:
-        """A block's records and their lines of the row table."""
+        """The records of a row block, and its lines of the row table."""
         first = self.geometry.first_row(block)
         return self._records(block, workspace), self._table(first, first + block.stop - block.start)
 
@@ -168,7 +171,12 @@ class PackedReader:
             raise FormatError(f"{self._file.name}: {error}") from error
 
     def _read_table(self) -> tuple[int, list[int]]:
-        """Check all of the row table: weights kept, where each block's records start, their end."""
+        """Check the row table.
+
+        Returns:
+            How many weights are kept, and where the records of each row block start, as offsets
+            in the plane of records; last, where they end.
+        """
         geometry, layout = self.geometry, self.packed.layout
         firsts = np.array([geometry.first_row(block) for block in geometry.row_blocks()])
         kept, end, starts = 0, 0, []
@@ -187,7 +195,10 @@ class PackedReader:
         return kept, [*starts, end]
 
     def _table(self, first: int, stop: int) -> Table:
-        """Lines of the row table, int64 [stop - first, 3]; read anew, for most models have many."""
+        """Lines of the row table, int64 [stop - first, 3].
+
+        They are read whenever they are needed: those of a whole model would take much memory.
+        """
         line = self.packed.line_bytes
         data = np.empty((stop - first) * line, np.uint8)
         self._file.read_into(self.planes.rows.start + first * line, data.data)
@@ -223,7 +234,8 @@ def open_shard(shard: Shard, file: SourceFile) -> tuple[dict[str, PackedReader],
         file: Its file.
 
     Returns:
-        A reader of each packed tensor by name, and the plain tensors, both in data order.
+        A reader of each packed tensor by name, and the plain tensors, both in the order of their
+        data.
 
     Raises:
         CheckpointError: If the file cannot be read.

@@ -1,4 +1,4 @@
-"""The planes of packed tensors among the tensors of a shard: known by their names."""
+"""The planes of packed tensors, found among the tensors of a shard by their names."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -29,10 +29,10 @@ class Planes:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Check that no tensor of a source bears the name of a plane.
+    """Refuse a source with a tensor that is named like a plane: it is packed already.
 
     Raises:
-        CheckpointError: If one does.
+        CheckpointError: If there is one.
     """
     for name in names:
         if name.endswith((ROWS_SUFFIX, META_SUFFIX)):
@@ -45,17 +45,18 @@ def check_names(names: Iterable[str]) -> None:
 def find_packed(
     where: str, tensors: Iterable[TensorEntry]
 ) -> tuple[dict[str, Planes], list[TensorEntry]]:
-    """Tell the packed tensors of a shard from the plain ones.
+    """Sort the tensors of a shard into packed and plain ones.
 
     Args:
         where: The shard's file name, for errors.
         tensors: All of its tensors.
 
     Returns:
-        Planes of each packed tensor by its name, and the plain tensors, both in data order.
+        The planes of each packed tensor by its name, and the plain tensors, both in the order of
+        their data.
 
     Raises:
-        FormatError: If a plane is missing, left over or of a kind that no plane is.
+        FormatError: If a plane is missing, left over, or of a dtype or shape that no plane has.
     """
     entries = {entry.name: entry for entry in tensors}
     packed = {
@@ -67,8 +68,8 @@ def find_packed(
     for name, count in taken.items():
         if count > 1:
             raise FormatError(
-                f"{where}: {name!r} would be a plane of two packed tensors: pack the checkpoint "
-                "again"
+                f"{where}: {name!r} would be a plane of two packed tensors: download or pack the "
+                "checkpoint again"
             )
     plain = [entry for name, entry in entries.items() if name not in taken]
     for entry in plain:
@@ -96,7 +97,7 @@ def _planes(where: str, name: str, entries: Mapping[str, TensorEntry]) -> Planes
         if entry.dtype != dtype or len(entry.shape) != 1:
             raise FormatError(
                 f"{where}: plane {entry.name!r} is {entry.dtype} {list(entry.shape)}; it must be "
-                f"{dtype} of one dimension"
+                f"{dtype} of one dimension: download or pack the checkpoint again"
             )
         found.append(entry)
     return Planes(*found)

@@ -1,4 +1,4 @@
-"""In which spans the rows of a target are read."""
+"""The byte ranges in which the rows of a target are read, in order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ __all__ = ["Span", "has_ranges", "spans"]
 
 
 _SMALL_TENSOR = 16 << 20
-"""Tensors up to this size are fetched in one piece."""
+"""Tensors of up to so many bytes are fetched in one piece."""
 
 
 @dataclass(eq=False)
@@ -20,12 +20,12 @@ class Span:
 
     Attributes:
         shard: The shard.
-        start: Its first byte.
-        stop: The one behind its last.
-        left: Bytes that are still to be read of it, those read twice counted twice; it is let go
-            of then.
+        start: Offset of its first byte.
+        stop: Offset behind its last byte.
+        left: Bytes of it that are still to be read, those read twice counted twice; at 0 its data
+            is freed.
         data: What has arrived, or is arriving.
-        arrived: Whether all of it has.
+        arrived: Whether all of it has arrived.
     """
 
     shard: Shard
@@ -37,24 +37,30 @@ class Span:
 
     @property
     def nbytes(self) -> int:
-        """Its length."""
+        """Its length in bytes."""
         return self.stop - self.start
 
 
 def has_ranges(shard: Shard) -> bool:
-    """Whether a shard's tensors lie in one file as its header tells: not so in those of torch."""
+    """Whether the tensors of a shard lie in one file, at the offsets in its header.
+
+    Those of ``torch.save`` and of Meta's format do not: their bytes are assembled.
+    """
     return len(shard.parts) == 1 and type(shard) is type(shard.parts[0]) is Shard
 
 
 def spans(target: Target) -> Iterator[Span]:
-    """What is read of a target, in order: rows to choose a layout by, then all blocks."""
+    """The spans that are read of a target, in order: a sample of rows, then all row blocks.
+
+    The layout is chosen by the sample, so its rows are read twice.
+    """
     geometry, shard, at = target.geometry, target.shard, target.entry.start
     sampled = sample_blocks(geometry)
     sample_bytes = sum(geometry.block_bytes(block) for block in sampled)
     if geometry.nbytes <= _SMALL_TENSOR:
         yield Span(shard, at, at + geometry.nbytes, geometry.nbytes + sample_bytes)
         return
-    if geometry.transposed:  # rows run across a matrix, so that each block takes from all of it
+    if geometry.transposed:  # a row block takes bytes from all over its matrix
         size = geometry.nbytes // geometry.matrices
         for matrix in range(geometry.matrices):
             start = at + matrix * size

@@ -1,4 +1,4 @@
-"""The rows of a stored tensor, block by block, whichever way it is stored."""
+"""The rows of a stored tensor, packed or plain, one row block at a time."""
 
 from typing import NamedTuple, Protocol
 
@@ -14,11 +14,11 @@ __all__ = ["PlainReader", "RowReader", "StoredRows", "block_memory"]
 
 
 class StoredRows(NamedTuple):
-    """A block of rows.
+    """The rows of a row block.
 
     Attributes:
-        stored: uint8 [bytes], what is stored of it; of a transposed tensor, its rows in order.
-        rows: uint16 or uint32 [rows, columns], its weights' bit patterns.
+        stored: uint8 [bytes], what is stored of them: records, or the weights in row order.
+        rows: uint16 or uint32 [rows, columns], the bit patterns of their weights.
     """
 
     stored: Bytes
@@ -42,24 +42,24 @@ class RowReader(Protocol):
 
     @property
     def end_bytes(self) -> bytes:
-        """What is stored of it behind the last block."""
+        """What is stored of it behind the last row block."""
 
     def block_bytes(self, block: RowBlock) -> int:
-        """Bytes that are stored of a block."""
+        """Bytes that are stored of a row block."""
 
     def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64] | None:
-        """How many weights each row of a block keeps, int64 [R]; None where that is not stored."""
+        """How many weights each row of a row block keeps, int64 [rows]; None if not stored."""
 
     def read(
         self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
     ) -> StoredRows:
-        """Read a block.
+        """Read a row block.
 
         Args:
             block: Which rows.
             workspace: Buffers to use again; the result may lie in them.
-            memory: Room for the rows, [rows, columns], C-contiguous, where they will lie; in the
-                workspace if None.
+            memory: Where to put the rows, [rows, columns], C-contiguous; in the workspace if
+                None.
 
         Raises:
             CheckpointError: If it cannot be read.
@@ -70,7 +70,14 @@ class RowReader(Protocol):
 def block_memory(
     geometry: Geometry, block: RowBlock, workspace: Workspace, name: str = "weights"
 ) -> Patterns:
-    """Room in a workspace for a block's rows, [rows, columns]."""
+    """Memory in a workspace for the rows of a row block, uint16 or uint32 [rows, columns].
+
+    Args:
+        geometry: How the tensor's rows run.
+        block: Which rows.
+        workspace: Where the memory is taken from.
+        name: The buffer's name there; what is taken by the same name again overwrites it.
+    """
     nbytes = geometry.block_bytes(block)
     buffer = workspace.take(name, nbytes)[:nbytes]
     return buffer.view(geometry.number_format.storage).reshape(-1, geometry.columns)
@@ -103,16 +110,16 @@ class PlainReader:
         return self._entry.nbytes
 
     def block_bytes(self, block: RowBlock) -> int:
-        """Bytes of a block's weights."""
+        """Bytes of a row block's weights."""
         return self.geometry.block_bytes(block)
 
     def kept_rows(self, block: RowBlock) -> None:
-        """Nothing tells a zero that is kept from one that is not."""
+        """Unknown: a zero that was kept looks like one that was not."""
 
     def read(
         self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
     ) -> StoredRows:
-        """Read a block."""
+        """Read a row block."""
         if memory is None:
             memory = block_memory(self.geometry, block, workspace)
         self.geometry.read(self._file, self._entry.start, block, memory, workspace)

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, packed or plain: known by headers, opened when they are read."""
+"""The tensors of a checkpoint, packed or plain: listed from headers, opened to be read."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ __all__ = ["PlainTensor", "StoredTensor", "stored_tensors"]
 
 @dataclass(frozen=True)
 class PlainTensor:
-    """A tensor that is stored weight by weight, and its file."""
+    """A tensor that is not packed, and the open file that holds it."""
 
     file: SourceFile
     entry: TensorEntry
@@ -28,7 +28,7 @@ class StoredTensor:
     Attributes:
         name: Its name.
         shard: The shard that holds it.
-        place: Where it lies there; the planes of a packed one.
+        place: Where it lies there; where the planes lie if it is packed.
     """
 
     name: str
@@ -41,7 +41,7 @@ class StoredTensor:
         return self.place.nbytes
 
     def open(self, files: OpenFiles) -> PlainTensor | PackedReader:
-        """Open it; waits for a shard that is still to arrive.
+        """Open it, after waiting for its shard if that is still being downloaded.
 
         Raises:
             CheckpointError: If its file cannot be read.

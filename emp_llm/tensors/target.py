@@ -1,4 +1,4 @@
-"""A tensor that is pruned: where it lies, how its rows run, and the layout they are packed in."""
+"""A target: where the tensor lies, how its rows run, and the layout they are packed in."""
 
 import threading
 from collections.abc import Callable
@@ -24,8 +24,8 @@ class Target:
     """A tensor of the source that is pruned.
 
     Attributes:
-        shard: The file it lies in.
-        entry: Its place there.
+        shard: The shard that holds it.
+        entry: Its name, dtype, shape and place in the shard.
         geometry: How its rows run.
     """
 
@@ -37,10 +37,15 @@ class Target:
 
     @classmethod
     def of(cls, shard: Shard, entry: TensorEntry, *, transposed: bool) -> "Target":
-        """A tensor of a shard, whose dtype is one that can be pruned.
+        """A tensor of a shard as a target.
+
+        Args:
+            shard: The shard.
+            entry: The tensor; its dtype is one that can be pruned.
+            transposed: Whether it lies [.., in, out] rather than [.., out, in].
 
         Raises:
-            CheckpointError: If its shape is out of all bounds.
+            CheckpointError: If it is larger than a tensor of any model.
         """
         try:
             geometry = Geometry(
@@ -62,13 +67,13 @@ class Target:
         workspace: Workspace,
         memory: Patterns | None = None,
     ) -> Patterns:
-        """Read a block's bit patterns, [rows, columns].
+        """Read the bit patterns of a row block, uint16 or uint32 [rows, columns].
 
         Args:
             file: The shard's file.
             block: Which rows.
             workspace: Buffers to use again.
-            memory: Room for them, C-contiguous, where they will lie; in the workspace if None.
+            memory: Where to put them, C-contiguous; in the workspace if None.
 
         Raises:
             CheckpointError: If the file cannot be read.
@@ -76,7 +81,7 @@ class Target:
         return PlainReader(file, self.entry, self.geometry).read(block, workspace, memory).rows
 
     def not_finite(self, block: RowBlock, error: NonFiniteRowError) -> CheckpointError:
-        """The error that names the tensor and row where a block holds NaN or infinity."""
+        """The error for a row block that holds NaN or infinity; it names tensor and row."""
         row = self.geometry.first_row(block) + error.row
         return CheckpointError(
             f"{self.shard.name}: {self.name!r} row {row} holds NaN or infinity, which have no "
@@ -84,7 +89,7 @@ class Target:
         )
 
     def layout(self, choose: Callable[[], RowLayout]) -> RowLayout:
-        """The layout for the whole tensor, chosen once."""
+        """The layout for the whole tensor; chosen by the first caller, whichever thread that is."""
         with self._deciding:
             if "chosen" not in self._layouts:
                 self._layouts["chosen"] = choose()
