@@ -19,7 +19,11 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_the_docstrings_run(name: str) -> None:
+def test_the_examples_in_the_docstrings_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").symlink_to(ROOT / "demo")  # the model and text that examples name
+    monkeypatch.chdir(tmp_path)
     outer = {"torch": torch, "np": np}
     result = doctest.testmod(importlib.import_module(name), extraglobs=outer)
     assert result.attempted >= 1

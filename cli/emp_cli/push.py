@@ -39,7 +39,14 @@ def push(
     show_sent(sent)
 
 
-def send(folder: Path, repo: str, *, private: bool, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+def send(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> dict[str, Any]:
     """Verify a folder and upload it, with progress on stderr; returns what `emp_llm.push` does."""
     from emp_cli.tables import size
     from emp_llm.entrypoints.push import check_folder, upload
@@ -53,7 +60,9 @@ def send(folder: Path, repo: str, *, private: bool, **options: Any) -> dict[str,
     typer.echo(f"uploading {size(model.nbytes)} to {repo}", err=True)
     try:
         with hub_bars_on_terminals():
-            return upload(model, repo, private=private or None, **options)
+            return upload(
+                model, repo, private=private or None, revision=revision, create_pr=create_pr
+            )
     except KeyboardInterrupt as interruption:
         typer.echo(
             f"interrupted: {folder} is whole and what has been sent is kept; "

@@ -59,8 +59,9 @@ def run(arguments: Sequence[str]) -> int:
     return status or 0
 
 
-def _message(error: Any, arguments: Sequence[str]) -> str:  # noqa: ANN401 (of a class that Typer hides)
+def _message(caught: Exception, arguments: Sequence[str]) -> str:
     """A line that says what is wrong, and one with a command that helps."""
+    error: Any = caught  # its attributes are those of classes that Typer does not export
     command = _command_path(arguments)
     help_line = f"Run '{command} --help' for its options."
     completed = None
@@ -101,7 +102,7 @@ def _with_nearest_choice(message: str) -> str:
     return message + _suggestion(found[1], re.findall("'(.*?)'", found[2]))
 
 
-def _completed(context: Any, arguments: Sequence[str]) -> str | None:  # noqa: ANN401 (Typer's)
+def _completed(context: typer.Context, arguments: Sequence[str]) -> str | None:
     """The command with a value for everything that it lacks; None where there is no example."""
     parts = list(arguments)
     for parameter in context.command.params:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from emp_kernels.rows import Patterns, Workspace
+from emp_kernels.rows import Patterns
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 from transformers.quantizers import auto
@@ -19,7 +19,7 @@ from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.comparison.allocation import Counts
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.integration.quantizers import PruningQuantizer
-from emp_llm.integration.tensor_readers import Source, TargetSource
+from emp_llm.integration.tensor_readers import TargetReader, TensorReader
 from emp_llm.selection.ranking import keep_largest, magnitude_keys, random_keys
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target
@@ -71,18 +71,18 @@ class ChoiceConfig(EmpConfig):
 class _ChoiceQuantizer(PruningQuantizer):
     quantization_config: ChoiceConfig
 
-    def _sources(
+    def _open_readers(
         self, model: PreTrainedModel, conversions: list[WeightTransform]
-    ) -> tuple[dict[str, Source], list[str]]:
-        _, planes = super()._sources(model, conversions)
-        source = partial(_ChosenSource, choice=self.quantization_config.choice)
+    ) -> tuple[dict[str, TensorReader], list[str]]:
+        _, planes = super()._open_readers(model, conversions)
+        reader = partial(_ChoosingReader, choice=self.quantization_config.choice)
         return {
-            name: source(target, self._files.file(target.shard))
+            name: reader(target, self._files.file(target.shard))
             for name, target in self._targets.items()
         }, planes
 
 
-class _ChosenSource(TargetSource):
+class _ChoosingReader(TargetReader):
     """A target, of which a control's weights are left as it is read."""
 
     def __init__(self, target: Target, file: SourceFile, choice: Choice) -> None:
@@ -96,12 +96,7 @@ class _ChosenSource(TargetSource):
         rows = self.geometry.matrix_rows
         return [RowBlock(matrix, 0, rows) for matrix in range(self.geometry.matrices)]
 
-    def _prune(
-        self,
-        rows: Patterns,
-        block: RowBlock,
-        workspace: Workspace,  # noqa: ARG002
-    ) -> None:
+    def _prune(self, rows: Patterns, block: RowBlock, *_: object, **__: object) -> None:
         by_row = self._choice.scope == "row"
         groups = rows if by_row else rows.reshape(1, -1)
         first = self.geometry.first_row(block) if by_row else block.matrix

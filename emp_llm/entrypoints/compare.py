@@ -1,9 +1,9 @@
-"""What EMP costs, and what the same number of weights costs when they are chosen otherwise.
+"""What EMP costs in perplexity, and what keeping as many weights of another choice costs.
 
     dense → for each β: EMP → at the number of weights that EMP keeps: every control
 
-One model is in memory at a time, and no second copy of its weights: each is loaded anew, pruned
-tensor by tensor on the way, so that every control starts from the checkpoint's own weights.
+One model is in memory at a time, with no second copy of its weights: each is loaded from the
+checkpoint and pruned tensor by tensor on the way, so every control starts from the same weights.
 """
 
 import os
@@ -56,16 +56,24 @@ def compare(
     """Measure what EMP costs in perplexity, and what other choices of as many weights cost.
 
     For each β, EMP (groups are rows, scores are magnitudes) says how many weights of the targets
-    stay. Each control keeps the very same number of the very same tensors' weights:
+    stay. Each control keeps the same number of weights of the same tensors:
 
-        magnitude-row     the largest of each row, of every row the same share
-        magnitude-layer   the largest of each matrix, of every matrix the same share
+        magnitude-row     the largest of each row, the same share of every row
+        magnitude-layer   the largest of each matrix, the same share of every matrix
         pq-index          the largest of each row, as many as the PQ index of Diao et al. gives it
                           (see `emp_llm.comparison.pq_index`)
-        random            any of each row, of every row the same share
+        random            random ones of each row, the same share of every row
 
-    Counts are whole numbers whose sums are equal to the last weight; a weight that stays may be
-    zero itself. Weights are ranked in the checkpoint's dtype, and cast once they are pruned.
+    The counts are whole numbers, and their sums agree to the last weight. A kept weight may be
+    zero. Weights are ranked in the checkpoint's dtype, and cast after they are pruned.
+
+    >>> from pathlib import Path
+    >>> text = Path("demo/text.txt").read_text()[:20_000]
+    >>> found = compare("demo/model", text, betas=[1.0], context=128, random_runs=1)
+    >>> [cost.method for cost in found.costs]
+    ['dense', 'emp', 'magnitude-row', 'magnitude-layer', 'pq-index', 'random']
+    >>> found.emp(1.0).perplexity > found.dense.perplexity
+    True
 
     Args:
         model: A folder, or a model of the Hugging Face Hub: a dense causal language model.
@@ -75,15 +83,16 @@ def compare(
         ignore: As for `PruneOptions`.
         context: As for `emp_llm.evaluation.perplexity.perplexity`.
         protocol: As for `emp_llm.evaluation.perplexity.perplexity`.
-        dtype: What the models compute in, by torch's name; ``auto`` for the checkpoint's own.
+        dtype: What the models compute in, by torch's name; ``auto`` for the checkpoint's dtype.
         device: ``auto`` (all GPUs there are, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
-        seed: Of the first random run; the others count on from it.
+        seed: Seed of the first random run; each further run takes the next number.
         random_runs: How often to prune at random for each β; 0 to leave it out.
         revision: Branch, tag or commit of a model of the Hub.
-        progress: Told how the work goes on.
+        progress: Reports how far the work is.
 
     Raises:
-        CheckpointError: If the model cannot be pruned; HubError if it cannot be fetched.
+        CheckpointError: If the model cannot be pruned.
+        HubError: If it cannot be downloaded.
         OptionError: If an option is out of its range.
     """
     rules = [PruneOptions(beta=b, targets=targets, ignore=tuple(ignore)) for b in betas]

@@ -1,6 +1,6 @@
 """What pruning cost: a model's perplexity and its answers, beside those of the dense one.
 
-texts and tasks → model found, verified → loaded, scored, let go → the dense one likewise
+texts and tasks → model found, verified → loaded, scored, freed → the same for the dense one
 """
 
 from __future__ import annotations
@@ -39,40 +39,45 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model's perplexity on texts and its answers to tasks.
 
-    Models are loaded one after the other: there is never more than one of them in memory, and
-    measuring adds no copy of it. Texts and tasks are read and packed folders verified before the
-    first one is loaded.
+    Models are loaded one after the other: never more than one of them is in memory, and measuring
+    makes no copy of it. Before the first is loaded, texts and tasks are read and packed folders are
+    verified.
+
+    >>> from emp_llm import EvalOptions
+    >>> options = EvalOptions(texts=("demo/text.txt",), context=128)
+    >>> found = evaluate("demo/model", options)
+    >>> 29 < found.model.texts["text.txt"].perplexity < 30
+    True
 
     Args:
-        model: A folder, dense or packed, or a model of the Hub; or one that is loaded already.
+        model: A folder, dense or packed, or a model of the Hub; or a model that is loaded.
         options: What is measured, and how.
-        tokenizer: Goes with a loaded model; others bring their own.
-        against: The model to compare with, mostly the one that was pruned.
+        tokenizer: The tokenizer of a loaded model; other models bring their own.
+        against: A model to compare with, usually the dense one.
         revision: Branch, tag or commit of `model` on the Hub.
-        progress: Told how the work goes on.
+        progress: Reports how far the work is.
 
     Returns:
-        The figures of both.
+        The scores of both models.
 
     Raises:
-        OptionError: If a text, a task, the device or a value is none that can be.
-        CheckpointError: If a model cannot be loaded; HubError if the Hub refuses, also for data.
+        OptionError: If there is no such text, task or device, or a value is out of its range.
+        CheckpointError: If a model cannot be loaded.
+        HubError: If the Hub refuses a model or data.
         FormatError: If a packed folder is not as it was written.
     """
     progress = progress or Silent()
-    if not isinstance(model, str | os.PathLike) and tokenizer is None:
-        raise OptionError("tokenizer is missing: give that of the loaded model with it")
+    given = model if isinstance(model, str | os.PathLike) else _Loaded.of(model, tokenizer)
     check_device(options.device)
     texts = _read_texts(options)
     include_path = None if options.include_path is None else Path(options.include_path)
     tasks = find_tasks(options.tasks, include_path) if options.tasks else None
     work = _Work(options, texts, tasks, progress)
     beside = None if against is None else find_model(against, progress=progress)
-    if isinstance(model, str | os.PathLike):
-        scores = work.score_found(find_model(model, revision=revision, progress=progress))
+    if isinstance(given, _Loaded):
+        scores = work.score(given.model, given.tokenizer, name=type(model).__name__)
     else:
-        assert tokenizer is not None  # noqa: S101 (checked above)
-        scores = work.score(model, tokenizer, name=type(model).__name__)
+        scores = work.score_found(find_model(given, revision=revision, progress=progress))
     return Evaluation(
         options=options,
         model=scores,
@@ -90,6 +95,21 @@ def _read_texts(options: EvalOptions) -> list[Text]:
 
 
 @dataclass(frozen=True)
+class _Loaded:
+    """A model that the caller has loaded."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> _Loaded:
+        """Both; an OptionError without a tokenizer."""
+        if tokenizer is None:
+            raise OptionError("tokenizer is missing: give that of the loaded model with it")
+        return cls(model, tokenizer)
+
+
+@dataclass(frozen=True)
 class _Work:
     """What is done with each model."""
 
@@ -99,21 +119,19 @@ class _Work:
     progress: Progress
 
     def score_found(self, found: Found) -> ModelScores:
-        """Load a model, score it and let it go."""
+        """Load a model, score it and free its memory."""
         from accelerate.utils.memory import clear_device_cache
 
         options = self.options
         try:
-            model, tokenizer = load_model(found, dtype=options.dtype, device=options.device)
+            # no variable holds the model, so that it is gone when its cache is cleared
             return self.score(
-                model,
-                tokenizer,
+                *load_model(found, dtype=options.dtype, device=options.device),
                 name=found.name,
                 revision=found.source.revision,
                 packed=found.packed,
             )
         finally:
-            model = tokenizer = None  # type: ignore[assignment]
             # models and lm-eval hold themselves in reference cycles
             clear_device_cache(garbage_collection=True)
 

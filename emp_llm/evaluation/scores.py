@@ -6,13 +6,15 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from emp_llm.evaluation.options import EvalOptions
 from emp_llm.evaluation.perplexity import Perplexity
 from emp_llm.evaluation.zero_shot import TaskScore
 from emp_llm.report.evaluation_results import Subject, TaskResult
 from emp_llm.texts.texts import NAMES, dataset_of
+
+T = TypeVar("T")
 
 __all__ = ["Evaluation", "ModelScores", "Score"]
 
@@ -178,5 +180,6 @@ def _scores_dict(scores: ModelScores) -> dict[str, Any]:
     return content
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 (a number, or what else stands beside it)
+def _finite(value: T) -> T | None:
+    """The value, or None for a number that is infinite or NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

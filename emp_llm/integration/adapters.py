@@ -1,4 +1,4 @@
-"""Merging adapters of PEFT into a pruned model, which stays pruned."""
+"""Merging PEFT's adapters into a pruned model, which stays pruned."""
 
 from collections.abc import Sequence
 
@@ -21,24 +21,24 @@ def merge_adapter(
 ) -> PreTrainedModel:
     """Merge adapters into the pruned model below them, and keep its zeros.
 
-    PEFT merges, and every pruned weight is +0.0 again then. So what an adapter added to pruned
-    weights is dropped: measure the merged model, not the adapter on top of the pruned one.
+    PEFT merges, then every pruned weight is set to +0.0 again. What an adapter added to pruned
+    weights is lost: evaluate the merged model, not the adapter on top of the pruned one.
 
     Args:
         peft_model: A pruned model with adapters: LoRA, or others that PEFT can merge.
-        adapter_names: Which of them; None for the active ones.
-        safe_merge: Whether PEFT is to refuse adapters that make a weight NaN or infinite.
-        parameters: As for `emp_llm.SparsityHold`; for a base model that does not say itself what
-            was pruned in it.
+        adapter_names: Adapters to merge; None for the active ones.
+        safe_merge: Whether PEFT refuses adapters that make a weight NaN or infinite.
+        parameters: As for `emp_llm.SparsityHold`; needed if the base model was not loaded through
+            emp-llm.
 
     Returns:
-        The base model, without adapters. It saves itself packed, if it did so before.
+        The base model, without adapters. It is saved packed if it was before.
 
     Raises:
-        OptionError: If it is no model of PEFT, has no adapter of that name, none that can be
-            merged or one that is merged already, or as `emp_llm.SparsityHold` does.
-        ValueError: PEFT's, if `safe_merge` refuses. The model is partly merged then, with its
-            zeros, and of no use.
+        OptionError: If it is not a model of PEFT, has no adapter of that name, has adapters that
+            cannot be merged or are merged already; or as `emp_llm.SparsityHold` raises it.
+        ValueError: PEFT's, if `safe_merge` refuses. The model is then partly merged, with its
+            zeros; load it again.
     """
     names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
     _check(peft_model, names)

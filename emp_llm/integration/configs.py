@@ -13,24 +13,34 @@ from emp_llm.tensors.packed_config import FORMAT_VERSION, QUANT_METHOD, quantiza
 __all__ = ["PRUNE_METHOD", "EmpConfig", "PackedConfig"]
 
 PRUNE_METHOD = "emp_prune"
-"""The method that transformers knows pruning while loading by; no checkpoint bears it."""
+"""The ``quant_method`` of pruning while loading; no checkpoint has it."""
 
 
 class EmpConfig(QuantizationConfigMixin):
     """Prunes a model by Effective Model Pruning (arXiv 2509.25606) while it is loaded.
 
-    Pass it to ``from_pretrained`` as ``quantization_config``. Every target holds the weights then
-    that ``emp-llm prune`` writes with the same options, bit for bit; with another ``dtype`` than
-    the checkpoint's they are pruned first and cast then. `save_pretrained` writes them packed.
+    Pass it to ``from_pretrained`` as ``quantization_config``. Every target then holds, bit for
+    bit, the weights that ``emp-llm prune`` writes with the same options. Where ``dtype`` is not
+    the checkpoint's, weights are pruned first and cast afterwards. The model is an ordinary one in
+    memory, and `save_pretrained` writes it packed.
+
+    >>> from transformers import AutoModelForCausalLM
+    >>> model = AutoModelForCausalLM.from_pretrained(
+    ...     "demo/model", quantization_config=EmpConfig(beta=1.0)
+    ... )
+    >>> pruned = model.get_parameter("model.layers.0.mlp.up_proj.weight") == 0
+    >>> f"{pruned.float().mean():.0%}"
+    '36%'
+    >>> model.save_pretrained("sparse")
 
     Args:
         beta: Multiplier of the effective number; finite and positive. 1.0 is the paper's rule.
         granularity: What one group of weights is: ``row``, ``layer`` or ``model``.
-        criterion: What weights are ranked by; ``magnitude``.
-        targets: ``mlp``, ``attention``, ``all-linear``, or a regular expression searched in
-            checkpoint tensor names.
-        ignore: Regular expressions; a target whose checkpoint name one of them is found in is
-            left as it is.
+        criterion: How weights are ranked; only ``magnitude``.
+        targets: ``mlp``, ``attention``, ``all-linear``, or a regular expression searched in the
+            names of the checkpoint's tensors.
+        ignore: Regular expressions; a target whose name in the checkpoint matches one of them is
+            not pruned.
 
     Raises:
         OptionError: If a value is out of its range or a regular expression does not compile.
@@ -60,7 +70,7 @@ class EmpConfig(QuantizationConfigMixin):
         cls,
         config_dict: dict[str, Any],
         return_unused_kwargs: bool = False,
-        **kwargs: Any,  # noqa: ANN401 (transformers' own signature)
+        **kwargs: object,
     ) -> "EmpConfig":
         """The inverse of `to_dict`."""
         options = {key: value for key, value in config_dict.items() if key != "quant_method"}
@@ -69,7 +79,7 @@ class EmpConfig(QuantizationConfigMixin):
         )
 
     def options(self) -> PruneOptions:
-        """The same as options of `emp_llm.prune`."""
+        """The same rule as options of `emp_llm.prune`."""
         return PruneOptions(
             beta=self.beta,
             granularity=self.granularity,
@@ -79,16 +89,16 @@ class EmpConfig(QuantizationConfigMixin):
 
 
 class PackedConfig(QuantizationConfigMixin):
-    """What the ``quantization_config`` of a packed checkpoint says.
+    """The ``quantization_config`` in the ``config.json`` of a packed checkpoint.
 
     Args:
         fields: Its fields.
 
     Raises:
-        FormatError: If it is of a version of the format that this release does not know.
+        FormatError: If ``format_version`` is one that this release does not know.
     """
 
-    def __init__(self, **fields: Any) -> None:  # noqa: ANN401 (what config.json holds)
+    def __init__(self, **fields: object) -> None:
         version = fields.get("format_version")
         if version != FORMAT_VERSION:
             raise FormatError(
@@ -107,7 +117,9 @@ class PackedConfig(QuantizationConfigMixin):
         return f"PackedConfig {self.to_json_string()}"
 
 
-# transformers refuses an EmpConfig for a packed checkpoint, and says no more than the two names.
+# For an EmpConfig on a packed checkpoint transformers raises an error that says nothing but the
+# names of both classes, as "quantized with NAME but you are passing a NAME config". So the name is
+# what a user has to know.
 PackedConfig.__name__ = (
     "emp-llm already (it is pruned and packed: leave quantization_config out, or load the dense "
     "model that it was made from)"

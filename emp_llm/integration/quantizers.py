@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightTransform
@@ -26,7 +26,7 @@ from emp_llm.integration.saving import (
     conversions_of,
     set_conversions,
 )
-from emp_llm.integration.tensor_readers import PrunedSource, Source, UnpackedSource
+from emp_llm.integration.tensor_readers import PruningReader, TensorReader, UnpackingReader
 from emp_llm.integration.weight_feed import FedConverter, FedPlainWeights, Feed, Placement
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.selection.selection import select
@@ -59,8 +59,8 @@ class _Quantizer(HfQuantizer):
 
     requires_calibration = False
 
-    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(quantization_config, **kwargs)
+    def __init__(self, quantization_config: EmpConfig | PackedConfig, **options: object) -> None:
+        super().__init__(quantization_config, **options)
         self._open = ExitStack()
         self._finalize = weakref.finalize(self, self._open.close)
         self._placement: Placement | None = None
@@ -68,9 +68,9 @@ class _Quantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self,
         model: PreTrainedModel,
-        device_map: Any = None,  # noqa: ANN401
+        device_map: object = None,
         checkpoint_files: Sequence[str] | None = None,
-        **_others: Any,  # noqa: ANN401
+        **_: object,
     ) -> None:
         _refuse_parallel(model)
         self._model = model
@@ -82,7 +82,7 @@ class _Quantizer(HfQuantizer):
         # all of them from threads of its own.
         self.pre_quantized = False
 
-    def validate_environment(self, *_: Any, device_map: Any = None, **_others: Any) -> None:  # noqa: ANN401
+    def validate_environment(self, *_: object, device_map: object = None, **__: object) -> None:
         """Take note of the device map; at last it says where each module goes."""
         if self._placement is not None and isinstance(device_map, dict):
             self._placement.device_map = device_map
@@ -90,19 +90,22 @@ class _Quantizer(HfQuantizer):
     def update_weight_conversions(
         self,
         weight_conversions: list[WeightTransform],
-        model: PreTrainedModel | None = None,  # noqa: ARG002 (not given before transformers 5.21)
+        *_: object,  # the model, which transformers gives from 5.21 on
+        **__: object,
     ) -> list[WeightTransform]:
         """Feed the model's conversions with pruned or unpacked tensors."""
-        assert self._placement is not None  # noqa: S101 (the model was preprocessed)
+        placement = self._placement
+        if placement is None:
+            raise RuntimeError("transformers asked for conversions before it had built the model")
         try:
-            sources, planes = self._sources(self._model, weight_conversions)
+            readers, planes = self._open_readers(self._model, weight_conversions)
         except BaseException:
             self._finalize()
             raise
         sizes = {
             entry.name: entry.nbytes for shard in self._shards for entry in shard.header.tensors
         }
-        self._feed = Feed(sources, sizes, planes, self._placement, self._open)
+        self._feed = Feed(readers, sizes, planes, placement, self._open)
         self._unexpected = self._model._keys_to_ignore_on_load_unexpected
         self._model._keys_to_ignore_on_load_unexpected = _with_planes(self._unexpected, planes)
         return [
@@ -116,13 +119,13 @@ class _Quantizer(HfQuantizer):
         ]
 
     @abstractmethod
-    def _sources(
+    def _open_readers(
         self, model: PreTrainedModel, conversions: list[WeightTransform]
-    ) -> tuple[dict[str, Source], list[str]]:
+    ) -> tuple[dict[str, TensorReader], list[str]]:
         """The tensors to be fed, by name, and the names of planes that are none."""
 
     @abstractmethod
-    def _check_loaded(self, model: PreTrainedModel) -> None:
+    def _check_loaded(self) -> None:
         """See that nothing was left out."""
 
     @abstractmethod
@@ -136,11 +139,11 @@ class _Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(
         self,
         model: PreTrainedModel,
-        **_others: Any,  # noqa: ANN401
+        **_: object,
     ) -> PreTrainedModel:
         """Make it an ordinary model, but for how it is saved."""
         self._finalize()
-        self._check_loaded(model)
+        self._check_loaded()
         record = Record(self._packed_before(), self._feed.parameters, model.base_model_prefix)
         set_conversions(
             model, [PackingPlainWeights(record), *_packing(conversions_of(model), record)]
@@ -170,9 +173,9 @@ class PruningQuantizer(_Quantizer):
 
     quantization_config: EmpConfig
 
-    def _sources(
+    def _open_readers(
         self, model: PreTrainedModel, conversions: list[WeightTransform]
-    ) -> tuple[dict[str, Source], list[str]]:
+    ) -> tuple[dict[str, TensorReader], list[str]]:
         options = self.quantization_config.options()
         entries = {
             entry.name: (shard, entry) for shard in self._shards for entry in shard.header.tensors
@@ -194,11 +197,11 @@ class PruningQuantizer(_Quantizer):
         }
         selection = select(self._targets.values(), options, self._files, threads=thread_count(None))
         return {
-            name: PrunedSource(target, self._files.file(target.shard), selection)
+            name: PruningReader(target, self._files.file(target.shard), selection)
             for name, target in self._targets.items()
         }, []
 
-    def _check_loaded(self, model: PreTrainedModel) -> None:  # noqa: ARG002
+    def _check_loaded(self) -> None:
         wanted = {name for name in self._targets if self._landings[name] is not None}
         passed = sorted(wanted - self._feed.delivered)
         if passed:
@@ -222,27 +225,27 @@ class PackedQuantizer(_Quantizer):
 
     quantization_config: PackedConfig
 
-    def _sources(
+    def _open_readers(
         self,
         model: PreTrainedModel,
         conversions: list[WeightTransform],
-    ) -> tuple[dict[str, Source], list[str]]:
-        self._readers: dict[str, PackedReader] = {}
+    ) -> tuple[dict[str, TensorReader], list[str]]:
+        self._packed: dict[str, PackedReader] = {}
         plain: list[TensorEntry] = []
         for shard in self._shards:
             readers, others = open_shard(shard, self._files.file(shard))
-            self._readers.update(readers)
+            self._packed.update(readers)
             plain.extend(others)
         _check_no_plane_alone(model, conversions, plain)
         planes = [
             plane.name
-            for reader in self._readers.values()
+            for reader in self._packed.values()
             for plane in (reader.planes.rows, reader.planes.meta)
         ]
-        return {name: UnpackedSource(reader) for name, reader in self._readers.items()}, planes
+        return {name: UnpackingReader(packed) for name, packed in self._packed.items()}, planes
 
-    def _check_loaded(self, model: PreTrainedModel) -> None:
-        places = find_places(model)
+    def _check_loaded(self) -> None:
+        places = find_places(self._model)
         missing = sorted(
             name
             for name in self._feed.missing
@@ -251,7 +254,7 @@ class PackedQuantizer(_Quantizer):
         if missing:
             raise FormatError(
                 f"{self._shards[0].path.parent}: has no weights for {missing[0]!r} and "
-                f"{len(missing) - 1} other linear layers of {type(model).__name__}, which "
+                f"{len(missing) - 1} other linear layers of {type(self._model).__name__}, which "
                 "transformers has made up at random: download or prune the checkpoint again, or "
                 "load it with the config that it came with"
             )
@@ -259,7 +262,7 @@ class PackedQuantizer(_Quantizer):
     def _packed_before(self) -> dict[str, PackedBefore]:
         return {
             name: PackedBefore(reader.geometry.transposed, reader.packed.layout)
-            for name, reader in self._readers.items()
+            for name, reader in self._packed.items()
         }
 
     def _packed_config(self) -> PackedConfig:

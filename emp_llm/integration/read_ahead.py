@@ -2,14 +2,14 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.rows import Workspace
 
-from emp_llm.integration.tensor_readers import DenseWeights, DeviceWeights, Source
+from emp_llm.integration.tensor_readers import DenseWeights, DeviceWeights, TensorReader
 from emp_llm.tensors.geometry import RowBlock
 
 __all__ = ["Job", "MadeElsewhere", "ReadAhead", "Reading"]
@@ -29,53 +29,45 @@ class Job(Protocol):
 
     nbytes: int
 
-    def begin(self, pool: ThreadPoolExecutor) -> None:
-        """Give the work to the pool."""
-
-    def result(self) -> torch.Tensor:
-        """Wait for the tensor, and forget it."""
+    def begin(self, pool: ThreadPoolExecutor) -> Callable[[], torch.Tensor]:
+        """Give the work to the pool; returns what waits for the tensor."""
 
 
 class Reading:
-    """Reads a source into memory, its blocks on several threads.
+    """Reads a tensor into memory, its row blocks on several threads.
 
     Args:
-        source: The tensor.
+        reader: Reads the tensor.
         device: The GPU whose memory that is, and whose kernels make the weights; None for the CPU.
     """
 
-    def __init__(self, source: Source, device: torch.device | None = None) -> None:
-        self.nbytes = source.geometry.nbytes
-        self._source = source
+    def __init__(self, reader: TensorReader, device: torch.device | None = None) -> None:
+        self.nbytes = reader.geometry.nbytes
+        self._reader = reader
         self._device = device
-        self._weights: DenseWeights | DeviceWeights | None = None
-        self._parts: list[Future[None]] = []
 
-    def begin(self, pool: ThreadPoolExecutor) -> None:
-        """Give the blocks to the pool."""
-        geometry = self._source.geometry
-        weights = self._weights = (
+    def begin(self, pool: ThreadPoolExecutor) -> Callable[[], torch.Tensor]:
+        """Give the row blocks to the pool."""
+        geometry = self._reader.geometry
+        weights = (
             DenseWeights.empty(geometry)
             if self._device is None
             else DeviceWeights(geometry, self._device)
         )
-        self._parts = [
-            pool.submit(self._fill, weights, block) for block in self._source.row_blocks()
-        ]
+        parts = [pool.submit(self._fill, weights, block) for block in self._reader.row_blocks()]
+
+        def wait() -> torch.Tensor:
+            for part in parts:
+                part.result()
+            return weights.tensor
+
+        return wait
 
     def _fill(self, weights: DenseWeights | DeviceWeights, block: RowBlock) -> None:
         if isinstance(weights, DenseWeights):
-            self._source.fill(weights, block, _workspace())
+            self._reader.fill(weights, block, _workspace())
         else:
-            self._source.fill_there(weights, block, _device_workspace(weights.tensor.device))
-
-    def result(self) -> torch.Tensor:
-        """The tensor, once all blocks are there."""
-        assert self._weights is not None  # noqa: S101 (it was begun)
-        for part in self._parts:
-            part.result()
-        tensor, self._weights, self._parts = self._weights.tensor, None, []
-        return tensor
+            self._reader.fill_there(weights, block, _device_workspace(weights.tensor.device))
 
 
 class MadeElsewhere:
@@ -84,17 +76,10 @@ class MadeElsewhere:
     def __init__(self, function: Callable[[], torch.Tensor], nbytes: int) -> None:
         self.nbytes = nbytes
         self._function = function
-        self._future: Future[torch.Tensor] | None = None
 
-    def begin(self, pool: ThreadPoolExecutor) -> None:
+    def begin(self, pool: ThreadPoolExecutor) -> Callable[[], torch.Tensor]:
         """Give the call to the pool."""
-        self._future = pool.submit(self._function)
-
-    def result(self) -> torch.Tensor:
-        """What the function returned."""
-        assert self._future is not None  # noqa: S101 (it was begun)
-        future, self._future = self._future, None
-        return future.result()
+        return pool.submit(self._function).result
 
 
 class ReadAhead:
@@ -108,6 +93,7 @@ class ReadAhead:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="emp")
         self._groups: dict[str, dict[str, list[Job]]] = {}
         self._waiting: dict[int, Job] = {}
+        self._begun: dict[int, Callable[[], torch.Tensor]] = {}
         self._ahead = 0
 
     def add(self, job: Job, target: str, source: str) -> None:
@@ -127,13 +113,13 @@ class ReadAhead:
             self._begin(self._waiting.pop(id(job)))
         while self._waiting and self._ahead < AHEAD_BYTES:
             self._begin(self._waiting.pop(next(iter(self._waiting))))
-        tensor = job.result()
+        tensor = self._begun.pop(id(job))()
         self._ahead -= job.nbytes
         return tensor
 
     def _begin(self, job: Job) -> None:
         self._ahead += job.nbytes
-        job.begin(self._pool)
+        self._begun[id(job)] = job.begin(self._pool)
 
     def close(self) -> None:
         """End the threads; what they have not begun is dropped."""

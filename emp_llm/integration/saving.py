@@ -1,15 +1,16 @@
-"""Saving: transformers' conversions, packing what they give.
+"""Saving: transformers' weight conversions, which pack what they give.
 
 `save_pretrained` turns a model's parameters into the checkpoint's tensors by the reverse of the
-conversions that it was loaded with. The ones here do so too, and pack those tensors that were
-pruned or packed before. A tensor's planes share one buffer, which keeps them in one shard.
+conversions that it was loaded with. Those here do the same, then pack the tensors that were pruned
+or packed when they were loaded. A tensor's planes share one buffer: transformers puts tensors that
+share memory into one shard.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from emp_llm.tensors.layout_choice import choose_layout, packed_bytes, sample_ro
 from emp_llm.tensors.packed import PackedTensor, padding
 from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 
+if TYPE_CHECKING:
+    from transformers.utils.loading_report import LoadStateDictInfo
+
 __all__ = [
     "PackedBefore",
     "PackingConverter",
@@ -46,16 +50,16 @@ __all__ = [
 ]
 
 _WORSE: Final = 1.01
-"""How much larger than the best layout the one from before may be on a sample, to be kept."""
+"""The layout from before is kept if a sample packed in it is at most this times the best size."""
 
 
 @dataclass(frozen=True)
 class PackedBefore:
-    """How a tensor of the checkpoint was packed, or would have been.
+    """How a tensor of the checkpoint was packed, or how it lies if it was pruned on loading.
 
     Attributes:
         transposed: Whether its rows run along the last dimension but one.
-        layout: Its layout; None if it was not packed yet.
+        layout: Its layout; None if it was not packed.
     """
 
     transposed: bool
@@ -63,7 +67,7 @@ class PackedBefore:
 
 
 class Record:
-    """What was pruned or packed in a model, for when it is saved.
+    """What was pruned or packed in a model, kept for when it is saved.
 
     Args:
         tensors: The checkpoint's tensors by name.
@@ -129,7 +133,7 @@ class PackingPlainWeights(PackingConverter):
 
 
 class _AsInMemory(PackingPlainWeights):
-    """Changes nothing, and remembers how the model is saved otherwise."""
+    """Packs nothing, and keeps how the model is saved at other times."""
 
     __slots__ = ("config", "conversions")
 
@@ -137,14 +141,14 @@ class _AsInMemory(PackingPlainWeights):
         self,
         record: Record,
         conversions: list[WeightTransform],
-        config: Any,  # noqa: ANN401 (a PackedConfig; whatever the model's config holds)
+        config: object,
     ) -> None:
         super().__init__(record)
         self.conversions = conversions
         self.config = config
 
     def reverse_transform(self) -> WeightTransform:
-        """Itself: no parameter has a name that it knows."""
+        """Itself: its pattern matches no parameter."""
         return self
 
 
@@ -155,10 +159,18 @@ class _Packing(WeightConverter):
         copy_slots(reverse, self)
         self.record = record
 
-    def convert(self, layer_name: str, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
-        model: PreTrainedModel = kwargs["model"]
-        made: dict[str, Any] = super().convert(layer_name, *args, **kwargs)
-        checkpoint_name = _renaming(model)
+    def convert(
+        self,
+        layer_name: str,
+        model: PreTrainedModel | None = None,
+        config: object = None,
+        hf_quantizer: object = None,
+        loading_info: "LoadStateDictInfo | None" = None,
+    ) -> dict[str, torch.Tensor]:
+        made: dict[str, Any] = super().convert(
+            layer_name, model, config, hf_quantizer, loading_info
+        )
+        checkpoint_name = _renaming([] if model is None else conversions_of(model))
         result: dict[str, torch.Tensor] = {}
         for name, value in made.items():
             tensor = value[0] if isinstance(value, list) else value
@@ -198,9 +210,18 @@ def record(model: PreTrainedModel) -> Record | None:
 
 
 def densify(model: PreTrainedModel) -> PreTrainedModel:
-    """Have a model save itself as an ordinary checkpoint, with no trace of packing.
+    """Have a model saved as an ordinary checkpoint with zeros, which loads without emp-llm.
 
     Its weights are dense in memory already and stay as they are.
+
+    >>> from transformers import AutoModelForCausalLM
+    >>> from emp_llm import EmpConfig
+    >>> model = AutoModelForCausalLM.from_pretrained(
+    ...     "demo/model", quantization_config=EmpConfig(beta=1.0)
+    ... )
+    >>> densify(model).save_pretrained("dense")
+    >>> "quantization_config" in model.config.to_dict()
+    False
 
     Args:
         model: A model that was pruned while it was loaded, or loaded from a packed checkpoint.
@@ -229,16 +250,18 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def saved_as_in_memory(model: PreTrainedModel) -> Iterator[None]:
-    """Have a model save its parameters as they are, under their own names, for a while.
+    """Have a model save its parameters as they are, under their own names, inside the block.
 
-    transformers' ``Trainer`` reads its checkpoints back without any conversion: neither what is
-    packed nor what the model fuses (experts) would get back into the model.
+    transformers' ``Trainer`` reads its checkpoints back without weight conversions: packed tensors,
+    and experts that the model fuses, would not be loaded again.
 
     Args:
-        model: A model with a record.
+        model: Any model; one that knows of nothing pruned is saved like that anyway.
     """
     known = record(model)
-    assert known is not None  # noqa: S101 (see Args)
+    if known is None:
+        yield
+        return
     _save_as_before(model)
     mine = _AsInMemory(known, conversions_of(model), model.config.quantization_config)
     set_conversions(model, [mine])
@@ -246,7 +269,7 @@ def saved_as_in_memory(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        # Unless somebody else has taken over since, as after a training that was interrupted.
+        # Another training may have begun since, if this one was interrupted.
         if any(conversion is mine for conversion in conversions_of(model)):
             _save_as_before(model)
 
@@ -258,11 +281,11 @@ def _save_as_before(model: PreTrainedModel) -> None:
             model.config.quantization_config = conversion.config
 
 
-def _renaming(model: PreTrainedModel) -> Callable[[str], str]:
-    """What turns the names that conversions give into the checkpoint's."""
+def _renaming(conversions: Sequence[WeightTransform]) -> Callable[[str], str]:
+    """The function that turns names that converters give into names of the checkpoint."""
     renamings = [
         conversion.reverse_transform()
-        for conversion in reversed(conversions_of(model))
+        for conversion in reversed(conversions)
         if isinstance(conversion, WeightRenaming)
     ]
 
@@ -275,7 +298,7 @@ def _renaming(model: PreTrainedModel) -> Callable[[str], str]:
 
 
 def _pack(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[str, torch.Tensor]:
-    """Pack a tensor as it was before, if that still is a good way; its planes by their names."""
+    """Pack a tensor, in its layout from before if that is still a good one; planes by name."""
     geometry = Geometry(
         number_format=NUMBER_FORMATS[tensor.dtype],
         shape=tuple(tensor.shape),
@@ -294,7 +317,7 @@ def _pack(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[str, to
 
 
 def _layout(weights: DenseWeights, before: RowLayout | None) -> RowLayout:
-    """The layout from before, or a new one if the weights have become others."""
+    """The layout from before, or the best one if training has changed the weights too much."""
     geometry = weights.geometry
     workspace = Workspace()
     sample = sample_rows(geometry, lambda block: weights.rows(block, workspace))
@@ -307,7 +330,11 @@ def _layout(weights: DenseWeights, before: RowLayout | None) -> RowLayout:
 
 
 def _what_is_there(rows: Patterns, geometry: Geometry) -> Threshold:
-    """The rule that keeps every weight but +0.0 (and the zeros in front of the last -0.0)."""
+    """The rule that keeps every weight but +0.0.
+
+    -0.0 has the same magnitude, and ties are kept from the first on; so if there is a -0.0, all
+    zeros up to the last one are kept, +0.0 too.
+    """
     key_mask = geometry.number_format.key_mask
     negative = np.flatnonzero(rows.reshape(-1) == rows.dtype.type(key_mask + 1))
     if not negative.size:

@@ -31,10 +31,10 @@ __all__ = [
     "NUMBER_FORMATS",
     "DenseWeights",
     "DeviceWeights",
-    "PrunedSource",
-    "Source",
-    "TargetSource",
-    "UnpackedSource",
+    "PruningReader",
+    "TargetReader",
+    "TensorReader",
+    "UnpackingReader",
 ]
 
 NUMBER_FORMATS: dict[torch.dtype, NumberFormat] = {
@@ -121,7 +121,7 @@ class DeviceWeights:
             self.rows(block).copy_(tensor_of_patterns(rows), non_blocking=True)
 
 
-class Source(ABC):
+class TensorReader(ABC):
     """A tensor of a checkpoint.
 
     Attributes:
@@ -157,7 +157,7 @@ class Source(ABC):
         """
 
 
-class TargetSource(Source):
+class TargetReader(TensorReader):
     """A target that is changed as it is read.
 
     Args:
@@ -200,7 +200,7 @@ class TargetSource(Source):
         """Put +0.0 in the place of the weights of a block's rows that do not stay."""
 
 
-class PrunedSource(TargetSource):
+class PruningReader(TargetReader):
     """A target, pruned by the rule as it is read.
 
     Args:
@@ -241,7 +241,7 @@ class PrunedSource(TargetSource):
             raise self._target.not_finite(block, error) from error
 
 
-class UnpackedSource(Source):
+class UnpackingReader(TensorReader):
     """A packed tensor, unpacked as it is read.
 
     Args:

@@ -1,14 +1,14 @@
-"""Fine-tuning that keeps the zeros: with transformers' ``Trainer``, and in any other loop."""
+"""Fine-tuning that keeps pruned weights at zero, with ``Trainer`` or in a loop of one's own."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from emp_llm.errors import CheckpointError
 from emp_llm.integration.saving import saved_as_in_memory
@@ -18,11 +18,11 @@ __all__ = ["KeepSparsity", "SparsityHold"]
 
 
 class SparsityHold:
-    """Holds the zeros of a pruned model while it is trained.
+    """Keeps the pruned weights of a model at zero while it is trained.
 
-    From when it is made, gradients of pruned weights are zero, so that neither the gradient's norm
-    nor an optimizer's moments know of them. `apply` after each step makes the weights +0.0 again,
-    whatever the optimizer did to them. It costs one bit a weight, on the weights' device.
+    From its creation on, gradients of pruned weights are zero, so that they count neither in the
+    gradient's norm nor in an optimizer's moments. `apply` after each step makes the weights +0.0
+    again, whatever the optimizer did to them. It takes one bit a weight, on the weights' device.
 
         hold = SparsityHold(model)
         for batch in batches:
@@ -32,19 +32,20 @@ class SparsityHold:
             optimizer.zero_grad()
         hold.release()
 
-    It is a context manager too, which releases at the end. Make it before or after the model is
-    wrapped by DDP, PEFT or ``torch.compile``, but after it is on its device and its parameters are
-    what will be trained: adapters that train copies of pruned layers have to be there already.
+    It is a context manager too, which calls `release` at the end. Create it before or after the
+    model is wrapped by DDP, PEFT or ``torch.compile``, but only when the model is on its device and
+    has the parameters that will be trained: adapters that train copies of pruned layers must have
+    been added.
 
     Args:
         model: A pruned model: loaded through emp-llm, or any other with `parameters`.
         parameters: Names of the pruned parameters, or regular expressions searched in the names
-            of matrices; each zero in them is held. Not needed for a model that was pruned while it
+            of matrices; each zero in them is kept. Not needed for a model that was pruned while it
             was loaded, or loaded from a packed checkpoint.
 
     Raises:
-        OptionError: If it is not known what was pruned, a parameter holds no zero, or it is
-            offloaded or split over processes.
+        OptionError: If it is not known what was pruned, or a parameter has no zero, is offloaded,
+            or is split over processes.
     """
 
     def __init__(self, model: nn.Module, *, parameters: str | Sequence[str] | None = None) -> None:
@@ -58,20 +59,20 @@ class SparsityHold:
         self._finalize = weakref.finalize(self, self._hooks.close)
         for _, parameter, mask in self._held:
             if parameter.requires_grad:
-                # As soon as a gradient is there: later, clipping and the scaler of float16 have
-                # seen it already. DDP averages gradients after this hook.
+                # As soon as a gradient is accumulated, so that clipping and the scaler of float16
+                # see it masked. DDP averages gradients after this hook.
                 add: Any = parameter.register_post_accumulate_grad_hook
                 handle = add(partial(_clear, mask))
                 self._hooks.callback(handle.remove)
 
     def apply(self) -> None:
-        """Make the pruned weights of all parameters that are trained +0.0 again."""
+        """Set the pruned weights of all parameters that are trained to +0.0."""
         for _, parameter, mask in self._held:
             if parameter.requires_grad:
                 mask.clear(parameter)
 
     def release(self) -> None:
-        """Let gradients through again; the zeros are no longer held."""
+        """Stop: gradients are no longer masked, and `apply` does nothing."""
         self._finalize()
         self._held = []
 
@@ -87,7 +88,7 @@ class SparsityHold:
         self.release()
 
     def holds(self, model: nn.Module, parameters: str | Sequence[str] | None) -> bool:
-        """Whether these are the parameters that it would hold if it were made now."""
+        """Whether an object created now would keep zeros in the very same parameters."""
         found = [
             id(parameter)
             for copies in find_pruned(model, parameters).values()
@@ -96,7 +97,7 @@ class SparsityHold:
         return found == [id(parameter) for _, parameter, _ in self._held]
 
     def lost(self) -> dict[str, int]:
-        """How many zeros each parameter has lost, of those that have."""
+        """How many zeros each parameter has lost, by name; those that lost none are left out."""
         counts = {name: mask.lost(parameter) for name, parameter, mask in self._held}
         return {name: count for name, count in counts.items() if count}
 
@@ -104,14 +105,28 @@ class SparsityHold:
 class KeepSparsity(TrainerCallback):
     """Keeps pruned weights at zero while transformers' ``Trainer`` trains a model.
 
-        trainer = Trainer(model, arguments, train_dataset=data, callbacks=[KeepSparsity()])
-        trainer.train()
-        trainer.save_model("tuned")  # packed, if the model was pruned or unpacked on loading
+    >>> from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+    >>> from emp_llm import EmpConfig
+    >>> model = AutoModelForCausalLM.from_pretrained(
+    ...     "demo/model", quantization_config=EmpConfig(beta=1.0)
+    ... )
+    >>> tokenizer = AutoTokenizer.from_pretrained("demo/model")
+    >>> tokens = tokenizer("The weights say how many of them to keep.")["input_ids"]
+    >>> trainer = Trainer(
+    ...     model,
+    ...     TrainingArguments("checkpoints", max_steps=2, report_to="none", use_cpu=True),
+    ...     train_dataset=[{"input_ids": tokens, "labels": tokens}],
+    ...     callbacks=[KeepSparsity()],
+    ... )
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {...}
+    2
+    >>> trainer.save_model("tuned")  # packed, because the model was pruned on loading
 
-    The zeros are those of the model that ``Trainer`` is given. After every optimizer step they are
-    +0.0, and so they are in every checkpoint. While it trains, a model that saves itself packed
-    saves ordinary checkpoints, for ``Trainer`` reads them back on its own, to resume and to load
-    the best one; afterwards it saves itself packed again. See `SparsityHold` for what is held.
+    The zeros are those of the model that ``Trainer`` is given. They are +0.0 after every optimizer
+    step, and so in every checkpoint. During training such a model saves ordinary checkpoints,
+    because ``Trainer`` reads them back by itself, to resume and to load the best one; afterwards
+    the model saves itself packed again. See `SparsityHold` for which parameters are meant.
 
     Args:
         parameters: As for `SparsityHold`.
@@ -127,30 +142,18 @@ class KeepSparsity(TrainerCallback):
         self._saving = ExitStack()
         self._finalize = weakref.finalize(self, self._saving.close)
 
-    def on_init_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Take the masks: a checkpoint that training is resumed from is loaded after this."""
-        self._hold = SparsityHold(kwargs["model"], parameters=self._parameters)
+    def on_init_end(self, *_: object, **given: object) -> None:
+        """Take the masks now: a checkpoint that training resumes from is loaded after this."""
+        self._hold = SparsityHold(_model(given), parameters=self._parameters)
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Hold the zeros."""
-        model: nn.Module = kwargs["model"]
+    def on_train_begin(self, *states: object, **given: object) -> None:
+        """Begin to keep the zeros."""
+        model = _model(given)
         self._saving.close()  # if a training before this one failed
         hold = self._hold
-        resumed = state.global_step > 0
+        resumed = any(isinstance(one, TrainerState) and one.global_step for one in states)
         if resumed and hold is not None and hold.holds(model, self._parameters):
-            # Not the zeros of the checkpoint: a weight may pass through zero as it is trained.
+            # Not the zeros of the checkpoint: a trained weight may happen to be zero in it.
             _check_resumed(hold)
         else:
             self.release()
@@ -159,39 +162,35 @@ class KeepSparsity(TrainerCallback):
         for part in recorded(model):
             self._saving.enter_context(saved_as_in_memory(part))
 
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ANN401, ARG002
-    ) -> None:
-        """Make pruned weights zero again."""
+    def on_optimizer_step(self, *_: object, **__: object) -> None:
+        """Set pruned weights to zero."""
         if self._hold is not None:
             self._hold.apply()
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ANN401, ARG002
-    ) -> None:
-        """Let go; the best checkpoint, if it was to be loaded, has been."""
+    def on_train_end(self, *_: object, **__: object) -> None:
+        """Stop. If the best checkpoint was to be loaded, it has been."""
         if self._hold is not None:
             self._hold.apply()
         self.release()
 
     def release(self) -> None:
-        """Let go of the model, as at the end of training.
+        """Stop, as at the end of training.
 
-        Call it after a training that failed or was interrupted, for ``Trainer`` does not tell; a
-        training that begins anew does so itself.
+        Call it after a training that failed or was interrupted, because ``Trainer`` does not report
+        that. A new training does so by itself.
         """
         self._saving.close()
         if self._hold is not None:
             self._hold.release()
             self._hold = None
+
+
+def _model(given: Mapping[str, object]) -> nn.Module:
+    """The model, among what ``Trainer`` gives to callbacks."""
+    model = given["model"]
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Trainer gave a {type(model).__name__} as the model; it must be a module")
+    return model
 
 
 def _clear(mask: Mask, parameter: nn.Parameter) -> None:

@@ -9,7 +9,7 @@ what is pruned is what the checkpoint holds, before it is merged, split or cast.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -22,9 +22,12 @@ from transformers.core_model_loading import (
 from transformers.integrations.accelerate import get_device
 
 from emp_llm.integration.read_ahead import Job, MadeElsewhere, ReadAhead, Reading
-from emp_llm.integration.tensor_readers import Source
+from emp_llm.integration.tensor_readers import TensorReader
 from emp_llm.runtime.device_trial import device_of_kernels
 from emp_llm.runtime.pipeline import thread_count
+
+if TYPE_CHECKING:
+    from transformers.utils.loading_report import LoadStateDictInfo
 
 __all__ = [
     "ANYTHING",
@@ -52,7 +55,7 @@ class Placement:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.device_map: dict[str, Any] | None = None
+        self.device_map: dict[str, torch.device | str | int] | None = None
         state = model.state_dict()
         self.shapes = {name: tensor.shape for name, tensor in state.items()}
         self._dtypes = {name: tensor.dtype for name, tensor in state.items()}
@@ -63,7 +66,7 @@ class Placement:
         )
         self._planned, self._patterns, _ = build_glob_alternation(list(self._plan))
 
-    def device(self, name: str) -> Any:  # noqa: ANN401 (whatever the device map says)
+    def device(self, name: str) -> torch.device | str | int:
         """The device of a parameter; the CPU if it is offloaded to the disk."""
         return get_device(self.device_map or {"": "cpu"}, name, valid_torch_device=True)
 
@@ -85,7 +88,7 @@ class Feed:
     """The tensors that are pruned or unpacked, as transformers asks for them.
 
     Args:
-        sources: They, by their name in the checkpoint.
+        readers: What reads each of them, by its name in the checkpoint.
         sizes: Bytes of every tensor of the checkpoint, by name.
         planes: Names of planes, which are no tensors of the model.
         placement: Where parameters go.
@@ -94,12 +97,11 @@ class Feed:
     Attributes:
         delivered: Names of the tensors that were given out.
         parameters: Names, in the model, of the parameters made from them.
-        missing: Names of the parameters that nothing in the checkpoint becomes, once it is loaded.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, Source],
+        readers: Mapping[str, TensorReader],
         sizes: Mapping[str, int],
         planes: Iterable[str],
         placement: Placement,
@@ -108,13 +110,13 @@ class Feed:
         self.placement = placement
         self.delivered: set[str] = set()
         self.parameters: set[str] = set()
-        self._sources = sources
+        self._readers = readers
         self._sizes = sizes
         self._planes = frozenset(planes)
         self._ahead = ReadAhead(thread_count(None))
         self._resources = resources
         resources.callback(self._ahead.close)
-        self._loading_info: Any = None
+        self._loading_info: LoadStateDictInfo | None = None
 
     def __deepcopy__(self, _memo: object) -> "Feed":
         return self
@@ -128,7 +130,7 @@ class Feed:
 
         What is offloaded to the disk as it lies in the file stays there.
         """
-        return self.offers(name) and (name in self._sources or not self.placement.on_disk(name))
+        return self.offers(name) and (name in self._readers or not self.placement.on_disk(name))
 
     def announce(
         self, name: str, target: str, pattern: str, plain: Callable[[], torch.Tensor]
@@ -144,12 +146,12 @@ class Feed:
         Returns:
             What makes it.
         """
-        source = self._sources.get(name)
-        if source is None:
+        reader = self._readers.get(name)
+        if reader is None:
             job: Job = MadeElsewhere(plain, self._sizes.get(name, 0))
             self._ahead.add(job, target, pattern)
             return lambda: self._take(job)
-        job = Reading(source, device_of_kernels(self.placement.device(target)))
+        job = Reading(reader, device_of_kernels(self.placement.device(target)))
         self._ahead.add(job, target, pattern)
 
         def make() -> torch.Tensor:
@@ -166,21 +168,26 @@ class Feed:
             self._resources.close()
             raise
 
-    def note(self, sources: Iterable[str], parameters: Iterable[str], loading_info: object) -> None:
+    def note(
+        self,
+        sources: Iterable[str],
+        parameters: Iterable[str],
+        loading_info: "LoadStateDictInfo | None",
+    ) -> None:
         """Take note of parameters that were made.
 
         Args:
             sources: Names of the tensors they were made from.
             parameters: Their names in the model.
-            loading_info: transformers' own account.
+            loading_info: What transformers notes of the whole loading.
         """
         self._loading_info = loading_info
-        if not self._sources.keys().isdisjoint(sources):
+        if not self._readers.keys().isdisjoint(sources):
             self.parameters.update(parameters)
 
     @property
     def missing(self) -> set[str]:
-        """See the class."""
+        """Names of the parameters that nothing in the checkpoint becomes, once it is loaded."""
         return set() if self._loading_info is None else set(self._loading_info.missing_keys)
 
 
@@ -218,21 +225,33 @@ class FedConverter(WeightConverter):
         target_key: str,
         source_key: str,
         source_pattern: str,
-        future: Any,  # noqa: ANN401 (a function here, for transformers uses no threads of its own)
+        future: object,
     ) -> None:
         """Collect the feed's tensor."""
-        made: Any = self.feed.announce(source_key, target_key, source_pattern, future)
+        # A function, not a future: without `pre_quantized` transformers uses no threads of its own.
+        plain = cast("Callable[[], torch.Tensor]", future)
+        made: Any = self.feed.announce(source_key, target_key, source_pattern, plain)
         super().add_tensor(target_key, source_key, source_pattern, made)
 
-    def convert(self, layer_name: str, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    def convert(
+        self,
+        layer_name: str,
+        model: PreTrainedModel | None = None,
+        config: object = None,
+        hf_quantizer: object = None,
+        loading_info: "LoadStateDictInfo | None" = None,
+    ) -> dict[str, torch.Tensor]:
         """As the original does."""
         sources = {name for names in self.layer_targets.values() for name in names}
-        made: dict[str, Any] = super().convert(layer_name, *args, **kwargs)
-        self.feed.note(sources, made, kwargs.get("loading_info"))
-        self._report_misfits(made, kwargs.get("loading_info"))
+        made: dict[str, Any] = super().convert(
+            layer_name, model, config, hf_quantizer, loading_info
+        )
+        self.feed.note(sources, made, loading_info)
+        if loading_info is not None:
+            self._report_misfits(made, loading_info)
         return made
 
-    def _report_misfits(self, made: dict[str, Any], loading_info: Any) -> None:  # noqa: ANN401
+    def _report_misfits(self, made: dict[str, Any], loading_info: "LoadStateDictInfo") -> None:
         """Take out tensors of another shape than their parameter's, as transformers does.
 
         While there is a quantizer, transformers 5.17 puts in place whatever it is given.
@@ -275,13 +294,13 @@ class AsItIs(ConversionOps):
     def convert(
         self,
         input_dict: dict[str, Any],
-        source_patterns: list[str],  # noqa: ARG002
-        target_patterns: list[str],  # noqa: ARG002
-        **context: Any,  # noqa: ANN401
+        *_: object,
+        full_layer_name: str = "",  # transformers always gives it
+        **__: object,
     ) -> dict[str, Any]:
         """The tensor itself, under the parameter's name."""
         (tensors,) = input_dict.values()
-        return {context["full_layer_name"]: tensors[0]}
+        return {full_layer_name: tensors[0]}
 
     @property
     def reverse_op(self) -> ConversionOps:

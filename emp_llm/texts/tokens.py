@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from emp_llm.errors import OptionError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from emp_llm.texts.texts import Text
 
 __all__ = ["check_length", "positions_of", "tokenized"]
 
 
-def positions_of(config: Any) -> int | None:  # noqa: ANN401 (transformers leaves it open)
+def positions_of(config: PretrainedConfig) -> int | None:
     """How many tokens a model can see at once, by its configuration; None if that has no limit."""
     positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions
