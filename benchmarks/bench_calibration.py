@@ -1,16 +1,17 @@
-"""Measures the memory that calibration takes, in blocks of the model, and its time in forwards.
+"""Measures the memory that calibration takes, in decoder blocks, and its time, in forwards.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_calibration.py --folder SOME_FOLDER --json result.json
 
-A Llama of Gaussian bf16 weights and a made-up text. Each criterion prunes it in a process of its
-own, which has pruned a tiny model by the same criterion before, so that libraries and their
-kernels are in memory. What is told is the most that was resident (the kernel's own account, VmHWM)
-from the first block's loading on until all is decided, less what was resident before and less the
-activations, in bytes of a block's weights. With the activations go, for Taylor, those at every
-block, as the way back needs them; for repair those of the dense model beside the pruned one's.
+The model is a Llama of Gaussian bf16 weights, the text is random. Each criterion prunes the model
+in a process of its own, which has pruned a tiny model by the same criterion before, so that
+libraries and compiled kernels are in memory already. Memory is the peak of resident memory (VmHWM)
+from loading the first decoder block until all masks are made, less what was resident before and
+less the activations, divided by the bytes of a decoder block. For Taylor the activations are those
+at every decoder block, which the backward walk needs; for repair, those of the dense model count as
+well.
 
-Time is that of the same stretch, relative to two forwards of the whole model, in memory, on the
-same samples, in processes that take turns.
+Time is that of the same phase, relative to two forwards of the whole model, in memory, on the same
+samples; both are measured in turn.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _ITEM = 2
 
 
 def main() -> None:
-    """Reads the command line, measures and tells."""
+    """Read the command line, measure, and print the results."""
     args = parse()
     if args.one is not None:
         print(json.dumps(one(args)))
@@ -47,14 +48,14 @@ def main() -> None:
         results = measure(folder, args)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    tell(results)
+    show(results)
     if args.json:
         names = ("layers", "hidden", "intermediate", "samples", "length", "vocabulary", "threads")
         write_json(args.json, "calibration", {n: getattr(args, n) for n in names}, results)
 
 
 def parse() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="where to work; 5 GB")
     parser.add_argument("--layers", type=int, default=16, help="decoder blocks (default: 16)")
@@ -103,34 +104,34 @@ def make(
 
 
 def one(args: argparse.Namespace) -> dict[str, float]:
-    """What a process of its own does: go one way."""
+    """What a process of its own does: prune one way, or run the model forward."""
     import torch
 
     torch.set_num_threads(args.threads)
     if args.one == "forward":
         return forward_twice(args)
     prune(args, "tiny")
-    return prune(args, "model").figures
+    return prune(args, "model").measured
 
 
 class Watch:
-    """Progress of pruning, as memory and time."""
+    """Measures memory and time between two stages of progress."""
 
     def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
         self._start = 0.0, 0.0
 
     def begin(self, stage: str, _total: int, _unit: str = "B") -> None:
-        """Before the first block is loaded, and after the last one is decided on."""
-        if stage == _CALIBRATING and not self.figures:
-            ctypes.CDLL(None).malloc_trim(0)  # of what the structure took, nothing counts
+        """Begin before the first decoder block is loaded, and end once all masks are made."""
+        if stage == _CALIBRATING and not self.measured:
+            ctypes.CDLL(None).malloc_trim(0)  # what building the structure took does not count
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM starts anew
-            self.figures["baseline_bytes"] = resident("VmRSS")
+            self.measured["baseline_bytes"] = resident("VmRSS")
             self._start = time.perf_counter(), time.process_time()
         elif stage == _DONE:
-            self.figures["peak_bytes"] = resident("VmHWM")
-            self.figures["seconds"] = time.perf_counter() - self._start[0]
-            self.figures["cpu_seconds"] = time.process_time() - self._start[1]
+            self.measured["peak_bytes"] = resident("VmHWM")
+            self.measured["seconds"] = time.perf_counter() - self._start[0]
+            self.measured["cpu_seconds"] = time.process_time() - self._start[1]
 
     def advance(self, count: int) -> None:
         """Nothing."""
@@ -181,16 +182,16 @@ def forward_twice(args: argparse.Namespace) -> dict[str, float]:
 
 
 def resident(field: str) -> int:
-    """A figure of this process's memory, in bytes."""
+    """A field of /proc/self/status on this process's memory, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-# --- the figures ---------------------------------------------------------------------------------
+# --- the results ---------------------------------------------------------------------------------
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Go every way, in turn with forwards."""
+    """Prune every way, in turn with forwards."""
     rows: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
     block = block_bytes(folder / "model")
     for _ in range(args.rounds):
@@ -209,15 +210,15 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(way: str) -> dict[str, float]:
-    """Go one way in a process of its own."""
+    """Prune one way in a process of its own."""
     command = [sys.executable, __file__, *sys.argv[1:], "--one", way]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def block_bytes(folder: Path) -> int:
-    """Bytes of the first block's weights."""
+    """Bytes of the first decoder block's weights."""
     from emp_llm.checkpoint.checkpoint import open_checkpoint
 
     tensors = open_checkpoint(folder).tensors
@@ -225,26 +226,26 @@ def block_bytes(folder: Path) -> int:
 
 
 def activation_bytes(args: argparse.Namespace, way: str) -> int:
-    """What waits between blocks, in bf16."""
+    """Bytes of the activations that wait between decoder blocks, in bf16."""
     at_one_block = args.samples * args.length * args.hidden * _ITEM
     if way == "taylor":
         return at_one_block * (args.layers + 1)
     return at_one_block * (2 if "repair" in way else 1)
 
 
-def tell(results: dict[str, Any]) -> None:
-    """Prints the figures."""
-    print(f"a block has {results['block_bytes'] / MB:.1f} MB")
+def show(results: dict[str, Any]) -> None:
+    """Print the results."""
+    print(f"a decoder block has {results['block_bytes'] / MB:.1f} MB")
     table = [["", "memory, blocks", "MB", "activations MB", "of 2 forwards", "of CPU time"]]
     for way, row in results["ways"].items():
         middle = {name: values["median"] for name, values in row.items()}
         more = middle["peak_bytes"] - middle["baseline_bytes"] - middle["activation_bytes"]
-        figures = [middle["blocks"], more / MB, middle["activation_bytes"] / MB]
-        figures += [middle["seconds_ratio"], middle["cpu_seconds_ratio"]]
-        table.append([way, *(f"{x:.{d}f}" for x, d in zip(figures, (2, 0, 0, 2, 2), strict=True))])
+        numbers = [middle["blocks"], more / MB, middle["activation_bytes"] / MB]
+        numbers += [middle["seconds_ratio"], middle["cpu_seconds_ratio"]]
+        table.append([way, *(f"{x:.{d}f}" for x, d in zip(numbers, (2, 0, 0, 2, 2), strict=True))])
     print_table(table)
     most = max(row["blocks"]["median"] for row in results["ways"].values())
-    print(f"{'within' if most < MOST_BLOCKS else 'ABOVE'} {MOST_BLOCKS} blocks")
+    print(f"{'within' if most < MOST_BLOCKS else 'ABOVE'} {MOST_BLOCKS} decoder blocks")
 
 
 if __name__ == "__main__":

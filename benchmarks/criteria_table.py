@@ -1,19 +1,20 @@
-"""Perplexity by criterion, each at its own N_eff and at equal sparsity, as it is and repaired.
+"""Perplexity by criterion: at its own N_eff and at equal sparsity, without and with repair.
 
     OMP_NUM_THREADS=1 python benchmarks/criteria_table.py MODEL CALIBRATION_TEXT TEST_TEXT \
         --cells cells.jsonl
 
-Every criterion prunes the MLPs row by row three times: at β = 1 of its own scores, and, ranking by
-its scores, as many weights of each row as magnitude keeps at β = 1 and at β = 0.75. What depends on
-samples or on chance is done for each seed: mean ± sample standard deviation. A cell is written down
-as soon as it is measured and is not measured again, so that a run that was ended goes on, and
-several can share the work by `--seeds`.
+Every criterion prunes the MLPs with row groups three times: at β = 1 by its own N_eff, and keeping
+as many weights of each row as magnitude keeps at β = 1 and at β = 0.75. Whatever depends on samples
+or on chance is measured for each seed; the table has mean ± sample standard deviation. A cell is
+written to a file as soon as it is measured and is not measured again, so an interrupted run can be
+continued, and several can share the work by `--seeds`.
 
-So that texts are made tokens once only, cells are decided by what `emp_llm.prune` calls, and the
-model is given the weights that decisions leave. `--check` has `emp-llm prune` do one cell as well,
-and compares the perplexities, which must be the same number.
+To tokenize each text only once, masks are made by the functions that `emp_llm.prune` calls, and
+applied to a model that stays loaded. `--check` runs `emp-llm prune` for one cell as well and
+compares the perplexities, which must be equal.
 
-The model is loaded whole. Parameters must be called as in the checkpoint, as those of Llama are.
+The model is loaded whole. Its parameters must have the names that they have in the checkpoint, as
+those of Llama do.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ CRITERIA = ("magnitude", "wanda", "obs", "taylor", "ria", "random")
 SETTINGS = {"own": (1.0, "criterion"), "1": (1.0, "magnitude"), "0.75": (0.75, "magnitude")}
 REPAIRS = ("none", "obs")
 GOALS = {"1": 0.30, "0.75": 1.14}
-"""By how many per cent repaired magnitude may be worse than dense, by an exact least squares."""
+"""Per cent by which repaired magnitude may be worse than dense: what exact least squares gives."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ class Cell:
 
     @staticmethod
     def of(criterion: str, setting: str, repair: str, seed: int) -> Cell:
-        """The cell that belongs to a seed."""
+        """The cell of a seed; of none where nothing depends on it."""
         depends = (criterion, repair) != ("magnitude", "none")
         return Cell(criterion, setting, repair, seed if depends else None)
 
     def options(self, calibration: CalibrationOptions) -> PruneOptions:
-        """What `emp_llm.prune` is to be asked for."""
+        """The options of `emp_llm.prune` for this cell."""
         beta, count_by = SETTINGS[self.setting]
         return PruneOptions(
             beta=beta,
@@ -93,7 +94,7 @@ class Cell:
 
 
 def main() -> None:
-    """Reads the command line, measures what is missing, and tells."""
+    """Read the command line, measure what is missing, and print the table."""
     args = parse()
     logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
@@ -118,7 +119,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", help="a folder")
     parser.add_argument("calibration", help="text to calibrate on")
@@ -141,7 +142,7 @@ def parse() -> argparse.Namespace:
 
 
 class Bench:
-    """A model, whole and in parts, and what it is calibrated and measured on."""
+    """A model, whole and streamed, and what it is calibrated and measured on."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -173,19 +174,19 @@ class Bench:
         self._stack.close()
 
     def perplexity(self, model: PreTrainedModel, blocks: int) -> float:
-        """Of a model, on the first blocks of the text, or on all."""
+        """Perplexity of a model on the first windows of the text, or on all."""
         text = Text(self.args.text.name, self._text, blocks or None)
         context = self.args.context
         return perplexity(model, self._tokenizer, text, context=context).perplexity  # type: ignore[arg-type]
 
     def prune(self, cell: Cell) -> float:
-        """Give the model the weights that a cell leaves; returns the sparsity of the targets."""
+        """Give the model the weights of a cell; returns the sparsity of the targets."""
         options = cell.options(self.calibration)
         if cell.criterion == "taylor":
             self._remember_gradients(cell.seed or 0)
             options = replace(options, criterion=Remembered.name)
         kept = weights = 0
-        with self._decided(options) as (store, targets):
+        with self._masked(options) as (store, targets):
             parameters = dict(self.model.named_parameters())
             for target in targets:
                 parameter = parameters[target.name]
@@ -195,7 +196,7 @@ class Bench:
         return 1 - kept / weights
 
     def check(self, cell: Cell) -> dict[str, Any]:
-        """Have the command line do a cell: from_pretrained must load what was measured here."""
+        """Measure a cell by the command line as well; raises AssertionError if it differs."""
         beta, count_by = SETTINGS[cell.setting]
         calibration = ["--calibration", self.args.calibration, "--seed", str(cell.seed)]
         calibration += ["--samples", str(self.args.samples), "--length", str(self.args.length)]
@@ -215,7 +216,7 @@ class Bench:
         return {**vars(cell), "perplexity": here}
 
     @contextmanager
-    def _decided(self, options: PruneOptions) -> Iterator[tuple[MaskStore, list[Target]]]:
+    def _masked(self, options: PruneOptions) -> Iterator[tuple[MaskStore, list[Target]]]:
         session = None
         if needs_of(options) and options.calibration is not None:
             session = self._session(options.calibration.seed)
@@ -233,39 +234,39 @@ class Bench:
         return Session(plan, self._workers.progress, self._files, self._folder)
 
     def _remember_gradients(self, seed: int) -> None:
-        """Go through the dense model for Taylor's scores, unless that seed's are there."""
+        """Compute Taylor's scores of the dense model, unless those of the seed are there."""
         if Remembered.seed != seed:
             say(f"gradients of seed {seed}")
             Remembered.seed, Remembered.kept = seed, {}
             calibration = replace(self.calibration, seed=seed)
             options = PruneOptions(criterion=Remembering.name, calibration=calibration)
-            with self._decided(options):
+            with self._masked(options):
                 pass
 
 
 class Remembering(Criterion):
-    """Taylor's scores, which are remembered: they are those of the dense model in every cell."""
+    """Taylor's scores, kept: they are those of the dense model in every cell."""
 
     name = "taylor, remembering"
     needs = Taylor.needs
 
-    def scores(self, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:
+    def scores(self, weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """|w · ∂L/∂w|."""
-        scores_RC = Taylor().scores(weight_RC, found)
-        Remembered.kept[found.tensor, found.matrix] = scores_RC
+        scores_RC = Taylor().scores(weight_RC, statistics)
+        Remembered.kept[statistics.tensor, statistics.matrix] = scores_RC
         return scores_RC
 
 
 class Remembered(Criterion):
-    """Taylor's scores as they were."""
+    """Taylor's scores as `Remembering` kept them."""
 
     name = "taylor, remembered"
     seed: ClassVar[int | None] = None
     kept: ClassVar[dict[tuple[str, int], torch.Tensor]] = {}
 
-    def scores(self, weight_RC: torch.Tensor, found: Statistics) -> torch.Tensor:  # noqa: ARG002
+    def scores(self, _weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """|w · ∂L/∂w|."""
-        return self.kept[found.tensor, found.matrix]
+        return self.kept[statistics.tensor, statistics.matrix]
 
 
 register_criterion(Remembering)
@@ -273,7 +274,7 @@ register_criterion(Remembered)
 
 
 class Tokens:
-    """A tokenizer that makes tokens of a text only once."""
+    """A tokenizer that tokenizes each text only once."""
 
     is_fast = True
 
@@ -281,12 +282,12 @@ class Tokens:
         self._tokenizer = cache(AutoTokenizer.from_pretrained(model).__call__)
 
     def __call__(self, text: str, **options: bool) -> Mapping[str, Any]:
-        """What the tokenizer makes of it."""
+        """The tokens of a text, from the cache if they are there."""
         return self._tokenizer(text, **options)
 
 
 def measure(bench: Bench, cells: Iterable[Cell], args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every cell that has not been; returns all that are known, and those of the model."""
+    """Measure every cell that is missing in the file; returns all cells, and the dense model's."""
     known = {key(line): line for line in read_lines(args.cells)}
     for cell in [None, *cells]:
         named = {} if cell is None else vars(cell)
@@ -311,7 +312,7 @@ def measure(bench: Bench, cells: Iterable[Cell], args: argparse.Namespace) -> di
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The cells that were written down; a last line that was not finished does not count."""
+    """The cells in the file; an unfinished last line is ignored."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
@@ -319,7 +320,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def key(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a cell is known by."""
+    """What identifies a cell."""
     return tuple(line.get(name) for name in ("criterion", "setting", "repair", "seed", "blocks"))
 
 
@@ -327,7 +328,7 @@ def key(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def table(results: Mapping[str, Any], blocks: int) -> str:
-    """A table in Markdown: by how many per cent the perplexity is above the dense model's."""
+    """A table in Markdown: per cent by which perplexity is above the dense model's."""
     cells = [cell for cell in results["cells"] if cell["blocks"] == blocks]
     dense = next(cell["perplexity"] for cell in cells if "criterion" not in cell)
     heads = [("sparsity", "own"), *((repair, name) for name in SETTINGS for repair in REPAIRS)]
@@ -361,7 +362,7 @@ def table(results: Mapping[str, Any], blocks: int) -> str:
 
 
 def spread(values: list[float], form: str, unit: str) -> str:
-    """Mean ± sample standard deviation."""
+    """Mean ± sample standard deviation, in words."""
     if not values:
         return ""
     deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""

@@ -73,5 +73,5 @@ def _check_all_known(options: PruneOptions, calibration: CalibrationOptions) -> 
         raise OptionError(
             f"target_sparsity needs the scores of all blocks to find β, and those of criterion "
             f"{options.criterion!r} depend on the blocks that were pruned before: "
-            f"{_WITHOUT_SEQUENTIAL}, or --count-by magnitude, which the weights alone tell"
+            f"{_WITHOUT_SEQUENTIAL}, or --count-by magnitude, which the weights alone decide"
         )

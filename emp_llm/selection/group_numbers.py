@@ -140,14 +140,14 @@ class GroupNumbers:
         slack_B = np.array(betas) * SLACK
         totals = [0] * len(betas)
 
-        def settle(counted_B: Floats) -> None:
+        def add(counted_B: Floats) -> None:
             for b, count in enumerate(counted_B.tolist()):
                 totals[b] += int(count)
 
         def pieces() -> Iterator[Piece]:
             for first, q_G in self._chunks():
                 n_G = np.repeat(*self._by_group(first, q_G.size, lambda part: part.size))
-                yield Piece(0, partial(_count, q_G, n_G, slack_B), settle)
+                yield Piece(0, partial(_count, q_G, n_G, slack_B), add)
 
         run_pieces(pieces(), threads=threads)
         return totals

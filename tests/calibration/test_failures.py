@@ -159,7 +159,7 @@ class Wrong(Criterion):
 
 
 @pytest.mark.parametrize(
-    ("criterion", "told"),
+    ("criterion", "shown"),
     [
         ("Raises", "scores() fails with RuntimeError: not my day"),
         ("Negative", "scores are from -"),
@@ -168,14 +168,14 @@ class Wrong(Criterion):
     ],
 )
 def test_a_criterion_of_the_users_own_that_fails(
-    llama: Path, text: Path, criterion: str, told: str
+    llama: Path, text: Path, criterion: str, shown: str
 ) -> None:
     data = None if criterion == "Negative" else text
     options = {"criterion": f"{__name__}:{criterion}", "calibration": calibration(data)}
     out = text.parent / "out"
     line = refusal(llama, out, OptionError, **options)
     assert line.startswith(f"criterion '{__name__}:{criterion}'")
-    assert told in line
+    assert shown in line
     assert not out.exists()
 
 

@@ -12,7 +12,7 @@ from emp_llm.calibration import repair
 from emp_llm.calibration.hessian import factored
 from emp_llm.calibration.repair import bias_change, repair_obs
 
-R, C, T = 8, 150, 250  # more than one block of columns, and a part of one
+R, C, T = 8, 150, 250  # more than one batch of columns, and a part of one
 
 
 @pytest.fixture

@@ -60,45 +60,45 @@ def expected_keep(scores, magnitudes, granularity, count_by, beta):
 @pytest.mark.parametrize("kind", ["smooth", "ties", "tiny"])
 @pytest.mark.parametrize("count_by", COUNTS)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_a_matrix_is_decided_as_the_rule_says(granularity, count_by, kind) -> None:
+def test_a_matrix_is_masked_as_the_rule_says(granularity, count_by, kind) -> None:
     bits, weights = weights_of((7, 61))
     scores = some_scores(kind, (7, 61))
     for beta in (0.3, 1.0, 1.6):
         options = PruneOptions(
             beta=beta, granularity=granularity, criterion="wanda", count_by=count_by
         )
-        decided = mask_by_scores("w", scores, bits, BF16, options)
+        masked = mask_by_scores("w", scores, bits, BF16, options)
         keep = expected_keep(scores, weights, granularity, count_by, beta)
-        np.testing.assert_array_equal(unpacked(decided.mask, 61), keep)
-        np.testing.assert_array_equal(decided.kept, keep.sum(axis=1))
+        np.testing.assert_array_equal(unpacked(masked.mask, 61), keep)
+        np.testing.assert_array_equal(masked.kept, keep.sum(axis=1))
         s = scores.astype(np.float64)
         sums = np.stack([s.sum(1), (s * s).sum(1), np.where(keep, s, 0).sum(1)], axis=1)
-        np.testing.assert_allclose(decided.stats, sums, rtol=1e-13)
+        np.testing.assert_allclose(masked.stats, sums, rtol=1e-13)
         if granularity == "row":
-            assert decided.group is None
+            assert masked.group is None
         else:
-            assert decided.group is not None
-            assert decided.group.size == s.size
+            assert masked.group is not None
+            assert masked.group.size == s.size
             n_eff = s.sum() ** 2 / (s * s).sum()
-            assert decided.group.n_eff == pytest.approx(n_eff, rel=1e-12)
+            assert masked.group.n_eff == pytest.approx(n_eff, rel=1e-12)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_magnitudes_as_scores_keep_what_pruning_by_magnitude_keeps(granularity) -> None:
     bits, weights = weights_of((5, 40))
     options = PruneOptions(granularity=granularity)
-    decided = mask_by_scores("w", np.abs(weights).astype(np.float32), bits, BF16, options)
+    masked = mask_by_scores("w", np.abs(weights).astype(np.float32), bits, BF16, options)
     keep = expected_keep(np.abs(weights), weights, granularity, "criterion", 1.0)
-    np.testing.assert_array_equal(unpacked(decided.mask, 40), keep)
+    np.testing.assert_array_equal(unpacked(masked.mask, 40), keep)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_groups_of_nothing_but_zeros_keep_nothing_by_their_own_count(granularity) -> None:
     bits, _ = weights_of((3, 9))
     zeros = np.zeros((3, 9), np.float32)
-    decided = mask_by_scores("w", zeros, bits, BF16, PruneOptions(granularity=granularity))
-    assert not decided.mask.any()
-    assert not decided.stats.any()
+    masked = mask_by_scores("w", zeros, bits, BF16, PruneOptions(granularity=granularity))
+    assert not masked.mask.any()
+    assert not masked.stats.any()
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -108,9 +108,9 @@ def test_scores_of_zero_are_kept_from_the_first_on_where_the_magnitudes_count(gr
     options = PruneOptions(
         beta=0.5, granularity=granularity, criterion="wanda", count_by="magnitude"
     )
-    decided = mask_by_scores("w", scores, ones, BF16, options)
+    masked = mask_by_scores("w", scores, ones, BF16, options)
     expected = [[0x0F], [0x0F]] if granularity == "row" else [[0xFF], [0x00]]
-    assert decided.mask.tolist() == expected
+    assert masked.mask.tolist() == expected
 
 
 @pytest.mark.parametrize("value", [-1e-30, np.nan, np.inf, -np.inf])
@@ -158,7 +158,7 @@ def waiting(tmp_path: Path) -> tuple[list[Target], dict[str, Path]]:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("count_by", COUNTS)
 @pytest.mark.parametrize("granularity", ["row", "layer", "model"])
-def test_scores_that_waited_are_decided_as_the_rule_says(
+def test_scores_that_waited_are_masked_as_the_rule_says(
     waiting, tmp_path: Path, granularity, count_by, threads
 ) -> None:
     targets, paths = waiting
@@ -218,12 +218,12 @@ def test_scores_that_cannot_be_ranked_are_not_let_wait(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_group_of_more_than_one_block_of_counts_is_one_group() -> None:
-    # 2**24 scores are counted at a time: here the second time tells of the largest
+def test_a_group_that_is_counted_in_several_parts_is_one_group() -> None:
+    # 2**24 scores are counted at a time: here the second part has the largest
     scores = np.full((3, 1 << 23), 0.5, np.float32)
     scores[2, :10] = 8.0
     options = PruneOptions(granularity="layer", beta=1e-6)
-    decided = mask_by_scores("w", scores, scores.view(np.uint32), F32, options)
+    masked = mask_by_scores("w", scores, scores.view(np.uint32), F32, options)
     s1, s2 = 0.5 * (scores.size - 10) + 80, 0.25 * (scores.size - 10) + 640
     count = int(1e-6 * s1 * s1 / s2)
-    assert decided.kept.tolist() == [count - 10, 0, 10]
+    assert masked.kept.tolist() == [count - 10, 0, 10]

@@ -93,7 +93,7 @@ SCORES: dict[str, Callable[[Found], torch.Tensor]] = {
 
 
 def found_of(architecture: str, folder: Path, ids: torch.Tensor) -> list[Found]:
-    """What the whole dense model tells of each matrix of a checkpoint that is pruned."""
+    """The statistics of each matrix that is pruned, from the whole dense model."""
     tensors, whole = load(folder), load_whole(architecture, folder)
     inputs = {f"{n}.weight": x for n, x in inputs_of(whole, lambda: run_on(whole, ids)).items()}
     if architecture == "mixtral":
@@ -144,7 +144,7 @@ def test_the_weights_that_stay_are_those_of_plain_torch_on_the_whole_dense_model
 
 
 @pytest.mark.parametrize("granularity", ["row", "layer"])
-def test_a_block_is_pruned_by_what_the_pruned_blocks_before_it_give(
+def test_a_decoder_block_is_pruned_by_the_outputs_of_the_pruned_ones_before_it(
     models: dict[str, Path], text: Path, tmp_path: Path, granularity: str
 ) -> None:
     folder, ids = models["llama"], ids_of(text)
@@ -194,7 +194,7 @@ KNOWN: dict[tuple[str, int], Statistics] = {}
 
 
 class Everything(Criterion):
-    """Remembers what it is told."""
+    """Remembers the statistics that it gets."""
 
     needs = frozenset({"norms", "means", "hessian"})
 
@@ -245,8 +245,8 @@ def test_an_expert_that_no_token_reaches_is_ranked_by_magnitude_and_told_of(
         for expert in (2, 3)
         for leaf in (1, 2, 3)
     ]
-    told = report["calibration"]["without_tokens"]
-    assert [name for name in told if "layers.0" in name] == expected
+    reported = report["calibration"]["without_tokens"]
+    assert [name for name in reported if "layers.0" in name] == expected
     for name in expected:
         assert torch.equal(left[name] != 0, emp_llm.keep_mask(tensors[name].abs()))
 

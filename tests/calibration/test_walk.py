@@ -1,4 +1,4 @@
-"""A model that is streamed block by block computes what it computes whole."""
+"""A model that is streamed, one decoder block at a time, computes what it computes whole."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ TinyModel = Callable[..., Path]
 
 
 def twice(model: StreamedModel, walk: Walk, unit: str, calls: list[Call]) -> None:
-    """Let all samples pass a block, once to look and once to go on."""
+    """Let all samples pass a unit, once without going on and once going on."""
     others = tuple(f"{other}." for other in model.units if other != unit)
     for name, parameter in model.model.named_parameters(remove_duplicate=False):
         assert parameter.is_meta or not name.startswith(others), name

@@ -82,7 +82,7 @@ def test_columns_of_conv1d_and_matrices_of_each_expert_are_groups_of_their_own(
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("architecture", ["t5", "jamba", "bert"])
-def test_encoders_and_other_blocks_are_pruned_by_the_same_rule(
+def test_encoders_and_other_decoder_blocks_are_pruned_by_the_same_rule(
     tiny_model: TinyModel, tmp_path: Path, architecture: str, granularity: str
 ) -> None:
     source, names = tiny_model(architecture), EXPECTED[architecture].mlp
@@ -227,7 +227,7 @@ def test_a_tiny_beta_keeps_the_largest_weight_of_each_row(tmp_path: Path) -> Non
 @pytest.mark.parametrize("block_bytes", [1, 100])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("output_format", ["packed", "dense"])
-def test_a_tensor_in_many_blocks_gives_the_same_files(
+def test_a_tensor_in_many_row_blocks_gives_the_same_files(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     output_format: str,
@@ -246,7 +246,7 @@ def test_a_tensor_in_many_blocks_gives_the_same_files(
 @pytest.mark.parametrize("block_bytes", [1, 100])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt-oss"])
-def test_a_transposed_tensor_in_many_blocks_is_pruned_by_the_same_rule(
+def test_a_transposed_tensor_in_many_row_blocks_is_pruned_by_the_same_rule(
     tiny_model: TinyModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Decisions on disk: what was written of a block is read back, or the block is not there."""
+"""Masks on disk: what was written of a unit is read back, or the unit is not there."""
 
 import os
 import shutil
@@ -18,17 +18,17 @@ WEIGHTS = RNG.integers(0, 1 << 16, (7, 21), np.uint16)
 
 
 def write(folder: Path, key: str = "layers.0") -> None:
-    with MaskStore(folder) as store, store.writer(key) as block:
-        block.add("plain", MASK, STATS)
-        block.add("stack", MASK[:4], STATS[:4], [Group(3.0, 84, 9.0)], WEIGHTS[:4])
-        block.add("stack", MASK[4:], STATS[4:], [Group(2.0, 63, 8.0)])
-        block.replace("bias", b"\x01\x02\x03")
-        block.note("without_tokens", [["stack", 1]])
+    with MaskStore(folder) as store, store.writer(key) as writer:
+        writer.add("plain", MASK, STATS)
+        writer.add("stack", MASK[:4], STATS[:4], [Group(3.0, 84, 9.0)], WEIGHTS[:4])
+        writer.add("stack", MASK[4:], STATS[4:], [Group(2.0, 63, 8.0)])
+        writer.replace("bias", b"\x01\x02\x03")
+        writer.note("without_tokens", [["stack", 1]])
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "decisions"
+    return tmp_path / "masks"
 
 
 def test_what_was_written_is_read_back_in_any_stretch_of_rows(folder: Path) -> None:
@@ -59,12 +59,12 @@ def test_what_was_written_is_read_back_in_any_stretch_of_rows(folder: Path) -> N
         assert store.replaced("plain") is None
 
 
-def test_notes_of_blocks_are_joined_and_those_of_the_whole_last(folder: Path) -> None:
+def test_notes_of_units_are_joined_and_those_of_the_run_kept(folder: Path) -> None:
     write(folder, "layers.1")
     with MaskStore(folder) as store:
         store.note("calibration", {"hash": "x"})
-        with store.writer("layers.0") as block:
-            block.note("without_tokens", [["other", 0]])
+        with store.writer("layers.0") as writer:
+            writer.note("without_tokens", [["other", 0]])
     with MaskStore(folder) as store:
         assert store.notes == {
             "calibration": {"hash": "x"},
@@ -72,18 +72,18 @@ def test_notes_of_blocks_are_joined_and_those_of_the_whole_last(folder: Path) ->
         }
 
 
-def test_a_block_that_an_error_left_is_not_there(folder: Path) -> None:
+def test_a_unit_whose_writing_failed_is_not_there(folder: Path) -> None:
     write(folder)
     with MaskStore(folder) as store:
-        with pytest.raises(ValueError, match="rows"), store.writer("layers.0") as block:
-            block.add("plain", MASK, STATS[1:])
+        with pytest.raises(ValueError, match="rows"), store.writer("layers.0") as writer:
+            writer.add("plain", MASK, STATS[1:])
         assert not store.has("layers.0")
         assert store.names == []
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("offset", [0, 30, -1])
-def test_a_block_whose_data_are_damaged_is_not_there_and_can_be_made_again(
+def test_a_unit_whose_data_are_damaged_is_not_there_and_can_be_written_again(
     folder: Path, offset: int
 ) -> None:
     write(folder)
@@ -100,7 +100,7 @@ def test_a_block_whose_data_are_damaged_is_not_there_and_can_be_made_again(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b'{"key": "layers.0"}'])
-def test_a_block_whose_index_is_damaged_is_not_there(folder: Path, damage: bytes) -> None:
+def test_a_unit_whose_index_is_damaged_is_not_there(folder: Path, damage: bytes) -> None:
     write(folder)
     (path,) = folder.glob("*.json")
     path.write_bytes(damage)
@@ -108,7 +108,7 @@ def test_a_block_whose_index_is_damaged_is_not_there(folder: Path, damage: bytes
         assert not store.has("layers.0")
 
 
-def test_a_block_whose_data_are_cut_short_is_not_there(folder: Path) -> None:
+def test_a_unit_whose_data_are_cut_short_is_not_there(folder: Path) -> None:
     write(folder)
     (path,) = folder.glob("*.data")
     os.truncate(path, path.stat().st_size - 1)
@@ -116,7 +116,7 @@ def test_a_block_whose_data_are_cut_short_is_not_there(folder: Path) -> None:
         assert not store.has("layers.0")
 
 
-def test_a_block_is_there_whole_or_not_at_all_whenever_the_writer_is_killed(
+def test_a_unit_is_there_whole_or_not_at_all_whenever_the_writer_is_killed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Path] = []
@@ -145,12 +145,12 @@ def test_a_block_is_there_whole_or_not_at_all_whenever_the_writer_is_killed(
     assert found[3:] == [True] * (len(found) - 3)
 
 
-def test_masks_and_figures_of_other_rows_are_refused(folder: Path) -> None:
-    with MaskStore(folder) as store, store.writer("x") as block:
+def test_masks_and_statistics_of_other_rows_are_refused(folder: Path) -> None:
+    with MaskStore(folder) as store, store.writer("x") as writer:
         for mask, stats, weights in (
             (MASK, STATS[1:], None),
             (MASK, STATS, WEIGHTS[1:]),
             (MASK, STATS, WEIGHTS[:, :16]),
         ):
             with pytest.raises(ValueError, match="not of the same rows"):
-                block.add("w", mask, stats, weights=weights)
+                writer.add("w", mask, stats, weights=weights)

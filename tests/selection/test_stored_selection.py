@@ -1,4 +1,4 @@
-"""A checkpoint is pruned by masks and weights that were decided ahead, and is theirs to the bit."""
+"""A checkpoint is pruned by masks and weights from the store, to the bit."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def options_of(**options: object) -> PruneOptions:
         ("mixtral", {"granularity": "layer"}),
     ],
 )
-def test_packed_and_dense_hold_the_weights_that_were_decided(
+def test_packed_and_dense_hold_the_stored_weights(
     tiny_model: TinyModel, tmp_path: Path, architecture: str, options: dict[str, object]
 ) -> None:
     source, names = tiny_model(architecture), EXPECTED[architecture]
@@ -87,7 +87,7 @@ def test_transformers_loads_what_was_packed(tiny_model: TinyModel, tmp_path: Pat
 
 @pytest.mark.parametrize("granularity", ["row", "layer"])
 @pytest.mark.parametrize("count_by", ["criterion", "magnitude"])
-def test_the_report_tells_the_figures_of_the_scores(
+def test_the_report_has_the_statistics_of_the_scores(
     tiny_model: TinyModel, tmp_path: Path, granularity: str, count_by: str
 ) -> None:
     source = tiny_model("llama")
@@ -98,18 +98,20 @@ def test_the_report_tells_the_figures_of_the_scores(
         s, keep = kept_of(name, tensors[name], asked)
         groups = s.reshape(-1, s.shape[-1]) if granularity == "row" else s.reshape(1, -1)
         n_eff = groups.sum(1) ** 2 / (groups**2).sum(1)
-        told = report["tensors"][name]
-        assert told["kept"] == keep.sum()
-        assert told["n_eff_min"] == pytest.approx(n_eff.min(), rel=1e-5)
-        assert told["n_eff_mean"] == pytest.approx(n_eff.mean(), rel=1e-5)
-        assert told["n_eff_fraction_max"] == pytest.approx(n_eff.max() / groups.shape[1], rel=1e-5)
-        assert told["mass"] == pytest.approx(s.sum(), rel=1e-5)
-        assert told["retained_mass"] == pytest.approx(s[keep].sum() / s.sum(), rel=1e-5)
-        bound = told["retained_mass_bound"]
+        reported = report["tensors"][name]
+        assert reported["kept"] == keep.sum()
+        assert reported["n_eff_min"] == pytest.approx(n_eff.min(), rel=1e-5)
+        assert reported["n_eff_mean"] == pytest.approx(n_eff.mean(), rel=1e-5)
+        assert reported["n_eff_fraction_max"] == pytest.approx(
+            n_eff.max() / groups.shape[1], rel=1e-5
+        )
+        assert reported["mass"] == pytest.approx(s.sum(), rel=1e-5)
+        assert reported["retained_mass"] == pytest.approx(s[keep].sum() / s.sum(), rel=1e-5)
+        bound = reported["retained_mass_bound"]
         if count_by == "magnitude":  # it promises nothing for another count than N_eff's
             assert bound is None
         else:
-            assert 0.3 < bound <= told["retained_mass"]
+            assert 0.3 < bound <= reported["retained_mass"]
 
 
 def test_the_report_tells_what_was_asked_and_what_was_found(
@@ -186,7 +188,7 @@ def test_a_run_killed_at_any_step_looks_like_no_model_or_is_one_and_is_completed
 ) -> None:
     asked, out = options_of(repair="obs"), tmp_path / "out"
     prune(three, tmp_path / "expected", asked)
-    expected, decided = files(tmp_path / "expected"), set()
+    expected, stored = files(tmp_path / "expected"), set()
     for step in range(3, 84, 10):
         run = start(prune_given, three, out, asked, killed_at=step)
         run.join()
@@ -196,15 +198,15 @@ def test_a_run_killed_at_any_step_looks_like_no_model_or_is_one_and_is_completed
             assert visible(out) == expected
         else:
             folder = out / STAGING_NAME / ".masks"
-            decided.add(len(list(folder.glob("*.json"))))
+            stored.add(len(list(folder.glob("*.json"))))
             prune(three, out, asked)
             assert files(out) == expected
         shutil.rmtree(out)
-    assert len(decided) > 2
+    assert len(stored) > 2
 
 
 def interrupted(three: Path, out: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> str:
-    """Prune with a calibration that fails at its third block; returns the notes of the error."""
+    """Prune with a calibration that fails at its third decoder block; returns the error's notes."""
 
     def fail(store: MaskStore, key: str) -> bool:
         if key == "model.layers.2":
@@ -219,7 +221,7 @@ def interrupted(three: Path, out: Path, monkeypatch: pytest.MonkeyPatch, error: 
     return " ".join(getattr(caught.value, "__notes__", ()))
 
 
-def test_what_was_decided_of_an_interrupted_run_is_kept_and_not_decided_again(
+def test_masks_of_an_interrupted_run_are_kept_and_not_made_again(
     three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -228,11 +230,11 @@ def test_what_was_decided_of_an_interrupted_run_is_kept_and_not_decided_again(
         f"the masks of 2 blocks of the model are kept in {out}: the same command goes on from there"
     )
     assert visible(out) == {}
-    decided, decide = [], stored_masks.mask_by_scores
+    masked, mask_by_scores = [], stored_masks.mask_by_scores
 
     def counted(name: str, *arguments: object, **options: object) -> object:
-        decided.append(name)
-        return decide(name, *arguments, **options)
+        masked.append(name)
+        return mask_by_scores(name, *arguments, **options)
 
     monkeypatch.setattr(stored_masks, "mask_by_scores", counted)
     with pytest.raises(OutputError, match="criterion was 'wanda', is 'magnitude'"):
@@ -241,7 +243,7 @@ def test_what_was_decided_of_an_interrupted_run_is_kept_and_not_decided_again(
     with pytest.raises(OutputError, match=r"'seed': 3.*is .*'seed': 4"):
         prune(three, out, other)
     prune(three, out, options_of())
-    assert {name.split(".")[2] for name in decided} == {"2"}
+    assert {name.split(".")[2] for name in masked} == {"2"}
     prune(three, tmp_path / "expected", options_of())
     assert files(out) == files(tmp_path / "expected")
 

@@ -22,7 +22,7 @@ SAMPLES, LENGTH, SEED = 4, 24, 3
 
 
 def save_model(folder: Path, architecture: str, **options: Any) -> Path:
-    """A tiny model, in float32 unless told otherwise, that knows the words w0, w1, …"""
+    """A tiny model, in float32 by default, that knows the words w0, w1, …"""
     save_tiny_model(folder, architecture, **{"dtype": torch.float32, **options})
     return save_tokenizer(folder, V)
 

@@ -1,7 +1,7 @@
-"""Decisions by scores out of nowhere, in the place of a calibration's, and what they leave.
+"""Masks by made-up scores, in place of a calibration's, and the weights that they leave.
 
 Scores are random numbers that follow from a tensor's name. A repaired weight is the source's
-negated, and biases become ones, so that both can be told from the source's.
+negated, and biases become ones, so that both differ from the source's.
 """
 
 import os
@@ -41,14 +41,14 @@ def is_bias(name: str) -> bool:
 
 
 def calibrate(plan: PruningPlan, _workers: Workers, store: MaskStore) -> float:
-    """Decide on all targets, block by block."""
+    """Mask all targets, one decoder block after the other."""
     targets = plan.all_targets
     keys = sorted({plan.decisions[target.name].block or "" for target in targets})
     with plan.source.files(plan.checkpoint.shards) as files:
         for key in keys:
             if store.has(key):
                 continue
-            with store.writer(key) as block:
+            with store.writer(key) as writer:
                 for target in targets:
                     if (plan.decisions[target.name].block or "") != key:
                         continue
@@ -58,58 +58,60 @@ def calibrate(plan: PruningPlan, _workers: Workers, store: MaskStore) -> float:
                         whole = RowBlock(matrix, 0, geometry.matrix_rows)
                         first = geometry.first_row(whole)
                         bits = target.read(files.file(target.shard), whole, Workspace())
-                        decided = mask_by_scores(
+                        masked = mask_by_scores(
                             target.name,
                             scores[first : first + geometry.matrix_rows],
                             bits,
                             geometry.number_format,
                             plan.options,
                         )
-                        block.add(
+                        writer.add(
                             target.name,
-                            decided.mask,
-                            decided.stats,
-                            [decided.group] if decided.group else (),
+                            masked.mask,
+                            masked.stats,
+                            [masked.group] if masked.group else (),
                             bits ^ geometry.number_format.storage.type(0x8000)
                             if plan.options.repair == "obs"
                             else None,
                         )
                 for name, (_, entry) in plan.checkpoint.tensors.items():
                     if is_bias(name) and name.startswith(key) and plan.options.repair == "bias":
-                        block.replace(name, b"\x80\x3f" * (entry.nbytes // 2))
-                block.note("without_tokens", [f"{key}.expert"])
+                        writer.replace(name, b"\x80\x3f" * (entry.nbytes // 2))
+                writer.note("without_tokens", [f"{key}.expert"])
     if plan.options.calibration is not None and plan.options.calibration.text is not None:
         store.note("calibration", {"length": 16, "hash": "xxh3-128:0"})
     return plan.options.beta
 
 
 def put_in_place() -> None:
-    """Let `prune` calibrate so, in this process."""
+    """Have `prune` call this `calibrate`, in this process."""
     sys.modules[CALIBRATING] = types.SimpleNamespace(calibrate=calibrate)  # type: ignore[assignment]
 
 
 def prune_given(
     source: Path, out: Path, options: PruneOptions, overwrite: bool = False, threads: int = 2
 ) -> None:
-    """`prune` with these decisions, in a process of its own."""
+    """`prune` with these masks, in a process of its own."""
     put_in_place()
     prune(source, out, options, overwrite=overwrite, threads=threads)
 
 
-def take_part(source: Path, out: Path, options: PruneOptions, told: Path, folder: str) -> None:
-    """`prune` with these decisions, as one rank."""
+def take_part(
+    source: Path, out: Path, options: PruneOptions, error_file: Path, folder: str
+) -> None:
+    """`prune` with these masks, as one rank."""
     os.chdir(folder)
     put_in_place()
     try:
         prune(source, out, options, distributed=True)
     except Exception as error:
-        told.write_text(f"{type(error).__name__}: {error}")
+        error_file.write_text(f"{type(error).__name__}: {error}")
         raise
 
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`prune` calibrates so during a test."""
+    """`prune` calls this `calibrate` during a test."""
     monkeypatch.setitem(
         sys.modules,
         CALIBRATING,
@@ -128,8 +130,8 @@ def kept_of(
     width = rows.shape[2] * (rows.shape[1] if options.granularity == "layer" else 1)
     keep = np.zeros((s.size // width, width), bool)
     groups = zip(keep, s.reshape(-1, width), counted.reshape(-1, width), strict=True)
-    for stay, group, told in groups:
-        count = int(kept_by_rule(told, options.beta).sum())
+    for stay, group, values in groups:
+        count = int(kept_by_rule(values, options.beta).sum())
         stay[np.argsort(-group, kind="stable")[:count]] = True
     return s, keep.reshape(s.shape)
 

@@ -1,4 +1,4 @@
-"""Tiny models streamed block by block, and the tokens that they are run on."""
+"""Tiny models streamed one decoder block at a time, and the tokens that they are run on."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ def load_whole(architecture: str, folder: Path) -> PreTrainedModel:
 
 @contextmanager
 def streamed(folder: Path, targets: str = "all-linear") -> Iterator[StreamedModel]:
-    """A model without its blocks."""
+    """A model whose units are not loaded."""
     checkpoint = open_checkpoint(folder)
     shapes = {name: (entry.dtype, entry.shape) for name, (_, entry) in checkpoint.tensors.items()}
     decisions = decide_targets(folder, shapes, targets=targets)
@@ -55,7 +55,7 @@ def streamed(folder: Path, targets: str = "all-linear") -> Iterator[StreamedMode
 
 
 def pass_on(_model: StreamedModel, walk: Walk, unit: str, calls: list[Call]) -> None:
-    """Let all samples pass a block."""
+    """Let all samples pass a unit."""
     for call in calls:
         with walk.present(call):
             walk.pass_on(call, walk.own_forward(unit)(*call.args, **call.kwargs))
@@ -77,18 +77,18 @@ def walk_through(
         model: The model.
         folder: Where activations wait.
         forward: Runs the model on the sample with this number.
-        visit: Told of each block, loaded, at which they wait.
+        visit: Called for each unit that they wait at, which is loaded.
         memory: Bytes of activations that wait in memory.
         samples: How many.
-        gradients: Whether gradients are recorded between blocks.
+        gradients: Whether what runs between units is recorded for gradients.
 
     Returns:
-        What `forward` has given.
+        What `forward` returned for each sample.
     """
     activations = Activations(memory, folder)
-    blocks = {unit: model.module(unit) for unit in model.units}
+    units = {unit: model.module(unit) for unit in model.units}
     model.load_embeddings()
-    walk = Walk(blocks, model.outside, forward, samples, activations, gradients=gradients)
+    walk = Walk(units, model.outside, forward, samples, activations, gradients=gradients)
     with walk, torch.no_grad():
         for unit, calls in walk.stops():
             model.release_visitors()
