@@ -80,6 +80,7 @@ class Activations:
         seen = set(self._shared)
         for tensor in tensors:
             storage = tensor.untyped_storage()
+            # `_cdata` is the address of the storage itself, which stays while it is emptied
             if tensor.is_meta or not tensor.numel() or storage._cdata in seen:
                 continue
             seen.add(storage._cdata)
@@ -88,7 +89,7 @@ class Activations:
                 self._share(storage)
             elif storage.data_ptr() in self._exempt or not storage.resizable():
                 continue
-            elif self._memory >= nbytes:
+            elif self._memory >= nbytes:  # first come, first served: who waits longest is not known
                 self._memory -= nbytes
                 waiting.nbytes += nbytes
                 waiting.in_memory.append((storage, self._keep(storage)))
@@ -115,6 +116,7 @@ class Activations:
 
     def _share(self, storage: torch.UntypedStorage) -> None:
         """Fill a storage that several keys hold and one has emptied; it never waits again."""
+        # samples reach units in turn: which one needs it next is not known, so it stays filled
         address = storage._cdata
         for waiting in self._waiting.values():
             for place, (one, kept) in enumerate(waiting.in_memory):
@@ -134,7 +136,7 @@ class Activations:
 
     def _keep(self, storage: torch.UntypedStorage) -> torch.Tensor | None:
         """Copy the bytes of a storage from another device and empty it; None for the CPU's."""
-        if storage.device.type == "cpu":
+        if storage.device.type == "cpu":  # it may stay where it is, as long as memory allows
             return None
         kept = _bytes_of(storage).cpu()
         storage.resize_(0)

@@ -137,6 +137,7 @@ class Calibration:
         if not together:
             self._fill(self._mask_sink(store, options), self._needs)
             return options.beta
+        # β is noted last: with it, and all masks, an earlier run has finished this step
         beta = store.notes.get("beta")
         if beta is None or not all(map(store.has, self._units)):
             scores = ScoreSink(store.folder, self._pruner(options), options.criterion)

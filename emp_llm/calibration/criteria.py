@@ -122,7 +122,7 @@ def score(criterion: Criterion, weight_RC: torch.Tensor, statistics: Statistics)
             f"{where}: scores are {_kind(scores_RC)}; return {_kind(weight_RC)} as the weights are"
         )
     low, high = (edge.item() for edge in scores_RC.aminmax()) if scores_RC.numel() else (0.0, 0.0)
-    if not 0 <= low <= high < float("inf"):  # NaN is at both edges
+    if not 0 <= low <= high < float("inf"):  # with a NaN, both are NaN
         raise OptionError(
             f"{where}: scores are from {low} to {high}; return finite ones that are 0 or above"
         )
@@ -219,6 +219,7 @@ class Ria(Criterion):
         """(|w_rc| / Σ_r |w_rc| + |w_rc| / Σ_c |w_rc|) · ‖x_c‖₂^½."""
         import torch
 
+        # column sums are needed before the first row can be scored: one pass more over the weights
         columns_C = torch.zeros(weight_RC.shape[1], dtype=torch.float64, device=weight_RC.device)
         for _, size_rC in _sizes(weight_RC):
             columns_C += size_rC.sum(0)

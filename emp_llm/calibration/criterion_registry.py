@@ -76,6 +76,7 @@ def find_criterion(criterion: str | Criterion | type[Criterion]) -> Criterion:
 
 
 def _imported(shown: str, module: str, name: str) -> Criterion:
+    # as `python -m` does, but `emp-llm` is installed as a script, whose own folder comes first
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

@@ -78,6 +78,7 @@ class ForwardWalk:
         session.begin("calibrating")
         with session.walk(lanes=2 if self._paired else 1) as walk:
             for unit, calls in session.stops(walk):
+                # first the lane through the pruned units, then the one through the dense units
                 own, dense = calls[:count], calls[count:]
                 if unit in left:
                     left.remove(unit)
@@ -128,9 +129,11 @@ class ForwardWalk:
             names = {target.name for target in targets}
             if stage:  # what the stages before have changed is loaded again
                 model.load(unit, self._changed)
+            # in the first stage nothing of this unit is pruned yet: both lanes share its weights
             own_weights = model.parameters(unit) if stage else dense_weights
 
             def gather(gathering: Gathering, own_weights: Weights = own_weights) -> None:
+                # sample by sample in both lanes, so that the dense inputs of one sample are held
                 for own_call, dense_call in zip(own, dense, strict=True):
                     model.place(dense_weights)
                     observer = ProductObserver(dense_weights, gathering.observe_dense)
@@ -191,6 +194,7 @@ class ForwardWalk:
             gathering.forget_last()
 
         gathering = self._gathered(matrices, frozenset(), gather)
+        # one sample may not reach all experts: their place is that of others of the same kind
         order: dict[str, int] = {}
         for matrix in gathering.seen():
             leader = _kind(gathering.leader(matrix))

@@ -82,6 +82,7 @@ class ProductObserver(TorchDispatchMode):
     def _report(
         self, name: str, parameter: torch.Tensor, factor: torch.Tensor, inputs: torch.Tensor
     ) -> None:
+        # which matrices of the parameter the factor is, by where it lies in the parameter's memory
         matrix_size = parameter.stride(0) if parameter.ndim == 3 else parameter.numel()
         first = factor.storage_offset() - parameter.storage_offset()
         if not 0 <= first < parameter.numel():
@@ -196,6 +197,8 @@ class Gathering:
             leader, fresh = matrix, matrix not in self._leaders
             # held until the next product, so that no other tensor gets its memory and looks alike
             self._last = leader, x_TC, fresh
+        # a matrix shares from its first product on, which is its leader's first as well, or never:
+        # otherwise the leader would have inputs that the matrix has not had
         known = self._leaders.get(matrix)
         if known is None and not fresh:
             leader = matrix  # the other one has more inputs already
@@ -228,6 +231,7 @@ class Gathering:
         """
         self._last = None
         self._dense.clear()
+        # a matrix that was multiplied more often than its leader, or less often, had other inputs
         if any(
             self._times[matrix] != self._times[leader] for matrix, leader in self._leaders.items()
         ):
@@ -271,6 +275,7 @@ class Gathering:
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same memory, which nobody has written to in between."""
     return (
         one.data_ptr() == other.data_ptr()
         and one.shape == other.shape

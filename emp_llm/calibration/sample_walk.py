@@ -77,6 +77,7 @@ class _Runner:
         self._work = work
         self._gradients = gradients
         self._output: object = None
+        # two semaphores pass the turn: `_go` to this sample, `_came` back to the walking thread
         self._go = threading.Semaphore(0)
         self._came = threading.Semaphore(0)
         self._stopping = False
@@ -91,7 +92,7 @@ class _Runner:
         """
         self._output = output
         self.call = None
-        if self._thread.ident is None:
+        if self._thread.ident is None:  # not started yet
             try:
                 self._thread.start()
             except RuntimeError as error:
@@ -192,6 +193,7 @@ class Walk:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        # all are stopped before any is joined: after an error, a sample may still be running
         try:
             for runner in self._runners:
                 runner.stop()
@@ -213,6 +215,7 @@ class Walk:
         Raises:
             CheckpointError: If not all samples come to the same unit.
         """
+        # one after the other: a sample's activations are put away before the next one starts
         for runner in self._runners:
             runner.proceed()
             self._put_away(runner)
@@ -227,7 +230,10 @@ class Walk:
 
     def pass_on(self, call: Call, output: object) -> None:
         """Let a sample go on with the output of its unit."""
-        call.args, call.kwargs = (), {}
+        call.args, call.kwargs = (
+            (),
+            {},
+        )  # the inputs are no longer needed, the caller may hold the call
         self._runners[call.sample].proceed(output)
 
     @contextmanager
@@ -246,16 +252,18 @@ class Walk:
     def _put_away(self, runner: _Runner) -> None:
         if runner.call is not None:
             tensors = tensors_of(runner.call.args, runner.call.kwargs)
+            # such as a tensor that a model makes on the device of a weight, and passes to layers
             if any(tensor.is_meta for tensor in tensors):
                 raise CheckpointError(
                     f"{runner.unit}: the model puts data where weights lie that are not in memory "
                     "at that time: it cannot be calibrated; use the criterion magnitude"
                 )
+            # found anew each time: models fill caches, such as rotary tables, as they run
             self.activations.exempt(_held(self._outside))
             self.activations.put_away(runner, tensors)
 
     def _stop_at(self, unit: str) -> Callable[..., object]:
-        # `wraps`, for transformers looks at the signature of a forward
+        # the signature stays visible: models look at it to choose what they pass
         @functools.wraps(self._forwards[unit])
         def forward(*args: object, **kwargs: object) -> object:
             runner: _Runner = _here.runner  # only the threads of samples run the model

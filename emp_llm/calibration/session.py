@@ -113,6 +113,7 @@ class Session:
     def stops(self, walk: Walk) -> Iterator[tuple[str, list[Call]]]:
         """The units that samples come to, with their calls; see `Walk.stops`."""
         for unit, calls in walk.stops():
+            # between units, the model may have called embeddings or the output head
             self.model.release_visitors()
             yield unit, calls
             self.passed()
@@ -142,6 +143,7 @@ class Session:
             self._check_predicts()
             forward = self._loss
         self.model.load_embeddings()
+        # in two lanes, sample number `count` is sample 0 once more
         try:
             with Walk(
                 units,
@@ -165,6 +167,7 @@ class Session:
         with torch.no_grad(), self.explaining():
             output = walk.own_forward(unit)(*call.args, **call.kwargs)
         for tensor in tensors_of(output):
+            # found here, where it begins: later the whole model gives NaN
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 self._check_weights(unit)
                 where = self._where(call.sample % len(self.samples.ids_NL))
@@ -216,14 +219,14 @@ class Session:
         """
         try:
             yield
-        except (EmpError, UnsharedInputsError, MemoryError):
+        except (EmpError, UnsharedInputsError, MemoryError):  # ours, or explained elsewhere
             raise
         except torch.OutOfMemoryError as error:
             raise CheckpointError(
                 f"{self.device}: has no room for a block and a sample ({first_line(error)}): give "
                 "fewer tokens a sample, or calibrate on the CPU"
             ) from error
-        except Exception as error:  # whatever a model raises
+        except Exception as error:  # anything that a model's own code raises
             raise CheckpointError(
                 f"{type(self.model.model).__name__}: transformers {transformers.__version__} does "
                 f"not run it on tokens alone ({type(error).__name__}: {first_line(error)}): choose "

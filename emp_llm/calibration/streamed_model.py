@@ -79,6 +79,7 @@ class StreamedModel:
         with calm():
             self.model = self._build(len(shapes))
             self.map = ParameterMap(self.model, shapes)
+        # the parameters on the meta device, which take the place of weights that are released
         self._meta = dict(self.model.named_parameters(remove_duplicate=False))
         self._tied = dict(getattr(self.model, "all_tied_weights_keys", {}))
         self.units = self._find_units(set(targets))
@@ -223,6 +224,7 @@ class StreamedModel:
             if module not in visiting
             for name in names
         )
+        # a hook on every module: what is called, and when, only the model's own code knows
         for module in self._own:
             self.model.get_submodule(module).register_forward_pre_hook(
                 lambda _module, _inputs, name=module: self._load_visitors(name)
@@ -265,6 +267,7 @@ class StreamedModel:
         state = {name: LazyTensor(self._loader, name) for name in names}
         if not state:
             return
+        # some models keep certain weights in float32, whatever they compute in
         plan = self.model._get_dtype_plan(self.dtype)
         mapping: Any = conversion_mapping.get_model_conversion_mapping(self.model)
         config = LoadStateDictConfig(

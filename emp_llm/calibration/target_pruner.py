@@ -145,6 +145,7 @@ class TargetPruner:
         patterns = target.read(self._files.file(target.shard), whole, Workspace())
         values = tensor_of_patterns(patterns).view(target.geometry.number_format.torch_dtype)
         weight_RC = values.to(self._device, torch.float32)
+        # a few rows at a time: a mask of the whole matrix would be a quarter of it again
         some = torch.split(weight_RC, _ROWS_AT_A_TIME)
         finite_R = torch.cat([torch.isfinite(some_RC).all(dim=1) for some_RC in some])
         if not finite_R.all():
@@ -209,6 +210,7 @@ class TargetPruner:
         name, values_R = bias
         pruned_RC = weight_RC * _keep(mask, weight_RC)
         change_R = bias_change(weight_RC, pruned_RC, means_C).cpu()
+        # an overflow in float16 leaves the bias as it is: the pruned layer still works
         repaired_R = (values_R.double() + change_R).to(values_R.dtype)
         if torch.isfinite(repaired_R).all():
             writer.replace(name, repaired_R.view(torch.uint8).numpy().tobytes())

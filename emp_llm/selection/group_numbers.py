@@ -168,6 +168,7 @@ class GroupNumbers:
             fewest_G = _kept(q_G * (low * SLACK) * (1 - doubt_G), n_G, q_G)
             most_G = _kept(q_G * (high * SLACK) * (1 + doubt_G), n_G, q_G)
             base += int(fewest_G.sum())
+            # only these groups may take a step between the two β, or have been counted one off
             for g in np.flatnonzero(fewest_G < most_G).tolist():
                 sums = self._sums(first + g)
                 ks = range(int(fewest_G[g]) + 1, int(most_G[g]) + 1)
@@ -185,6 +186,7 @@ class GroupNumbers:
         live_G = q_G[q_G > 0]
         self.least += live_G.size
         self.most += live_G.size * size
+        # a group keeps its second weight where β · N_eff reaches 2, and its last where it reaches N
         if live_G.size and size > 1:
             self.first_step = min(self.first_step, 2 / (SLACK * float(live_G.max())))
             self.last_step = max(self.last_step, size / (SLACK * float(live_G.min())))
@@ -214,6 +216,7 @@ class GroupNumbers:
         return bisect_right(self._parts, group, key=lambda part: part.first) - 1
 
     def _sums(self, group: int) -> Sums:
+        # the steps of two numbers of weights are asked for, and often the same groups take them
         if group not in self._exact:
             part = self._parts[self._number_of_part(group)]
             self._exact[group] = part.sums(group - part.first)
@@ -228,7 +231,7 @@ def _kept(quota_G: Floats, n_G: Floats, q_G: Floats) -> Floats:
 def _count(q_G: Floats, n_G: Floats, slack_B: Floats, _workspace: Workspace) -> Floats:
     """Weights that some groups keep at each β: whole numbers in float64 [B], exact below 2**53."""
     least_G = (q_G > 0).astype(np.float64)
-    quota_G = np.empty_like(q_G)  # reused for every β: allocating would take longer than counting
+    quota_G = np.empty_like(q_G)  # one buffer for all β, which stays in cache
     counted_B = np.empty_like(slack_B)
     for b, slack in enumerate(slack_B):
         np.multiply(q_G, slack, out=quota_G)

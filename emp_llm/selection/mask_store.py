@@ -116,7 +116,7 @@ class MaskStore:
         Raises:
             OSError: If they cannot be written.
         """
-        self._discard(key)
+        self._discard(key)  # first: an index must never describe data that are being replaced
         path = self._path(key, _DATA_SUFFIX)
         try:
             with path.open("wb") as file:
@@ -185,7 +185,7 @@ class MaskStore:
         """
         weights = None
         for part, rows, skipped in self._parts(name, first_row, stop_row):
-            if part.weights is None:
+            if part.weights is None:  # of another matrix of the stack
                 continue
             if weights is None:
                 shape = stop_row - first_row, part.columns
@@ -269,7 +269,7 @@ class MaskStore:
         self._file(self._unit_of[name]).read_into(offset + skipped * row_bytes, data)
 
     def _file(self, key: str) -> PlainFile:
-        with self._lock:
+        with self._lock:  # threads that read rows come here at the same time
             if key not in self._files:
                 self._files[key] = PlainFile(self._path(key, _DATA_SUFFIX))
             return self._files[key]

@@ -93,6 +93,7 @@ class RowBlockPass:
         for target in targets:
             file = self.files.file(target.shard)
             for block in target.geometry.row_blocks():
+                # asked when its turn comes, for what earlier row blocks gave may settle the matter
                 if not scan.wants(target, block):
                     yield Piece.note(partial(scan.skip, target, block))
                     continue

@@ -155,6 +155,7 @@ def select(
     if not matrices:
         return Selection(options.beta, {}, {})
     group_of = {matrix: matrices[0] if together else matrix for matrix in matrices}
+    # in the order of names, not of shards: which ties stay must not depend on how files are split
     ordered = sorted(targets, key=lambda target: target.name)
     team = shared.team if together else None
     row_block_pass = RowBlockPass(files, threads, progress, devices)

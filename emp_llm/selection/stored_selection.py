@@ -29,6 +29,7 @@ class StoredSelection(Selection):
 
     def __init__(self, options: PruneOptions, store: MaskStore) -> None:
         super().__init__(options.beta, {}, {})
+        # with count_by="magnitude", k is that of other values than the scores that are reported
         self._by_score = options.criterion == "magnitude" or options.count_by == "criterion"
         self._store = store
 

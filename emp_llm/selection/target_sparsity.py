@@ -186,6 +186,7 @@ def beta_for_sparsity(
         OptionError: If no β prunes as much, or as little.
     """
     search = _Search(groups, threads, team)
+    # as the decimal number that was typed: 0.7 is no binary fraction
     wanted = round((1 - Fraction(repr(float(target_sparsity)))) * weights)
     if not search.least <= wanted <= search.most:
         bounds = search.least, search.most
@@ -254,6 +255,7 @@ class _Search:
         gathered = self._team.gather((steps.base, pairs))
         base = sum(found for found, _ in gathered)
         betas = sorted(Fraction(*pair) for _, pairs in gathered for pair in pairs)
+        # base + i weights are kept from the i-th of these steps on
         beta = betas[kept - base - 1]
         if not low < beta <= high:
             raise RuntimeError(f"the step to {kept} weights lies at β = {float(beta)}, not between")
@@ -275,14 +277,14 @@ class _Search:
     def _points(self, low: float, high: float, kept: int) -> list[float]:
         """Where to count next; nowhere if few steps are left or float64 cannot separate them.
 
-        Counting at many β costs little more than at one, so the interval shrinks by more than half:
-        evenly spaced points bound the worst case, and points close to the one that linear
-        interpolation gives are nearly always right, for kept(β) is almost linear.
+        The effective numbers are read once for all points, so many cost little more than one. Evenly
+        spaced points make the interval six times as narrow at least; those around the linear
+        interpolation make it much narrower where kept(β) is nearly linear.
         """
         below, reached = self._known[low], self._known[high]
         if reached - below <= _FEW or high - low <= 16 * self._doubt * high:
             return []
-        if high > 2 * low:
+        if high > 2 * low:  # still of different orders of magnitude: space them by ratio
             return [low * (high / low) ** (i / 16) for i in range(1, 16)]
         width = high - low
         guess = low + width * (kept - below) / (reached - below)
@@ -302,7 +304,7 @@ def shortest_decimal(low: Fraction, high: Fraction | None) -> float:
         The least of the numbers with as few digits, as a float64 inside the interval; the next
         float64 above `low` where the interval holds none.
     """
-    if not low:
+    if not low:  # any β close to 0 would do, but would be a needlessly small number
         low = Fraction(1) if high is None else high / 2
     first = math.floor(math.log10(low))
     for digits in range(1, 18):
