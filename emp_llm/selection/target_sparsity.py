@@ -277,8 +277,8 @@ class _Search:
     def _points(self, low: float, high: float, kept: int) -> list[float]:
         """Where to count next; nowhere if few steps are left or float64 cannot separate them.
 
-        The effective numbers are read once for all points, so many cost little more than one. Evenly
-        spaced points make the interval six times as narrow at least; those around the linear
+        The effective numbers are read once for all points, so many cost little more than one.
+        Evenly spaced points make the interval six times as narrow at least; those around the linear
         interpolation make it much narrower where kept(β) is nearly linear.
         """
         below, reached = self._known[low], self._known[high]
