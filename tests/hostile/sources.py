@@ -234,7 +234,7 @@ SOURCES: dict[str, Case] = {
     ),
     "a model card of 20 MB": Case(
         lambda folder: (folder / "README.md").write_bytes(b"x" * 20_000_000),
-        "README.md: has 20,000,000 bytes; no model card is as long",
+        "README.md: has 20,000,000 bytes, too many for a model card",
     ),
     "a file with a line end in its name, linked elsewhere": Case(
         lambda folder: (folder / "a\n\x1b[2Jb.json").symlink_to("/etc/passwd"), r"a\n\x1b[2Jb.json"

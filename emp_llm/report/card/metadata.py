@@ -1,13 +1,15 @@
-"""A model card taken apart: its metadata (YAML between two lines of ---) and its text.
+"""A model card split into its metadata (YAML between two lines of ---) and its text.
 
-Nothing of a card is lost but the comments and the layout of its metadata. Metadata that cannot be
-read goes on as text, in a block of code.
+Of the metadata only comments and layout are lost. Metadata that cannot be read is kept in the text,
+as a fenced code block.
 """
 
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from emp_llm.errors import CheckpointError
 
@@ -21,25 +23,22 @@ _MOST_METADATA = 2_000_000
 _MOST_BYTES = 16_000_000
 _UNREADABLE_NOTE = "The metadata of this card could not be read:"
 
-# what PyYAML and ModelCardData raise on a block that is no mapping of plain values
+# what PyYAML and ModelCardData raise on metadata that is no mapping of plain values
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 def read_card(path: Path) -> "ModelCard":
-    """Read a card, with line ends as Linux has them.
+    """Read a card; its line ends become those of Linux.
 
     Args:
-        path: The file; a card without metadata and text if there is none.
+        path: The file; where there is none, the card has neither metadata nor text.
 
     Returns:
-        The card. Its ``data`` holds every key but ``model-index``, which is ``data["model-index"]``
-        as it stands in the file.
+        The card. ``data`` holds every key; ``model-index`` in it is as the file has it, unparsed.
 
     Raises:
         CheckpointError: If the file is far larger than a card.
     """
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
     text = _decode(_read(path)) if path.is_file() else ""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     found = _METADATA.match(text)
@@ -49,14 +48,14 @@ def read_card(path: Path) -> "ModelCard":
         if len(found[1] or "") > _MOST_METADATA:  # PyYAML takes a minute for each megabyte
             raise ValueError(f"more than {_MOST_METADATA:,} characters of metadata")
         return _make_card(_load(found[1] or ""), text[found.end() :])
-    except (YAMLError, *_REFUSALS):
+    except (_yaml().YAMLError, *_REFUSALS):
         return _make_card({}, f"{_quote(found[1])}\n{text[found.end() :]}")
 
 
 def _read(path: Path) -> bytes:
     size = path.stat().st_size
     if size > _MOST_BYTES:
-        raise CheckpointError(f"{path}: has {size:,} bytes; no model card is as long: remove it")
+        raise CheckpointError(f"{path}: has {size:,} bytes, too many for a model card: remove it")
     return path.read_bytes()
 
 
@@ -67,21 +66,30 @@ def _decode(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def _load(block: str) -> dict[str, Any]:
-    """Load YAML as the Hub does: only true and false are booleans, ``no`` is Norwegian."""
-    import yaml
+def _yaml() -> ModuleType:
+    """PyYAML, whose package declares no types; imported when a card is first read."""
+    return import_module("yaml")
 
+
+def _load(block: str) -> dict[str, object]:
+    """Load YAML as the Hub does.
+
+    Only true and false are booleans: by PyYAML's own rules ``language: no``, Norwegian, is False.
+    """
+    safe = _yaml().SafeLoader
     boolean = "tag:yaml.org,2002:bool"
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        yaml_implicit_resolvers = {  # noqa: RUF012 (as PyYAML has it)
-            first: [resolver for resolver in resolvers if resolver[0] != boolean]
-            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
+    resolvers = {
+        first: [resolver for resolver in resolvers if resolver[0] != boolean]
+        for first, resolvers in safe.yaml_implicit_resolvers.items()
+    }
     values = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
-    Loader.add_implicit_resolver(boolean, values, "tTfF")
-    fields = yaml.load(block, Loader)  # noqa: S506 (it is a SafeLoader)
+    for first in "tTfF":
+        resolvers.setdefault(first, []).append((boolean, values))
+    loader = type("Loader", (safe,), {"yaml_implicit_resolvers": resolvers})(block)
+    try:
+        fields = loader.get_single_data()
+    finally:
+        loader.dispose()
     if fields is None:
         return {}
     if not isinstance(fields, dict):
@@ -89,15 +97,15 @@ def _load(block: str) -> dict[str, Any]:
     return {str(key): value for key, value in fields.items()}
 
 
-def _make_card(fields: Mapping[str, Any], text: str) -> "ModelCard":
+def _make_card(fields: Mapping[str, object], text: str) -> "ModelCard":
     from huggingface_hub import ModelCard
-    from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
-    # ModelCardData would refuse a model-index that is not as it should be
+    # ModelCardData refuses a malformed model-index
     others = {key: value for key, value in fields.items() if key != "model-index"}
-    if isinstance(others.get("tags"), str):  # which huggingface_hub 1.33 takes for its letters
+    if isinstance(others.get("tags"), str):  # huggingface_hub 1.33 makes a tag of each letter
         others["tags"] = [others["tags"]]
-    card = ModelCard(f"---\n{yaml_dump(others, sort_keys=False)}---\n")
+    metadata = _yaml().dump(others, allow_unicode=True, sort_keys=False)
+    card = ModelCard(f"---\n{metadata}---\n")
     if "model-index" in fields:
         card.data["model-index"] = fields["model-index"]
     card.text = text
