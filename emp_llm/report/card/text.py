@@ -1,8 +1,8 @@
-"""What a model card says of a pruned model: how to load it, how it was made, what it came to."""
+"""What a model card says of a pruned model: how to load it, how it was made, how large it is."""
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from emp_llm.report.card.loading_code import ANY_NAME, loading_code
@@ -16,6 +16,25 @@ from emp_llm.tensors.packed_config import is_packed
 __all__ = ["describe"]
 
 _PAPER = "[Effective Model Pruning](https://arxiv.org/abs/2509.25606)"
+
+_GROUPS = {
+    "row": "rows (all weights into one output neuron)",
+    "layer": "matrices",
+    "model": "all targets together",
+}
+"""What each granularity takes for a group."""
+
+_TARGETS = {
+    "mlp": " (linear layers outside attention)",
+    "attention": " (linear layers of attention)",
+    "all-linear": " (all linear layers)",
+}
+"""What a named choice of targets stands for."""
+
+_SIZES = (
+    *("layer", "tensors", "weights", "sparsity", "retained mass"),
+    *("bytes before", "bytes after", "ratio"),
+)
 
 
 def describe(
@@ -32,7 +51,7 @@ def describe(
     Args:
         config: The content of the folder's ``config.json``.
         report: The folder's report; None where it has none.
-        results: The figures of its evaluation.
+        results: The results of its evaluation.
         name: The Hub id the folder goes to; None if that is not known yet.
         revision: The branch there, if it is not the default one.
         figure: The picture that lies beside the card; None if there is none.
@@ -45,7 +64,8 @@ def describe(
         _loading(config, name or ANY_NAME, revision),
     ]
     if report:
-        parts += [_making(report), *([_showing(figure)] if figure else []), _sizes(report)]
+        parts += [_making(report), "## What was pruned"]
+        parts += [*([_showing(figure)] if figure else []), _sizes(report)]
     if results:
         parts += ["## Evaluation", _evaluation(results)]
     return "\n\n".join(parts) + "\n"
@@ -55,96 +75,110 @@ def _loading(config: Mapping[str, Any], name: str, revision: str | None) -> str:
     code = "\n".join(["```python", *loading_code(config, name, revision), "```"])
     if not is_packed(config):
         return (
-            "This is an ordinary checkpoint with zeros in it: everything that reads the source "
-            f"reads it too.\n\n{code}"
+            "This is an ordinary checkpoint with zeros in it: whatever loads the original model "
+            f"loads this one.\n\n{code}"
         )
     source = "FOLDER" if name == ANY_NAME else name
     options = f" --revision {shlex.quote(revision)}" if revision else ""
     return (
-        "> **This checkpoint is packed and needs `import emp_llm`.** Plain transformers refuses "
-        "it with a size\n> mismatch. Install the package with `pip install emp-llm`, and import it "
-        f"before the model is loaded:\n\n{code}\n\n"
-        "Or turn it into an ordinary checkpoint, bit for bit the same weights, which everything "
-        "reads:\n\n```\n"
+        "> **This checkpoint is packed and needs `import emp_llm`.** Without it, transformers "
+        "stops with a size\n> mismatch. Install it with `pip install emp-llm`, and import it "
+        f"before you load the model:\n\n{code}\n\n"
+        "For programs that do not know emp-llm, unpack it: the result is an ordinary checkpoint "
+        "with the same weights,\nbit for bit.\n\n```\n"
         f"pip install emp-llm\nemp-llm unpack {source}{options} --out DENSE\n```"
     )
 
 
 def _making(report: Report) -> str:
-    rule, source = report["rule"], report["source"]
+    source = report["source"]
     revision = f" at {_code(source['revision'])}" if source["revision"] else ""
-    ignored = "".join(f" without {_code(pattern)}" for pattern in rule["ignore"])
+    settings = "\n".join(f"- {setting}" for setting in _settings(report))
+    command = shlex.join(prune_words(report, model=_one_line(source["model"]), out="DIR"))
     return (
         "## How it was made\n\n"
-        f"From {_code(source['model'])}{revision} by emp-llm {report['emp_llm_version']} and "
-        f"{_PAPER}: of each group the ⌊β · N_eff⌋ weights of the largest {_score(rule)} stay, "
-        f"where {_count(rule)}. β = {rule['beta']:g}, a group is a "
-        f"{rule['granularity']}, the targets are {_code(rule['targets'])}{ignored}."
-        f"{_calibrating(report)}\n\n"
-        f"```\n{shlex.join(prune_words(report, model=_one_line(source['model']), out='DIR'))}\n```"
+        f"Made from {_code(source['model'])}{revision} with emp-llm {report['emp_llm_version']}, "
+        f"by {_PAPER}.\n{_principle(report['rule'])}\n\n{settings}\n\n"
+        f"This command makes the same weights again:\n\n```\n{command}\n```"
     )
 
 
-def _score(rule: RuleFields) -> str:
-    """What weights are ranked by."""
-    criterion: str = rule["criterion"]
-    return criterion if criterion == "magnitude" else f"score by {_code(criterion)}"
+def _principle(rule: RuleFields) -> str:
+    """How many weights stay, and which."""
+    criterion = rule["criterion"]
+    largest = (
+        "weights of largest magnitude"
+        if criterion == "magnitude"
+        else f"weights with the largest {_code(criterion)} scores"
+    )
+    number = (
+        "(Σ|w|)² / Σw² of a group is computed from its weights"
+        if "magnitude" in (criterion, rule.get("count_by"))
+        else "(Σs)² / Σs² of a group is computed from the scores s of its weights"
+    )
+    return (
+        f"In each group of weights the ⌊β · N_eff⌋ {largest} stay, and the others are zero. The "
+        f"effective number N_eff = {number}."
+    )
 
 
-def _count(rule: RuleFields) -> str:
-    """What says how many of them stay."""
-    if "magnitude" in (rule["criterion"], rule.get("count_by")):
-        return "N_eff = (Σ|w|)² / Σw² is read off the weights"
-    return "N_eff = (Σs)² / Σs² is read off the scores s"
-
-
-def _calibrating(report: Report) -> str:
-    """What data went into it, and what was changed by it, if there were any."""
+def _settings(report: Report) -> Iterator[str]:
+    """What was chosen, and what data did, a line each."""
     rule = report["rule"]
+    yield f"β = {rule['beta']:g}{_found_by(report)}"
+    yield f"groups: {_GROUPS[rule['granularity']]}"
+    ignored = "".join(f" without {_code(pattern)}" for pattern in rule["ignore"])
+    named = _TARGETS.get(rule["targets"], "")
+    yield f"targets: {_code(rule['targets'])}{named}{ignored}"
     data = rule.get("calibration")
     text = None if data is None else data.get("text")
-    sentences = []
     if data is not None and text is not None:
-        fed = "pruned" if data.get("sequential", True) else "dense"
-        sentences.append(
-            f"Calibrated on {data.get('samples')} samples of {data.get('length')} tokens of "
-            f"{_code(text)} (seed {data['seed']}), each block fed by the {fed} ones before "
-            "it."
+        before = "pruned" if data.get("sequential", True) else "dense"
+        yield (
+            f"calibration: {data.get('samples')} samples of {data.get('length')} tokens of "
+            f"{_code(text)} (seed {data['seed']}); each decoder block was given the outputs of the "
+            f"{before} blocks before it"
         )
     repaired = sum(fields.get("repaired", False) for fields in report["tensors"].values())
     if repaired:
         what = "biases" if rule.get("repair") == "bias" else "the weights that stay"
         tensors = "1 tensor" if repaired == 1 else f"{repaired:,} tensors"
-        sentences.append(
-            f"To restore what pruned layers give, {what} were changed afterwards ({tensors})."
-        )
+        yield f"repair: {what} were adjusted to restore the outputs of pruned layers ({tensors})"
     unreached = (report.get("calibration") or {}).get("without_tokens", [])
     if unreached:
-        matrices = (
-            "1 matrix, whose" if len(unreached) == 1 else f"{len(unreached):,} matrices, whose"
-        )
-        sentences.append(f"No token reached {matrices} weights are ranked by magnitude.")
-    return "".join(f" {sentence}" for sentence in sentences)
+        matrices = "1 matrix" if len(unreached) == 1 else f"{len(unreached):,} matrices"
+        yield f"ranked by magnitude, since no calibration token reached them: {matrices}"
+
+
+def _found_by(report: Report) -> str:
+    """How β was found, if it was not given."""
+    sparsity, increase = report.get("target_sparsity"), report.get("max_loss_increase")
+    if sparsity is not None:
+        return f", found for a target sparsity of {sparsity:.6g}"
+    if increase is not None:
+        return f", found so that the loss on calibration data rises by at most {increase:g}%"
+    return ""
 
 
 def _showing(figure: str) -> str:
     return (
-        f"![N_eff / N of each block and kind of layer]({figure})\n\n"
-        "A cell is what one block has of one kind of layer. The darker it is, the lower N_eff / N "
-        "and the more\nis pruned; Gaussian weights have 2/π = 0.6366."
+        f"![N_eff / N of each decoder block and kind of layer]({figure})\n\n"
+        "Each cell is one kind of layer in one decoder block. The darker it is, the lower is N_eff "
+        "/ N and the more\nis pruned. Gaussian weights have N_eff / N = 2/π = 0.6366."
     )
 
 
 def _sizes(report: Report) -> str:
     totals = report["totals"]
     parts: dict[str, TargetTotals] = {**kinds(report), "all targets": totals["targets"]}
-    header = "layer", "tensors", "weights", "sparsity", "retained mass", "bytes before", "after"
     rows = [_line(label, part, f"{part['retained_mass']:.3f}") for label, part in parts.items()]
     rows.append(_line("whole model", totals["model"], ""))
     mass = "Σ|w|" if report["rule"]["criterion"] == "magnitude" else "all scores"
     return (
-        f"{_table((*header, 'ratio'), rows, text_columns=1)}\n\n"
-        f"Retained mass is the share of {mass} that stays. `emp_report.json` tells of every tensor."
+        f"{_table(_SIZES, rows, text_columns=1)}\n\n"
+        "Sparsity is the share of weights that were set to zero. "
+        f"Retained mass is the share of {mass} that stays. `emp_report.json` has these numbers for "
+        "every tensor."
     )
 
 

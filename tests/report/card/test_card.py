@@ -84,7 +84,7 @@ def test_the_base_model_is_a_source_of_the_hub(source: Path) -> None:
     fields, ours, _ = take_apart(card)
     assert fields["base_model"] == "meta-llama/Llama-2-7b-hf"
     assert "base_model_relation" not in fields
-    assert f"From `meta-llama/Llama-2-7b-hf` at `{'0' * 40}`" in ours
+    assert f"Made from `meta-llama/Llama-2-7b-hf` at `{'0' * 40}`" in ours
     assert f"emp-llm prune meta-llama/Llama-2-7b-hf --out DIR --revision {'0' * 40}\n" in ours
 
 

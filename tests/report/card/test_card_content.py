@@ -128,14 +128,19 @@ def test_the_command_has_the_options_that_are_not_the_default(source: Path) -> N
         "```\nemp-llm prune source --out DIR --beta 0.75 --granularity layer --targets 'gate|up' "
         "--ignore gate --format dense\n```"
     ) in ours
-    assert "β = 0.75, a group is a layer, the targets are `gate|up` without `gate`." in ours
+    assert "- β = 0.75\n- groups: matrices\n- targets: `gate|up` without `gate`\n" in ours
+
+
+def test_the_card_says_how_beta_was_found(source: Path) -> None:
+    _, ours, _ = take_apart(pruned_card(source, None, target_sparsity=0.5))
+    assert ", found for a target sparsity of 0.5\n- groups: rows" in ours
 
 
 def test_nothing_of_a_name_breaks_the_card(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "odd `name`\n| of it", llama_config(H, F), mlp(H, F))
     _, ours, _ = take_apart(pruned_card(source, None, ignore=("a`|b",)))
     assert ours.startswith("# odd `name` | of it, pruned by")
-    assert "From `` odd `name` | of it `` by emp-llm" in ours
+    assert "Made from `` odd `name` | of it `` with emp-llm" in ours
     assert "without `` a`|b ``" in ours
 
 
