@@ -34,8 +34,8 @@ def test_the_card_tells_the_score_the_data_and_what_was_changed(source: Path) ->
     ours = card_of(source, criterion="wanda", repair="obs", calibration=CALIBRATION)
     assert (
         "In each group of weights the ⌊β · N_eff⌋ weights with the largest `wanda` scores stay, "
-        "and the others are zero. The effective number N_eff = (Σs)² / Σs² of a group is computed from "
-        "the scores s of its weights.\n\n"
+        "and the others are zero. The effective number N_eff = (Σs)² / Σs² of a group is computed "
+        "from the scores s of its weights.\n\n"
         "- β = 1\n"
         "- groups: rows (all weights into one output neuron)\n"
         "- targets: `mlp` (linear layers outside attention)\n"
