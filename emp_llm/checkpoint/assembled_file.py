@@ -56,7 +56,7 @@ class AssembledFile(SourceFile):
             out, offset, number = out[count:], offset + count, number + 1
 
     def close(self) -> None:
-        """Nothing more is to be read."""
+        """Close the parts."""
         for part in self._parts:
             part.close()
 

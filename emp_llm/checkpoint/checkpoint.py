@@ -1,9 +1,9 @@
-"""A checkpoint in a local folder: which files hold its weights, and which travel with them.
+"""A checkpoint in a local folder: its config, its shards and the small files beside them.
 
     config.json → weights file → index → shards → headers → the small files beside them
 
-Only headers are read. What belongs to the checkpoint is what transformers would load from the
-folder, so that what is pruned is what is used.
+Only headers are read. The checkpoint is what transformers would load from the folder, so that what
+is pruned is what is used.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 
-_MAX_TENSORS = 1_000_000  # of all shards; some 0.5 kB of memory each
-_CHECKSUMS = ".chk"  # what Meta calls lists of them
+_MAX_TENSORS = 1_000_000  # in all shards; each takes about 0.5 kB of memory
+_CHECKSUMS = ".chk"  # the ending of Meta's lists of checksums
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Checkpoint:
     """A checkpoint whose structure has been checked.
 
     Attributes:
-        folder: The folder it lies in.
+        folder: Its folder.
         shards: Its files of weights, sorted by name.
-        index_name: File name of the index, as of safetensors, or None where one file holds all
-            weights.
-        index_metadata: The index's own ``metadata``; empty where there is none.
+        index_name: The name that its index has, or would have in a checkpoint of safetensors; None
+            if one file holds all weights.
+        index_metadata: The ``metadata`` of the index; empty if there is none.
         config: The content of ``config.json``.
-        told_by: Paths, relative to the folder, of the files that say all this.
-        other_files: Paths, relative to the folder, of the small files that make it usable
+        told_by: Paths, relative to the folder, of the files that all this was read from.
+        other_files: Paths, relative to the folder, of the small files that are needed to use it
             (tokenizer, generation config, chat template, code, licence), sorted. Neither
             ``config.json`` nor weights of any kind are among them.
-        original: What it says of itself if it is in Meta's original format, else None. It is then
-            seen in Hugging Face's layout: `shards` and `config` are in no file.
+        original: The content of ``params.json`` if it is in Meta's original format, otherwise None.
+            `shards` and `config` are then in Hugging Face's layout, and not in any file.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class Checkpoint:
         }
 
     def without(self, names: Collection[str]) -> "Checkpoint":
-        """The checkpoint, as if some of its tensors were not there."""
+        """The checkpoint without some of its tensors."""
         if not names:
             return self
         return replace(self, shards=tuple(shard.without(names) for shard in self.shards))
@@ -92,22 +92,25 @@ def open_checkpoint(
     """Open the checkpoint in a folder, reading headers only.
 
     A folder without ``config.json`` may be in Meta's original format, with ``params.json``; see
-    `emp_llm.checkpoint.meta_llama.layout`. Otherwise the weights are those that transformers would
-    load:
-    the file that the config names under ``transformers_weights``, else ``model.safetensors``, else
-    the shards that ``model.safetensors.index.json`` names, else ``pytorch_model.bin`` or the shards
-    that its index names; and, where there are none, the only ``*.safetensors`` of the folder. An
-    index only says which files those are: of these, transformers loads every tensor, listed or not,
-    so every tensor of them belongs to the checkpoint here as well. What transformers would paper
-    over is refused: a listed tensor that its shard lacks (it would be initialised at random) and a
-    name in two shards (the last one would win).
+    `emp_llm.checkpoint.meta_llama`. Otherwise the weights are those that transformers would load,
+    the first of these that there is:
+
+    1. the file that the config names under ``transformers_weights``;
+    2. ``model.safetensors``, or the shards in ``model.safetensors.index.json``;
+    3. ``pytorch_model.bin``, or the shards in its index;
+    4. the only ``*.safetensors`` of the folder.
+
+    An index only says which files these are. transformers loads every tensor in them, listed or
+    not, so every one belongs to the checkpoint here as well. Two mistakes that transformers
+    overlooks are refused: a listed tensor that its shard lacks (transformers would initialise it at
+    random) and a name in two shards (the last would be taken).
 
     Args:
-        folder: A local folder; one of the Hub's cache is one, too.
-        to_come: Headers, by file name, of weights that are still to be put in the folder.
+        folder: A local folder, maybe a snapshot in the Hub's cache.
+        to_come: Headers, by file name, of shards that are still to be downloaded to the folder.
 
     Returns:
-        The checkpoint; its shards' headers have been checked, its data has not been read.
+        The checkpoint; the headers of its shards have been checked, their data has not been read.
 
     Raises:
         CheckpointError: If a part is missing, damaged or contradicts another one.
@@ -146,7 +149,7 @@ def _open_original(folder: Path, names: Iterable[str], to_come: Mapping[str, Hea
 
 
 def _is_of_original(file: Path) -> bool:
-    """Whether a small file only tells of weights in Meta's original format."""
+    """Whether a small file only describes the weights in Meta's original format."""
     return str(file) == PARAMS_NAME or file.suffix == _CHECKSUMS
 
 
@@ -197,7 +200,7 @@ def _open_shards(
         if count > _MAX_TENSORS:
             raise CheckpointError(
                 f"{folder}: has more than {_MAX_TENSORS:,} tensors by {name}, five times as many "
-                "as models of 10^12 weights: fuse its experts"
+                "as models of 10^12 weights have: fuse its experts"
             )
         yield shard
 

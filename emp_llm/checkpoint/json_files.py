@@ -1,9 +1,9 @@
-"""JSON that others wrote, read in bounded memory.
+"""JSON from strangers, parsed in bounded memory.
 
-Three bytes of JSON can become seventy in Python, and one wide character in a text makes all of it
-four times as large. The limits here lie far above what a checkpoint of 10^12 weights needs
-(210,000 tensors and 31 MB of header, were all of it in one file) and keep what is made of a
-hostile one below a gigabyte.
+Three bytes of JSON can become seventy in Python, and a single character outside Latin-1 makes all
+of a text two to four times as large. The limits here are far above what a checkpoint of 10^12
+weights needs (210,000 tensors and 31 MB of header, if it were one file), and keep the memory that a
+hostile file can take below a gigabyte.
 """
 
 import json
@@ -23,9 +23,9 @@ __all__ = ["MAX_JSON_BYTES", "Json", "JsonError", "check_size", "parse_json", "r
 
 MAX_JSON_BYTES: Final = 64_000_000
 
-_MAX_VALUES = 4_000_000  # counted as brackets, braces and commas: eight for a tensor in a header
-_MAX_DEPTH = 100  # transformers' own are 6 deep; json.dumps ends at some 900 and says so badly
-_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # it may have the other half beside it
+_MAX_VALUES = 4_000_000  # counted by brackets, braces and commas; a tensor in a header has eight
+_MAX_DEPTH = 100  # transformers' configs are 6 deep; json.dumps fails at about 900
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # half a character; the other half may follow
 
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
@@ -33,22 +33,23 @@ Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | 
 
 
 class JsonError(ValueError):
-    """A text is no JSON that can be read here. Says why: "is not UTF-8 text (...)"."""
+    """Why a text cannot be parsed, to follow what it is: "is not UTF-8 text (...)"."""
 
 
 def parse_json(text: bytes, *, strict: bool = False) -> Json:
-    """Read a JSON text.
+    """Parse a JSON text.
 
     Args:
         text: UTF-8.
         strict: Whether to refuse a name that occurs twice in an object, of which Python takes the
-            last, and NaN and Infinity, which are Python's own.
+            last, and NaN and Infinity, which JSON does not have.
 
     Returns:
-        Its value, which can be written again.
+        Its value, which can be written as JSON again.
 
     Raises:
-        JsonError: If it is none, or larger, deeper or made of more parts than any checkpoint needs.
+        JsonError: If it is not JSON, or is larger, deeper or of more values than any checkpoint
+            needs.
     """
     check_size(text)
     try:
@@ -57,7 +58,7 @@ def parse_json(text: bytes, *, strict: bool = False) -> Json:
             object_pairs_hook=_unique if strict else None,
             parse_constant=_refuse_constant if strict else None,
         )
-        if _HALF_CHARACTER.search(text):  # which no file can hold again
+        if _SURROGATE.search(text):  # a half without its other half cannot be written to a file
             json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise JsonError(f"is not UTF-8 text ({error.reason})") from error
@@ -73,7 +74,7 @@ def parse_json(text: bytes, *, strict: bool = False) -> Json:
 
 
 def check_size(text: bytes) -> None:
-    """Check that a JSON text is not larger than `parse_json` reads.
+    """Check that a JSON text is not larger than what `parse_json` takes.
 
     Raises:
         JsonError: If it is.
@@ -88,12 +89,12 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise JsonError(f"has {shortened(twice)} twice, so what it means is open")
+        raise JsonError(f"has {shortened(twice)} twice, so its value is ambiguous")
     return fields
 
 
 def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _is_deep(value: object) -> bool:
@@ -115,15 +116,16 @@ def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
 
     Args:
         path: A regular file, or a link to one of the same checkpoint.
-        strict: As for `emp_llm.checkpoint.json_files.parse_json`.
+        strict: As for `parse_json`.
 
     Raises:
-        CheckpointError: If it cannot be read, holds anything else, or is a link to elsewhere.
+        CheckpointError: If it cannot be read, holds anything else, or is a link out of the
+            checkpoint.
     """
     check_link(path, path.parent)
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size  # read() makes room for all it might get
+            size = os.fstat(file.fileno()).st_size  # read(n) allocates n bytes at once
             fields = parse_json(file.read(min(size, MAX_JSON_BYTES) + 1), strict=strict)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

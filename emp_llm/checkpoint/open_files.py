@@ -1,4 +1,4 @@
-"""Files of a checkpoint, opened once and closed together."""
+"""The files of a checkpoint's shards, opened once and closed together."""
 
 import threading
 from pathlib import Path
@@ -10,7 +10,7 @@ __all__ = ["OpenFiles"]
 
 
 class OpenFiles:
-    """Source files open for reading, until the end of a ``with`` block. For any thread."""
+    """The files of shards, open for reading until the end of a ``with`` block; for any thread."""
 
     def __init__(self) -> None:
         self._open: dict[Path, SourceFile] = {}
@@ -24,7 +24,7 @@ class OpenFiles:
             self._close(path)
 
     def file(self, shard: Shard) -> SourceFile:
-        """A shard's file, opened when it is first asked for.
+        """The file of a shard, opened at the first call.
 
         Raises:
             CheckpointError: If it cannot be opened.
@@ -35,11 +35,11 @@ class OpenFiles:
             return self._open[shard.path]
 
     def done(self, shard: Shard) -> None:
-        """No more is to be read of a shard that was opened: close its file."""
+        """Close the file of a shard, of which no more will be read."""
         self._close(shard.path)
 
     def abandon(self) -> None:
-        """The work has failed: let nobody wait for a file any longer."""
+        """End all waiting for files, because the work has failed. These are never waited for."""
 
     def _close(self, path: Path) -> None:
         with self._opening:

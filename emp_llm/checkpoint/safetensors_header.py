@@ -1,7 +1,7 @@
-"""The header of a safetensors file: read with every check, and written with room to spare.
+"""The header of a safetensors file, read with every check, and written.
 
-A file is 8 bytes (the header's length, little-endian), the header (a JSON object, which trailing
-spaces may pad) and the tensors' data, without holes. Nothing here reads or holds tensor data.
+A file consists of 8 bytes (the header's length, little-endian), the header (a JSON object, maybe
+padded with spaces at its end) and the tensors' data, without holes. No tensor data is read here.
 """
 
 import json
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 ALIGNMENT: Final = 16
-"""Data written behind a header of ours starts at a multiple of this many bytes."""
+"""Behind a header that is written here, data starts at a multiple of so many bytes."""
 
 _LENGTH_BYTES = 8
 _MAX_U64 = 2**64 - 1
@@ -45,8 +45,8 @@ _METADATA = "__metadata__"
 def read_header(path: Path) -> Header:
     """Read and check the header of a safetensors file.
 
-    Everything is checked that the safetensors library checks when it opens a file; names that
-    occur twice and tensors that are not JSON objects, which it lets pass, are refused as well.
+    All that the safetensors library checks when it opens a file is checked. Names that occur twice
+    and tensors that are not JSON objects, which it accepts, are refused as well.
 
     Args:
         path: The file. Only its header is read.
@@ -62,10 +62,10 @@ def read_header(path: Path) -> Header:
 
 
 def read_header_by(read: ReadRange, name: str, file_size: int) -> Header:
-    """Read and check the header of a safetensors file that lies anywhere; see `read_header`.
+    """Read and check the header of a safetensors file that is anywhere; see `read_header`.
 
     Args:
-        read: Returns the bytes of the file from an offset up to another, or those that it has.
+        read: Reads a range of the file.
         name: The file's name, for errors.
         file_size: Bytes of the whole file.
 
@@ -186,11 +186,11 @@ def _are_sizes(sizes: object) -> TypeGuard[list[int]]:
 
 
 def _nbytes(dtype: str, shape: Iterable[int]) -> int:
-    """Bytes of a tensor; ValueError where they are no whole number or past 64 bits."""
+    """Bytes of a tensor; raises ValueError if that is not a whole number, or exceeds 64 bits."""
     items = 1
     for size in shape:
         items *= size
-        if items > _MAX_U64:  # at once, as the library does: a zero behind does not mend it
+        if items > _MAX_U64:  # as the library does: a size of zero further on does not help
             break
     bits = items * ITEM_BITS[dtype]
     if bits > _MAX_U64:
@@ -227,9 +227,9 @@ def encode_header(
     Args:
         entries: Name, dtype, shape and bytes of each tensor, in the order of their data, which
             must follow the header without holes.
-        metadata: Strings for ``__metadata__``; left out where there are none.
-        reserve: Bytes the result must have, a multiple of `ALIGNMENT`. A header can so be
-            replaced by another one later, under data that is already written.
+        metadata: Strings for ``__metadata__``; the field is left out if there are none.
+        reserve: Bytes that the result must have, a multiple of `ALIGNMENT`. So room can be left for
+            a header that is only known once the data behind it is written.
 
     Returns:
         The 8 bytes of the length and the JSON, padded with spaces to ``reserve`` bytes, or else
@@ -238,13 +238,13 @@ def encode_header(
     Raises:
         ValueError: If an entry contradicts itself or occurs twice, or a header does not fit in
             ``reserve``.
-        CheckpointError: If `read_header` would refuse it for its size or that of a name.
+        CheckpointError: If the header or a name would be too long for `read_header`.
     """
     fields: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape, nbytes in entries:
         if name in fields or name == _METADATA:
-            raise ValueError(f"two tensors would be called {name!r}")
+            raise ValueError(f"two tensors are called {name!r}")
         if len(name) > _MAX_NAME:
             raise CheckpointError(
                 f"{shortened(name)} would have a name of {len(name):,} characters, more than "

@@ -1,7 +1,4 @@
-"""One file of a checkpoint's weights: what it holds, and how it is read.
-
-Everything heavy is imported when it is needed.
-"""
+"""One file of a checkpoint's weights: what it holds, and how it is opened."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -21,13 +18,13 @@ _TORCH_PREFIX = "pytorch_"
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of weights.
+    """One file of weights, in the safetensors format.
 
     Attributes:
-        name: Its file name, which the index uses.
-        path: Where it lies, or will; in the Hub's cache this is a link.
+        name: Its file name, as in the index.
+        path: Where it is, or will be once it is downloaded; in the Hub's cache this is a link.
         header: What it holds.
-        made_from: The files that it is made from, where it is not just one of them.
+        made_from: The files on disk that its bytes come from; empty if it is one itself.
     """
 
     name: str
@@ -37,21 +34,21 @@ class Shard:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files on the disk that its bytes come from."""
+        """Paths of the files on disk that its bytes come from."""
         return tuple(part.path for part in self.parts)
 
     @property
     def parts(self) -> "tuple[Shard, ...]":
-        """The files, as they lie on the disk, that it is made from: itself, if it is one."""
+        """The files on disk that its bytes come from, as shards: itself, if it is one."""
         return self.made_from or (self,)
 
     @property
     def safetensors_name(self) -> str:
-        """What it is called as safetensors, the format of everything that is written."""
+        """Its file name in a checkpoint of safetensors, the format of everything written."""
         return self.name
 
     def without(self, names: Collection[str]) -> Self:
-        """The file, as if some of its tensors were not there."""
+        """The shard without some of its tensors."""
         tensors = tuple(entry for entry in self.header.tensors if entry.name not in names)
         header = replace(self.header, tensors=tensors)
         return replace(self, header=header, made_from=self.parts)
@@ -65,7 +62,7 @@ class Shard:
         return read_header(self.path)
 
     def open(self) -> SourceFile:
-        """Open it for reading, as the file that its header tells of.
+        """Open it for reading, as the file that its header describes.
 
         Raises:
             CheckpointError: If it cannot be opened.
@@ -78,7 +75,7 @@ class TorchShard(Shard):
 
     @property
     def safetensors_name(self) -> str:
-        """As transformers calls it: pytorch_model-….bin is model-….safetensors."""
+        """Transformers' name for it: pytorch_model-….bin becomes model-….safetensors."""
         return Path(self.name.removeprefix(_TORCH_PREFIX)).stem + _SAFETENSORS
 
     def read_header(self) -> Header:
@@ -86,18 +83,18 @@ class TorchShard(Shard):
         return read_torch_header(self.path)
 
     def open(self) -> SourceFile:
-        """Open it for reading, as the file that its header tells of."""
+        """Open it for reading, as the file that its header describes: every tensor dense."""
         from emp_llm.checkpoint.torch_save.file import open_torch_file
 
         return open_torch_file(self.path)
 
 
 def read_shard(path: Path, header: Header | None = None) -> Shard:
-    """Read what a file of weights holds; by its name it is safetensors or one of torch.save.
+    """Open a file of weights as a shard: safetensors or torch.save's, by the end of its name.
 
     Args:
         path: The file.
-        header: What it is known to hold, if it is still to come.
+        header: Its header, if that is known already because the file is still to be downloaded.
 
     Raises:
         CheckpointError: If the file cannot be read or is not whole.
@@ -108,11 +105,11 @@ def read_shard(path: Path, header: Header | None = None) -> Shard:
 
 
 def read_any_header_by(read: ReadRange, name: str, file_size: int) -> Header:
-    """Read what a file of weights holds that lies anywhere, as `read_shard` does.
+    """Read the header of a file of weights that is anywhere, such as on the Hub.
 
     Args:
-        read: Returns the bytes of the file from an offset up to another, or those that it has.
-        name: The file's name.
+        read: Reads a range of the file.
+        name: The file's name; its end says whether it is safetensors or torch.save's.
         file_size: Bytes of the whole file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The files that travel with a checkpoint's weights, and those that must not be followed."""
+"""The small files beside a checkpoint's weights: which are copied, and which links are refused."""
 
 import os
 from pathlib import Path, PurePosixPath
@@ -15,14 +15,14 @@ _WEIGHTS = (
     *(".safetensors", *PICKLES, ".gguf", ".ggml", ".h5", ".msgpack", ".ot", ".npz", ".pkl"),
     *(".onnx", ".onnx_data", ".onnx.data", ".pb", ".tflite", ".mlmodel", ".mlpackage", ".nemo"),
 )
-_OTHER_COPIES = "original"  # the folder of the weights in their maker's own layout
+_OTHER_COPIES = "original"  # where Meta's repositories hold the same weights in Meta's format
 
 
 def is_small_file(path: PurePosixPath) -> bool:
-    """Tell whether a file travels with a pruned checkpoint, by its path in the checkpoint.
+    """Whether a file is copied into a pruned checkpoint, by its path in the checkpoint.
 
-    Weights in any framework's format, their indexes, hidden files and folders, the folder
-    ``original`` and the ``config.json`` at the top (which is written anew) do not.
+    Not copied are weights in any framework's format, their indexes, hidden files and folders, the
+    folder ``original``, and the ``config.json`` at the top, which is written anew.
 
     Args:
         path: Relative to the checkpoint's folder.
@@ -35,7 +35,7 @@ def is_small_file(path: PurePosixPath) -> bool:
 
 
 def other_files(folder: Path) -> tuple[Path, ...]:
-    """Paths, relative to a checkpoint's folder, of the small files that travel with it; sorted.
+    """The small files of a checkpoint that are copied: paths relative to its folder, sorted.
 
     Raises:
         CheckpointError: If one is a link to anything but a file of the checkpoint.
@@ -51,19 +51,20 @@ def other_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _is_own_file(folder: Path, relative: Path) -> bool:
-    """Tell a regular file; raise where a link would carry along a file from elsewhere."""
+    """Whether it is a regular file; raises if it is a link out of the checkpoint."""
     path = folder / relative
     check_link(path, folder)
     return path.is_file()
 
 
 def check_link(path: Path, folder: Path) -> None:
-    """Refuse a link out of a checkpoint: what it leads to would become part of the result.
+    """Refuse a link out of a checkpoint: the file that it leads to would be copied to the result.
 
-    Weights may be links to anywhere: only a safetensors file can be read through them.
+    So a checkpoint from a stranger could have a private file copied and uploaded. Links of weights
+    are not checked: they can only lead to files of weights, and users keep these elsewhere.
 
     Args:
-        path: Maybe a link.
+        path: A file of the checkpoint, maybe a link.
         folder: The checkpoint's folder.
 
     Raises:
@@ -74,16 +75,16 @@ def check_link(path: Path, folder: Path) -> None:
     target = Path(os.path.realpath(path))  # resolve() fails on links that lead in a circle
     if not target.is_file() or not any(target.is_relative_to(root) for root in _roots(folder)):
         raise CheckpointError(
-            f"{path}: is a link to {target}, which is no file of this checkpoint: "
+            f"{path}: is a link to {target}, which is not a file of this checkpoint: "
             "put a copy in its place or remove it"
         )
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:
-    """Where links may lead: into the folder, or from a snapshot of the Hub's cache to its blobs."""
+    """Where links may lead: into the folder, or from a snapshot in the Hub's cache to its blobs."""
     own = folder.resolve()
     if own.parent.name != "snapshots":
         return (own,)
     repository = own.parent.parent
-    # blobs of this repository and, since huggingface_hub 2.4, those that all of the cache shares
+    # blobs of this repository and, since huggingface_hub 2.4, those that all repositories share
     return own, (repository / "blobs").resolve(), (repository.parent / "blobs").resolve()

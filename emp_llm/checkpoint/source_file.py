@@ -1,4 +1,4 @@
-"""A file of weights as it is read: a name for errors, and any of its bytes into a buffer."""
+"""A file of weights that is open for reading."""
 
 import os
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ __all__ = ["PlainFile", "SourceFile"]
 
 
 class SourceFile(ABC):
-    """A file of weights that is open for reading, by any thread.
+    """A file of weights that is open for reading, from any thread.
 
     Attributes:
         name: Its name, for errors.
@@ -29,14 +29,14 @@ class SourceFile(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Nothing more is to be read."""
+        """Close the file."""
 
 
 class PlainFile(SourceFile):
-    """A file as it lies on the disk.
+    """A file on disk, read as it is.
 
     Args:
-        path: Where it lies.
+        path: Its path.
 
     Raises:
         CheckpointError: If it cannot be opened.
@@ -67,5 +67,5 @@ class PlainFile(SourceFile):
             filled += count
 
     def close(self) -> None:
-        """Nothing more is to be read."""
+        """Close the file."""
         self._file.close()

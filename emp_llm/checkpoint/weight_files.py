@@ -30,19 +30,19 @@ _LONGEST_NAME = 255  # bytes, of a file on Linux
 
 
 def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: object) -> str:
-    """Choose the file that leads to a checkpoint's weights, as transformers does.
+    """Choose the file that transformers would load a checkpoint's weights from or by.
 
     Args:
         config: The content of ``config.json``.
-        names: The file names beside it.
-        where: The folder or repository, for the error's text.
+        names: The names of the files beside it.
+        where: The folder or repository, for errors.
 
     Returns:
         The name of a ``.safetensors`` file, of ``pytorch_model.bin``, or of an index of such
         files (``….index.json``).
 
     Raises:
-        CheckpointError: If none of the names does, or several do and nothing says which.
+        CheckpointError: If there is none, or there are several and no index.
     """
     present = set(names)
     chosen = config.get("transformers_weights")
@@ -79,7 +79,7 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         The name of each tensor with the file name of its shard, and the index's ``metadata``.
 
     Raises:
-        CheckpointError: If it is no index, or names a file that cannot lie beside it.
+        CheckpointError: If it is not an index, or names a file outside its folder.
     """
     index = read_json_object(path, strict=True)
     weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
@@ -94,7 +94,7 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _check_name(name: object, where: str, endings: tuple[str, ...]) -> None:
-    """Refuse what is no plain file name: a checkpoint must not lead to files elsewhere."""
+    """Refuse what is not a plain file name: a checkpoint must not lead to files elsewhere."""
     if (
         not isinstance(name, str)
         or not name.endswith(endings)

@@ -115,7 +115,7 @@ def test_a_missing_package_is_named_before_anything_is_written(
 def test_a_damaged_tokenizer_is_one_clear_error(tmp_path: Path) -> None:
     source = original(tmp_path / "llama", b"\x00" * 50)
     message = refusal(source, tmp_path / "out")
-    assert "tokenizer.model: transformers does not convert it: " in message
+    assert "tokenizer.model: transformers cannot convert it: " in message
     (source / "tokenizer.model").write_bytes(b"")
     assert "tokenizer.model: is empty" in refusal(source, tmp_path / "out")
 

@@ -120,7 +120,7 @@ BAD = {
     "half a character": (pack({"\ud800": u8(0, 1)}, b"x"), "not UTF-8"),
     "half a JSON": (pack(b'{"a":'), "not JSON"),
     "a byte-order mark": (pack("\ufeff{}".encode()), "not JSON"),
-    "NaN": (pack(b'{"a":NaN}'), "NaN is no JSON number"),
+    "NaN": (pack(b'{"a":NaN}'), "NaN is not a JSON number"),
     "a list": (pack([]), "must be a JSON object"),
     "depth": (pack(b'{"a":' + b"[" * 100_000), "too deep"),
     "a field twice": (
@@ -291,8 +291,8 @@ def test_reserved_room_must_be_enough_and_aligned(reserve: int) -> None:
     [
         ([("w", "U8", (2,), 3)], "is not 3 bytes"),
         ([("w", "F4", (3,), 2)], "whole bytes"),
-        ([("w", "U8", (1,), 1), ("w", "U8", (1,), 1)], "two tensors would be called 'w'"),
-        ([("__metadata__", "U8", (1,), 1)], "two tensors would be called '__metadata__'"),
+        ([("w", "U8", (1,), 1), ("w", "U8", (1,), 1)], "two tensors are called 'w'"),
+        ([("__metadata__", "U8", (1,), 1)], "two tensors are called '__metadata__'"),
     ],
 )
 def test_entries_that_contradict_themselves_are_not_encoded(entries, reason: str) -> None:

@@ -148,7 +148,7 @@ REPORTS: dict[str, Case] = {
     "a negative size": Case(tensor(shape=[-1, 12]), f"tensors.{UP}.shape is [-1, 12]"),
     "more weights than can be counted": Case(tensor(weights=1 << 63), f"tensors.{UP}.weights is"),
     "a number of 4,000 digits": Case(tensor(mass=10**4000), f"tensors.{UP}.mass is"),
-    "a mass of infinity": Case(tensor(mass=float("inf")), "Infinity is no JSON number"),
+    "a mass of infinity": Case(tensor(mass=float("inf")), "Infinity is not a JSON number"),
     "true for a number": Case(tensor(kept=True), f"tensors.{UP}.kept is True"),
     "no kind": Case(tensor(kind=None), f"tensors.{UP}.kind is None"),
     "a file elsewhere": Case(

@@ -180,12 +180,12 @@ SOURCES: dict[str, Case] = {
     "an index of a name with an escape sequence": Case(
         index_of(b'{"weight_map":{"a":"\\u001b[31m\\n.safetensors"}}'), r"\x1b[31m\n.safetensors"
     ),
-    "an index that is a pipe": Case(pipe_for_index, "no regular file"),
+    "an index that is a pipe": Case(pipe_for_index, "not a regular file"),
     "an index that is an endless device": Case(
-        linked_index("/dev/zero"), "is a link to /dev/zero, which is no file of this checkpoint"
+        linked_index("/dev/zero"), "is a link to /dev/zero, which is not a file of this checkpoint"
     ),
     "an index that is a link to itself": Case(
-        linked_index(INDEX), "which is no file of this checkpoint"
+        linked_index(INDEX), "which is not a file of this checkpoint"
     ),
     "weights that are a pipe": Case(pipe_for_weights, "model.safetensors, which is not there"),
     # the config

@@ -52,7 +52,7 @@ class _OriginalShard(Shard):
 
 
 class OriginalLlama(NamedTuple):
-    """A checkpoint of Meta's in Hugging Face's layout.
+    """A checkpoint in Meta's format, described in Hugging Face's layout.
 
     Attributes:
         shards: Its weights.
@@ -66,10 +66,10 @@ class OriginalLlama(NamedTuple):
 
 
 def read_original(folder: Path, parts: Sequence[Shard], fields: Mapping[str, Any]) -> OriginalLlama:
-    """See a checkpoint of Meta's in Hugging Face's layout.
+    """Describe a checkpoint in Meta's format in Hugging Face's layout.
 
     Args:
-        folder: Where it lies.
+        folder: Its folder.
         parts: Its parts, in order.
         fields: The content of params.json.
 

@@ -1,9 +1,9 @@
 """What the params.json of Meta's original Llama checkpoints says, as a config of transformers.
 
-The facts that params.json leaves open are told apart as follows; transformers' own converter is
-told them by its user:
+params.json does not say which Llama it is; transformers' own converter asks its user. Here that is
+recognized as follows:
 
-    version   told by                                                      longest context
+    version   recognized by                                                longest context
     1         norm_eps 1e-06; or 65B: dim 8192 and no n_kv_heads                     2,048
     2         rope_theta 10,000 otherwise                                            4,096
     Code      any other rope_theta                                                  16,384
@@ -38,10 +38,10 @@ class OriginalParams:
         dim: Hidden size.
         layers: Decoder layers.
         heads: Heads of the queries.
-        kv_heads: Heads of keys and values; None where they are not said to be others.
-        norm_eps: Of the norms.
+        kv_heads: Heads of keys and values; None if the file does not say, then as many as `heads`.
+        norm_eps: Epsilon of the norms.
         rope_theta: Base of the rotary embedding.
-        scaled_rope: Whether its frequencies are scaled as since Llama 3.1.
+        scaled_rope: Whether its frequencies are scaled, as they are since Llama 3.1.
     """
 
     dim: int
@@ -54,10 +54,10 @@ class OriginalParams:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "OriginalParams":
-        """Take them from the content of params.json.
+        """Check and take the content of params.json.
 
         Raises:
-            CheckpointError: If something that a dense Llama has is missing or impossible.
+            CheckpointError: If a field that a dense Llama has is missing or impossible.
         """
         model = fields.get("model", fields)
         if not isinstance(model, Mapping):
@@ -90,7 +90,7 @@ class OriginalParams:
 
     @property
     def is_llama_3(self) -> bool:
-        """Whether it is one of the third generation."""
+        """Whether it is a Llama 3 or later."""
         return self.rope_theta == _THETA_3
 
     @property
@@ -142,7 +142,7 @@ class OriginalParams:
         return config
 
     def generation_config(self) -> dict[str, Any]:
-        """The content of generation_config.json: what transformers' converter takes for Llamas."""
+        """The content of generation_config.json that transformers' converter writes for Llamas."""
         config = self.config(intermediate=0, vocabulary=0, dtype="", tied=False)
         tokens = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
         return {**tokens, "do_sample": True, "temperature": 0.6, "top_p": 0.9}

@@ -38,7 +38,7 @@ _SPECIAL = 256
 
 
 def check_packages(folder: Path) -> None:
-    """See that what a conversion takes is installed.
+    """Check that the packages are installed that a conversion needs.
 
     Args:
         folder: The checkpoint's folder.
@@ -60,9 +60,9 @@ def convert_tokenizer(folder: Path, out: Path, *, context: int, scaled_rope: boo
 
     Args:
         folder: The folder with tokenizer.model.
-        out: Where to.
+        out: The folder to write to.
         context: Positions that the model was trained for.
-        scaled_rope: Whether it is a Llama 3.1 or later, which have other special tokens than 3.
+        scaled_rope: Whether it is a Llama 3.1 or later, whose special tokens differ from 3's.
 
     Raises:
         CheckpointError: If transformers refuses it.
@@ -73,14 +73,14 @@ def convert_tokenizer(folder: Path, out: Path, *, context: int, scaled_rope: boo
         input=question.encode(),
         capture_output=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        start_new_session=True,  # Ctrl-C is for this process to tell of
+        start_new_session=True,  # so that Ctrl-C reaches this process only, which reports it
         check=False,
     )
     if answer.returncode:
         lines = answer.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit status {answer.returncode}"
         raise CheckpointError(
-            f"{folder / TOKENIZER_NAME}: transformers does not convert it: {reason:.500}; "
+            f"{folder / TOKENIZER_NAME}: transformers cannot convert it: {reason:.500}; "
             "download it again"
         )
 
@@ -112,7 +112,7 @@ def _is_tiktoken(path: Path) -> bool:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
+    except ModuleNotFoundError:  # not even the package that holds it is there
         return False
 
 

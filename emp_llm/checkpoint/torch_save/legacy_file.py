@@ -64,7 +64,11 @@ def legacy_contents(read: ReadRange, file_size: int) -> Contents:
 
 
 class _Head:
-    """The beginning of a file, of which more is read as more is wanted."""
+    """The beginning of a file, of which more is read as it is needed.
+
+    How long the pickles are is known only once they have been read. So that a file on the Hub is
+    not asked for again and again, each read doubles what is there.
+    """
 
     def __init__(self, read: ReadRange, size: int) -> None:
         self.size = size

@@ -1,4 +1,4 @@
-"""The names that the pickle of a torch checkpoint may hold: those of torch's weights_only."""
+"""The names that the pickle of a torch checkpoint may hold: those that weights_only allows."""
 
 from typing import Final
 
@@ -36,7 +36,7 @@ TENSORS = ("torch.nn.parameter.Parameter", "torch.Tensor")
 REBUILD = "torch._utils._rebuild_"
 REBUILD_TYPE = "torch._tensor._rebuild_from_type_v2"
 ORDERED_DICT = "collections.OrderedDict"
-# What torch allows beside them. It makes no tensor that safetensors could hold.
+# What torch allows as well, and what makes no tensor that safetensors could hold.
 _OTHERS = (
     *("collections.Counter", "torch.Size", "torch.device", "torch.serialization._get_layout"),
     *("_codecs.encode", "builtins.bytearray", "builtins.set", "builtins.complex"),

@@ -1,8 +1,8 @@
 """The pickle of a torch checkpoint, read without running it.
 
-The standard library takes the pickle apart into its operations; here those that
-``torch.load(weights_only=True)`` allows are followed, on plain values. Nothing that a pickle names
-is imported or called. Whatever else it names is refused.
+The standard library takes the pickle apart into its operations. Those that
+``torch.load(weights_only=True)`` allows are followed here, on plain values. Nothing that a pickle
+names is imported or called, and names that are not allowed are refused.
 """
 
 import pickletools
@@ -26,7 +26,7 @@ MAX_PICKLE_BYTES: Final = 16 << 20
 """The longest pickle that is read; one of 10,000 tensors is 3 MB long."""
 
 _MAX_OPERATIONS = 4_000_000
-_COPYING = 8  # what to copy an item counts as: it takes so much more memory
+_COPYING = 8  # copying an item counts as so many operations: it takes that much more memory
 
 _PYTHON_2 = {"__builtin__": "builtins"}
 _CONSTANTS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
@@ -37,19 +37,19 @@ class _Mark:
 
 
 def read_pickle(file: BinaryIO) -> object:
-    """Read one pickle of a torch checkpoint and leave the file behind its end.
+    """Read one pickle of a torch checkpoint; the file is then at the byte behind it.
 
     Returns:
-        What it holds: plain values, with `StoredTensor` for tensors.
+        What it holds: plain values, with a `StoredTensor` for each tensor.
 
     Raises:
-        UnreadableError: If it is damaged, or names what is no part of a tensor.
+        UnreadableError: If it is damaged, or names anything that tensors do not consist of.
     """
     return _Reader().read(file)
 
 
 class _Reader:
-    """A stack machine, as pickles are written for; it only knows what torch writes."""
+    """The stack machine that pickles are written for, with the operations that torch uses."""
 
     def __init__(self) -> None:
         self._stack: list[object] = []
@@ -169,7 +169,7 @@ class _Reader:
         if not isinstance(called, NamedObject) or not isinstance(arguments, tuple):
             raise damaged()
         for argument in _all_arguments(arguments):
-            # a few bytes can ask again and again for a copy of a long list
+            # a few bytes of a pickle can ask for copies of a long list, over and over
             if isinstance(argument, tuple | list):
                 self._add_work(_COPYING * len(argument))
         return call(called.name, arguments)

@@ -39,12 +39,13 @@ _MAX_ITEMS = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of bytes that tensors lie in.
+    """A run of bytes that one or more tensors lie in.
 
     Attributes:
         key: Its name in the file.
-        dtype: A key of `ITEM_BITS`; None where its tensors say.
-        nbytes: Its length.
+        dtype: A key of `emp_llm.checkpoint.dtypes.ITEM_BITS`; None if each of its tensors has its
+            own.
+        nbytes: Its length in bytes.
     """
 
     key: str
@@ -57,11 +58,12 @@ class StoredTensor:
     """A tensor of a torch checkpoint.
 
     Attributes:
-        storage: What it lies in.
-        dtype: A key of `ITEM_BITS`.
+        storage: The storage that it lies in.
+        dtype: A key of `emp_llm.checkpoint.dtypes.ITEM_BITS`.
         start: Offset of its first item in the storage, in bytes.
         shape: Sizes, outermost first.
-        strides: In bytes, none negative; dense where the size is 1.
+        strides: In bytes, none negative. Along a dimension of size 1, where any stride would do, it
+            is that of a dense tensor.
     """
 
     storage: Storage
@@ -85,7 +87,7 @@ class NamedObject:
 
 @dataclass(frozen=True, slots=True)
 class OtherObject:
-    """Something that torch could make and that is no tensor of safetensors."""
+    """Something that torch could make, and that safetensors cannot hold."""
 
     name: str
 
@@ -117,17 +119,18 @@ def _is_key(value: object) -> bool:
 
 
 def call(name: str, arguments: tuple[object, ...]) -> object:
-    """Describe what a function of torch's would return.
+    """Describe what a function of torch would return.
 
     Args:
-        name: The function's, one of `emp_llm.checkpoint.torch_save.names.ALLOWED`.
+        name: The function's name, one of `emp_llm.checkpoint.torch_save.names.ALLOWED`.
         arguments: What it is called with.
 
     Returns:
         A `StoredTensor`, a dict, the value of a ``torch.Size``, or an `OtherObject`.
 
     Raises:
-        UnreadableError: If it would fail, or make what its bytes alone do not say.
+        UnreadableError: If the call is impossible, or makes a tensor that its bytes alone do not
+            describe.
     """
     if name == ORDERED_DICT:
         fields: dict[object, object] = {}
@@ -230,7 +233,7 @@ def _dtype(storage: Storage, dtype: object) -> str:
 
 
 def _strides(shape: Sequence[int], strides: Sequence[int], item: int) -> tuple[int, ...]:
-    """Strides in bytes; those that nothing depends on are made dense."""
+    """Strides in bytes; those along dimensions of size 1 are made those of a dense tensor."""
     items = 1
     for size in shape:
         items *= size
