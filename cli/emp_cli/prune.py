@@ -169,7 +169,7 @@ def _open_repository(repo: str, device: str, *, private: bool) -> str:
     from emp_llm.hub.destination import open_destination
     from emp_llm.runtime.device_choice import find_gpus
     from emp_llm.runtime.launcher import meeting_of
-    from emp_llm.runtime.team import join_team
+    from emp_llm.runtime.ranks import join_team
 
     with join_team(meeting_of(os.environ)) as team:
         find_gpus(device)

@@ -51,7 +51,8 @@ from emp_llm.runtime.devices import Devices
 from emp_llm.runtime.launcher import meeting_of
 from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
-from emp_llm.runtime.team import Team, join_team
+from emp_llm.runtime.ranks import join_team
+from emp_llm.runtime.team import Team
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.selection.selection import Selection

@@ -3,7 +3,9 @@
 quiet          other libraries kept quiet: logging, bars, warnings
 progress       reporting how far long work is
 launcher       who takes part: torchrun, accelerate launch or srun
-team           the processes of a run and what they exchange
+team           the processes of a run; here, a single one
+rank_store     values that ranks exchange
+ranks          several processes that work together
 gpu_gain       the seconds a GPU would save
 devices        what the threads of a run work on
 device_trial   whether the kernels run on a GPU

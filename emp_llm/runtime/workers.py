@@ -60,7 +60,7 @@ class Workers:
             cores = min(thread_count(threads, processes), thread_count(None, processes))
             work = Work(kernel=kernel, nbytes=nbytes, cores=cores, processes=processes)
             devices = worthwhile_devices(work, team)
-        team.tell_progress(progress.advance)
+        team.forward_progress(progress.advance)
         count = thread_count(threads, processes, len(devices.gpus))
         return cls(threads=count, progress=progress, devices=devices, team=team)
 

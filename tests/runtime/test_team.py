@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from emp_llm import PruneOptions, prune
 from emp_llm.output.output_folder import STAGING_NAME
 from emp_llm.runtime.launcher import Meeting, meeting_of
-from emp_llm.runtime.team import join_team
+from emp_llm.runtime.ranks import join_team
 
 SHARDS = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
 
