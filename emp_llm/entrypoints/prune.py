@@ -23,9 +23,10 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError, FormatError, OptionError, OutputError
 from emp_llm.hub.source import Source, find_source
 from emp_llm.options import PruneOptions, needs_masks
-from emp_llm.output.journal import Journal, describe_run
+from emp_llm.output.journal import Journal
 from emp_llm.output.meta_llama_files import write_original_files
 from emp_llm.output.output_folder import OutputFolder
+from emp_llm.output.run_description import describe_run
 from emp_llm.output.sidecar_files import copy_small_files, write_config, write_index
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.plan_report import origin, report_on, tensor_report

@@ -3,5 +3,7 @@
 meta_llama_files  config and tokenizer of a checkpoint in Meta's format
 sidecar_files     index, config and files that travel along
 journal           what a run has finished
-output_folder     the folder itself, published in one step
+run_description   what the bytes of a result depend on
+publication       files moved to their place in one step
+output_folder     the folder itself: staged, resumed, published
 """

@@ -180,7 +180,7 @@ def test_other_options_are_refused_and_the_work_is_kept(
 def test_a_later_release_refuses_the_work_of_an_earlier_one(
     three: Path, unfinished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emp_llm.output.journal.__version__", "9.9")
+    monkeypatch.setattr("emp_llm.output.run_description.__version__", "9.9")
     assert f"emp-llm was '{emp_llm.__version__}', is '9.9'" in refused(three, unfinished)
 
 

@@ -1,0 +1,117 @@
+"""What a run is: all that the bytes of its result depend on, to compare it with an earlier one."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from emp_llm._version import __version__
+from emp_llm.checkpoint.checkpoint import Checkpoint
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.errors import CheckpointError
+from emp_llm.options import PruneOptions
+from emp_llm.report.fields import SourceFields
+from emp_llm.report.folder_files import describe_file
+from emp_llm.rule_fields import rule_fields
+from emp_llm.tensors.packed_config import FORMAT_VERSION
+
+__all__ = ["describe_run", "difference"]
+
+
+def describe_run(
+    checkpoint: Checkpoint, options: PruneOptions, source: SourceFields
+) -> dict[str, Any]:
+    """Describe all that the bytes of a result depend on.
+
+    Small files are described by checksums of their content. A shard, whose content is not read
+    here, is described by its header and, unless its commit is known, by the size and time of change
+    of its files.
+
+    Args:
+        checkpoint: The source.
+        options: What was asked for.
+        source: Name and revision of the model.
+
+    Returns:
+        ``release``, ``options``, ``source``, ``files`` and ``shards``, each a dict of what JSON can
+        hold.
+
+    Raises:
+        CheckpointError: If a file cannot be read.
+    """
+    small = [*checkpoint.told_by, *checkpoint.other_files]
+    is_commit = source["revision"] is not None
+    return {
+        "release": {"emp-llm": __version__, "format": FORMAT_VERSION},
+        "options": {
+            "target sparsity": options.target_sparsity,
+            "max loss increase": options.max_loss_increase,
+            **_rule(options),
+            "format": options.output_format,
+        },
+        "source": dict(source),
+        "files": {str(file): _content(checkpoint.folder / file) for file in small},
+        "shards": {
+            shard.name: _header(shard) | ({} if is_commit else _state(shard.files))
+            for shard in checkpoint.shards
+        },
+    }
+
+
+def difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
+    """How a run differs from an earlier one: the first thing that does, in words.
+
+    Args:
+        now: The run, as `describe_run` describes it.
+        then: The earlier one, which another release may have described.
+
+    Returns:
+        Such as "beta was 1.0, is 0.9"; None if nothing differs.
+    """
+    for part in ("release", "options", "source"):
+        was = then.get(part, {})
+        for name in {**now[part], **was}:
+            if was.get(name) != now[part].get(name):
+                return f"{name} was {was.get(name)!r}, is {now[part].get(name)!r}"
+    for part in ("files", "shards"):
+        was = then.get(part, {})
+        for name in sorted({*now[part], *was}):
+            if name not in was or name not in now[part]:
+                return f"the source's {name} is {'new' if name not in was else 'gone'}"
+            if was[name] != now[part][name]:
+                return f"the source's {name} has changed"
+    return None
+
+
+def _rule(options: PruneOptions) -> dict[str, Any]:
+    """The rule as reports hold it, with what else of its calibration the bytes depend on."""
+    rule: dict[str, Any] = {**rule_fields(options)}
+    data = options.calibration
+    if "calibration" in rule and data is not None and data.text is not None:
+        path = Path(data.text)
+        content = {"content": describe_file(path)} if path.is_file() else {}
+        rule["calibration"] = {**rule["calibration"], **content, "device": data.device}
+    return rule
+
+
+def _content(path: Path) -> str:
+    try:
+        return xxhash.xxh3_128_hexdigest(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _header(shard: Shard) -> dict[str, Any]:
+    entries = [(e.name, e.dtype, e.shape, e.start, e.end) for e in shard.header.tensors]
+    text = json.dumps([shard.header.metadata, entries])
+    return {"header": xxhash.xxh3_128_hexdigest(text.encode())}
+
+
+def _state(paths: Iterable[Path]) -> dict[str, Any]:
+    try:
+        found = [path.stat() for path in paths]
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return {"size": [file.st_size for file in found], "time": [file.st_mtime_ns for file in found]}
