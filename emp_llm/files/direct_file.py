@@ -1,8 +1,8 @@
-"""A file that is written out of order by many threads, and on disk when it is closed.
+"""A file that many threads write, out of order, and that is on disk when it is finished.
 
-Past the page cache where the file system allows it: large aligned chunks go from memory to disk
-while more is made. That spares the copy into the cache and the wait for it to be flushed, and
-leaves the cache to the source. Elsewhere the file is written by way of the cache.
+Where the file system allows direct I/O, large aligned chunks go from memory to disk, past the page
+cache, while more is computed. That spares the copy into the cache and the wait for it to be
+flushed, and leaves the cache to the source. Elsewhere the file is written through the cache.
 """
 
 import errno
@@ -32,8 +32,8 @@ _FLUSH_EVERY = 256 << 20
 class Flusher:
     """A thread that waits for the disk, so that the threads that compute need not.
 
-    Leaving its ``with`` block waits until everything handed to it is done and raises the first
-    error that came of it; after another error, what has not begun is dropped.
+    Leaving its ``with`` block waits until all of its jobs are done, and raises the first error of
+    one. If the block is left by an error, jobs that have not begun are dropped.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Flusher:
             self.check()
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Do a job after the ones submitted before; waits while too many are."""
+        """Do a job after the ones submitted before; waits while too many are queued."""
         self.check()
         self._jobs.put(job)
 
@@ -77,7 +77,7 @@ class Flusher:
             return np.frombuffer(mmap.mmap(-1, CHUNK_BYTES), np.uint8)
 
     def give_back(self, chunk: Bytes) -> None:
-        """Let a buffer be taken again."""
+        """Return a buffer, to be taken again."""
         self._spare.put(chunk)
 
     def _run(self) -> None:
@@ -106,7 +106,11 @@ class DiskFile(ABC):
 
     @abstractmethod
     def write(self, offset: int, data: Bytes) -> None:
-        """Write uint8 data at an offset; no byte of the file is written twice. OSErrors pass."""
+        """Write uint8 data at an offset; no byte of the file is written twice.
+
+        Raises:
+            OSError: If it cannot be written, or an earlier job of the flusher failed.
+        """
 
     def finish(self, head: bytes) -> None:
         """Write the beginning of the file, and wait until all of it is on disk.
@@ -125,7 +129,7 @@ class DiskFile(ABC):
 
 
 class _CachedFile(DiskFile):
-    """Written by way of the page cache, and flushed as it grows."""
+    """Written through the page cache, and flushed as it grows."""
 
     def __init__(self, path: Path, flusher: Flusher) -> None:
         super().__init__(path, flusher)
@@ -148,7 +152,7 @@ class _CachedFile(DiskFile):
 class _DirectFile(DiskFile):
     """Gathered in aligned chunks, which go to disk past the page cache once they are full.
 
-    Only for data that comes roughly in order: every chunk that is begun is in memory.
+    Only for data that comes roughly in order: all chunks that are not full are in memory.
 
     Args:
         path: The file, which must not be there yet.
@@ -167,6 +171,8 @@ class _DirectFile(DiskFile):
             raise
         self._chunks: dict[int, Bytes] = {}
         self._head_chunks, rest = divmod(head_bytes, CHUNK_BYTES)
+        # the head counts as there in its last chunk, so that data fills that chunk; `finish` puts
+        # it on disk
         self._filled = {self._head_chunks: rest}
 
     def write(self, offset: int, data: Bytes) -> None:
@@ -207,7 +213,7 @@ class _DirectFile(DiskFile):
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # a file system that opens files for direct I/O and then wants other alignments
+            # some file systems open files for direct I/O, and then demand larger alignments
             _write_all(self._fd, number * CHUNK_BYTES, chunk.data)
         self._flusher.give_back(chunk)
 
@@ -218,8 +224,11 @@ def open_disk_file(path: Path, flusher: Flusher, *, head_bytes: int, in_order: b
     Args:
         path: The file, which must not be there yet.
         flusher: The thread that waits for the disk.
-        head_bytes: Bytes at the beginning that come last.
+        head_bytes: Bytes at the beginning that `DiskFile.finish` writes, last.
         in_order: Whether the data comes roughly in order.
+
+    Raises:
+        OSError: If the file cannot be made.
     """
     if in_order and _O_DIRECT:
         try:

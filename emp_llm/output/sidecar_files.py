@@ -33,7 +33,13 @@ def write_index(folder: Path, source: Checkpoint) -> None:
 def write_config(
     folder: Path, source: Checkpoint, quantization_config: Mapping[str, Any] | None
 ) -> None:
-    """Write the source's configuration, with this quantization_config or with none."""
+    """Write the source's configuration.
+
+    Args:
+        folder: The folder to write to.
+        source: The checkpoint that the configuration is taken from.
+        quantization_config: The one to put in; None to leave it out.
+    """
     config = {key: value for key, value in source.config.items() if key != "quantization_config"}
     if quantization_config is not None:
         config["quantization_config"] = dict(quantization_config)
@@ -41,9 +47,9 @@ def write_config(
 
 
 def small_files(source: Checkpoint) -> Iterator[Path]:
-    """Paths, in a source's folder, of the small files that a folder made from it has as well.
+    """Paths, relative to a source's folder, of the small files that are copied from it.
 
-    Tokenizer, generation configuration, licence and the like.
+    They are tokenizer, generation configuration, licence and the like.
     """
     return (relative for relative in source.other_files if str(relative) not in OF_THEIR_OWN)
 

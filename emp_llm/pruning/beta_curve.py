@@ -1,7 +1,7 @@
-"""Sparsity, bytes and retained mass at every β, from the same pass over the weights as one β takes.
+"""Sparsity, bytes and retained mass at many β, from one pass over the weights.
 
-A row's N_eff does not depend on β, so its counts at all β follow from one sum, and one sort of it
-tells what it would come to, packed, at each of them.
+A row's N_eff does not depend on β, so the sums of a row give its counts at all β; sorting it once
+gives the bytes that it would have, packed, at each of them.
 """
 
 import math
@@ -38,20 +38,20 @@ _STEPS = (
     *(i / 20 for i in range(10, 27)),
     *(1.4, 1.5, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0),
 )
-"""Close together where β is chosen from; Gaussian weights are all kept from π/2 on."""
+"""Close together where β is usually chosen; Gaussian weights are all kept from π/2 on."""
 
 
 def grid(beta: float) -> tuple[float, ...]:
-    """The β that a curve is worked out for: usual ones and this one, ascending, then infinity.
+    """The values of β that a curve is computed for: usual ones and this one, then infinity.
 
-    Infinity stands for the β, not known yet, that keeps all rows whole.
+    They ascend. Infinity stands for the least β that keeps all rows whole, which is not known yet.
     """
     return (*sorted({*_STEPS, beta}), math.inf)
 
 
 @dataclass(frozen=True)
 class CurveRows(RowStatistics):
-    """What was decided for a block of rows, and what it would come to at P values of β.
+    """What was decided for a row block at one β, and its totals at P values of β.
 
     Attributes:
         kept: int64 [P], weights that stay.
@@ -76,8 +76,9 @@ class CurveJob(TargetJob[CurveRows]):
         betas: The values of β.
         kept: int64 [P], weights that stay at each.
         kept_mass: float64 [P], Σ|w| of them.
-        nbytes: int64 [P], bytes of all planes; once all is settled.
-        least_fraction: The smallest N_eff / N of a row that is not all zeros; infinity if all are.
+        nbytes: int64 [P], bytes of all planes, once all is settled.
+        least_fraction: The smallest N_eff / N of any row that is not all zeros; infinity if there
+            is none.
     """
 
     def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
@@ -92,7 +93,7 @@ class CurveJob(TargetJob[CurveRows]):
         self._deciding = threading.Lock()
 
     def compute(self, _block: RowBlock, weights: Patterns, _workspace: Workspace) -> CurveRows:
-        """Counts of a block at every β, and what they come to."""
+        """Counts of a row block at every β, and their totals."""
         layouts = self._decide_layouts()
         counts = count_rows(weights, self.target.geometry.number_format, self.betas)
         swept = sweep_rows(weights, counts.kept, layouts)
@@ -126,7 +127,7 @@ class CurveJob(TargetJob[CurveRows]):
         return int(self.nbytes[self._asked]), None
 
     def curve(self, points: Sequence[int]) -> TargetCurve:
-        """The target at some of the β, once all is settled."""
+        """The target at some of the values of β, once all is settled."""
         at = list(points)
         return TargetCurve(self.statistics, self.kept[at], self.kept_mass[at], self.nbytes[at])
 
@@ -140,7 +141,7 @@ class CurveJob(TargetJob[CurveRows]):
                 )
                 try:
                     kept = count_rows(sample, geometry.number_format, self.betas).kept
-                except NonFiniteRowError:  # the block that holds the row tells of it
+                except NonFiniteRowError:  # its own row block raises the error
                     kept = np.zeros((len(sample), len(self.betas)), np.int64)
                 self._layouts = choose_layouts(sample, geometry, kept)
             return self._layouts

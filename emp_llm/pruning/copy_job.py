@@ -1,4 +1,4 @@
-"""A tensor that is written as it is."""
+"""A tensor that is copied, byte for byte."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +16,12 @@ __all__ = ["CopyJob"]
 
 
 class CopyJob:
-    """Copies a tensor that is not pruned.
+    """Copies a tensor.
+
+    Args:
+        entry: Its place in the source.
+        file: The source's file.
+        writer: The new file.
 
     Attributes:
         entry: Its place in the source.
@@ -38,11 +43,11 @@ class CopyJob:
 
     @staticmethod
     def entries(entry: TensorEntry) -> list[Entry]:
-        """What the header will say of it."""
+        """Its entries in the new file's header."""
         return [(entry.name, entry.dtype, entry.shape, entry.nbytes)]
 
     def pieces(self) -> Iterator[Piece]:
-        """The work; one piece at least, for an empty tensor has an entry too."""
+        """The work, in order; at least one piece, because an empty tensor has an entry too."""
         for start in range(self.entry.start, max(self.entry.end, self.entry.start + 1), COPY_BYTES):
             stop = min(start + COPY_BYTES, self.entry.end)
             last = stop == self.entry.end

@@ -1,9 +1,9 @@
 """What becomes of one shard: which tensors the new file holds, in which order, and the work.
 
-Tensors whose bytes are a multiple of 16, which packed ones always are, come first, by name: so
-work for the processor and work for the disk take turns. The few others follow, wide items first.
-So every tensor starts at a multiple of its items' size, and the same tensors always make the same
-file.
+Tensors whose bytes are a multiple of 16, as those of packed ones always are, come first, by name,
+which mixes those that keep the processor busy with those that are copied. The few others follow,
+those with wide items first. So every tensor starts at a multiple of its items' size, and the same
+tensors always make the same file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,10 +30,10 @@ __all__ = ["ShardPlan", "file_order", "output_name"]
 
 
 def output_name(checkpoint: Checkpoint, shard: Shard) -> str:
-    """The file name of a shard in the result: the source's, or one that transformers looks for.
+    """The file name of a shard in the result.
 
-    transformers looks for `model.safetensors`, for what an index names and for what the config
-    names under ``transformers_weights``, not for a lone file of another name.
+    transformers finds `model.safetensors`, files that an index names and the one that the config
+    names under ``transformers_weights``, but no single file of another name: that one is renamed.
     """
     if checkpoint.index_name is None and "transformers_weights" not in checkpoint.config:
         return WEIGHTS_NAME
@@ -41,11 +41,11 @@ def output_name(checkpoint: Checkpoint, shard: Shard) -> str:
 
 
 def file_order(entry: TensorEntry, *, packed: bool = False) -> tuple[bool, int, str]:
-    """The sorting key of a tensor in a file.
+    """The key that tensors of a file are sorted by.
 
     Args:
         entry: The tensor, as it is when it is not packed.
-        packed: Whether it is.
+        packed: Whether it is packed in the file.
     """
     if packed or entry.nbytes % ALIGNMENT == 0:
         return False, 0, entry.name
@@ -58,9 +58,9 @@ class ShardPlan:
 
     Attributes:
         shard: The source.
-        entries: Its tensors, in the order they will have.
+        entries: Its tensors, in the order of the new file.
         targets: Those of them that are pruned, by name.
-        output_format: What becomes of these.
+        output_format: Whether targets are packed or stay dense.
     """
 
     shard: Shard
@@ -72,7 +72,13 @@ class ShardPlan:
     def make(
         cls, shard: Shard, targets: Iterable[Target], output_format: OutputFormat
     ) -> "ShardPlan":
-        """Plan a shard whose targets these are."""
+        """Plan what becomes of a shard.
+
+        Args:
+            shard: The source.
+            targets: Those of its tensors that are pruned.
+            output_format: Whether they are packed or stay dense.
+        """
         by_name = {target.name: target for target in targets}
         packed = by_name if output_format == "packed" else {}
         entries = sorted(
@@ -83,11 +89,12 @@ class ShardPlan:
     @property
     def in_order(self) -> bool:
         """Whether the new file will be written from its beginning to its end, roughly."""
+        # rows of a transposed tensor are columns of the file
         transposed = any(target.geometry.transposed for target in self.targets.values())
         return self.output_format == "packed" or not transposed
 
     def entries_at_most(self) -> Iterator[Entry]:
-        """The new header's entries, with sizes that the ones to come cannot exceed."""
+        """The new header's entries, with sizes that the final ones do not exceed."""
         for entry in self.entries:
             if self.output_format == "packed" and entry.name in self.targets:
                 yield from PackJob.entries_at_most(self.targets[entry.name])
@@ -95,7 +102,7 @@ class ShardPlan:
                 yield from CopyJob.entries(entry)
 
     def new_file(self, name: str, file: SourceFile, selection: Selection) -> NewFile:
-        """The new file.
+        """The new file, with the jobs that write it.
 
         Args:
             name: Its name.

@@ -1,7 +1,7 @@
-"""One safetensors file written as its tensors come, of sizes that are known only then.
+"""One safetensors file, written tensor by tensor before the sizes of all tensors are known.
 
-The header stands first in the file but is known last, so room is kept for it; the format lets
-spaces fill what is left. The file gets its name when all of it is on disk.
+The header stands first in the file but is known last, so room is reserved for it; the format allows
+spaces to fill what is left. The file gets its name when all of it is on disk.
 """
 
 import threading
@@ -20,22 +20,26 @@ from emp_llm.tensors.geometry import Geometry, RowBlock
 __all__ = ["Entry", "ShardWriter"]
 
 Entry = tuple[str, str, tuple[int, ...], int]
-"""Name, dtype, shape and bytes of a tensor."""
+"""Name, dtype as safetensors spells it, shape and bytes of a tensor."""
 
 
 class ShardWriter:
     """Writes one safetensors file.
 
-    Room is given out by `allot`, from one thread at a time, and written to from any thread.
+    Places in the file are given out by `allot`, from one thread at a time, and written from any
+    thread.
 
     Args:
         path: The file; it has this name once it is complete and on disk, not before.
-        at_most: Name, dtype, shape and bytes of its tensors, none smaller than they will be:
-            they set the room for the header.
+        at_most: Entries of its tensors, with sizes that the final ones do not exceed: they
+            determine how much room the header gets.
         metadata: Its header's metadata.
         flusher: The thread that waits for the disk.
-        in_order: Whether the room is written to roughly in the order it is given out.
+        in_order: Whether places are written roughly in the order in which they are given out.
         finished: Called from the flusher's thread when the file has its name.
+
+    Raises:
+        OSError: If the file cannot be made.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class ShardWriter:
         self._closing = self._complete = False
 
     def allot(self, nbytes: int) -> int:
-        """Make room behind what has been allotted; returns its offset in the file."""
+        """Give out the next bytes of the file; returns their offset."""
         with self._lock:
             offset = self._end
             self._end += nbytes
@@ -72,11 +76,15 @@ class ShardWriter:
         return offset
 
     def add_entries(self, entries: Iterable[Entry]) -> None:
-        """Tell of tensors, in the order of their room."""
+        """Add tensors to the header, in the order of their places."""
         self._entries.extend(entries)
 
     def write(self, offset: int, data: Bytes) -> None:
-        """Write uint8 data to room that was allotted. OSErrors pass."""
+        """Write uint8 data to a place that was given out.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         self._file.write(offset, data)
         self._note(written=data.size)
 
@@ -87,16 +95,26 @@ class ShardWriter:
         block: RowBlock,
         weights: npt.NDArray[np.unsignedinteger],
     ) -> None:
-        """Write a block of rows of a dense tensor whose room starts at offset. OSErrors pass."""
+        """Write a row block of a dense tensor.
+
+        Args:
+            geometry: How the tensor's rows run.
+            offset: The place of the whole tensor, from `allot`.
+            block: The rows.
+            weights: Their bit patterns, [R, C].
+
+        Raises:
+            OSError: If they cannot be written.
+        """
         for at, data in geometry.placed(offset, block, weights):
             self.write(at, data)
 
     def close_when_written(self) -> None:
-        """No more is to be allotted: finish the file once all of its room is written to."""
+        """Finish the file once all places are written; no more are given out."""
         self._note(closing=True)
 
     def release(self) -> None:
-        """Close the file if it was not finished; after the flusher has ended."""
+        """Close the file if it was not finished; to be called after the flusher has ended."""
         self._file.close()
 
     def _note(self, *, written: int = 0, closing: bool = False) -> None:

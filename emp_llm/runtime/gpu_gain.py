@@ -1,15 +1,11 @@
-"""What a GPU would save of a run: seconds on the cores, on the bus and on the disk."""
+"""How many seconds of a run a GPU would save."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from emp_kernels.dispatch import resolve
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = ["Work", "seconds_saved"]
 
@@ -19,23 +15,23 @@ _CORE = {
     "prune": {"simd": 3.2, "scalar": 0.97},
     "unpack": {"simd": 2.5, "scalar": 0.99},
 }
-"""GB of weights that one core does a second; measured, bfloat16 in rows of 4,096."""
+"""GB/s of weights that one core prunes, packs or unpacks; measured, bfloat16, rows of 4,096."""
 
 _HANDING = 6.0
-"""GB of weights that one core reads, hashes and hands on a second; 7 measured, the disk aside."""
+"""GB/s of weights that one core reads, hashes and hands on; 7 measured without a disk."""
 
 _DISK = 5.0
-"""GB/s of weights that all cores and GPUs together get from the disks and to them; assumed."""
+"""GB/s of weights that all cores and GPUs together read and write on the disks; assumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a process has to do.
+    """The work of one process.
 
     Attributes:
         kernel: What is done with the weights.
-        nbytes: Bytes of them, dense.
-        cores: Cores that it has for that.
+        nbytes: Bytes of the weights, dense.
+        cores: Cores that the process may use.
         processes: How many processes on this machine work at the same time.
     """
 
@@ -46,12 +42,12 @@ class Work:
 
 
 def seconds_saved(work: Work) -> float:
-    """By how many seconds a GPU makes the work shorter, its start-up aside; not below 0.
+    """By how many seconds a GPU makes the work shorter, not counting its start-up; at least 0.
 
-    Either way each core reads, hashes and hands on `_HANDING` GB/s, and what the disks give,
-    `_DISK` GB/s, is shared by the processes of the machine. Without a GPU the cores run the
-    kernels as well. A GPU's kernels and its bus are faster than both, and are not counted; nor are
-    passes that only count weights, which are as fast as reading either way.
+    With and without a GPU, each core reads, hashes and hands on `_HANDING` GB/s, and the processes
+    of the machine share what the disks give, `_DISK` GB/s. Without a GPU the cores run the kernels
+    as well. A GPU's kernels and its bus are faster than both and are not counted; nor are passes
+    that only count weights, which are as fast as reading either way.
     """
     core = 1 / (1 / _CORE[work.kernel][resolve("auto")] + 1 / _HANDING)
     disk = _DISK / work.processes

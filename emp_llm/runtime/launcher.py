@@ -1,4 +1,4 @@
-"""Who takes part in a run: what torchrun, ``accelerate launch`` or srun tell each process of it."""
+"""Which processes take part in a run, from what torchrun, ``accelerate launch`` or srun set."""
 
 import re
 from collections.abc import Mapping
@@ -25,11 +25,17 @@ class Meeting:
 
 
 def meeting_of(environment: Mapping[str, str]) -> Meeting | None:
-    """Read from the environment who else takes part; None for a process on its own.
+    """Find out from the environment where the processes of this run meet.
 
-    ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` are what torchrun and
-    ``accelerate launch`` set. Under srun the job's step tells, and the first of its machines is
-    where the ranks meet, unless ``MASTER_ADDR`` and ``MASTER_PORT`` say where.
+    torchrun and ``accelerate launch`` set ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
+    ``MASTER_PORT``. srun sets ``SLURM_*`` for each step of a job; its ranks meet on the first
+    machine of the step unless ``MASTER_ADDR`` and ``MASTER_PORT`` name another place.
+
+    Args:
+        environment: The variables, as `os.environ` has them.
+
+    Returns:
+        The meeting; None for a process on its own.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         size = int(environment["WORLD_SIZE"])
@@ -41,8 +47,9 @@ def meeting_of(environment: Mapping[str, str]) -> Meeting | None:
         return None
     host = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"])
     job = int(environment.get("SLURM_JOB_ID", "0"))
+    # jobs on the same machines need ports of their own, and all ranks have to know them
     port = environment.get("MASTER_PORT") or 20000 + job % 10000
-    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4(x2),3
     local = max(int(number) for number in re.findall(r"(?:^|,)(\d+)", tasks))
     return Meeting(int(environment["SLURM_PROCID"]), size, local, f"tcp://{host}:{port}")
 

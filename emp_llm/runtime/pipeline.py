@@ -1,8 +1,9 @@
-"""Pieces of work on several threads, with one order for everything that order can change.
+"""Pieces of work on several threads, whose results do not depend on the number of threads.
 
-Each piece is computed on any thread, then settled in the order of the pieces (offsets are given
-out, sums and hashes go on), then written on its thread. So the bytes do not depend on the number
-of threads, and no more than one piece a thread is in memory.
+    compute (any thread, any order) → settle (one at a time, in order) → write (any thread)
+
+To settle a piece is to do what order can change: offsets are given out, sums and hashes are
+continued. No more than one piece a thread is in memory.
 """
 
 import os
@@ -28,21 +29,19 @@ Settle = Callable[[], Write | None]
 """Gives a result its place in the order of pieces, and returns what is left to write of it."""
 
 Advance = Callable[[int], None]
-"""Told the bytes of input that each piece settled, from one thread at a time."""
-
+"""Called with the bytes of input of each piece that is settled, from one thread at a time."""
 
 _FEWEST_ON_GPU, _MOST_ON_GPU = 3, 8
-"""Threads a GPU: one copies there, one computes, one copies back; and as many as fill its bus."""
+"""Threads for each GPU: three so that copying to it, computing on it and copying back overlap;
+eight, which read as fast as its bus carries."""
 
 
 def thread_count(threads: int | None, processes: int = 1, gpus: int = 0) -> int:
-    """The number of threads that was asked for; for None, this process's share of usable cores.
-
-    With GPUs, None gives 3 threads for each of them at least, whatever the cores, so that reading,
-    copies, kernels and writing overlap, and 8 at most, which read faster than its bus carries.
+    """The number of threads of a run.
 
     Args:
-        threads: What was asked for.
+        threads: What was asked for; None for this process's share of the usable cores, and with
+            GPUs for at least 3 and at most 8 threads for each of them.
         processes: How many processes on this machine work at the same time.
         gpus: How many GPUs this process works on.
 
@@ -63,11 +62,11 @@ class Piece:
     """One piece of work.
 
     Args:
-        nbytes: Bytes of input that it stands for.
-        compute: Does the work, at the same time as other pieces. What it returns may lie in the
-            workspace, which is its thread's until the piece is written.
-        settle: Takes note of what compute returned, in order, quickly; what is left to write, if
-            anything, is returned.
+        nbytes: Bytes of input, for progress.
+        compute: Does the work, at the same time as other pieces. Its result may lie in the
+            workspace, which belongs to its thread until the piece is written.
+        settle: Called with the result, in the order of the pieces; has to be quick. Returns what
+            is left to write, if anything.
     """
 
     def __init__(
@@ -77,14 +76,14 @@ class Piece:
         settle: Callable[[Result], Write | None],
     ) -> None:
         self.nbytes = nbytes
-        # one function of both, so that nobody else need know what passes between them
+        # one function of both: what passes between them has a type here, and nowhere else
         self._compute: Callable[[Workspace], Settle] = lambda workspace: partial(
             settle, compute(workspace)
         )
 
     @staticmethod
     def note(settle: Settle) -> "Piece":
-        """A piece that only takes note of what came before it."""
+        """A piece that reads nothing and only settles, after what came before it."""
         return Piece(0, lambda _workspace: None, lambda _nothing: settle())
 
     def compute(self, workspace: Workspace) -> Settle:
@@ -93,7 +92,10 @@ class Piece:
 
 
 class _Run:
-    """The state that the threads of one run share."""
+    """The state that the threads of one run share.
+
+    `pulling` guards `pieces`; `turn` guards everything else that changes.
+    """
 
     def __init__(
         self,
@@ -166,9 +168,9 @@ class _Run:
     def wait(self) -> None:
         """Wait until no thread works any more, and none will.
 
-        After a failure, those that have not begun end at once. Threads are not joined before: one
-        whose join was interrupted counts as ended.
+        After a failure, threads that have not begun end at once.
         """
+        # not by joining alone: Python takes a thread whose join was interrupted for ended
         with self.turn:
             self.turn.wait_for(
                 lambda: (
@@ -199,9 +201,9 @@ def run_pieces(
         pieces: The work, in its order; taken from one thread at a time, as it is needed.
         threads: How many threads compute and write; 1 or more.
         devices: What their kernels work on.
-        progress: Told of each piece.
-        abandon: Called when the run has failed, so that what its threads may be waiting for in
-            `pieces` keeps them no longer.
+        progress: Called with the bytes of each piece.
+        abandon: Called when the run has failed, to end whatever its threads may be waiting for in
+            `pieces`.
 
     Raises:
         BaseException: The first failure of a piece, or KeyboardInterrupt; all threads have ended.

@@ -1,4 +1,4 @@
-"""What long work tells of itself while it goes on."""
+"""How far long work is, reported while it goes on."""
 
 import threading
 from typing import Protocol
@@ -7,23 +7,33 @@ __all__ = ["Progress", "SharedProgress", "Silent"]
 
 
 class Progress(Protocol):
-    """Told of stages of work and of their advance, by one thread at a time."""
+    """Shows how far work is; called by one thread at a time."""
 
     def begin(self, stage: str, total: int, unit: str = "B") -> None:
-        """A stage begins, of so many bytes or of what else is counted, named in the plural."""
+        """A stage of the work begins.
+
+        Args:
+            stage: What is done, such as "pruning".
+            total: What the calls of `advance` add up to.
+            unit: What is counted: "B" for bytes, or a word in the plural, such as "blocks".
+        """
 
     def advance(self, count: int) -> None:
-        """So many bytes, or what is counted in their place, of the stage are done."""
+        """More of the stage is done.
+
+        Args:
+            count: How much more; less than 0 where something has to be done again.
+        """
 
 
 class Silent:
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
 
     def begin(self, stage: str, total: int, unit: str = "B") -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def advance(self, count: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class SharedProgress:
@@ -32,7 +42,7 @@ class SharedProgress:
     A stage counts the bytes of both.
 
     Args:
-        progress: Told of it, by one thread at a time.
+        progress: Shows both, called by one thread at a time.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -42,11 +52,11 @@ class SharedProgress:
         self._counts_bytes = True
 
     def expect(self, nbytes: int) -> None:
-        """So many bytes are to be fetched during the stages that will begin."""
+        """Announce bytes to be fetched during the stages that will begin."""
         self._to_fetch += nbytes
 
     def begin(self, stage: str, total: int, unit: str = "B") -> None:
-        """A stage of the work begins; what is still to be fetched is added to one of bytes."""
+        """A stage begins; if it counts bytes, those still to be fetched are added to it."""
         with self._lock:
             self._counts_bytes = unit == "B"
             if self._to_fetch and self._counts_bytes:
@@ -57,12 +67,12 @@ class SharedProgress:
                 self._progress.begin(stage, total, unit)
 
     def advance(self, nbytes: int) -> None:
-        """So many bytes of the stage are done."""
+        """More of the stage is done."""
         with self._lock:
             self._progress.advance(nbytes)
 
     def fetched(self, nbytes: int) -> None:
-        """So many of the expected bytes are there; fewer than none where some were lost."""
+        """Expected bytes have been fetched; less than 0 where some were lost again."""
         with self._lock:
             self._to_fetch -= nbytes
             if self._counts_bytes:
