@@ -1,4 +1,9 @@
-"""What pruning would do to a checkpoint, found in one pass over its weights; nothing is written."""
+"""Inspect: what pruning would do to a checkpoint, from one pass over its targets.
+
+    source → targets → β → measure: rows, sizes, the curve over β → report
+
+Nothing is written.
+"""
 
 import os
 from collections.abc import Iterator
@@ -47,37 +52,53 @@ def inspect(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Find what `prune` would do, reading all targets once and writing nothing.
+    """Find what `prune` would do, without writing anything.
 
-    Arguments and errors are those of `prune`. The sizes are the ones that packing would give.
+    >>> from emp_llm import inspect
+    >>> report = inspect("demo/model")
+    >>> report["totals"]["files"]
+    {'bytes_before': 3792240, 'bytes_after': 2595600, 'bytes_dense': 3792240}
+    >>> curve = report["curve"]
+    >>> for beta, sparsity in zip(curve["beta"], curve["targets"]["sparsity"]):
+    ...     if beta in (0.5, 1.0, 1.3):
+    ...         print(f"β = {beta}: {sparsity:.0%} of the targets' weights would go")
+    β = 0.5: 68% of the targets' weights would go
+    β = 1.0: 36% of the targets' weights would go
+    β = 1.3: 17% of the targets' weights would go
 
     Args:
-        model: As for `prune`.
-        options: As for `prune`.
-        revision: As for `prune`.
-        token: As for `prune`.
-        curve: Whether to find it for many β at once; with granularity `row` only.
+        model: A folder, or a model of the Hugging Face Hub.
+        options: What to prune, and how, by magnitude; the paper's choice by default.
+        revision: Branch, tag or commit of a model of the Hub.
+        token: Token for the Hub; by default the one that is logged in.
+        curve: Whether to compute the curve over β; with granularity `row` only.
         download: Whether shards of the Hub that are not in its cache are downloaded to there. By
             default only the targets are read of them, and nothing is kept; with granularity
             `layer` and `model` and with a target sparsity, which read more than once, they are
             always downloaded.
-        threads: As for `prune`.
-        progress: As for `prune`.
+        threads: Threads that read and compute; by default all cores.
+        progress: Shows how far the work is.
 
     Returns:
-        The report that `prune` would write, without checksums, and beside it
+        The report that `prune` would write, with the sizes that packing would give, without
+        checksums, and with
 
-        * ``files``: of each file of weights that would be written its ``bytes``, header and all;
-          their sum is in ``totals`` under ``files``, with that of the source's, and that of the
-          files which ``--format dense`` would write;
+        * ``files``: the ``bytes`` of each file of weights that would be written, header and all;
+          their sum is in ``totals`` under ``files``, with that of the source's files, and that of
+          the files that ``--format dense`` would write;
         * ``standing_out``: rows unlike the others, at most 100 and the worst first, each with its
           ``tensor``, ``row``, ``why``, ``n_eff_fraction`` (N_eff / N) and ``mass_ratio`` (its Σ|w|
           over the median of the tensor's rows); see `emp_llm.report.outlier_rows` for the
           thresholds;
         * ``standing_out_counts``: how many there are in all, by why;
-        * ``curve``: see `emp_llm.pruning.beta_curve.build_curve`; None where groups are larger
-        than rows,
-          or it was not asked for.
+        * ``curve``: see `emp_llm.pruning.beta_curve.build_curve`; None where groups are larger than
+          rows, or it was not asked for.
+
+    Raises:
+        CheckpointError: If the source is not a checkpoint that can be pruned.
+        HubError: If it cannot be downloaded.
+        OptionError: If the options ask for scores from data, for repair or for a search for β,
+            which run the model; if no β gives the target sparsity.
     """
     options = options or PruneOptions()
     if needs_masks(options):
@@ -112,7 +133,11 @@ def inspect(
 
 
 class _SumsJob(TargetJob[Rows]):
-    """A job that keeps the sums of each row, float64 [R, 3], as row blocks."""
+    """A job that keeps the sums of each row.
+
+    Attributes:
+        sums: float64 [R, 3] for each row block: Σ|w|, Σw² and Σ|w| of the weights that stay.
+    """
 
     def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
         super().__init__(target, file, selection)
@@ -138,7 +163,11 @@ def _measure(
     files: OpenFiles,
     kind: type[_CurveJob] | type[_MeasureJob],
 ) -> tuple[list[_CurveJob | _MeasureJob], StandingOut]:
-    """Read all targets; returns the jobs on them, done, and the rows that stand out."""
+    """Read all targets.
+
+    Returns:
+        The jobs on them, done, and the rows that stand out.
+    """
     jobs: list[_CurveJob | _MeasureJob] = []
     standing_out = StandingOut()
 

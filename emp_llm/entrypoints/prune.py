@@ -1,11 +1,13 @@
-"""The straight line: a checkpoint in, a pruned checkpoint out, and no model in between.
+"""Prune: a checkpoint in, a pruned checkpoint out, and no model in between.
 
-    source → open → decide targets → select → shards: pack and copy → config, index, card, report
+    source → targets → β → what an earlier run finished → masks → shards → config, card, report
 
-Where scores come from data, `emp_llm.calibration` has decided before any shard is written.
+Masks are decided here only if their scores come from data, or weights are repaired: by
+`emp_llm.calibration`, before any shard is written. Masks by magnitude are decided row block by row
+block, as the shards are written.
 
-Every shard of the source becomes one shard of the same name; no more than a few blocks of rows
-are in memory at any time. Shards of the Hub are pruned as they arrive: `files` waits for them.
+Every shard of the source becomes one shard of the same name; no more than a few row blocks are in
+memory at any time. Shards of the Hub are pruned as they arrive: `Source.files` waits for them.
 """
 
 import os
@@ -80,11 +82,22 @@ def prune(
 ) -> Report:
     """Prune a checkpoint by Effective Model Pruning (arXiv 2509.25606) and write the result.
 
+    >>> from emp_llm import PruneOptions, prune
+    >>> report = prune("demo/model", "sparse")
+    >>> report["totals"]["targets"]["sparsity"]
+    0.364338
+    >>> report["totals"]["model"]["bytes_before"], report["totals"]["model"]["bytes_after"]
+    (3788160, 2588736)
+    >>> half = PruneOptions(target_sparsity=0.5, output_format="dense")
+    >>> report = prune("demo/model", "half", half)
+    >>> report["rule"]["beta"], report["totals"]["targets"]["kept"]
+    (0.7872489, 552960)
+
     Args:
         model: A folder, or a model of the Hugging Face Hub.
-        out: The folder to write. It holds a whole checkpoint afterwards or, after an error,
-            nothing of it, save for the shards that were finished if the same call may yet succeed:
-            hidden there, they are taken up by it.
+        out: The folder to write. It holds a whole checkpoint afterwards or, after an error, what it
+            held before. If the same call may yet succeed, shards that were finished are kept in a
+            hidden folder inside it, and the call goes on from there.
         options: What to prune, and how; the paper's choice by default.
         revision: Branch, tag or commit of a model of the Hub.
         token: Token for the Hub; by default the one that is logged in.
@@ -93,12 +106,12 @@ def prune(
             and so does what a run that fails has downloaded.
         overwrite: Whether to replace a checkpoint in `out`.
         device: Where the kernels run: ``cpu``, ``cuda`` (all GPUs of this machine, which share the
-            blocks), ``cuda:N``, or ``auto``: GPUs where they make the run faster, see
+            row blocks), ``cuda:N``, or ``auto``: GPUs where they make the run faster, see
             `emp_llm.runtime.gpu_gain.seconds_saved`. The result is the same. Scores from data have
             a device of their own, see `CalibrationOptions`.
         threads: Threads that compute and write; by default all cores, or 3 to 8 for each GPU. The
             result is the same.
-        progress: Told how the work goes on; with `distributed`, on the first rank of all.
+        progress: Shows how far the work is; with `distributed`, that of all ranks, on the first.
         distributed: Whether this is one of the processes that torchrun, ``accelerate launch`` or
             srun started to prune together, each its share of the shards. All of them make the
             same call, with an `out` that they share.
@@ -107,8 +120,8 @@ def prune(
         The report, as in the result's ``emp_report.json``.
 
     Raises:
-        CheckpointError: If the source is no checkpoint that can be pruned; HubError if it cannot
-            be fetched.
+        CheckpointError: If the source is not a checkpoint that can be pruned.
+        HubError: If it cannot be downloaded.
         OptionError: If `discard_source` is asked for with a local folder, or with granularity
             `model`, a target sparsity or scores from data, for which all shards are read before
             the first is pruned; if no β gives the target sparsity; if the kernels have no such
@@ -120,7 +133,7 @@ def prune(
     options = options or PruneOptions()
     check_options(options)
     _check_discarding(discard_source, options)
-    thread_count(threads)  # refuses what is no number of threads
+    thread_count(threads)  # raises before anything is read if there can be no such number
     shared = SharedProgress(progress or Silent())
     with join_team(meeting_of(os.environ) if distributed else None) as team:
         devices = asked_devices(device, team)
@@ -171,7 +184,7 @@ def _open(
     discard: bool,
     progress: SharedProgress,
 ) -> tuple[Source, Checkpoint]:
-    """Find and open the source, the same commit on all ranks."""
+    """Find and open the source: the same commit on all ranks, even if the branch moves on."""
 
     def find(revision: str | None) -> Source:
         return find_source(
@@ -201,6 +214,7 @@ def _find_workers(
     progress: SharedProgress,
     team: Team,
 ) -> Workers:
+    """Find the threads and devices that work on this rank's share of the shards."""
     own = own_share(plan.checkpoint.shards, lambda shard: shard.header.file_size, team)
     return Workers.find(
         "pack" if plan.options.output_format == "packed" else "prune",
@@ -216,7 +230,11 @@ def _find_workers(
 def _find_beta(
     plan: PruningPlan, workers: Workers, folder: OutputFolder
 ) -> tuple[float, Sequence[Trial]]:
-    """The β to prune by, as far as it is found before masks, and what was tried to find it."""
+    """Find β, unless it is given or only scores determine it.
+
+    Returns:
+        The β, found or given, and what was tried to find it.
+    """
     if plan.options.max_loss_increase is None:
         return beta_for_target_sparsity(plan, workers, folder.staging), ()
 
@@ -231,7 +249,11 @@ def _find_beta(
 
 
 def _decide_masks(plan: PruningPlan, workers: Workers, journal: Journal) -> float:
-    """Have the first rank decide masks by data, if that is asked for; returns the β of them."""
+    """Have the first rank decide masks and repair from data, if the options ask for that.
+
+    Returns:
+        The β: the plan's, or the one that was found with the masks.
+    """
     if not needs_masks(plan.options):
         return plan.options.beta
 
@@ -245,7 +267,11 @@ def _decide_masks(plan: PruningPlan, workers: Workers, journal: Journal) -> floa
 
 
 def _find_finished(plan: PruningPlan, workers: Workers, folder: OutputFolder) -> set[str]:
-    """Files that an earlier run has finished; what is not as it was written is forgotten."""
+    """Check the files that an earlier run has finished, and forget those that are damaged.
+
+    Returns:
+        The names of the files that are as they were written.
+    """
     journal, team = folder.journal, workers.team
     sizes = team.share(
         lambda: {name: (folder.staging / name).stat().st_size for name in journal.finished()}
@@ -260,8 +286,7 @@ def _find_finished(plan: PruningPlan, workers: Workers, folder: OutputFolder) ->
         if not _is_sound(plan, workers, folder, shard):
             damaged.append(name(shard))
             journal.forget(name(shard))
-    lost = {lost for part in team.gather(damaged) for lost in part}
-    return {name(shard) for shard in shards} - lost
+    return {name(shard) for shard in shards}.difference(*team.gather(damaged))
 
 
 def _is_sound(plan: PruningPlan, workers: Workers, folder: OutputFolder, shard: Shard) -> bool:
@@ -288,7 +313,7 @@ def _is_sound(plan: PruningPlan, workers: Workers, folder: OutputFolder, shard: 
 def _write_shards(
     plan: PruningPlan, workers: Workers, folder: OutputFolder, finished: Collection[str]
 ) -> None:
-    """Write this rank's share of the shards that are not finished, and wait for the others'."""
+    """Write this rank's share of the shards that are not finished, and wait for other ranks."""
     left = [s for s in plan.checkpoint.shards if output_name(plan.checkpoint, s) not in finished]
     shards = own_share(left, lambda shard: shard.header.file_size, workers.team)
     surveyed = surveyed_shards(plan, workers)
@@ -328,7 +353,11 @@ def _publish(
     origin: SourceFields,
     tried: Sequence[Trial],
 ) -> Report:
-    """Write what goes beside the shards, and move all of it to its place; returns the report."""
+    """Write the files beside the shards, and move everything to its place.
+
+    Returns:
+        The report.
+    """
     staging, checkpoint = folder.staging, plan.checkpoint
     write_index(staging, checkpoint)
     calibrated = Calibrated()
@@ -354,7 +383,11 @@ def _publish(
 
 
 def _finished_outcomes(journal: Journal, name: str) -> dict[str, Outcome]:
-    """What became of the tensors of a file that is finished."""
+    """What became of the tensors of a file that is finished, by name.
+
+    Raises:
+        OutputError: If that cannot be read.
+    """
     outcomes = journal.outcomes(name)
     if outcomes is None:  # such as another machine's, on a file system that shows it late
         raise OutputError(

@@ -1,10 +1,15 @@
-"""Packed to dense: an ordinary checkpoint with the same weights, bit for bit."""
+"""Unpack: a packed checkpoint in, an ordinary one with the same weights out, bit for bit.
+
+    source → shards: unpack and copy → index, config, report, card
+
+Every shard of the source becomes one shard of the same name.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from emp_kernels.rows import Patterns, Workspace
 
@@ -50,32 +55,41 @@ def unpack(
     device: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> dict[str, int]:
     """Turn a packed checkpoint into an ordinary one: the one that pruning to dense writes.
+
+    >>> from emp_llm import prune, unpack
+    >>> report = prune("demo/model", "packed")
+    >>> report["totals"]["model"]["bytes_after"]
+    2588736
+    >>> unpack("packed", "unpacked")
+    {'packed_tensors': 12, 'tensors': 38, 'bytes_before': 2588736, 'bytes_after': 3788160}
 
     Args:
         model: A packed folder, or a packed model of the Hugging Face Hub.
-        out: The folder to write; whole afterwards or, after an error, not there.
+        out: The folder to write. It holds a whole checkpoint afterwards or, after an error, what it
+            held before.
         revision: Branch, tag or commit of a model of the Hub.
         token: Token for the Hub; by default the one that is logged in.
         overwrite: Whether to replace a checkpoint in `out`.
-        device: As for `emp_llm.prune`.
-        threads: As for `emp_llm.prune`.
-        progress: Told how the work goes on.
+        device: Where the kernels run: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, see `prune`.
+        threads: Threads that compute and write; by default all cores, or 3 to 8 for each GPU.
+        progress: Shows how far the work is.
 
     Returns:
-        What was done: ``packed_tensors`` unpacked of ``tensors``, ``bytes_before`` and
+        ``packed_tensors``: how many of the ``tensors`` were packed; ``bytes_before`` and
         ``bytes_after`` of all tensors' data.
 
     Raises:
         CheckpointError: If the source is not a packed checkpoint.
+        HubError: If it cannot be downloaded.
         FormatError: If packed data is damaged or of another version.
         OptionError: If the kernels have no such device to run on.
         OutputError: If `out` cannot be written.
         DeviceError: If a GPU has no room for the work.
     """
     devices = asked_devices(device, Team())
-    thread_count(threads)  # refuses what is no number of threads
+    thread_count(threads)  # raises before anything is read if there can be no such number
     shared = SharedProgress(progress or Silent())
     source = find_source(model, revision=revision, token=token, progress=shared)
     checkpoint = source.open_checkpoint()
@@ -84,7 +98,7 @@ def unpack(
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
         workers = Workers.find(
             "unpack",
-            # as many bytes as its targets have unpacked, roughly: the tensors beside them count
+            # roughly what its targets have unpacked, since the tensors beside them count too
             0 if source.to_come else checkpoint.nbytes,
             devices=devices,
             threads=threads,
@@ -95,14 +109,7 @@ def unpack(
         write_index(folder.staging, checkpoint)
         write_config(folder.staging, checkpoint, None)
         copy_small_files(folder.staging, checkpoint)
-        report = None
-        if packed_report is not None:
-            _check_report(source.folder, packed_report, jobs)
-            hashes = {job.entry.name: job.checksum for job in jobs}
-            report = dense_report(packed_report, hashes)
-            report["files"] = describe_files(folder.staging)
-            write_figure(folder.staging, report)
-            write_report(folder.staging, report)
+        report = _write_report(folder.staging, source.folder, packed_report, jobs)
         write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
         folder.publish()
     return {
@@ -123,6 +130,20 @@ def _check_packed(checkpoint: Checkpoint) -> None:
         )
 
 
+def _write_report(
+    staging: Path, source: Path, packed_report: Report | None, jobs: Sequence[WriteJob]
+) -> Report | None:
+    """Write the report of the dense folder, and its figure, if the packed folder has one."""
+    if packed_report is None:
+        return None
+    _check_report(source, packed_report, jobs)
+    report = dense_report(packed_report, {job.entry.name: job.checksum for job in jobs})
+    report["files"] = describe_files(staging)
+    write_figure(staging, report)
+    write_report(staging, report)
+    return report
+
+
 def _check_report(folder: Path, report: Report, jobs: Sequence[WriteJob]) -> None:
     """Check that a report lists the tensors there are, and as pruned those that are packed."""
     listed = {name: fields["pruned"] for name, fields in report["tensors"].items()}
@@ -139,7 +160,11 @@ def _check_report(folder: Path, report: Report, jobs: Sequence[WriteJob]) -> Non
 def _write_shards(
     source: Source, checkpoint: Checkpoint, folder: Path, workers: Workers
 ) -> list[WriteJob]:
-    """Write all shards; returns the jobs on their tensors, done."""
+    """Write all shards.
+
+    Returns:
+        The jobs on their tensors, done.
+    """
     done: list[WriteJob] = []
     with source.files(checkpoint.shards) as files, shard_output(folder, files) as output:
 

@@ -99,6 +99,7 @@ class CurveJob(TargetJob[CurveRows]):
         swept = sweep_rows(weights, counts.kept, layouts)
         asked = counts.kept[:, self._asked], swept.escaped[:, self._asked]
         return CurveRows(
+            # the bases of the windows, which nobody asks a curve for, are left 0
             table=np.stack([*asked, np.zeros_like(asked[0])], axis=1),
             stats=np.column_stack([counts.stats, swept.kept_mass[:, self._asked]]),
             kept=counts.kept.sum(axis=0),
@@ -122,6 +123,7 @@ class CurveJob(TargetJob[CurveRows]):
     def settle_end(self) -> tuple[int, Write | None]:
         """Bytes of all planes at the β that was asked for."""
         packed = PackedTensor(self.target.geometry, self._layouts[self._asked])
+        # row table and meta have the same size in every layout
         ends = [len(padding(records)) for records in self.nbytes.tolist()]
         self.nbytes += np.array(ends) + packed.table_bytes + len(packed.encode_meta())
         return int(self.nbytes[self._asked]), None
@@ -177,8 +179,9 @@ def build_curve(jobs: Sequence[CurveJob], kinds: Mapping[str, str]) -> Curve:
 
 
 def _rounded_up(value: float) -> float:
-    """To six significant digits."""
+    """A number rounded up to six significant digits."""
     if value == 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) - 5)
+    # a number that has six digits, but for the error of its division by unit, stays what it is
     return digits(math.ceil(value / unit * (1 - 1e-12)) * unit)
