@@ -4,7 +4,7 @@
 
 As the authors did it: the MLPs' linear layers are pruned row by row; Wanda's scores are |w| · ‖x‖₂,
 the norms of a layer's inputs taken in one pass of the dense model over 128 sequences of 512 tokens
-from the beginning of WikiText-2's training text; perplexity of its test text in blocks of 2048.
+from the beginning of WikiText-2's training text; perplexity of its test text in windows of 2048.
 Where the model is one of theirs, their figures stand beside ours.
 
 The whole model is in memory, and a copy of the layers that are pruned.

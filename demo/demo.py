@@ -28,7 +28,7 @@ class Result:
     peak_bytes: float | None = None
 
     def line(self, dense: "Result") -> str:
-        """The line, beside the dense model's figures."""
+        """The line, beside the dense model's results."""
         cost = f"{self.seconds:7.1f}  {self.peak_bytes / 1e6:7.0f}" if self.seconds else ""
         return (
             f"{self.name:<12}{self.file_bytes:>11,}  {self.file_bytes / dense.file_bytes:5.3f}  "
@@ -85,7 +85,7 @@ def main() -> None:
         print(result.line(dense))
     print(
         "\nSparsity is that of the MLPs, the default targets. Perplexity is per token of"
-        f"\ndemo/text.txt, in blocks of {CONTEXT}. Seconds and peak memory are those of `emp-llm"
+        f"\ndemo/text.txt, in windows of {CONTEXT}. Seconds and peak memory are those of `emp-llm"
         "\nprune`, nearly all of them spent on reading the model's structure by transformers."
     )
 

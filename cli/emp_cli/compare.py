@@ -119,7 +119,7 @@ def _show(found: "Comparison") -> None:
     header = ("β", "method", "sparsity", "perplexity", "above dense", "above EMP")
     settings = found.settings
     title = (
-        f"{found.source['model']}  {settings['text']} in blocks of {settings['context']}, "
+        f"{found.source['model']}  {settings['text']} in windows of {settings['context']}, "
         f"protocol {settings['protocol']}"
     )
     show(title, header, [_row(found, cost) for cost in found.costs], left=2)

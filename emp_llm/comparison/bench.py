@@ -1,4 +1,4 @@
-"""One model in memory at a time: loaded, pruned on the way or not, measured and forgotten."""
+"""One model in memory at a time: loaded, pruned on the way or not, measured, freed."""
 
 from typing import Any
 
@@ -24,10 +24,10 @@ class Bench:
         protocol: As for `emp_llm.evaluation.perplexity.perplexity`.
         dtype: As for `emp_llm.evaluation.model_loading.load_model`.
         device: As for `emp_llm.evaluation.model_loading.load_model`.
-        progress: Told of the tokens of each measurement.
+        progress: Reports the tokens of each measurement.
 
     Attributes:
-        settings: What was asked for, as JSON can hold it.
+        settings: The options of the measurement, for JSON.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Bench:
                 progress=_Labelled(self._progress, label),
             )
         finally:
-            # before the next one is loaded; models hold themselves in circles
+            # before the next one is loaded; models hold themselves in reference cycles
             del model
             clear_device_cache(garbage_collection=True)
 

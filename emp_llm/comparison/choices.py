@@ -16,13 +16,13 @@ __all__ = ["Choices"]
 
 
 class Choices:
-    """What the controls choose among the weights of some targets.
+    """How many weights of each group of some targets the controls keep.
 
     Args:
         targets: All of them.
-        files: Their files; every target is read once.
+        files: The files they are in; every target is read once.
         threads: Threads that read.
-        progress: Told of the bytes that are read.
+        progress: Called with the bytes that were read.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Choices:
         Args:
             control: Which one.
             kept: How many weights stay, of all targets together.
-            seed: Of a random one.
+            seed: Seed of a random one.
         """
         if control == "magnitude-layer":
             return self._choice("matrix", lambda sizes: spread(kept, sizes))

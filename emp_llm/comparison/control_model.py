@@ -1,8 +1,8 @@
 """A model loaded with the weights that a control keeps, and no others.
 
-A control is a pruning like EMP's own but for which weights stay. So it takes EMP's own way into the
-model, `emp_llm.integration`: transformers asks for the targets, and each is read off its file, the
-others made zero, and cast and placed then. No copy of the dense weights is held.
+A control differs from EMP only in which weights stay. So it is loaded as EMP's models are, by
+`emp_llm.integration`: transformers asks for the targets, and each is read from its file, pruned,
+cast and placed. No copy of the dense weights is made.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Choice:
     Attributes:
         scope: What a group is.
         counts: How many weights each group of a target keeps, by the target's name.
-        seed: Of the random order in which they are ranked; None to rank them by magnitude.
+        seed: Seed of a random order to rank them by; None to rank them by magnitude.
     """
 
     scope: Scope
@@ -64,7 +64,7 @@ class ChoiceConfig(EmpConfig):
         self.choice = choice
 
     def to_dict(self) -> dict[str, Any]:
-        """What can be written down of it."""
+        """What JSON can hold of it: all but the counts."""
         return {name: value for name, value in self.__dict__.items() if name != "choice"}
 
 
@@ -83,14 +83,14 @@ class _ChoiceQuantizer(PruningQuantizer):
 
 
 class _ChoosingReader(TargetReader):
-    """A target, of which a control's weights are left as it is read."""
+    """A target that is pruned as a control does while it is read."""
 
     def __init__(self, target: Target, file: SourceFile, choice: Choice) -> None:
         super().__init__(target, file)
         self._choice = choice
 
     def row_blocks(self) -> Sequence[RowBlock]:
-        """Blocks of rows, or whole matrices where these are the groups."""
+        """Row blocks, or whole matrices where these are the groups."""
         if self._choice.scope == "row":
             return super().row_blocks()
         rows = self.geometry.matrix_rows

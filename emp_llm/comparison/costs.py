@@ -21,11 +21,11 @@ class Cost:
     """What one way to prune costs.
 
     Attributes:
-        method: The way.
+        method: How weights were chosen.
         beta: The β whose number of weights it keeps; None for the dense model.
         weights: Weights of all targets.
         kept: How many of them stay.
-        runs: What was measured; more than once only where chance decides.
+        runs: The measurements; several only for random pruning.
     """
 
     method: Method
@@ -50,7 +50,7 @@ class Cost:
         return stdev(run.perplexity for run in self.runs) if len(self.runs) > 1 else None
 
     def above(self, other: "Cost") -> float:
-        """By what share the perplexity is above another one's; negative where it is below."""
+        """How far the perplexity is above another one's, as a share of it; may be negative."""
         return self.perplexity / other.perplexity - 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Comparison:
 
     Attributes:
         source: Name and revision of the model.
-        settings: What was asked for.
+        settings: The options that were given.
         costs: The dense model's first, then for each β EMP's and those of its controls.
     """
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_plot", "save_plot"]
 
-# the colours of Okabe and Ito, which people who see few colours tell apart, and markers beside them
+# the palette of Okabe and Ito, which colour-blind readers can tell apart, and a marker for each
 _STYLES: dict[Method, tuple[str, str, str]] = {
     "emp": ("EMP", "#D55E00", "o"),
     "magnitude-row": ("magnitude, same share of every row", "#0072B2", "s"),
@@ -22,10 +22,10 @@ _STYLES: dict[Method, tuple[str, str, str]] = {
 
 
 def check_plot(path: Path) -> None:
-    """See that a picture can be drawn and written, before there is anything to draw.
+    """Check that a picture can be drawn and written, before the work for it begins.
 
     Raises:
-        OptionError: If matplotlib is not there, or the file's name is none of a PNG.
+        OptionError: If matplotlib is not installed, or the file's name does not end in .png.
         OutputError: If there is no folder to write it to.
     """
     check_drawing(path, "plot", (".png",), "costs.png")
@@ -38,7 +38,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     one by how many percent the perplexity of each control but the random one is above EMP's.
 
     Raises:
-        OptionError: If matplotlib is not there.
+        OptionError: If matplotlib is not installed.
         OutputError: If the file cannot be written.
     """
     figure = new_figure(11, 4.6)
@@ -48,7 +48,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     settings = comparison.settings
     figure.suptitle(
         f"{comparison.source['model']}: perplexity of {settings['text']}, "
-        f"blocks of {settings['context']}"
+        f"windows of {settings['context']}"
     )
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     save_figure(figure, path, dpi=150)

@@ -20,11 +20,11 @@ instead of down. With p = 0.5 and q = 1, as in the example that comes with the p
 (Σ√|w|)² / Σ|w|, the effective number of the *square roots* of the magnitudes: of Gaussian weights
 84.7 %, where N_eff is 63.7 %.
 
-SAP as published goes on from there: it prunes γ times the share that may go, up to a limit, in the
-scope of a neuron, a layer or the whole model, retrains, and does so again in rounds. The control
-here takes from it what can be compared without training: the counts of its groups, multiplied by
-one factor for all of them (in which η drops out) so that they sum up to EMP's count. It differs
-from EMP in nothing but how many of these weights each group gets.
+SAP as published does more: it prunes γ times the share that may go, up to a limit, in the scope of
+a neuron, a layer or the whole model, retrains, and repeats this in rounds. The control here takes
+from it what can be compared without training: the counts of its groups, multiplied by one factor
+for all of them (in which η cancels) so that they sum up to EMP's count. It differs from EMP only in
+how many of these weights each group keeps.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What transformers asks of emp-llm while it loads a model."""
+"""What happens before, while and after transformers loads a model."""
 
 import copy
 import re
@@ -46,14 +46,14 @@ _PARALLELISM = {
     "dp_size": "fully sharded data parallelism",
     "pp_size": "pipeline parallelism",
 }
-"""What each size of transformers' DistributedConfig asks for."""
+"""The kind of parallelism that each size in transformers' DistributedConfig stands for."""
 
 
 class _Quantizer(HfQuantizer):
-    """What both of them do.
+    """What both quantizers share.
 
-    transformers makes one for each `from_pretrained` and calls, in this order: `preprocess_model`
-    once the model is built on the meta device, `update_weight_conversions`,
+    transformers creates one for each `from_pretrained` and calls, in this order:
+    `preprocess_model` once the model is built on the meta device, `update_weight_conversions`,
     `validate_environment` with the device map, and `postprocess_model` at the end.
     """
 
@@ -78,12 +78,12 @@ class _Quantizer(HfQuantizer):
         self.validate_environment(device_map=device_map)
         self._shards = _open_shards(checkpoint_files)
         self._files = self._open.enter_context(OpenFiles())
-        # One tensor at a time, converted before the next is read: else transformers would read
-        # all of them from threads of its own.
+        # With it transformers reads all tensors at once, on threads of its own; without, it asks
+        # for one tensor at a time and converts it before it asks for the next.
         self.pre_quantized = False
 
     def validate_environment(self, *_: object, device_map: object = None, **__: object) -> None:
-        """Take note of the device map; at last it says where each module goes."""
+        """Keep the device map; the one of the last call says where each module is put."""
         if self._placement is not None and isinstance(device_map, dict):
             self._placement.device_map = device_map
 
@@ -93,7 +93,7 @@ class _Quantizer(HfQuantizer):
         *_: object,  # the model, which transformers gives from 5.21 on
         **__: object,
     ) -> list[WeightTransform]:
-        """Feed the model's conversions with pruned or unpacked tensors."""
+        """Have the model's conversions get pruned or unpacked tensors."""
         placement = self._placement
         if placement is None:
             raise RuntimeError("transformers asked for conversions before it had built the model")
@@ -122,26 +122,26 @@ class _Quantizer(HfQuantizer):
     def _open_readers(
         self, model: PreTrainedModel, conversions: list[WeightTransform]
     ) -> tuple[dict[str, TensorReader], list[str]]:
-        """The tensors to be fed, by name, and the names of planes that are none."""
+        """Readers of the tensors by name, and names of planes that no parameter is loaded from."""
 
     @abstractmethod
     def _check_loaded(self) -> None:
-        """See that nothing was left out."""
+        """Check that nothing was left out."""
 
     @abstractmethod
     def _packed_before(self) -> dict[str, PackedBefore]:
-        """How each tensor is to be packed when it is saved."""
+        """How each tensor lies or was packed, for when it is saved."""
 
     @abstractmethod
     def _packed_config(self) -> PackedConfig:
-        """What the configuration of the saved model is to say."""
+        """The quantization_config of the saved model."""
 
     def _process_model_after_weight_loading(
         self,
         model: PreTrainedModel,
         **_: object,
     ) -> PreTrainedModel:
-        """Make it an ordinary model, but for how it is saved."""
+        """Make it an ordinary model, except for how it is saved."""
         self._finalize()
         self._check_loaded()
         record = Record(self._packed_before(), self._feed.parameters, model.base_model_prefix)
@@ -169,7 +169,7 @@ class _Rule(TypedDict):
 
 
 class PruningQuantizer(_Quantizer):
-    """Prunes every target as it is loaded."""
+    """Prunes every target while it is loaded."""
 
     quantization_config: EmpConfig
 
@@ -186,7 +186,7 @@ class PruningQuantizer(_Quantizer):
         folder = self._shards[0].path.parent
         rule: _Rule = {"targets": options.targets, "ignore": options.ignore}
         if options.granularity == "model":
-            # One group is all that the checkpoint's own model has, though this one may have less.
+            # The group is all targets of the checkpoint; the class that is loaded may lack some.
             decisions = decide_targets(folder, tensors, **rule)
         else:
             decisions = decide(str(folder), tensors, self._landings, **rule)
@@ -221,7 +221,7 @@ class PruningQuantizer(_Quantizer):
 
 
 class PackedQuantizer(_Quantizer):
-    """Unpacks every packed tensor as it is loaded."""
+    """Unpacks every packed tensor while it is loaded."""
 
     quantization_config: PackedConfig
 
@@ -295,7 +295,7 @@ def _open_shards(checkpoint_files: Sequence[str] | None) -> list[Shard]:
 
 
 def _with_planes(ignored: Iterable[str] | None, planes: Sequence[str]) -> set[str]:
-    """Patterns of tensors that transformers is not to complain of, planes among them."""
+    """Patterns of tensors that transformers ignores if no parameter matches, planes among them."""
     suffixes = (ROWS_SUFFIX, META_SUFFIX) if planes else ()
     return {*(ignored or ()), *(re.escape(suffix) + "$" for suffix in suffixes)}
 
@@ -303,7 +303,7 @@ def _with_planes(ignored: Iterable[str] | None, planes: Sequence[str]) -> set[st
 def _check_no_plane_alone(
     model: PreTrainedModel, conversions: list[WeightTransform], plain: Sequence[TensorEntry]
 ) -> None:
-    """Refuse a plane of records that lacks both of its companions."""
+    """Refuse a plane of records that lacks its row table and its meta."""
     bytes_ = {
         entry.name: entry.shape for entry in plain if entry.dtype == "U8" and len(entry.shape) == 1
     }
@@ -318,7 +318,7 @@ def _check_no_plane_alone(
 
 
 def _packing(conversions: Sequence[WeightTransform], record: Record) -> Iterator[WeightTransform]:
-    """The conversions that a model was loaded with, as it is to be saved with them."""
+    """The conversions that a model was loaded with, in their form for saving."""
     for conversion in conversions:
         if isinstance(conversion, FedPlainWeights):
             continue
@@ -329,7 +329,7 @@ def _packing(conversions: Sequence[WeightTransform], record: Record) -> Iterator
 
 
 def _make_ordinary(model: PreTrainedModel) -> None:
-    """Take away what transformers attaches to quantized models, and restricts them by."""
+    """Remove what transformers attaches to quantized models, which restricts their use."""
     del model.hf_quantizer, model.quantization_method
     model.is_quantized = False  # type: ignore[assignment]
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Tensors that are asked for one after the other, made by all cores a little ahead of that."""
+"""Tensors that are asked for one after the other, made on all cores a little earlier."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from emp_llm.tensors.geometry import RowBlock
 __all__ = ["Job", "MadeElsewhere", "ReadAhead", "Reading"]
 
 AHEAD_BYTES = 128 << 20
-"""Weights that are made before they are asked for, at most, but for one tensor."""
+"""Limit of the weights that are made before they are asked for; one tensor may exceed it."""
 
 _this_thread = threading.local()
 
@@ -24,7 +24,7 @@ class Job(Protocol):
     """Something that makes a tensor.
 
     Attributes:
-        nbytes: The tensor's size, to limit what is made ahead.
+        nbytes: The tensor's size, which counts towards the limit.
     """
 
     nbytes: int
@@ -38,7 +38,7 @@ class Reading:
 
     Args:
         reader: Reads the tensor.
-        device: The GPU whose memory that is, and whose kernels make the weights; None for the CPU.
+        device: The GPU that the tensor is read to and whose kernels do the work; None for the CPU.
     """
 
     def __init__(self, reader: TensorReader, device: torch.device | None = None) -> None:
@@ -83,7 +83,7 @@ class MadeElsewhere:
 
 
 class ReadAhead:
-    """Makes tensors ahead of their use, a bounded number of bytes.
+    """Makes tensors ahead of their use, up to a limit of bytes.
 
     Args:
         threads: How many threads make them.
@@ -105,7 +105,7 @@ class ReadAhead:
         self._groups.setdefault(target, {}).setdefault(source, []).append(job)
 
     def take(self, job: Job) -> torch.Tensor:
-        """The tensor of a job that was announced, once; all others have been announced too."""
+        """The tensor of a job, which may be taken once; call it when all jobs have been added."""
         for group in self._groups.values():
             self._waiting.update((id(job), job) for jobs in group.values() for job in jobs)
         self._groups.clear()
@@ -122,7 +122,7 @@ class ReadAhead:
         self._begun[id(job)] = job.begin(self._pool)
 
     def close(self) -> None:
-        """End the threads; what they have not begun is dropped."""
+        """End the threads; jobs that have not begun are dropped."""
         self._pool.shutdown(cancel_futures=True)
 
 

@@ -1,7 +1,7 @@
-"""Whole tensors of a checkpoint, read off its files block by block: pruned, or unpacked.
+"""Whole tensors of a checkpoint, read from its files row block by row block: pruned, or unpacked.
 
-The CPU makes them, or the kernels of the GPU that they are to be on: there only packed rows, or
-rows to be pruned, are handed on, and no more than a block of them at a time.
+The CPU does the work, or the GPU that a tensor is to be on. A GPU gets rows that are packed or not
+yet pruned, one row block at a time, so its memory holds little more than the tensor itself.
 """
 
 from abc import ABC, abstractmethod
@@ -40,7 +40,7 @@ __all__ = [
 NUMBER_FORMATS: dict[torch.dtype, NumberFormat] = {
     number_format.torch_dtype: number_format for number_format in FORMATS.values()
 }
-"""The number formats that are pruned and packed, by torch's dtype."""
+"""The number formats that are pruned and packed, by their dtypes in torch."""
 
 
 class DenseWeights:
@@ -59,19 +59,19 @@ class DenseWeights:
 
     @classmethod
     def empty(cls, geometry: Geometry) -> "DenseWeights":
-        """A tensor to be filled; what it holds is unspecified."""
+        """A tensor with arbitrary values, to be filled."""
         tensor = torch.empty(geometry.shape, dtype=geometry.number_format.torch_dtype)
         return cls(tensor, geometry)
 
     def in_place(self, block: RowBlock) -> Patterns | None:
-        """The memory of a block's rows, [rows, columns]; None where they run across it."""
+        """A view of a row block, [rows, columns]; None if rows are not contiguous in memory."""
         if self.geometry.transposed:
             return None
         rows: Patterns = self._matrices[block.matrix, block.start : block.stop]
         return rows
 
     def rows(self, block: RowBlock, workspace: Workspace) -> Patterns:
-        """A block's rows, [rows, columns], C-contiguous; in the workspace if need be."""
+        """A row block, [rows, columns], C-contiguous; copied to the workspace if transposed."""
         rows = self.in_place(block)
         if rows is None:
             rows = block_memory(self.geometry, block, workspace)
@@ -79,50 +79,51 @@ class DenseWeights:
         return rows
 
     def place(self, block: RowBlock, rows: Patterns) -> None:
-        """Put a transposed block's rows, [rows, columns], where they belong."""
+        """Write a row block, [rows, columns], of a transposed tensor."""
         turn(rows, self._matrices[block.matrix, :, block.start : block.stop])
 
 
 class DeviceWeights:
-    """A dense tensor on a GPU, to be filled block by block; what it holds is unspecified.
+    """A dense tensor on a GPU with arbitrary values, to be filled row block by row block.
 
     Args:
         geometry: How its rows run.
         device: The GPU.
 
     Attributes:
-        tensor: It.
+        tensor: The tensor.
     """
 
     def __init__(self, geometry: Geometry, device: torch.device) -> None:
         dtype = geometry.number_format.torch_dtype
         self.tensor = torch.empty(geometry.shape, dtype=dtype, device=device)
         if device.type == "cuda":
-            # its memory may be that of tensors which kernels on this thread's stream still read
+            # The memory may have been freed while kernels on this stream still read from it, and it
+            # is written on the streams of workspaces.
             torch.cuda.current_stream(device).synchronize()
         self._transposed = geometry.transposed
         bits = self.tensor.view(torch_integers(geometry.number_format.item_bytes))
         self._matrices = bits.view(geometry.matrices, *geometry.shape[-2:])
 
     def rows(self, block: RowBlock) -> torch.Tensor:
-        """The memory of a block's rows, int16 or int32 [rows, columns] of any strides."""
+        """A view of a row block, int16 or int32 [rows, columns], of any strides."""
         matrix = self._matrices[block.matrix]
         return (matrix.T if self._transposed else matrix)[block.start : block.stop]
 
     def place(self, block: RowBlock, rows: Patterns, workspace: DeviceWorkspace) -> None:
-        """Put a block's rows where they belong.
+        """Write a row block.
 
         Args:
             block: Which rows.
-            rows: [rows, columns]; not to be changed before the workspace is waited for.
-            workspace: Of the GPU; its stream copies them.
+            rows: [rows, columns]; do not change it before ``workspace.wait()`` has returned.
+            workspace: A workspace of the GPU; its stream does the copy.
         """
         with workspace.active():
             self.rows(block).copy_(tensor_of_patterns(rows), non_blocking=True)
 
 
 class TensorReader(ABC):
-    """A tensor of a checkpoint.
+    """Reads a tensor of a checkpoint, changed on the way.
 
     Attributes:
         geometry: How its rows run.
@@ -131,12 +132,12 @@ class TensorReader(ABC):
     geometry: Geometry
 
     def row_blocks(self) -> Sequence[RowBlock]:
-        """The blocks that it is read in."""
+        """The row blocks that it is read in."""
         return list(self.geometry.row_blocks())
 
     @abstractmethod
     def fill(self, weights: DenseWeights, block: RowBlock, workspace: Workspace) -> None:
-        """Read one block; on any thread.
+        """Read one row block; on any thread.
 
         Args:
             weights: The tensor that is filled.
@@ -148,7 +149,7 @@ class TensorReader(ABC):
     def fill_there(
         self, weights: DeviceWeights, block: RowBlock, workspace: DeviceWorkspace
     ) -> None:
-        """Read one block to a GPU; on any thread. As `fill`, and it is there on return.
+        """Read one row block to a GPU, as `fill` does; the copy is complete on return.
 
         Args:
             weights: The tensor that is filled.
@@ -158,7 +159,7 @@ class TensorReader(ABC):
 
 
 class TargetReader(TensorReader):
-    """A target that is changed as it is read.
+    """Reads a target and sets the weights that do not stay to +0.0.
 
     Args:
         target: The tensor.
@@ -171,10 +172,10 @@ class TargetReader(TensorReader):
         self._file = file
 
     def fill(self, weights: DenseWeights, block: RowBlock, workspace: Workspace) -> None:
-        """Read and prune one block.
+        """Read and prune one row block.
 
         Raises:
-            CheckpointError: If it cannot be read or holds what cannot be pruned.
+            CheckpointError: If it cannot be read, or holds NaN or infinity.
         """
         memory = weights.in_place(block)
         rows = self._target.read(self._file, block, workspace, memory)
@@ -185,7 +186,7 @@ class TargetReader(TensorReader):
     def fill_there(
         self, weights: DeviceWeights, block: RowBlock, workspace: DeviceWorkspace
     ) -> None:
-        """Read and prune one block, and hand it on.
+        """Read one row block, prune it on the CPU and copy it to the GPU.
 
         Raises:
             CheckpointError: As `fill`.
@@ -197,11 +198,11 @@ class TargetReader(TensorReader):
 
     @abstractmethod
     def _prune(self, rows: Patterns, block: RowBlock, workspace: Workspace) -> None:
-        """Put +0.0 in the place of the weights of a block's rows that do not stay."""
+        """Set the weights of a row block that do not stay to +0.0."""
 
 
 class PruningReader(TargetReader):
-    """A target, pruned by the rule as it is read.
+    """Reads a target and prunes it by EMP's rule.
 
     Args:
         target: The tensor.
@@ -216,7 +217,7 @@ class PruningReader(TargetReader):
     def fill_there(
         self, weights: DeviceWeights, block: RowBlock, workspace: DeviceWorkspace
     ) -> None:
-        """Read one block, hand it on, and prune it where it lies then.
+        """Read one row block, copy it to the GPU and prune it there.
 
         Raises:
             CheckpointError: As `fill`.
@@ -242,10 +243,10 @@ class PruningReader(TargetReader):
 
 
 class UnpackingReader(TensorReader):
-    """A packed tensor, unpacked as it is read.
+    """Reads a packed tensor and unpacks it.
 
     Args:
-        reader: The tensor.
+        reader: Reads its records.
     """
 
     def __init__(self, reader: PackedReader) -> None:
@@ -253,7 +254,7 @@ class UnpackingReader(TensorReader):
         self._reader = reader
 
     def fill(self, weights: DenseWeights, block: RowBlock, workspace: Workspace) -> None:
-        """Read and unpack one block.
+        """Read and unpack one row block.
 
         Raises:
             CheckpointError: If it cannot be read.
@@ -267,7 +268,7 @@ class UnpackingReader(TensorReader):
     def fill_there(
         self, weights: DeviceWeights, block: RowBlock, workspace: DeviceWorkspace
     ) -> None:
-        """Read one block, and unpack it where it is to lie.
+        """Read the records of one row block, and unpack them on the GPU.
 
         Raises:
             CheckpointError: As `fill`.

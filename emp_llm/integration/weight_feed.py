@@ -1,9 +1,9 @@
-"""transformers' conversions of weights, fed with tensors that are pruned or unpacked already.
+"""transformers' weight conversions, which get tensors that are already pruned or unpacked.
 
-transformers collects, for each parameter, the checkpoint's tensors that become it, converts them
-and puts the result in its place. The converters here collect tensors of `Feed` instead of what
-lies in the file. So every conversion sees whole dense tensors under the checkpoint's names, and
-what is pruned is what the checkpoint holds, before it is merged, split or cast.
+For each parameter, transformers collects the checkpoint's tensors that become it, converts them and
+sets the result. The converters here collect tensors from `Feed` instead of reading the file. So
+every conversion gets whole dense tensors under the checkpoint's names, and tensors are pruned as
+the checkpoint holds them, before they are merged, split or cast.
 """
 
 from collections import defaultdict
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 ANYTHING = ".*"
-"""The pattern of converters that choose by other means than a pattern."""
+"""The pattern of converters that do not choose tensors by a pattern."""
 
 
 class Placement:
@@ -50,7 +50,7 @@ class Placement:
         model: The model that is being loaded, on the meta device.
 
     Attributes:
-        device_map: As transformers has it by now; None for the CPU.
+        device_map: The device of each module, as far as transformers has decided; None for the CPU.
         shapes: Each parameter's shape by its name.
     """
 
@@ -60,7 +60,7 @@ class Placement:
         self.shapes = {name: tensor.shape for name, tensor in state.items()}
         self._dtypes = {name: tensor.dtype for name, tensor in state.items()}
         self._prefix = f"{model.base_model_prefix}."
-        dtype = model.config.dtype  # by now that of the model, whatever was asked for
+        dtype = model.config.dtype  # of the model as it is built, not as it was asked for
         self._plan: dict[str, torch.dtype] = (
             model._get_dtype_plan(dtype) if isinstance(dtype, torch.dtype) else {}
         )
@@ -90,12 +90,12 @@ class Feed:
     Args:
         readers: What reads each of them, by its name in the checkpoint.
         sizes: Bytes of every tensor of the checkpoint, by name.
-        planes: Names of planes, which are no tensors of the model.
-        placement: Where parameters go.
-        resources: Closed where a tensor cannot be made; its threads end then, too.
+        planes: Names of row tables and metas of packed tensors, which no parameter is loaded from.
+        placement: Where parameters are put.
+        resources: Closed if a tensor cannot be made; the threads that read ahead end with it.
 
     Attributes:
-        delivered: Names of the tensors that were given out.
+        delivered: Names of the tensors that transformers has got.
         parameters: Names, in the model, of the parameters made from them.
     """
 
@@ -122,13 +122,13 @@ class Feed:
         return self
 
     def offers(self, name: str) -> bool:
-        """Whether a name is one of a tensor."""
+        """Whether a name of the checkpoint is that of a tensor, not of a plane beside it."""
         return name not in self._planes
 
     def wants(self, name: str) -> bool:
-        """Whether a tensor that no conversion changes is to come from here.
+        """Whether a tensor that no converter of the model matches is to come from here.
 
-        What is offloaded to the disk as it lies in the file stays there.
+        A plain tensor that is offloaded to the disk is not: transformers leaves it in its file.
         """
         return self.offers(name) and (name in self._readers or not self.placement.on_disk(name))
 
@@ -139,12 +139,12 @@ class Feed:
 
         Args:
             name: Its name in the checkpoint.
-            target: The parameter that it becomes, or is the first to become.
-            pattern: What it was found by.
-            plain: Makes it from the file, placed, if it is neither pruned nor unpacked.
+            target: The parameter that it becomes; the first one if it becomes several.
+            pattern: The pattern of the converter that matched it.
+            plain: Reads it from the file and places it; used if it is neither pruned nor packed.
 
         Returns:
-            What makes it.
+            A function that waits for the tensor.
         """
         reader = self._readers.get(name)
         if reader is None:
@@ -174,12 +174,12 @@ class Feed:
         parameters: Iterable[str],
         loading_info: "LoadStateDictInfo | None",
     ) -> None:
-        """Take note of parameters that were made.
+        """Record which parameters were made.
 
         Args:
-            sources: Names of the tensors they were made from.
+            sources: Names of the tensors that they were made from.
             parameters: Their names in the model.
-            loading_info: What transformers notes of the whole loading.
+            loading_info: What transformers has recorded of the whole loading.
         """
         self._loading_info = loading_info
         if not self._readers.keys().isdisjoint(sources):
@@ -192,11 +192,11 @@ class Feed:
 
 
 class FedConverter(WeightConverter):
-    """One of the model's own converters, fed.
+    """One of the model's own converters, which gets its tensors from a feed.
 
     Args:
-        original: The converter; it is left as it is.
-        feed: What feeds it.
+        original: The converter; it is not changed.
+        feed: The feed.
     """
 
     __slots__ = ("feed", "original")
@@ -215,7 +215,7 @@ class FedConverter(WeightConverter):
         return copy
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
-        """As the original does, but for planes."""
+        """As the original does; planes match nothing."""
         if not self.feed.offers(source_key):
             return source_key, None
         return super().rename_source_key(source_key)
@@ -227,7 +227,7 @@ class FedConverter(WeightConverter):
         source_pattern: str,
         future: object,
     ) -> None:
-        """Collect the feed's tensor."""
+        """Collect the tensor that the feed makes, instead of the one in the file."""
         # A function, not a future: without `pre_quantized` transformers uses no threads of its own.
         plain = cast("Callable[[], torch.Tensor]", future)
         made: Any = self.feed.announce(source_key, target_key, source_pattern, plain)
@@ -252,9 +252,9 @@ class FedConverter(WeightConverter):
         return made
 
     def _report_misfits(self, made: dict[str, Any], loading_info: "LoadStateDictInfo") -> None:
-        """Take out tensors of another shape than their parameter's, as transformers does.
+        """Remove tensors of another shape than their parameter's, as transformers does.
 
-        While there is a quantizer, transformers 5.17 puts in place whatever it is given.
+        With a quantizer, transformers 5.17 sets parameters without comparing shapes.
         """
         for name, value in list(made.items()):
             shape = (value[0] if isinstance(value, list) else value).shape
@@ -266,13 +266,13 @@ class FedConverter(WeightConverter):
 
 
 class FedPlainWeights(FedConverter):
-    """Takes every tensor that no converter of the model wants, as it is.
+    """Takes every tensor that no converter of the model matches, unchanged.
 
-    A converter, not a renaming: transformers takes renamed weights that are offloaded to the disk
-    for those in the file, and would read them from there again.
+    A converter, not a renaming: of weights that are only renamed and offloaded to the disk,
+    transformers assumes that the checkpoint's file holds them, and would read the packed bytes.
 
     Args:
-        feed: What feeds it.
+        feed: The feed.
     """
 
     __slots__ = ()
@@ -281,7 +281,7 @@ class FedPlainWeights(FedConverter):
         super().__init__(WeightConverter(ANYTHING, ANYTHING, [AsItIs()]), feed)
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
-        """Take it under its name."""
+        """Match every tensor that the feed wants to give."""
         if not self.feed.wants(source_key):
             return source_key, None
         self._was_used = True
@@ -309,7 +309,7 @@ class AsItIs(ConversionOps):
 
 
 def copy_slots(source: WeightTransform, target: WeightTransform) -> None:
-    """Give one of transformers' transforms all that another one has."""
+    """Copy all attributes of one of transformers' transforms to another one."""
     for kind in type(source).__mro__:
         for slot in getattr(kind, "__slots__", ()):
             if hasattr(source, slot):

@@ -1,4 +1,4 @@
-"""The zeros of pruned parameters: which they are, held as bits, and put back.
+"""The zeros of pruned parameters: found, kept as masks of bits, and put back.
 
 Names of arrays carry their shape: R rows and C columns of a matrix, B bytes of a row's bits.
 """
@@ -21,9 +21,9 @@ Pruned = dict[str, list[nn.Parameter]]
 """Pruned parameters by the name that they have without wrappers and adapters: first the base
 model's own, then the copies of it that adapters train in its place."""
 
-_CPU_BLOCK = 1 << 20
-_DEVICE_BLOCK = 1 << 24
-"""Weights that are looked at at a time: what fits in caches, and what keeps a GPU busy."""
+_CPU_WEIGHTS = 1 << 20
+_DEVICE_WEIGHTS = 1 << 24
+"""Weights per row block: few enough for a CPU's caches, enough to keep a GPU busy."""
 
 _GATHER = 0x0102040810204080
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -34,10 +34,10 @@ class Mask:
     """Where a tensor is zero, one bit a weight.
 
     Args:
-        tensor: Of a floating-point dtype and at least one dimension; read once.
+        tensor: A tensor of a floating-point dtype with at least one dimension; read once.
 
     Attributes:
-        zeros: How many zeros it holds, of either sign.
+        zeros: How many zeros the tensor has, of either sign.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -45,47 +45,47 @@ class Mask:
         rows = tensor.numel() // columns if columns else 0
         self.zeros = 0
         self._bits_RB = torch.empty(rows, -(-columns // 8), dtype=torch.uint8, device=tensor.device)
-        for start, block_RC in _blocks(tensor.detach()):
+        for start, block_RC in _row_blocks(tensor.detach()):
             keep_RC = block_RC != 0
             self.zeros += keep_RC.numel() - int(keep_RC.sum())
             self._bits_RB[start : start + len(block_RC)] = _pack(keep_RC)
 
     def clear(self, tensor: Tensor) -> None:
-        """Make the zeros +0.0 again, whatever is there, NaN too.
+        """Set the zeros to +0.0 again, whatever is there, NaN too.
 
         Args:
-            tensor: Of the shape of the one that the mask was taken of, on any device.
+            tensor: A tensor of the shape that the mask was made from, on any device.
         """
-        # As integers, for 0 times the bits of anything, NaN too, are those of +0.0; masked_fill_
-        # takes ten times as long on a CPU.
+        # As integers, because 0 times any bits, those of NaN too, are the bits of +0.0.
+        # masked_fill_ takes ten times as long on a CPU.
         integers = _INTEGERS[tensor.element_size()]
-        for block_RC, keep_RC in self._with_blocks(tensor.detach().view(integers)):
+        for block_RC, keep_RC in self._with_row_blocks(tensor.detach().view(integers)):
             block_RC.mul_(keep_RC)
 
     def lost(self, tensor: Tensor) -> int:
-        """Count the zeros that a tensor of the same shape no longer holds."""
+        """Count the zeros of the mask that are not zero in a tensor of the same shape."""
         return sum(
             int(((block_RC != 0) & ~keep_RC).sum())
-            for block_RC, keep_RC in self._with_blocks(tensor.detach())
+            for block_RC, keep_RC in self._with_row_blocks(tensor.detach())
         )
 
-    def _with_blocks(self, tensor: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _with_row_blocks(self, tensor: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         self._bits_RB = self._bits_RB.to(tensor.device)  # once, where the tensor has moved
-        for start, block_RC in _blocks(tensor):
+        for start, block_RC in _row_blocks(tensor):
             rows, columns = block_RC.shape
             yield block_RC, _unpack(self._bits_RB[start : start + rows], columns)
 
 
 def take_masks(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Mask]:
-    """Take the masks of a model's pruned parameters, as they stand in the base model.
+    """Make masks of a model's pruned parameters, from the values in the base model.
 
     Args:
         model: The model, wrapped or not.
         parameters: As for `find_pruned`.
 
     Raises:
-        OptionError: As `find_pruned` does; or if none of the parameters that the model's record
-            names holds a zero, or one of those that `parameters` chooses does not.
+        OptionError: As `find_pruned` raises it; or if none of the parameters in the model's record
+            has a zero, or one that `parameters` chooses has none.
     """
     masks = {name: Mask(first) for name, (first, *_) in find_pruned(model, parameters).items()}
     without = [name for name, mask in masks.items() if not mask.zeros]
@@ -106,7 +106,7 @@ def put_back(pruned: Pruned, masks: Mapping[str, Mask]) -> None:
 
 
 def recorded(model: nn.Module) -> list[PreTrainedModel]:
-    """The models inside a module, itself among them, that know what was pruned in them."""
+    """The models in a module, itself included, that have a record of what was pruned."""
     parts = [part for _, part in _outermost(model, "", _has_record)]
     return [part for part in parts if isinstance(part, PreTrainedModel) and _has_record(part)]
 
@@ -124,8 +124,8 @@ def find_pruned(model: nn.Module, parameters: str | Sequence[str] | None) -> Pru
 
     Raises:
         OptionError: If `parameters` is None and the model has no record; if a name or expression
-            matches nothing; or if a parameter cannot be held, because this process does not have
-            all of it or it is no floating-point tensor.
+            matches nothing; or if a parameter is split over processes, offloaded, or not a
+            floating-point tensor.
     """
     _refuse_fsdp(model)
     pruned = _named_by_records(model) if parameters is None else _chosen(model, parameters)
@@ -189,7 +189,7 @@ def _matching(pattern: str, everything: Pruned, model: nn.Module) -> list[str]:
         expression = re.compile(pattern)
     except re.error as error:
         raise OptionError(f"parameters: {pattern!r} is no regular expression: {error}") from error
-    # Biases often are all zero, and are trained nevertheless.
+    # No biases: they often start at zero, and are to be trained all the same.
     matrices = [name for name, (first, *_) in everything.items() if first.ndim > 1]
     found = [name for name in matrices if expression.search(name)]
     if not found:
@@ -272,15 +272,15 @@ def _split(what: str, how: str) -> OptionError:
     )
 
 
-def _blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """A tensor's rows in blocks, [R, C], each after the number of its first row.
+def _row_blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The number of its first row and the rows of each row block, [R, C].
 
-    The blocks are views, whatever the tensor's strides.
+    The row blocks are views, whatever the tensor's strides.
     """
     if not tensor.numel():
         return
     matrices = _matrices(tensor if tensor.ndim > 1 else tensor[None])
-    weights = _CPU_BLOCK if tensor.device.type == "cpu" else _DEVICE_BLOCK
+    weights = _CPU_WEIGHTS if tensor.device.type == "cpu" else _DEVICE_WEIGHTS
     height = max(1, weights // tensor.shape[-1])
     start = 0
     for matrix in matrices:

@@ -4,11 +4,11 @@
     FILE                       a text as it is; rows of .parquet, .json and .jsonl
     DATASET[:CONFIG[:SPLIT]]   a data set of the Hub
 
-Models are measured on the data sets' part ``test``, and calibrated on ``train``.
+Models are evaluated on the data sets' split ``test``, and calibrated on ``train``.
 
 How rows become one text is part of a protocol. ``paper`` joins them by blank lines, whatever the
 data set. ``gptq`` joins them as SparseGPT, Wanda and, with its ``--new-eval``, GPTQ do: WikiText-2
-by blank lines, Penn Treebank and C4 by spaces, and of C4 it scores 256 blocks.
+by blank lines, Penn Treebank and C4 by spaces, and it scores 256 windows of C4.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from emp_llm.errors import OptionError
 from emp_llm.texts.datasets_library import explained
@@ -24,20 +24,13 @@ from emp_llm.texts.datasets_library import explained
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
-from typing import TYPE_CHECKING, get_args
-
-if TYPE_CHECKING:
-    pass
-
-
 __all__ = ["NAMES", "Part", "Protocol", "Text", "check_protocol", "dataset_of", "read_text"]
 
-
 Part = Literal["test", "train"]
+Protocol = Literal["paper", "gptq"]
 
 _TEXT_COLUMNS = ("text", "sentence")
-_C4_ROWS, _C4_TRAIN_ROWS, _C4_BLOCKS = 1100, 4000, 256
+_C4_ROWS, _C4_TRAIN_ROWS, _C4_WINDOWS = 1100, 4000, 256
 _BLANK_LINE = "\n\n"
 _ROW_FILES = {"parquet": (".parquet",), "json": (".json", ".jsonl", ".json.gz", ".jsonl.gz")}
 _TEXT_ENDINGS = (".txt", ".text", ".md", ".raw")
@@ -54,12 +47,12 @@ class Text:
     Attributes:
         name: What it is called in tables and in files.
         text: The text itself.
-        blocks: Full blocks that are scored at most; None where all are.
+        windows: Windows that are scored at most; None if all are.
     """
 
     name: str
     text: str
-    blocks: int | None = None
+    windows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +63,7 @@ class _Known:
     test: Mapping[str, Any]
     train: Mapping[str, Any]
     gptq_join: str
-    gptq_blocks: int | None = None
+    gptq_windows: int | None = None
 
     def rows(self, shown: str, part: Part) -> list[str]:
         return _rows(shown, part, **self.arguments, **(self.test if part == "test" else self.train))
@@ -84,7 +77,7 @@ _KNOWN = {
         gptq_join=_BLANK_LINE,
     ),
     "ptb": _Known(
-        # the data set itself is a script, which `datasets` does not run any more
+        # the data set is a script, which `datasets` no longer runs; the Hub has it as parquet
         arguments={"path": "ptb-text-only/ptb_text_only", "revision": "refs/convert/parquet"},
         test={"data_files": {"test": "penn_treebank/test/0000.parquet"}, "split": "test"},
         train={"data_files": {"train": "penn_treebank/train/0000.parquet"}, "split": "train"},
@@ -101,7 +94,7 @@ _KNOWN = {
             "split": f"train[:{_C4_TRAIN_ROWS}]",
         },
         gptq_join=" ",
-        gptq_blocks=_C4_BLOCKS,
+        gptq_windows=_C4_WINDOWS,
     ),
 }
 
@@ -135,8 +128,8 @@ def read_text(name_or_path: str, *, protocol: Protocol, part: Part = "test") -> 
     if known is not None:
         rows = known.rows(name_or_path, part)
         if protocol == "gptq":
-            blocks = known.gptq_blocks if part == "test" else None
-            return Text(name_or_path, known.gptq_join.join(rows), blocks)
+            windows = known.gptq_windows if part == "test" else None
+            return Text(name_or_path, known.gptq_join.join(rows), windows)
         return Text(name_or_path, _BLANK_LINE.join(rows))
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -169,7 +162,7 @@ def _parts(name: str) -> tuple[str, str | None, str | None]:
     dataset, *rest = name.split(":", 2)  # a split such as train[:100] has colons of its own
     if not dataset or dataset.count("/") > 1:
         raise OptionError(
-            f"{name!r} is no file and no data set: give DATASET, DATASET:CONFIG or "
+            f"{name!r} is neither a file nor a data set: give DATASET, DATASET:CONFIG or "
             "DATASET:CONFIG:SPLIT"
         )
     config, split = [*rest, "", ""][:2]
@@ -179,7 +172,7 @@ def _parts(name: str) -> tuple[str, str | None, str | None]:
 def _read_file(path: Path, part: Part) -> Text:
     for kind, endings in _ROW_FILES.items():
         if path.name.lower().endswith(endings):
-            # a cache that goes with the block: nothing of a local file is left behind
+            # a temporary cache: datasets would keep a copy of the local file in its own
             with TemporaryDirectory(prefix="emp-llm-text-") as cache:
                 found = {"data_files": str(path), "split": "train", "cache_dir": cache}
                 rows = _rows(str(path), part, path=kind, **found)
@@ -206,11 +199,12 @@ def _rows(shown: str, part: Part, **arguments: object) -> list[str]:
     )
 
 
-Protocol = Literal["paper", "gptq"]
-
-
 def check_protocol(protocol: str) -> None:
-    """Raises an OptionError unless it is one of the protocols."""
+    """Check the name of a protocol.
+
+    Raises:
+        OptionError: If there is no such protocol.
+    """
     if protocol not in get_args(Protocol):
         raise OptionError(
             f"protocol is {protocol!r}; choose one of {', '.join(get_args(Protocol))}"

@@ -21,15 +21,13 @@ def positions_of(config: PretrainedConfig) -> int | None:
 
 
 def check_length(name: str, length: int, positions: int | None) -> None:
-    """Refuse blocks that predict nothing, or that a model has no positions for.
+    """Refuse windows that predict nothing, or that the model has no positions for.
 
     Raises:
         OptionError: If the length, called by that name, is below 2 or above the positions.
     """
     if length < 2:
-        raise OptionError(
-            f"{name} is {length}; a block that short predicts nothing: give 2 or more"
-        )
+        raise OptionError(f"{name} is {length}; so few tokens predict nothing: give 2 or more")
     if positions is not None and length > positions:
         raise OptionError(
             f"{name} is {length}; this model has {positions} positions: give {positions} or less"
@@ -39,21 +37,21 @@ def check_length(name: str, length: int, positions: int | None) -> None:
 def tokenized(
     tokenizer: PreTrainedTokenizerBase, text: Text, embeddings: int, *, offsets: bool = False
 ) -> dict[str, Any]:
-    """What the tokenizer makes of the whole text, with the special tokens that it adds by itself.
+    """Tokenize the whole text, with the special tokens that the tokenizer adds by itself.
 
     Args:
-        tokenizer: It is left as it is.
+        tokenizer: The tokenizer; it is not changed.
         text: Of any length.
-        embeddings: How many tokens the model knows.
+        embeddings: How many tokens the model has embeddings for.
         offsets: Whether to ask for ``offset_mapping``, which fast tokenizers have.
 
     Returns:
         ``input_ids``, and what else was asked for.
 
     Raises:
-        OptionError: If it gives tokens that the model does not have.
+        OptionError: If it produces tokens that the model does not have.
     """
-    # verbose=False: the whole text is longer than the model's positions, and is meant to be
+    # verbose=False: the text is longer than the model's positions, which is no mistake here
     encoded = tokenizer(text.text, verbose=False, return_offsets_mapping=offsets)
     ids: list[int] = encoded["input_ids"]
     if ids and max(ids) >= embeddings:

@@ -308,7 +308,7 @@ def test_texts_of_one_name_are_refused(known: Path, tmp_path: Path, text: str) -
 
 def test_a_short_text_and_a_long_context_are_refused(known: Path, text: str) -> None:
     short = EvalOptions(texts=(text,), context=13, protocol="gptq")
-    assert "short.txt is 12 tokens long, shorter than one block of 13" in refusal(known, short)
+    assert "short.txt is 12 tokens long, shorter than one window of 13" in refusal(known, short)
     long = EvalOptions(texts=(text,), context=33)
     assert "context is 33; this model has 32 positions" in refusal(known, long)
 

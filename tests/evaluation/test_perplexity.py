@@ -251,7 +251,7 @@ def test_gptq_scores_full_blocks_only(model, tokenizer):
     assert (result.tokens, result.protocol) == (8, "gptq")
 
 
-def test_gptqs_bits_are_spread_over_the_bytes_of_its_blocks(model, tokenizer):
+def test_gptqs_bits_are_spread_over_the_bytes_of_its_windows(model, tokenizer):
     ids = ids_of(TEXT)
     nats = 3 * mean_loss(model, ids[0:4]) + 3 * mean_loss(model, ids[4:8])
 
@@ -271,15 +271,15 @@ def test_without_offsets_bytes_are_shared_out_by_tokens(monkeypatch, model, toke
     assert result.bits_per_byte == pytest.approx(whole * 39 / 37, rel=1e-9)
 
 
-def test_a_text_can_limit_its_blocks(model, tokenizer):
+def test_a_text_can_limit_its_windows(model, tokenizer):
     result = perplexity(model, tokenizer, Text("c4", TEXT, 1), context=4, protocol="gptq")
 
     assert result.tokens == 4
     assert result.nats_per_token == pytest.approx(mean_loss(model, ids_of(TEXT)[:4]), rel=1e-6)
 
 
-def test_gptq_refuses_a_text_shorter_than_a_block(model, tokenizer):
-    with pytest.raises(OptionError, match=r"text is 10 tokens long, shorter than .*block of 11"):
+def test_gptq_refuses_a_text_shorter_than_a_window(model, tokenizer):
+    with pytest.raises(OptionError, match=r"text is 10 tokens long, shorter than .*window of 11"):
         perplexity(model, tokenizer, TEXT, context=11, protocol="gptq")
 
 

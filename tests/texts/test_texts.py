@@ -183,8 +183,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         ("no.txt", "no.txt: there is no such file; give a text, parquet or JSON file"),
         ("./no", "./no: there is no such file"),
         ("", "'': there is no such file"),
-        (":b:c", "':b:c' is no file and no data set"),
-        ("a/b/c", "'a/b/c' is no file and no data set"),
+        (":b:c", "':b:c' is neither a file nor a data set"),
+        ("a/b/c", "'a/b/c' is neither a file nor a data set"),
     ],
 )
 def test_a_name_that_can_be_nothing_is_refused(name: str, reason: str) -> None:
