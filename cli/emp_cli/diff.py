@@ -1,12 +1,16 @@
 """``emp-llm diff``."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emp_cli.arguments import Json, Threads
 from emp_cli.console import Clock, command, print_json, shown_progress
+
+if TYPE_CHECKING:
+    from emp_llm.entrypoints.diff import Both, Difference, SideFields
+    from emp_llm.verification.weight_differences import CountFields
 
 __all__ = ["diff"]
 
@@ -66,33 +70,33 @@ def diff(
         raise typer.Exit(1)
 
 
-def _show(found: Mapping[str, Any], *, by_tensor: bool) -> None:
+def _show(found: "Difference", *, by_tensor: bool) -> None:
     from emp_cli.tables import show
     from emp_llm.messages import message_line
 
-    for side in "ab":
-        typer.echo(message_line(f"{side.upper()}  {_side(found[side])}"))
+    typer.echo(message_line(f"A  {_side(found['a'])}"))
+    typer.echo(message_line(f"B  {_side(found['b'])}"))
     header = ("layer", "kept A", "kept B", "overlap", "changed", "by", "bytes A", "bytes B")
-    parts = found["tensors" if by_tensor else "kinds"]
+    parts: Mapping[str, CountFields] = found["tensors"] if by_tensor else found["kinds"]
     differing = {name: part for name, part in parts.items() if part["same"] < part["tensors"]}
-    rows = differing | {"all tensors": found["totals"]}
-    show("", header, [(name, *_figures(part)) for name, part in rows.items()])
+    rows = {**differing, "all tensors": found["totals"]}
+    show("", header, [(name, *_cells(part)) for name, part in rows.items()])
     for line in _lines(found):
         typer.echo(message_line(line))
 
 
-def _side(side: Mapping[str, Any]) -> str:
+def _side(side: "SideFields") -> str:
     from emp_cli.tables import size
 
     rule = side["rule"]
-    told = f"β = {rule['beta']:g}, {rule['granularity']} groups" if rule else "no rule told"
+    words = f"β = {rule['beta']:g}, {rule['granularity']} groups" if rule else "no rule known"
     return (
-        f"{side['model']}  {side['format']}, {told}, {side['tensors']} tensors, "
+        f"{side['model']}  {side['format']}, {words}, {side['tensors']} tensors, "
         f"{size(side['bytes'])}"
     )
 
 
-def _figures(counts: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(counts: "CountFields") -> tuple[str, ...]:
     from emp_cli.tables import count, size
 
     weights = max(counts["weights"], 1)
@@ -107,13 +111,13 @@ def _figures(counts: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """What the table does not tell, a line each, and what it comes to."""
+def _lines(found: "Difference") -> Iterator[str]:
+    """What the table does not show, a line each, and the conclusion."""
     from emp_cli.tables import some
 
-    for side in "ab":
-        if names := found[f"only_in_{side}"]:
-            yield f"only in {side.upper()}: {some(names)}"
+    for side, names in (("A", found["only_in_a"]), ("B", found["only_in_b"])):
+        if names:
+            yield f"only in {side}: {some(names)}"
     if found["other_kind"]:
         pairs = [f"{name} {_pair(kinds)}" for name, kinds in found["other_kind"].items()]
         yield f"of other dtype or shape: {some(pairs)}"
@@ -125,11 +129,11 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield _conclusion(found)
 
 
-def _pair(both: Mapping[str, Any]) -> str:
+def _pair(both: "Both") -> str:
     return f"{both['a']} / {both['b']}"
 
 
-def _conclusion(found: Mapping[str, Any]) -> str:
+def _conclusion(found: "Difference") -> str:
     from emp_cli.tables import count
 
     totals = found["totals"]

@@ -1,12 +1,15 @@
 """``emp-llm push``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emp_cli.arguments import Json, Private
 from emp_cli.console import INTERRUPTED, Clock, command, print_json, shown_progress
+
+if TYPE_CHECKING:
+    from emp_llm.entrypoints.push import Pushed
 
 __all__ = ["push", "send", "show_sent"]
 
@@ -46,7 +49,7 @@ def send(
     private: bool,
     revision: str | None = None,
     create_pr: bool = False,
-) -> dict[str, Any]:
+) -> "Pushed":
     """Verify a folder and upload it, with progress on stderr; returns what `emp_llm.push` does."""
     from emp_cli.tables import size
     from emp_llm.entrypoints.push import check_folder, upload
@@ -72,7 +75,7 @@ def send(
         raise typer.Exit(INTERRUPTED) from interruption
 
 
-def show_sent(sent: dict[str, Any]) -> None:
+def show_sent(sent: "Pushed") -> None:
     """Print where a model is, and how to load it."""
     from emp_cli.tables import size
 

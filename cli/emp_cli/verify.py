@@ -1,12 +1,15 @@
 """``emp-llm verify``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emp_cli.arguments import Json, Revision, Threads
 from emp_cli.console import Clock, command, print_json, shown_progress
+
+if TYPE_CHECKING:
+    from emp_llm.entrypoints.verify import Verified
 
 __all__ = ["verify"]
 
@@ -51,7 +54,7 @@ def verify(
         typer.echo(message_line(line))
 
 
-def _lines(folder: Path, found: dict[str, Any]) -> list[str]:
+def _lines(folder: Path, found: "Verified") -> list[str]:
     from emp_cli.tables import count, size, some
 
     tensors = f"{found['tensors']} tensors of {size(found['bytes'])}"
@@ -75,8 +78,8 @@ def _lines(folder: Path, found: dict[str, Any]) -> list[str]:
             f"{folder}: sound in structure. {tensors}; {rows} {kept}. It has no emp_report.json, "
             "so there are no hashes to compare with: changed values would not show"
         )
-    others = found["other_files"]
-    notes = [f"also there, and not checked: {some(others)}"] if others else []
+    unchecked = found["other_files"]
+    notes = [f"also there, and not checked: {some(unchecked)}"] if unchecked else []
     if found["unfinished_run"]:
         notes.append("beside it lies what a run that did not end has left (.emp-llm-unfinished)")
     return [first, *notes]

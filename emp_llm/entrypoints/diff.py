@@ -1,19 +1,20 @@
 """How two checkpoints differ, packed or dense: in one pass over both, in bounded memory.
 
-A, B → headers → tensors of both: pairs of blocks, counted → kinds of layers, totals
+A, B → headers → tensors of both: pairs of row blocks, counted → kinds of layers, totals
 """
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from emp_kernels.dispatch import load_backend
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.errors import CheckpointError
 from emp_llm.hub.source import Source, find_source
+from emp_llm.options import OutputFormat
 from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
 from emp_llm.rule_fields import rule_part
@@ -23,12 +24,78 @@ from emp_llm.structure.targets import module_name
 from emp_llm.structure.targets_process import TargetsQuestion
 from emp_llm.tensors.packed_config import is_packed
 from emp_llm.tensors.stored_tensors import StoredTensor, stored_tensors
-from emp_llm.verification.weight_differences import Counts, compare, kinds_in_words
+from emp_llm.verification.weight_differences import CountFields, Counts, compare, kinds_in_words
 
-__all__ = ["diff"]
+__all__ = ["Difference", "diff"]
 
 _NO_MATTER = ("quantization_config", "transformers_version")
-"""Fields of a config whose difference is told otherwise, or none."""
+"""Fields of a config that are not compared: the first is compared as the rule."""
+
+
+class SideFields(TypedDict):
+    """One of two checkpoints.
+
+    Attributes:
+        model: The folder or Hub id as it was given.
+        revision: The commit on the Hub; None for a folder.
+        format: ``packed`` or ``dense``.
+        rule: The rule that it was pruned by, with None for what is not known; None if neither
+            report nor config states one.
+        tensors: How many tensors it has.
+        bytes: Bytes of their data.
+    """
+
+    model: str
+    revision: str | None
+    format: OutputFormat
+    rule: dict[str, object] | None
+    tensors: int
+    bytes: int
+
+
+class TensorDifference(CountFields):
+    """How one tensor differs, and the kind of layer that it belongs to."""
+
+    kind: str
+
+
+class Both(TypedDict):
+    """What A and B have of one thing."""
+
+    a: object
+    b: object
+
+
+class Difference(TypedDict):
+    """How two checkpoints differ.
+
+    Attributes:
+        same_weights: Whether both hold the same tensors, to the bit.
+        a: The one.
+        b: The other.
+        only_in_a: Names of tensors that B lacks.
+        only_in_b: Names of tensors that A lacks.
+        other_kind: Dtype and shape of tensors that have another one in B, by name; these are not
+            compared.
+        rule: Fields of the rule that differ.
+        config: Fields of the configuration that differ.
+        totals: Counts over all tensors that were compared.
+        kinds: The same by kind of layer, as the report or the structure of one of the models calls
+            it; the name of the module if neither is known.
+        tensors: The same by name.
+    """
+
+    same_weights: bool
+    a: SideFields
+    b: SideFields
+    only_in_a: list[str]
+    only_in_b: list[str]
+    other_kind: dict[str, Both]
+    rule: dict[str, Both]
+    config: dict[str, Both]
+    totals: CountFields
+    kinds: dict[str, CountFields]
+    tensors: dict[str, TensorDifference]
 
 
 def diff(
@@ -40,11 +107,24 @@ def diff(
     token: str | bool | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Tell how two checkpoints differ, of which each may be packed, dense with zeros, or unpruned.
+) -> Difference:
+    """Compare two checkpoints, each of which may be packed, dense with zeros, or not pruned.
 
     A weight counts as kept if it is not zero, so that masks can be compared whichever way they are
-    stored. Tensors of different dtype or shape are named, not compared.
+    stored. Tensors of different dtype or shape are listed, not compared.
+
+    >>> from emp_llm import PruneOptions, diff, prune
+    >>> for name, beta in (("sparse", 1.0), ("sparser", 0.5)):
+    ...     _ = prune("demo/model", name, PruneOptions(beta=beta))
+    >>> found = diff("sparse", "sparser")
+    >>> found["same_weights"], found["rule"]
+    (False, {'beta': {'a': 1.0, 'b': 0.5}})
+    >>> totals = found["totals"]  # what the smaller β keeps, the larger one keeps too
+    >>> totals["b_in_a"], totals["a_in_b"], totals["changed"]
+    (1.0, 0.7635, 0)
+    >>> {kind: counts["overlap"] for kind, counts in found["kinds"].items() if "proj" in kind}
+    ... # doctest: +ELLIPSIS
+    {'down_proj': 0.499151, 'gate_proj': 0.497916, 'k_proj': 1.0, ...}
 
     Args:
         a: A folder, or a model of the Hugging Face Hub.
@@ -53,30 +133,23 @@ def diff(
         revision_b: The same of `b`.
         token: Token for the Hub; by default the one that is logged in.
         threads: Threads that read and compare; all cores by default.
-        progress: Told how the work goes on.
+        progress: Reports how the work goes on.
 
     Returns:
-        ``same_weights`` (whether both hold the same tensors, to the bit); of each side, ``a`` and
-        ``b``, its ``model``, ``revision``, ``format``, ``rule`` (None if it tells of none),
-        ``tensors`` and ``bytes``; ``only_in_a`` and ``only_in_b``, names; ``other_kind``, names of
-        tensors of different dtype or shape, with both; ``rule`` and ``config``, the fields that
-        differ, with both values; and ``totals``, ``kinds`` and ``tensors``: the counts of
-        `emp_llm.verification.weight_differences.Counts` over all tensors of both, by kind of
-        layer, by name.
-        A kind is what the report or the structure of one of the models calls it; if neither
-        tells, it is the name of the module.
+        How they differ.
 
     Raises:
-        CheckpointError: If one is no checkpoint; HubError if it cannot be fetched.
-        FormatError: If packed data is damaged, or a report is none.
+        CheckpointError: If one is no checkpoint.
+        HubError: If one cannot be fetched.
+        FormatError: If packed data is damaged, or a report is invalid.
         OptionError: If a revision is given for a local folder.
     """
-    told, count = SharedProgress(progress or Silent()), thread_count(threads)
-    side_a = _Side.find(a, revision_a, token, told)
-    side_b = _Side.find(b, revision_b, token, told)
+    progress, count = SharedProgress(progress or Silent()), thread_count(threads)
+    side_a = _Side.find(a, revision_a, token, progress)
+    side_b = _Side.find(b, revision_b, token, progress)
     with _Kinds(side_a, side_b) as kinds:
         load_backend()
-        found = _compare(side_a, side_b, count, told)
+        found = _compare(side_a, side_b, count, progress)
         named = kinds.answer([*found.counts])
     totals, by_kind = Counts(), dict[str, Counts]()
     for name, counts in found.counts.items():
@@ -96,13 +169,13 @@ def diff(
         "totals": totals.to_dict(),
         "kinds": {kind: counts.to_dict() for kind, counts in sorted(by_kind.items())},
         "tensors": {
-            name: {"kind": named[name]} | counts.to_dict()
+            name: {"kind": named[name], **counts.to_dict()}
             for name, counts in sorted(found.counts.items())
         },
     }
 
 
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> dict[str, Both]:
     """The fields that differ, with both values; None where a side has no such field."""
     names = sorted(a.keys() | b.keys())
     return {
@@ -139,20 +212,20 @@ class _Side:
 
     @property
     def rule(self) -> dict[str, object] | None:
-        """The rule that it was pruned by, as far as it tells."""
-        told: Mapping[str, object] = {}
+        """The rule that it was pruned by, as far as report or config states one."""
+        stated: Mapping[str, object] = {}
         if self.report is not None:
-            told = self.report["rule"]
+            stated = self.report["rule"]
         elif self.packed:
-            told = self.checkpoint.config["quantization_config"]
-        return rule_part(told) if told else None
+            stated = self.checkpoint.config["quantization_config"]
+        return rule_part(stated) if stated else None
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         config = self.checkpoint.config
         return {name: value for name, value in config.items() if name not in _NO_MATTER}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> SideFields:
         return {
             "model": self.model,
             "revision": self.source.revision,
@@ -164,11 +237,11 @@ class _Side:
 
 
 class _Found:
-    """What was found of the tensors that both have."""
+    """How the tensors that both have differ."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Counts] = {}
-        self.other_kind: dict[str, dict[str, str]] = {}
+        self.other_kind: dict[str, Both] = {}
 
 
 def _compare(a: _Side, b: _Side, threads: int, progress: SharedProgress) -> _Found:
@@ -183,7 +256,7 @@ def _compare(a: _Side, b: _Side, threads: int, progress: SharedProgress) -> _Fou
                 here, there = a.tensors[name].open(files_a), b.tensors[name].open(files_b)
                 kinds = kinds_in_words(here, there)
                 if kinds is not None:
-                    found.other_kind[name] = dict(zip("ab", kinds, strict=True))
+                    found.other_kind[name] = {"a": kinds[0], "b": kinds[1]}
                     continue
                 nbytes = a.tensors[name].nbytes, b.tensors[name].nbytes
                 counts = found.counts[name] = Counts(bytes_a=nbytes[0], bytes_b=nbytes[1])
@@ -199,20 +272,21 @@ def _compare(a: _Side, b: _Side, threads: int, progress: SharedProgress) -> _Fou
 
 
 class _Kinds:
-    """What the layers of two checkpoints are called; to be used as a context manager.
+    """What the layers of two checkpoints are called; a context manager.
 
-    Two reports tell at once. Else the structure of the one that is not packed is read meanwhile.
+    Reports say so. Without them, another process reads the structure of a checkpoint that is not
+    packed, while tensors are compared.
     """
 
     def __init__(self, *sides: _Side) -> None:
-        self._told = {
+        self._reported = {
             name: str(fields["kind"])
             for side in sides
             if side.report is not None
             for name, fields in side.report["tensors"].items()
         }
         self._question: TargetsQuestion | None = None
-        unknown = any(name not in self._told for side in sides for name in side.tensors)
+        unknown = any(name not in self._reported for side in sides for name in side.tensors)
         plain = next((side.checkpoint for side in sides if not side.packed), None)
         if unknown and plain is not None:
             entries = [entry for _, entry in plain.tensors.values()]
@@ -231,10 +305,10 @@ class _Kinds:
 
     def answer(self, names: Iterable[str]) -> dict[str, str]:
         """The kinds of tensors."""
-        told = dict(self._told)
+        kinds = dict(self._reported)
         if self._question is not None:
-            # a model whose structure is not known can be compared all the same
+            # a model of unknown structure can be compared, too
             with suppress(CheckpointError):
                 decisions = self._question.answer()
-                told |= {name: decision.kind for name, decision in decisions.items()}
-        return {name: told.get(name) or module_name(name) for name in names}
+                kinds |= {name: decision.kind for name, decision in decisions.items()}
+        return {name: kinds.get(name) or module_name(name) for name in names}

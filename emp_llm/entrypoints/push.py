@@ -2,8 +2,8 @@
 
     folder → whole? → repository, branch → the card with the model's name → files that are missing
 
-A folder that is damaged is refused before the first request. Files go up as huggingface_hub sends
-them: what the Hub has is not sent again, so that a run after one that broke off goes on there.
+A damaged folder is refused before the first request. huggingface_hub does not send what the Hub
+already has, so that a second run continues an upload that broke off.
 """
 
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypedDict
 
 from emp_llm._version import __version__
 from emp_llm.checkpoint.checkpoint import open_checkpoint
@@ -32,9 +32,9 @@ from emp_llm.runtime.progress import Progress
 from emp_llm.tensors.packed_config import is_packed
 from emp_llm.verification.written_folder import check_written
 
-__all__ = ["WholeFolder", "check_folder", "push", "upload"]
+__all__ = ["Pushed", "WholeFolder", "check_folder", "push", "upload"]
 
-# what transformers or emp-llm would take for parts of the new model, were it left of an older one
+# files of an older model that transformers or emp-llm would take for parts of the new one
 _REPLACED = (
     *(WEIGHTS_NAME, INDEX_NAME, REPORT_NAME, FIGURE_NAME, EVAL_NAME),
     f"model-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors",
@@ -50,7 +50,7 @@ class WholeFolder:
         files: Paths of its files, relative to it, without hidden ones.
         config: The content of its ``config.json``.
         report: The content of its ``emp_report.json``; None if it has none.
-        edited: Its configuration and small files that are not as the report describes them.
+        edited: Paths of configuration and small files that are not as the report describes them.
     """
 
     folder: Path
@@ -65,6 +65,32 @@ class WholeFolder:
         return sum((self.folder / file).stat().st_size for file in self.files)
 
 
+class Pushed(TypedDict):
+    """What was uploaded, and where it is.
+
+    Attributes:
+        repo_id: The repository.
+        url: Of the model or the pull request.
+        commit: The commit's hash.
+        revision: The branch, or that of the pull request; None for the default one.
+        branch_made: Whether the branch was made for this.
+        files: How many files the model has there, those that had been sent before among them.
+        bytes: Their bytes.
+        edited_files: Paths of those that were edited since `prune` wrote them.
+        load: Lines of Python that load the model.
+    """
+
+    repo_id: str
+    url: str
+    commit: str
+    revision: str | None
+    branch_made: bool
+    files: int
+    bytes: int
+    edited_files: list[str]
+    load: list[str]
+
+
 def push(
     folder: str | os.PathLike[str],
     repo_id: str,
@@ -75,12 +101,19 @@ def push(
     token: str | bool | None = None,
     commit_message: str | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Pushed:
     """Upload a checkpoint's folder to the Hugging Face Hub.
 
-    Hidden files stay behind. Weights, index, report and evaluation of an older model in the
-    repository go, where the new one has none of that name. The model card that is uploaded names
-    the repository; the folder's own is left as it is.
+    Hidden files are not uploaded. Weights, index, report and evaluation of an older model in the
+    repository are deleted where the new one has no file of that name. The model card that is
+    uploaded names the repository; the folder's own card is not changed.
+
+    >>> from emp_llm import prune, push
+    >>> report = prune("demo/model", "sparse")
+    >>> pushed = push("sparse", "me/sparse", private=True)  # doctest: +SKIP
+    >>> pushed["url"], pushed["load"][-1]  # doctest: +SKIP
+    ('https://huggingface.co/me/sparse',
+     'model = AutoModelForCausalLM.from_pretrained("me/sparse")')
 
     Args:
         folder: A folder that `prune` or `unpack` wrote, whose checksums are verified first, or
@@ -91,18 +124,16 @@ def push(
         revision: The branch; made from the default one if it is not there.
         create_pr: Whether to make a pull request instead.
         token: Token for the Hub; by default the one that is logged in.
-        commit_message: What the commit says.
-        progress: Told of the verification. The upload shows what huggingface_hub shows.
+        commit_message: The commit's message; by default it names the release of emp-llm.
+        progress: Reports the verification. The upload shows huggingface_hub's own bars.
 
     Returns:
-        What was done: ``repo_id``, ``url`` (of the model or pull request), ``commit``,
-        ``revision``, whether a branch was made (``branch_made``), ``files`` and ``bytes`` of the
-        model, sent now or before, those of them that were edited since `prune` wrote them
-        (``edited_files``), and the lines of Python that load it (``load``).
+        What was uploaded, and where it is.
 
     Raises:
-        CheckpointError: If it is no whole checkpoint; HubError if the Hub refuses.
+        CheckpointError: If the folder is no whole checkpoint.
         FormatError: If anything in it is not as it was written.
+        HubError: If the Hub cannot be reached or refuses the upload.
         OptionError: If both `revision` and `create_pr` are given.
     """
     return upload(
@@ -119,7 +150,12 @@ def push(
 def check_folder(
     folder: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> WholeFolder:
-    """Prove a folder fit to be uploaded; the first half of `push`, without the network."""
+    """Check a folder before it is uploaded; the first half of `push`, without the network.
+
+    Raises:
+        CheckpointError: If it is no whole checkpoint.
+        FormatError: If anything in it is not as it was written.
+    """
     path = Path(folder)
     checkpoint = open_checkpoint(path)
     has_report = (path / REPORT_NAME).is_file()
@@ -144,8 +180,8 @@ def upload(
     create_pr: bool = False,
     token: str | bool | None = None,
     commit_message: str | None = None,
-) -> dict[str, Any]:
-    """Upload a folder that has been checked; the second half of `push`, whose arguments it has."""
+) -> Pushed:
+    """Upload a folder that has been checked; the second half of `push`, with its arguments."""
     options = [] if revision is None else ["--revision", revision]
     options += ["--create-pr"] if create_pr else []
     command = shlex.join(["emp-llm", "push", str(model.folder), repo_id, *options])
@@ -189,7 +225,7 @@ def upload(
 def _staged(model: WholeFolder, destination: Destination) -> Iterator[Path]:
     """A folder of links to what is uploaded, with a model card that names the repository.
 
-    What the card is made from is copied: links out of a checkpoint are not read.
+    What the card is made from is copied, since links that lead out of a checkpoint are not read.
     """
     with TemporaryDirectory(prefix="emp-llm-push-") as path:
         staged = Path(path)

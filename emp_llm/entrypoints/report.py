@@ -1,4 +1,4 @@
-"""The report of a model that was pruned before, found and checked before it is shown."""
+"""The report of a model that was pruned before: found, and checked before it is shown."""
 
 import os
 
@@ -17,7 +17,16 @@ def find_report(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Report:
-    """Find what was done to a pruned model, without its weights.
+    """Read what was done to a pruned model, without its weights.
+
+    >>> from emp_llm import prune
+    >>> from emp_llm.entrypoints.report import find_report
+    >>> _ = prune("demo/model", "sparse")
+    >>> report = find_report("sparse")
+    >>> report["rule"]["beta"], report["totals"]["targets"]["sparsity"]
+    (1.0, 0.364338)
+    >>> report["tensors"]["model.embed_tokens.weight"]["pruned"]
+    False
 
     Args:
         model: A folder that `prune` or `unpack` wrote, or such a model of the Hugging Face Hub.
@@ -25,10 +34,11 @@ def find_report(
         token: Token for the Hub; by default the one that is logged in.
 
     Returns:
-        Its ``emp_report.json``.
+        The content of its ``emp_report.json``.
 
     Raises:
-        CheckpointError: If it has none; HubError if it cannot be fetched.
+        CheckpointError: If it has no report.
+        HubError: If the report cannot be fetched.
         FormatError: If it is not one that emp-llm wrote.
     """
     path = find_file(model, REPORT_NAME, revision=revision, token=token)

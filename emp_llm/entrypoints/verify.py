@@ -1,8 +1,11 @@
-"""`verify`: proves a folder whole, and against its source."""
+"""`verify`: is a folder as it was written, and what pruning its source gives?
+
+folder → configuration → tensors, compared with the source if it is given → the whole
+"""
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from emp_llm.errors import OptionError
 from emp_llm.hub.source import find_source
@@ -19,7 +22,37 @@ from emp_llm.verification.written_folder import (
     open_written,
 )
 
-__all__ = ["verify"]
+__all__ = ["Verified", "verify"]
+
+
+class Verified(TypedDict):
+    """What `verify` checked.
+
+    Attributes:
+        tensors: How many tensors.
+        pruned_tensors: How many of them are pruned.
+        repaired_tensors: How many have other weights than the source gives, by report or config.
+        rows: Rows of the pruned ones.
+        kept: Weights that are kept in these rows.
+        bytes: Bytes of all tensors' data.
+        hashes: Whether there were checksums to compare with.
+        against: The source as it was given; None without one.
+        masks_derived: Whether every mask was decided once more; None without a source.
+        other_files: Paths of files that were not checked, since nothing says what they must hold.
+        unfinished_run: Whether a run that did not end has left files in the folder.
+    """
+
+    tensors: int
+    pruned_tensors: int
+    repaired_tensors: int
+    rows: int
+    kept: int
+    bytes: int
+    hashes: bool
+    against: str | None
+    masks_derived: bool | None
+    other_files: list[str]
+    unfinished_run: bool
 
 
 def verify(
@@ -30,26 +63,39 @@ def verify(
     token: str | bool | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Prove a folder that `prune` or `unpack` wrote whole.
+) -> Verified:
+    """Prove that a folder is as `prune` or `unpack` wrote it.
 
-    Checked are the checksum of every tensor, header and file, the structure of every packed row
-    (mask, counts, escapes, finite values) and the number of weights it keeps, and index, shards,
-    configuration and report against each other. The model card and the figures of an evaluation,
-    which are written anew, are not.
+    It checks the checksum of every tensor, header and file; the structure of every packed row
+    (mask, counts, escapes, finite values) and the number of weights that it keeps; and index,
+    shards, configuration and report against each other. The model card and the results of an
+    evaluation are not checked, since they may be written again.
 
-    A packed folder without a report, as `save_pretrained` writes it, has no checksums to compare
-    with: its structure is proved, values that have changed are not found. One that is neither is
-    refused.
+    A packed folder without a report, as `save_pretrained` writes it, has no checksums: its
+    structure is checked, but changed values are not found. A folder that has no report and is not
+    packed is refused.
 
     With `against`, every decision of the rule is made once more on the source: which tensors are
-    pruned, what each group keeps, and every figure of the report. The folder must be, bit for bit,
+    pruned, what each group keeps, and every number of the report. The folder must be, bit for bit,
     what pruning the source leaves: kept weights and all other tensors as they are there, +0.0 in
-    the place of the pruned ones; and configuration and small files must be the source's.
+    the place of the pruned ones. Configuration and small files must be the source's.
 
-    Where scores came from data no mask can be decided again. Then every weight must be the source's
-    or +0.0, and with granularity `row` rows must keep as many as their magnitudes say if these were
-    counted. Weights and biases that the report tells to be repaired may be any.
+    Where scores came from data, masks cannot be decided again. Then every weight must be the
+    source's or +0.0, and with granularity `row` and `count_by="magnitude"` each row must keep as
+    many as its magnitudes say. Weights and biases that the report calls repaired may be any.
+
+    >>> from emp_llm import prune, verify
+    >>> report = prune("demo/model", "sparse")
+    >>> checked = verify("sparse", against="demo/model")
+    >>> checked["pruned_tensors"], checked["tensors"], checked["masks_derived"]
+    (12, 38, True)
+    >>> checked["kept"] == report["totals"]["targets"]["kept"]
+    True
+    >>> with open("sparse/model.safetensors", "r+b") as file:
+    ...     _ = file.seek(-1, 2), file.write(b"?")
+    >>> verify("sparse")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    emp_llm.errors.FormatError: model.safetensors: tensor ... has the hash ...
 
     Args:
         folder: The folder.
@@ -57,21 +103,17 @@ def verify(
         revision: Branch, tag or commit of a source on the Hub.
         token: Token for the Hub; by default the one that is logged in.
         threads: Threads that read and decode; all cores by default.
-        progress: Told how the work goes on.
+        progress: Reports how the work goes on.
 
     Returns:
-        What was checked: ``tensors``, ``pruned_tensors``, ``repaired_tensors``, as report or
-        config tell, ``rows``, ``kept`` and ``bytes``;
-        ``hashes``, whether there were checksums to compare with; ``against``, the source or None;
-        ``masks_derived``, whether every mask was decided once more, None without a source;
-        ``other_files``, paths of files that nothing tells of; and ``unfinished_run``, whether a
-        run that did not end has left files in the folder.
+        What was checked.
 
     Raises:
-        CheckpointError: If it is no checkpoint, or nothing tells what it must hold; or if the
-            source is none that can be pruned; HubError if it cannot be fetched.
+        CheckpointError: If the folder is no checkpoint, or nothing says what it must hold; or if
+            the source cannot be pruned.
+        HubError: If the source cannot be fetched.
         FormatError: At the first thing that is not as it was written, or not as the source has it.
-        OptionError: If a revision is given for a local source, or for none.
+        OptionError: If a revision is given without a source on the Hub.
     """
     if against is None and revision is not None:
         raise OptionError(
@@ -98,7 +140,7 @@ def verify(
 
 def _found(
     written: WrittenFolder, checked: CheckedTensors, comparison: SourceComparison | None = None
-) -> dict[str, Any]:
+) -> Verified:
     return {
         "tensors": len(checked.names),
         "pruned_tensors": checked.pruned,

@@ -7,7 +7,7 @@ counts as kept.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from emp_kernels.numbers import FORMATS, NumberFormat
@@ -23,31 +23,55 @@ from emp_llm.tensors.packed_reader import PackedReader
 from emp_llm.tensors.row_reader import PlainReader, RowReader, block_memory
 from emp_llm.tensors.stored_tensors import PlainTensor
 
-__all__ = ["Counts", "compare", "count_differences", "kinds_in_words"]
+__all__ = ["CountFields", "Counts", "compare", "count_differences", "kinds_in_words"]
 
 _SLICE = 1 << 16
-"""Weights that are counted at a time: what is made of them stays in the processor's cache."""
+"""Weights that are counted at a time, few enough for the processor's cache."""
+
+
+class CountFields(TypedDict):
+    """How some weights differ between two checkpoints, A and B.
+
+    Attributes:
+        weights: How many weights there are.
+        kept_a: How many of them A keeps.
+        kept_b: How many B keeps.
+        kept_both: How many both keep.
+        changed: Of those that both keep, how many have different bits.
+        largest_change: The largest difference between two finite ones of these.
+        not_finite: Of those that differ, how many are NaN or infinite in A or in B.
+        zero_signs: How many are +0.0 on one side and -0.0 on the other.
+        bytes_a: Bytes that they take in A.
+        bytes_b: Bytes that they take in B.
+        tensors: How many tensors they are in.
+        same: How many of these are the same to the bit.
+        same_masks: In how many of them both keep the same weights.
+        overlap: Of the weights that A or B keeps, the share that both keep; 1 if there is none.
+        a_in_b: The share of A's kept weights that B keeps.
+        b_in_a: The share of B's kept weights that A keeps.
+    """
+
+    weights: int
+    kept_a: int
+    kept_b: int
+    kept_both: int
+    changed: int
+    largest_change: float
+    not_finite: int
+    zero_signs: int
+    bytes_a: int
+    bytes_b: int
+    tensors: int
+    same: int
+    same_masks: int
+    overlap: float
+    a_in_b: float
+    b_in_a: float
 
 
 @dataclass
 class Counts:
-    """What was counted of some weights, on both sides, A and B.
-
-    Attributes:
-        weights: The weights.
-        kept_a: How many of them A keeps.
-        kept_b: How many B keeps.
-        kept_both: How many both keep.
-        changed: How many both keep whose bits differ.
-        largest_change: The most that a finite one of these differs by.
-        not_finite: How many are NaN or infinite in A or in B, of those that differ.
-        zero_signs: How many are +0.0 on one side and -0.0 on the other.
-        bytes_a: Bytes that A takes for them.
-        bytes_b: Bytes that B takes.
-        tensors: The tensors.
-        same: How many of them are the same to the bit.
-        same_masks: In how many both keep the same weights.
-    """
+    """The counts of `CountFields`, while weights are compared."""
 
     weights: int = 0
     kept_a: int = 0
@@ -64,27 +88,35 @@ class Counts:
     same_masks: int = 0
 
     def add(self, other: "Counts") -> None:
-        """Add those of other weights."""
+        """Add the counts of other weights."""
         largest = max(self.largest_change, other.largest_change)
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
         self.largest_change = largest
 
     def end_tensor(self) -> None:
-        """All weights of one tensor are counted: tell whether it is the same."""
+        """Note whether a tensor, all of whose weights are counted, is the same on both sides."""
         alike = self.kept_a == self.kept_both == self.kept_b
         self.tensors, self.same_masks = 1, int(alike)
         self.same = int(alike and not self.changed and not self.zero_signs)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it, shares and the change to six digits.
-
-        ``overlap`` is the share of the weights that either keeps which both keep; 1 if there is
-        none. ``a_in_b`` is the share of A's kept weights that B keeps, ``b_in_a`` the other way.
-        """
+    def to_dict(self) -> CountFields:
+        """The counts as JSON can hold them, shares and the change to six digits."""
         both = self.kept_both
-        return vars(self) | {
+        return {
+            "weights": self.weights,
+            "kept_a": self.kept_a,
+            "kept_b": self.kept_b,
+            "kept_both": both,
+            "changed": self.changed,
             "largest_change": digits(self.largest_change),
+            "not_finite": self.not_finite,
+            "zero_signs": self.zero_signs,
+            "bytes_a": self.bytes_a,
+            "bytes_b": self.bytes_b,
+            "tensors": self.tensors,
+            "same": self.same,
+            "same_masks": self.same_masks,
             "overlap": ratio(both, self.kept_a + self.kept_b - both, empty=1.0),
             "a_in_b": ratio(both, self.kept_a, empty=1.0),
             "b_in_a": ratio(both, self.kept_b, empty=1.0),
