@@ -65,8 +65,8 @@ def check_scores(name: str, scores: Scores, criterion: str, *, first_row: int = 
     row, column = np.argwhere(bad)[0].tolist()
     raise CheckpointError(
         f"{name!r} row {first_row + row} column {column}: its score by the criterion "
-        f"{criterion!r} is {scores[row, column]:g}, and a score is finite and not negative: choose "
-        "another criterion or calibration text, or leave the tensor out with --ignore"
+        f"{criterion!r} is {scores[row, column]:g}, but scores must be finite and not negative: "
+        "choose another criterion or calibration text, or leave the tensor out with --ignore"
     )
 
 

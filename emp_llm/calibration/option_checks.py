@@ -29,7 +29,7 @@ def check_options(options: PruneOptions) -> None:
     if user is None and text is not None:
         raise OptionError(
             f"calibration {text!r} would not be used: criterion {options.criterion!r} without "
-            "repair needs no data; leave it out, or choose such as --criterion wanda"
+            "repair needs no data; leave it out, or choose a criterion such as --criterion wanda"
         )
     if calibration is not None and user is not None:
         _check_all_known(options, calibration)
@@ -65,13 +65,13 @@ def _check_all_known(options: PruneOptions, calibration: CalibrationOptions) -> 
         return
     if options.granularity == "model":
         raise OptionError(
-            f"granularity 'model' ranks the scores of all blocks together, and those of criterion "
-            f"{options.criterion!r} depend on the blocks that were pruned before: "
+            f"granularity 'model' ranks the scores of all decoder blocks together, but those of "
+            f"criterion {options.criterion!r} depend on the blocks that were pruned before: "
             f"{_WITHOUT_SEQUENTIAL}, or choose granularity 'row' or 'layer'"
         )
     if options.target_sparsity is not None and not counts_magnitudes(options):
         raise OptionError(
-            f"target_sparsity needs the scores of all blocks to find β, and those of criterion "
-            f"{options.criterion!r} depend on the blocks that were pruned before: "
+            f"target_sparsity needs the scores of all decoder blocks to find β, but those of "
+            f"criterion {options.criterion!r} depend on the blocks that were pruned before: "
             f"{_WITHOUT_SEQUENTIAL}, or --count-by magnitude, which the weights alone decide"
         )

@@ -114,7 +114,7 @@ class Session:
         """The units that samples come to, with their calls; see `Walk.stops`."""
         for unit, calls in walk.stops():
             # between units, the model may have called embeddings or the output head
-            self.model.release_visitors()
+            self.model.release_temporary()
             yield unit, calls
             self.passed()
 
@@ -223,8 +223,8 @@ class Session:
             raise
         except torch.OutOfMemoryError as error:
             raise CheckpointError(
-                f"{self.device}: has no room for a block and a sample ({first_line(error)}): give "
-                "fewer tokens a sample, or calibrate on the CPU"
+                f"{self.device}: has no room for a decoder block and a sample "
+                f"({first_line(error)}): give shorter samples, or calibrate on the CPU"
             ) from error
         except Exception as error:  # anything that a model's own code raises
             raise CheckpointError(

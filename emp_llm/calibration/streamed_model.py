@@ -44,8 +44,8 @@ Weights = dict[str, "nn.Parameter"]
 class StreamedModel:
     """The model of a checkpoint, of which some units are in memory.
 
-    Embeddings and the output head are loaded when the model calls them; everything else outside of
-    units is small, and always there.
+    Outside of units, embeddings, the output head and what is tied to them are loaded temporarily,
+    when the model calls them; everything else there is small, and always loaded.
 
     Args:
         checkpoint: The checkpoint.
@@ -83,7 +83,7 @@ class StreamedModel:
         self._meta = dict(self.model.named_parameters(remove_duplicate=False))
         self._tied = dict(getattr(self.model, "all_tied_weights_keys", {}))
         self.units = self._find_units(set(targets))
-        self._visitors: set[str] = set()
+        self._temporary: set[str] = set()
         self._load_outside()
 
     def module(self, unit: str) -> nn.Module:
@@ -129,33 +129,33 @@ class StreamedModel:
         return dict(self.module(unit).named_parameters(prefix=unit))
 
     def place(self, weights: Weights) -> None:
-        """Put weights in their place that were there before."""
+        """Put weights back that `parameters` returned."""
         for name, parameter in weights.items():
             self._set(name, parameter)
 
     def release(self, unit: str) -> None:
-        """Take the weights of a unit away."""
+        """Release the weights of a unit."""
         for name in self._meta:
             if name.startswith(f"{unit}."):
                 self._set(name, self._meta[name])
         give_back()
 
     def release_all(self) -> None:
-        """Take away the weights of all units, embeddings and the output head."""
+        """Release the weights of all units, and those that are loaded temporarily."""
         for unit in self.units:
             self.release(unit)
-        self.release_visitors()
+        self.release_temporary()
 
     def load_embeddings(self) -> None:
         """Load the embeddings ahead: models ask for their device before they call them."""
         for module in self._embeddings:
-            self._load_visitors(module)
+            self._load_temporary(module)
 
-    def release_visitors(self) -> None:
-        """Take away embeddings and the output head, until they are called again."""
-        for name in self._visitors:
+    def release_temporary(self) -> None:
+        """Release the weights that are loaded temporarily, until they are called again."""
+        for name in self._temporary:
             self._set(name, self._meta[name])
-        self._visitors.clear()
+        self._temporary.clear()
 
     def matrices(self, unit: str, targets: Iterable[str]) -> dict[tuple[str, int], ParameterMatrix]:
         """Which matrix of which parameter each matrix of a target becomes, or becomes part of.
@@ -202,7 +202,7 @@ class StreamedModel:
         return units
 
     def _load_outside(self) -> None:
-        """Load what lies outside of units: embeddings, heads and ties when called, the rest now."""
+        """Load what lies outside of units: small weights now, others when the model calls them."""
         inside = tuple(f"{unit}." for unit in self.units)
         self._own: dict[str, list[str]] = {}
         for name in self._meta:
@@ -216,33 +216,33 @@ class StreamedModel:
                 self._tensors_of.setdefault(module, []).append(name)
                 kinds[module] = where.place.why_not
         self._embeddings = [module for module, kind in kinds.items() if kind == "embedding"]
-        visiting = {module for module, kind in kinds.items() if kind in ("embedding", "lm_head")}
-        visiting |= {name.rpartition(".")[0] for name in self._tied if not name.startswith(inside)}
+        temporary = {module for module, kind in kinds.items() if kind in ("embedding", "lm_head")}
+        temporary |= {name.rpartition(".")[0] for name in self._tied if not name.startswith(inside)}
         self._load(
             name
             for module, names in self._tensors_of.items()
-            if module not in visiting
+            if module not in temporary
             for name in names
         )
         # a hook on every module: what is called, and when, only the model's own code knows
         for module in self._own:
             self.model.get_submodule(module).register_forward_pre_hook(
-                lambda _module, _inputs, name=module: self._load_visitors(name)
+                lambda _module, _inputs, name=module: self._load_temporary(name)
             )
 
-    def _load_visitors(self, module: str) -> None:
-        """Load the own parameters of a module outside of units, unless they are there."""
+    def _load_temporary(self, module: str) -> None:
+        """Load the own parameters of a module outside of units, unless they are loaded."""
         for name in self._own[module]:
             if not self.model.get_parameter(name).is_meta:
                 continue
-            self._visitors.add(name)
+            self._temporary.add(name)
             if name not in self._tied:
                 self._load(self._tensors_of.get(module, ()))
             if self.model.get_parameter(name).is_meta:
                 self._tie(name)
 
     def _tie(self, name: str) -> None:
-        """Have a parameter share what it is tied to, which is loaded if it is not there."""
+        """Have a parameter share what it is tied to, which is loaded if need be."""
         source = self._tied.get(name)
         if source is None:
             raise CheckpointError(
@@ -251,7 +251,7 @@ class StreamedModel:
             )
         parameter = self.model.get_parameter(source)
         if parameter.is_meta:
-            self._visitors.add(source)
+            self._temporary.add(source)
             self._load(n for n, where in self.map.landings.items() if where.name == source)
             parameter = self.model.get_parameter(source)
         if parameter.is_meta:  # the source is tied in turn

@@ -91,7 +91,7 @@ def walk_through(
     walk = Walk(units, model.outside, forward, samples, activations, gradients=gradients)
     with walk, torch.no_grad():
         for unit, calls in walk.stops():
-            model.release_visitors()
+            model.release_temporary()
             model.load(unit, unchanged)
             visit(model, walk, unit, calls)
             model.release(unit)
