@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["ITEM_BITS", "TORCH_NAMES", "item_bytes"]
+__all__ = ["ITEM_BITS", "PRUNABLE", "TORCH_NAMES", "item_bytes"]
 
 ITEM_BITS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("F4",), 4),
@@ -15,6 +15,9 @@ ITEM_BITS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
 """Bits of one item of every dtype that safetensors 0.8 knows. F4 and F6 pack several to a byte."""
+
+PRUNABLE: Final = ("BF16", "F16", "F32")
+"""Those that weights are pruned and packed in: `emp_kernels.numbers.FORMATS`, without numpy."""
 
 TORCH_NAMES: Final[Mapping[str, str]] = {
     "F64": "float64",

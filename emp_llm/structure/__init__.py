@@ -1,9 +1,9 @@
-"""A checkpoint's model, built from its config on the meta device: which tensors are targets.
+"""The structure of a checkpoint's model, and so which of its tensors are targets.
 
-auto_class       the transformers class that loads it
-meta_model       the model without its weights
-places           what each parameter is
-landing          the parameter that each tensor becomes
-targets          which tensors are pruned, and why not the others
-targets_process  the same in a process that ends, with all that transformers imports
+auto_class       the class of transformers that loads it
+meta_model       the model without its weights, on the meta device
+places           what each parameter of the model is
+landing          the parameter that each tensor of the checkpoint is loaded into
+targets          which tensors are targets, and why the others are not
+targets_process  the same, decided in a process of its own
 """

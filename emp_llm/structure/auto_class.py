@@ -1,4 +1,4 @@
-"""The class of transformers that a config is loaded with."""
+"""The class of transformers that loads a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,16 @@ _HEADS = (
 
 
 def auto_class(config: Mapping[str, Any]) -> str:
-    """Choose the class of transformers that loads a model, by its configuration.
+    """The class of transformers that loads a model, such as ``AutoModelForCausalLM``.
 
-    Told from the architecture's name alone, without transformers; ``AutoModel``, which loads every
-    model without its head, where the name does not say.
+    It is read off the name of the architecture, without importing transformers. If the name does
+    not say, it is ``AutoModel``, which loads every model without its head.
+
+    Args:
+        config: The content of ``config.json``.
+
+    >>> auto_class({"architectures": ["LlamaForCausalLM"]})
+    'AutoModelForCausalLM'
     """
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
@@ -26,7 +32,7 @@ def auto_class(config: Mapping[str, Any]) -> str:
     for head in _HEADS:
         if name.endswith(f"For{head}"):
             return f"AutoModelFor{head}"
-    if name.endswith("LMHeadModel"):  # GPT-2 and its time
+    if name.endswith("LMHeadModel"):  # GPT-2 and models of its time
         return "AutoModelForCausalLM"
     if name.endswith("ForConditionalGeneration"):
         if "vision_config" in config:

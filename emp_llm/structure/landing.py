@@ -1,4 +1,4 @@
-"""Where the tensors of a checkpoint land in a model: which parameter, and which way round."""
+"""Which parameter of a model each tensor of a checkpoint is loaded into, transposed or not."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emp_llm.runtime.quiet import calm
 from emp_llm.structure.meta_model import build_meta_model
+from emp_llm.structure.places import Place, find_places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.core_model_loading import WeightTransform
-from emp_llm.structure.places import Place, find_places
 
 __all__ = ["Landing", "land", "read_structure"]
 
 
 class Landing(NamedTuple):
-    """Where a tensor of the checkpoint goes.
+    """The parameter that a tensor of the checkpoint is loaded into.
 
     Attributes:
-        name: Name of the parameter in the model; of the first one, where it becomes several.
+        name: Name of the parameter in the model; of the first one if the tensor is split.
         place: What that parameter is.
-        whole: Whether the tensor becomes the parameter as it is.
-        flipped: Whether its last two dimensions are swapped on the way.
+        whole: Whether the tensor is the parameter, neither split nor fused nor converted.
+        flipped: Whether its last two dimensions are swapped when it is loaded.
     """
 
     name: str
@@ -38,24 +38,26 @@ def read_structure(
 ) -> dict[str, Landing | None]:
     """Find, for each tensor of a checkpoint, the parameter that transformers loads it into.
 
-    A **block** is an element of a ``ModuleList`` that holds a linear layer and is one of
-    transformers' ``GradientCheckpointingLayer`` s, as decoder and encoder layers are; or that
-    holds an attention module and no such layer. The outermost one counts.
+    A **decoder block** (or encoder block) is an element of a ``ModuleList`` that holds a linear
+    layer, and that is a ``GradientCheckpointingLayer`` of transformers, as decoder and encoder
+    layers are, or holds an attention module but no such layer. If these are nested, the outermost
+    counts.
 
-    A module is **attention** if its class says so (``LlamaAttention``, ``T5LayerSelfAttention``;
-    not ``JambaAttentionDecoderLayer`` and the like, which hold an MLP as well) or its attribute
-    does (``attn``, ``self_attn``, ``linear_attn``, ``attention``), and so is all it holds.
+    A module is **attention**, with all that it holds, if the name of its class says so
+    (``LlamaAttention``, ``T5LayerSelfAttention``; not ``JambaAttentionDecoderLayer`` and the like,
+    which hold an MLP as well), or the name of its attribute (``attn``, ``self_attn``,
+    ``linear_attn``, ``attention``).
 
-    A **router** is known by its class or its attribute (``router``, ``gate``,
+    A **router** is known by the name of its class or attribute (``router``, ``gate``,
     ``shared_expert_gate``), because in some models it is a plain linear layer.
 
     Args:
         folder: The checkpoint's folder; only its ``config.json`` is read.
-        shapes: The checkpoint's tensors, name to shape.
-        config: The content of ``config.json``, where it is in no folder.
+        shapes: Shape of each tensor of the checkpoint, by name.
+        config: The content of ``config.json`` if the folder has none.
 
     Returns:
-        For each name where it goes, or None where the model has no place for it.
+        The parameter for each name; None if the model has no parameter for it.
 
     Raises:
         CheckpointError: See `emp_llm.structure.meta_model.build_meta_model`.
@@ -70,16 +72,16 @@ def land(
     shapes: Mapping[str, tuple[int, ...]],
     conversions: Iterable["WeightTransform"] | None = None,
 ) -> dict[str, Landing | None]:
-    """Find where transformers loads each tensor of a checkpoint into this model.
+    """Find the parameter of this model that transformers loads each tensor of a checkpoint into.
 
     Args:
         model: Any model of transformers, on any device.
-        shapes: The checkpoint's tensors, name to shape.
-        conversions: The renamings and conversions that it is loaded with, which this uses up;
-            those that transformers has for it if None.
+        shapes: Shape of each tensor of the checkpoint, by name.
+        conversions: The renamings and conversions that it is loaded with; they cannot be used
+            again. If None, those that transformers has for the model.
 
     Returns:
-        For each name where it goes, or None where the model has no place for it.
+        The parameter for each name; None if the model has no parameter for it.
     """
     from transformers import conversion_mapping
 
@@ -107,7 +109,7 @@ def _land(
     }
     prefix, state = model.base_model_prefix, model.state_dict()
     rename = core_model_loading.rename_source_key
-    # In transformers' order, because some renamings depend on the names before.
+    # in transformers' order, because some renamings depend on the names that came before
     for name in sorted(shapes, key=core_model_loading.dot_natural_key):
         found, pattern = rename(name, renamings, converters, prefix, state)
         if found not in state and name in state:
@@ -121,7 +123,8 @@ def _land(
         yield name, Landing(found, places[found], pattern is None, flipped)
 
 
-def _flips(operations: Iterable[Any], *, same_shape: bool) -> bool:
+def _flips(operations: Iterable[object], *, same_shape: bool) -> bool:
+    """Whether conversions swap the last two dimensions; some only do if the shape differs."""
     from transformers.core_model_loading import Transpose
 
     swaps = [operation for operation in operations if isinstance(operation, Transpose)]

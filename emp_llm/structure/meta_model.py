@@ -1,7 +1,7 @@
-"""A checkpoint's model without its weights: the class of its config, built on the meta device.
+"""A checkpoint's model without its weights, built from its config on the meta device.
 
-No code from the checkpoint runs: the classes are transformers' own. Everything heavy is imported
-when it is needed.
+No code from the checkpoint is run: the classes are transformers' own. torch and transformers are
+imported only when a model is built.
 """
 
 import re
@@ -24,7 +24,7 @@ __all__ = ["build_meta_model"]
 
 _COUNTS = re.compile(r"layer|label|blocks|depth|stages|experts|rank|dense_replace|kernel_size")
 _MOST = 100_000
-_PARTS = 100_000  # modules and parameters; 126 layers of a Llama are 2,700
+_PARTS = 100_000  # modules and parameters; a Llama of 126 layers has 2,700
 _PARTS_PER_TENSOR = 50
 
 
@@ -37,15 +37,15 @@ def build_meta_model(
 ) -> "PreTrainedModel":
     """Build the model that a checkpoint's config describes, on the meta device.
 
-    Its class is the first of ``config.architectures`` that transformers has; where there is none,
-    the one that AutoModel takes for the config. Call it under `calm` to have it silent and quick.
+    Its class is the first of ``config.architectures`` that transformers has; if it has none of
+    them, the one that AutoModel takes. Call this under `calm`, which keeps it silent and quick.
 
     Args:
         folder: The checkpoint's folder; only its ``config.json`` is read.
-        tensors: How many tensors the checkpoint has; a config that tells of a model of very many
-            more parts is refused before all of them are made.
-        config: The content of ``config.json``, where it is in no folder.
-        runs: Whether the model is to run, with torch's own attention if it can.
+        tensors: How many tensors the checkpoint has. A config that describes a model of very many
+            more modules and parameters is refused before all of them are built.
+        config: The content of ``config.json`` if the folder has none.
+        runs: Whether the model will be run; it then uses torch's own attention if it can.
 
     Returns:
         The model; all its parameters and buffers are on the meta device.
@@ -86,7 +86,7 @@ def _check_dense(raw: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_counts(raw: Mapping[str, Any], path: Path) -> None:
-    """Refuse counts of things that transformers would make one by one, until memory ends."""
+    """Refuse absurd counts of parts, which transformers would build until memory runs out."""
     parts: list[Mapping[str, Any]] = [raw]
     while parts:
         for key, value in parts.pop().items():
@@ -101,7 +101,7 @@ def _check_counts(raw: Mapping[str, Any], path: Path) -> None:
 
 @contextmanager
 def _bounded(path: Path, tensors: int) -> Iterator[None]:
-    """Stop building a model that becomes very much larger than its checkpoint."""
+    """Stop building a model once it has far more parts than its checkpoint has tensors."""
     from torch.nn.modules import module as hooks
 
     thread, left = threading.get_ident(), _PARTS + _PARTS_PER_TENSOR * tensors
@@ -111,7 +111,7 @@ def _bounded(path: Path, tensors: int) -> Iterator[None]:
         left -= threading.get_ident() == thread
         if left < 0:
             raise CheckpointError(
-                f"{path}: tells of a far larger model than one of the checkpoint's {tensors:,} "
+                f"{path}: describes a far larger model than one of the checkpoint's {tensors:,} "
                 "tensors: the weights and the config do not belong together"
             )
 
@@ -183,7 +183,7 @@ def _build(
 ) -> "PreTrainedModel":
     from accelerate import init_empty_weights
 
-    # Both only say how the model runs, but a config can name a kernel to be fetched from the Hub.
+    # both only matter when the model runs, but a config can name a kernel to download from the Hub
     fast = runs and getattr(model_class, "_supports_sdpa", False)
     config._attn_implementation = "sdpa" if fast else "eager"
     config._experts_implementation = "eager"
@@ -204,7 +204,7 @@ def _unknown(what: str, raw: Mapping[str, Any], path: Path) -> CheckpointError:
     from transformers import __version__
 
     remedy = (
-        "its code lies in the checkpoint, and emp-llm runs no code from a checkpoint"
+        "its code is in the checkpoint, and emp-llm runs no code from a checkpoint"
         if raw.get("auto_map")
         else "a newer release may"
     )

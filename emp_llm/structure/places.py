@@ -1,4 +1,4 @@
-"""What each parameter of a model is, and which parameter each tensor of a checkpoint becomes."""
+"""What each parameter of a model is: a matrix of attention, of an expert, a norm, an embedding."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -27,13 +27,13 @@ class Place:
 
     Attributes:
         shape: Its shape in the model; None for a buffer.
-        why_not: Why it is never pruned ('embedding', 'norm', 'bias', 'router', ...), or None
-            where it is a matrix of a linear layer, or such matrices of several experts.
-        block: Name, in the model, of the decoder or encoder block it lies in, or None.
+        why_not: Why it is never pruned ('embedding', 'norm', 'bias', 'router', ...); None if it is
+            a matrix of a linear layer, or such matrices of several experts.
+        block: Name, in the model, of the decoder or encoder block that it is in, or None.
         attention: Whether it belongs to an attention module.
         expert: Whether it belongs to an expert of a mixture of experts.
-        transposed: Whether it lies [.., in, out] rather than [.., out, in].
-        tied_to: Name, in the model, of the parameter that transformers makes it share, or None.
+        transposed: Whether it is stored [.., in, out] rather than [.., out, in].
+        tied_to: Name, in the model, of the parameter that transformers ties it to, or None.
     """
 
     shape: tuple[int, ...] | None
@@ -46,13 +46,13 @@ class Place:
 
 
 def find_places(model: "PreTrainedModel") -> dict[str, Place]:
-    """Tell what each parameter and buffer of a model is, by its name in the model.
+    """What each parameter and buffer of a model is, by its name in the model.
 
     Args:
         model: Any model of transformers, on any device.
 
     Returns:
-        Name to place; what several modules share is there under each of its names.
+        Place by name; a parameter that several modules share is there by each of its names.
     """
     places = dict(_walk(model, _Scope(heads=frozenset(_heads(model)))))
     _exclude_tied(places, getattr(model, "all_tied_weights_keys", {}))
@@ -76,7 +76,7 @@ def _exclude_tied(places: dict[str, Place], tied: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Scope:
-    """What is known of a module from the modules that hold it."""
+    """What a module inherits from the modules that hold it."""
 
     heads: frozenset[int]
     prefix: str = ""
@@ -144,7 +144,7 @@ def _is_linear(module: "nn.Module") -> bool:
 
 
 def _heads(model: "PreTrainedModel") -> Iterator[int]:
-    """Ids of the modules that turn hidden states into scores over a vocabulary."""
+    """Ids of the output heads: the modules that map hidden states to scores of tokens."""
     from transformers import PreTrainedModel
 
     for part in model.modules():
@@ -199,10 +199,10 @@ def _why_not(module: "nn.Module", name: str, parameter: "Tensor", scope: _Scope)
 
 
 def _is_transposed(module: "nn.Module") -> bool:
-    """Whether the module's matrices lie [.., in, out].
+    """Whether the module's matrices are stored [.., in, out].
 
-    Modules of fused experts say so themselves. Where one does not (Llama 4), its projections away
-    from the hidden size tell.
+    Modules of fused experts have an attribute that says so. Llama 4's has not; there the shape of a
+    projection from the hidden size to another one shows it.
     """
     from transformers.pytorch_utils import Conv1D
 

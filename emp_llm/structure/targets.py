@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are pruned, and why the others are not."""
+"""Which tensors of a checkpoint are targets, and why the others are not."""
 
 import re
 from collections import Counter
@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from emp_kernels.numbers import FORMATS
-
+from emp_llm.checkpoint.dtypes import PRUNABLE
 from emp_llm.errors import CheckpointError
 from emp_llm.structure.landing import Landing, read_structure
 from emp_llm.structure.places import Place
@@ -21,21 +20,21 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TargetDecision:
-    """Whether one tensor of a checkpoint is pruned.
+    """Whether a tensor of a checkpoint is a target, and why.
 
     Attributes:
         name: Its name in the checkpoint.
-        prune: Whether it is pruned.
+        prune: Whether it is a target, and so pruned.
         reason: Why, or why not, in a few plain words.
-        kind: What its layer is called inside its block, for tables: 'up_proj', 'experts.w1'; as
-            much of the path as tells it from the block's other layers. Outside blocks, and for
-            what is no linear layer, the name of its module.
-        block: Prefix, in the checkpoint's names, of the block it lies in, such as
-            'model.layers.3'; None outside blocks.
-        transposed: Whether it lies [.., in, out], so that the weights into one output neuron run
-            along dimension -2; otherwise they run along dimension -1.
-        tied_to: Name of the tensor that holds the same parameter by the model's structure, so that
-            the model is whole without this one; None if there is none.
+        kind: The name of its layer in its decoder block, for tables: 'up_proj', 'experts.w1'; as
+            much of the path as no other layer of the block shares. Outside decoder blocks, and for
+            tensors of other modules, the name of the module.
+        block: What the names of all tensors of its decoder block begin with in the checkpoint, such
+            as 'model.layers.3'; None outside decoder blocks.
+        transposed: Whether it is stored [.., in, out], so that the weights into one output neuron
+            run along dimension -2; otherwise they run along dimension -1.
+        tied_to: Name of the tensor that it is tied to in the model, so that the model is complete
+            without this one; None if there is none.
     """
 
     name: str
@@ -55,30 +54,29 @@ def decide_targets(
     ignore: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, TargetDecision]:
-    """Decide, on the model's structure, which tensors of a checkpoint are pruned.
+    """Decide by the model's structure which tensors of a checkpoint are targets.
 
     Targets are matrices of linear layers: ``nn.Linear``, transformers' ``Conv1D`` and the fused
     weights of experts, whether the checkpoint holds them fused or one by one. Embeddings, the
-    output head and whatever is tied to them, norms, biases and routers are never targets. See
-    `emp_llm.structure.landing.read_structure` for what counts as a block, as attention and as a
-    router.
+    output head and what is tied to them, norms, biases and routers are never targets. See
+    `emp_llm.structure.landing.read_structure` for what is a decoder block, attention or a router.
 
     Args:
         folder: The checkpoint's folder; only its ``config.json`` is read.
-        tensors: The checkpoint's tensors: name to (safetensors dtype such as "BF16", shape).
-        targets: ``mlp`` (linear layers inside blocks and outside their attention), ``attention``
-            (inside it), ``all-linear`` (both), or a regular expression searched in the
-            checkpoint's names, which reaches linear layers outside blocks as well.
-        ignore: Regular expressions; a target whose name one of them is found in is left.
-        config: The content of ``config.json``, where it is in no folder.
+        tensors: Dtype, as safetensors names it ("BF16"), and shape of each tensor, by name.
+        targets: ``mlp`` (linear layers of decoder blocks, without attention), ``attention`` (those
+            of attention), ``all-linear`` (both), or a regular expression searched in the
+            checkpoint's names, which finds linear layers outside decoder blocks as well.
+        ignore: Regular expressions; a tensor in whose name one of them is found is not a target.
+        config: The content of ``config.json`` if the folder has none.
 
     Returns:
-        A decision for each tensor, in the order given.
+        The decision for each tensor by name, in the given order.
 
     Raises:
-        CheckpointError: If the config does not tell the model's structure (see
+        CheckpointError: If no model can be built from the config (see
             `emp_llm.structure.meta_model.build_meta_model`), a tensor does not fit it, a target is
-            not float16, bfloat16 or float32, or nothing is a target.
+            not float16, bfloat16 or float32, or there is no target.
     """
     shapes = {name: shape for name, (_, shape) in tensors.items()}
     landings = read_structure(folder, shapes, config)
@@ -93,12 +91,12 @@ def decide(
     targets: str,
     ignore: Sequence[str],
 ) -> dict[str, TargetDecision]:
-    """`decide_targets`, knowing where each tensor lands.
+    """`decide_targets`, once it is known which parameter each tensor is loaded into.
 
     Args:
-        where: What the tensors are of, for errors.
+        where: The checkpoint or model, for errors.
         tensors: As for `decide_targets`.
-        landings: For each tensor where it goes in the model.
+        landings: The parameter that each tensor is loaded into, by the tensor's name.
         targets: As for `decide_targets`.
         ignore: As for `decide_targets`.
 
@@ -189,7 +187,9 @@ def _off_target(name: str, place: Place, targets: str) -> str | None:
 
 
 def _block_in_checkpoint(name: str, block: str) -> str:
-    """Cut a checkpoint's name after the block's index, for the model may call the block otherwise.
+    """The name of a decoder block in the checkpoint, which may differ from that in the model.
+
+    It is the tensor's name up to the index of the block.
 
     >>> _block_in_checkpoint("h.3.mlp.c_fc.weight", "transformer.h.3")
     'h.3'
@@ -202,7 +202,10 @@ def _block_in_checkpoint(name: str, block: str) -> str:
 
 
 def _kinds(landings: Mapping[str, Landing | None]) -> dict[str, str]:
-    """Name each layer by the shortest end of its path that no other layer of a block has."""
+    """Name each layer by the shortest end of its path that no other layer of a block has.
+
+    So tables have one line for all layers named up_proj, whichever block they are in.
+    """
     paths = {name: _path_in_block(name, landing) for name, landing in landings.items()}
     ends = Counter(path[i:] for path in set(paths.values()) for i in range(len(path)))
     kinds = {path: _kind(path, ends) for path in set(paths.values())}
@@ -210,7 +213,7 @@ def _kinds(landings: Mapping[str, Landing | None]) -> dict[str, str]:
 
 
 def _path_in_block(name: str, landing: Landing | None) -> tuple[str, ...]:
-    """Path of a linear layer below its block, without indices; empty for anything else."""
+    """Path of a linear layer in its block, without indices; empty for any other tensor."""
     if landing is None or landing.place.why_not is not None or landing.place.block is None:
         return ()
     path = name.removeprefix(_block_in_checkpoint(name, landing.place.block) + ".")
@@ -244,7 +247,7 @@ def _check_shape(name: str, shape: tuple[int, ...], landing: Landing | None) -> 
 
 
 def _check_dtype(decision: TargetDecision, dtype: str) -> None:
-    if dtype not in FORMATS:
+    if dtype not in PRUNABLE:
         layer = decision.kind.rpartition(".")[2]
         raise CheckpointError(
             f"{decision.name!r} is {dtype}; emp-llm prunes float16, bfloat16 and float32. "

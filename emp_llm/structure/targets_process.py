@@ -1,7 +1,7 @@
-"""`decide_targets` in a process of its own, which ends when it has answered.
+"""`decide_targets` in a process of its own, which ends once it has answered.
 
-What it imports (torch and transformers) takes seconds and 300 MB, of which pruning needs nothing
-more afterwards. Where they are imported already, the decision is made at once, here.
+It imports torch and transformers, which takes seconds and 300 MB, and pruning by magnitude needs
+neither afterwards. If this process has imported transformers already, it decides itself.
 
 The question goes to ``python -m emp_llm.structure.targets_process`` as JSON on stdin, the answer
 comes back as JSON on stdout.
@@ -28,9 +28,10 @@ _MEMORY = 8 << 30
 
 
 class TargetsQuestion:
-    """The question which tensors are pruned; asked when it is made, answered when it is asked for.
+    """The question which tensors are targets, worked on while this process does other things.
 
-    To be used as a context manager: leaving it ends the process.
+    Making it starts the process, `answer` waits for it. Use it as a context manager: leaving that
+    ends the process.
 
     Args:
         folder: As for `decide_targets`.
@@ -67,7 +68,7 @@ class TargetsQuestion:
             self._process.communicate()
 
     def answer(self) -> dict[str, TargetDecision]:
-        """The decisions.
+        """The decision for each tensor by name; waits until they are made.
 
         Raises:
             CheckpointError: As `decide_targets` does.
@@ -78,8 +79,8 @@ class TargetsQuestion:
         if self._process.returncode < 0:  # by a signal, as when memory is short
             raise errors.CheckpointError(
                 f"{self._question['folder']}: the process that builds the model of config.json was "
-                f"ended by {signal.Signals(-self._process.returncode).name}: see that the config "
-                "is the right one and that there is memory"
+                f"ended by {signal.Signals(-self._process.returncode).name}: check that the config "
+                "is the right one and that enough memory is free"
             )
         if self._process.returncode:
             raise RuntimeError(f"deciding the targets failed:\n{complaint.decode().strip()}")
@@ -96,7 +97,7 @@ def _start(question: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        start_new_session=True,  # Ctrl-C is for this process to tell of
+        start_new_session=True,  # so that Ctrl-C reaches this process only, which reports it
     )
     if process.stdin is not None:  # it is a pipe, as was asked for
         with suppress(BrokenPipeError), process.stdin as pipe:  # else it has ended, and says why
@@ -112,11 +113,11 @@ def _decide(question: Mapping[str, Any]) -> dict[str, TargetDecision]:
 
 
 def _main() -> None:
-    # a config can ask for any number of things; torch and transformers alone take 400 MB
+    # a hostile config could fill all memory; torch and transformers alone take 400 MB
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
-    # torch imports it where it is installed, 90 MB, and nothing is compiled here
+    # keeps torch from importing Triton, which takes 90 MB: nothing is compiled here
     sys.modules["triton"] = None  # type: ignore[assignment]
     try:
         decisions = _decide(json.load(sys.stdin))
@@ -129,4 +130,4 @@ def _main() -> None:
 if __name__ == "__main__":
     _main()
     sys.stdout.flush()
-    os._exit(0)  # to take apart what was imported would take as long as to answer a small question
+    os._exit(0)  # unloading what was imported would take as long as answering a small question
