@@ -14,15 +14,12 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from emp_llm.calibration.option_checks import check_options
 from emp_llm.checkpoint.checkpoint import Checkpoint
-from emp_llm.checkpoint.open_files import OpenFiles
-from emp_llm.checkpoint.safetensors_header import read_header
 from emp_llm.checkpoint.shard import Shard
-from emp_llm.errors import CheckpointError, FormatError, OptionError, OutputError
+from emp_llm.errors import OptionError, OutputError
 from emp_llm.hub.source import Source, find_source
 from emp_llm.options import PruneOptions, needs_masks
 from emp_llm.output.journal import Journal
@@ -31,7 +28,7 @@ from emp_llm.output.output_folder import OutputFolder
 from emp_llm.output.run_description import describe_run
 from emp_llm.output.sidecar_files import copy_small_files, write_config, write_index
 from emp_llm.pruning.plan import PruningPlan
-from emp_llm.pruning.plan_report import origin, report_on, tensor_report
+from emp_llm.pruning.plan_report import origin, report_on
 from emp_llm.pruning.shard_output import WriteJob, shard_output
 from emp_llm.pruning.shard_plan import ShardPlan, output_name
 from emp_llm.pruning.stages import (
@@ -61,7 +58,7 @@ from emp_llm.selection.mask_store import MaskStore
 from emp_llm.selection.selection import Selection
 from emp_llm.selection.stored_selection import StoredSelection
 from emp_llm.tensors.packed_config import quantization_config
-from emp_llm.verification.tensor_checks import shard_checks
+from emp_llm.verification.finished_shards import find_finished
 
 __all__ = ["prune"]
 
@@ -149,7 +146,7 @@ def prune(
             plan = plan.with_beta(beta)
             if team.leads:
                 write_original_files(folder.staging, checkpoint)
-            finished = _find_finished(plan, workers, folder)
+            finished = find_finished(plan, workers, folder)
             plan = plan.with_beta(_decide_masks(plan, workers, folder.journal))
             _write_shards(plan, workers, folder, finished)
             return team.share(lambda: _publish(plan, folder, came_from, tried))
@@ -264,50 +261,6 @@ def _decide_masks(plan: PruningPlan, workers: Workers, journal: Journal) -> floa
             return calibrate(plan, workers, store)
 
     return workers.team.share(decide)
-
-
-def _find_finished(plan: PruningPlan, workers: Workers, folder: OutputFolder) -> set[str]:
-    """Check the files that an earlier run has finished, and forget those that are damaged.
-
-    Returns:
-        The names of the files that are as they were written.
-    """
-    journal, team = folder.journal, workers.team
-    sizes = team.share(
-        lambda: {name: (folder.staging / name).stat().st_size for name in journal.finished()}
-    )
-    name = partial(output_name, plan.checkpoint)
-    shards = [shard for shard in plan.checkpoint.shards if name(shard) in sizes]
-    if not shards:
-        return set()
-    workers.progress.begin("checking", sum(sizes.values()))
-    damaged = []
-    for shard in own_share(shards, lambda shard: sizes[name(shard)], team):
-        if not _is_sound(plan, workers, folder, shard):
-            damaged.append(name(shard))
-            journal.forget(name(shard))
-    return {name(shard) for shard in shards}.difference(*team.gather(damaged))
-
-
-def _is_sound(plan: PruningPlan, workers: Workers, folder: OutputFolder, shard: Shard) -> bool:
-    """Whether the file of a shard is as an earlier run wrote it."""
-    file_name = output_name(plan.checkpoint, shard)
-    path = folder.staging / file_name
-    outcomes = folder.journal.outcomes(file_name)
-    if outcomes is None or outcomes.keys() != {e.name for e in shard.header.tensors}:
-        return False
-    fields = {
-        name: tensor_report(plan, name, outcome).to_dict() for name, outcome in outcomes.items()
-    }
-    try:
-        written = Shard(file_name, path, read_header(path))
-        with OpenFiles() as files:
-            checks = shard_checks(written, files.file(written), fields)
-            pieces = chain.from_iterable(check.pieces() for check in checks)
-            workers.run(pieces, files.abandon)
-    except (CheckpointError, FormatError):
-        return False
-    return True
 
 
 def _write_shards(

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from emp_llm.errors import OutputError
 
 __all__ = [
     "check_place",
     "flush_path",
+    "indented",
     "replacing",
     "unfinished_path",
     "write_json",
@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def write_json_durably(path: Path, content: Mapping[str, Any]) -> None:
+def write_json_durably(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON file in one step: it is on disk, under its name, when this returns.
 
     Raises:
@@ -74,12 +74,17 @@ def flush_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of JSON for people and programs: indented, a list of numbers on one line."""
-    path.write_text(_indented(content) + "\n", encoding="utf-8")
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON file, `indented`.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path.write_text(indented(content) + "\n", encoding="utf-8")
 
 
-def _indented(content: Mapping[str, Any]) -> str:
+def indented(content: Mapping[str, object]) -> str:
+    """JSON for people and programs: indented, a list of numbers on one line."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
     # within strings JSON has no line ends, so what is matched are lists
     return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)

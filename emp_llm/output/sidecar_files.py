@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.regular_file import open_regular
@@ -31,7 +30,7 @@ def write_index(folder: Path, source: Checkpoint) -> None:
 
 
 def write_config(
-    folder: Path, source: Checkpoint, quantization_config: Mapping[str, Any] | None
+    folder: Path, source: Checkpoint, quantization_config: Mapping[str, object] | None
 ) -> None:
     """Write the source's configuration.
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from emp_llm.files.atomic import _indented, write_json
+from emp_llm.files.atomic import indented, write_json
 from emp_llm.report.fields import Report
 from emp_llm.report.file_names import REPORT_NAME
 from emp_llm.report.schema import read_report_file
@@ -37,7 +37,7 @@ def write_report(folder: Path, report: Report) -> None:
         f"    {json.dumps(name, ensure_ascii=False)}: {json.dumps(fields, ensure_ascii=False)}"
         for name, fields in report["tensors"].items()
     )
-    before, after = _indented({**report, "tensors": None}).split('\n  "tensors": null', 1)
+    before, after = indented({**report, "tensors": None}).split('\n  "tensors": null', 1)
     tensors = ",\n".join(lines)
     text = f'{before}\n  "tensors": {{\n{tensors}\n  }}{after}\n'
     (folder / REPORT_NAME).write_text(text, encoding="utf-8")

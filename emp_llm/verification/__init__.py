@@ -2,6 +2,7 @@
 
 folder_checks       files that are no tensors
 tensor_checks       one tensor of a written folder
+finished_shards     shards of an unfinished run
 written_folder      a folder by itself
 weight_differences  the weights of two tensors, compared
 bytes_comparison    a tensor that was not pruned, against its source
