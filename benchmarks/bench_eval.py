@@ -2,12 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_eval.py --json result.json
 
-The model is a Llama of random weights, its tokenizer gives a token for every word. Both ways run in
-turn in one process: `perplexity`, and the model called on the same blocks without anything being
-made of the logits. Each is timed by the clock and by the processor time that it took, which other
-work on the machine disturbs less. Before any figure is printed, the perplexity is found to be that
-of the losses which the model itself computes from labels. What the measuring adds in memory is told
-from processes of their own.
+The model is a Llama with random weights, its tokenizer has a token for every word. Two ways run in
+turn in one process: `perplexity`, and the model's forward on the same windows, whose logits are not
+used. Each is timed by the clock and in processor time, which other work on the machine disturbs
+less. Before a number is printed, the perplexity is checked against the losses that the model itself
+computes from labels. Memory is measured in processes of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
 
 
 def main() -> None:
-    """Reads the command line, measures, checks and tells."""
+    """Reads the command line, measures, checks and reports."""
     args = parse()
     if args.peak:
         print(json.dumps(peak(args)))
@@ -42,7 +41,7 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--peak", way]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         results["peak_bytes"][way] = json.loads(done.stdout)
-    tell(results)
+    report(results)
     if args.json:
         settings = {key: getattr(args, key) for key in ("dtype", "device", "context", "blocks")}
         sizes = {key: getattr(args, key) for key in ("hidden", "layers", "vocabulary")}
@@ -55,8 +54,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=768, help="hidden size (default: 768)")
     parser.add_argument("--layers", type=int, default=8, help="decoder blocks (default: 8)")
     parser.add_argument("--vocabulary", type=int, default=32000, help="tokens (default: 32000)")
-    parser.add_argument("--context", type=int, default=1024, help="tokens in a block")
-    parser.add_argument("--blocks", type=int, default=1, help="blocks of text (default: 1)")
+    parser.add_argument("--context", type=int, default=1024, help="tokens in a window")
+    parser.add_argument("--blocks", type=int, default=1, help="windows of text (default: 1)")
     parser.add_argument("--rounds", type=int, default=9, help="times each is run (default: 9)")
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
     parser.add_argument("--device", default="cpu", help="where it runs (default: cpu)")
@@ -66,7 +65,7 @@ def parse() -> argparse.Namespace:
 
 
 def make(args: argparse.Namespace) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, str]:
-    """A model, its tokenizer, and a text of so many blocks."""
+    """A model, its tokenizer, and a text of so many windows."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -88,21 +87,21 @@ def make(args: argparse.Namespace) -> tuple[LlamaForCausalLM, PreTrainedTokenize
 
 
 def batches(args: argparse.Namespace, text: str) -> list[torch.Tensor]:
-    """The blocks that the text consists of."""
+    """The windows that the text consists of."""
     import torch
 
     ids = torch.tensor([int(word) for word in text.split()], device=args.device)
-    return [block[None] for block in ids.split(args.context)]
+    return [window[None] for window in ids.split(args.context)]
 
 
-def forward(model: LlamaForCausalLM, blocks: list[torch.Tensor]) -> None:
+def forward(model: LlamaForCausalLM, windows: list[torch.Tensor]) -> None:
     """What cannot be done without."""
     import torch
 
     with torch.no_grad():
-        for block in blocks:
-            model(input_ids=block, use_cache=False)
-    if blocks[0].is_cuda:
+        for window in windows:
+            model(input_ids=window, use_cache=False)
+    if windows[0].is_cuda:
         torch.cuda.synchronize()
 
 
@@ -113,15 +112,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from emp_llm.evaluation.perplexity import perplexity
 
     model, tokenizer, text = make(args)
-    blocks = batches(args, text)
+    windows = batches(args, text)
     with torch.no_grad():
-        losses = [model(input_ids=block, labels=block).loss.item() for block in blocks]
+        losses = [model(input_ids=window, labels=window).loss.item() for window in windows]
     expected = math.exp(math.fsum(losses) / len(losses))
     found = perplexity(model, tokenizer, text, context=args.context)
     if not math.isclose(found.perplexity, expected, rel_tol=1e-4):
         raise AssertionError(f"perplexity {found.perplexity}, by the model's losses {expected}")
     ways = {
-        "forward": lambda: forward(model, blocks),
+        "forward": lambda: forward(model, windows),
         "perplexity": lambda: perplexity(model, tokenizer, text, context=args.context),
     }
     times: dict[str, dict[str, list[float]]] = {
@@ -138,7 +137,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "weights_bytes": sum(weights.nbytes for weights in model.parameters()),
         "logits_bytes": args.context * args.vocabulary * model.dtype.itemsize,
-        "tokens": len(blocks) * args.context,
+        "tokens": len(windows) * args.context,
         "times": {
             way: {clock: spread(all_) for clock, all_ in of.items()} for way, of in times.items()
         },
@@ -160,31 +159,31 @@ def peak(args: argparse.Namespace) -> int:
     from emp_llm.evaluation.perplexity import perplexity
 
     model, tokenizer, text = make(args)
-    blocks = batches(args, text)
-    if blocks[0].is_cuda:
+    windows = batches(args, text)
+    if windows[0].is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
         before = resident("VmRSS")
     if args.peak == "forward":
-        forward(model, blocks)
+        forward(model, windows)
     else:
         perplexity(model, tokenizer, text, context=args.context)
-    after = torch.cuda.max_memory_allocated() if blocks[0].is_cuda else resident("VmHWM")
+    after = torch.cuda.max_memory_allocated() if windows[0].is_cuda else resident("VmHWM")
     return after - before
 
 
 def resident(field: str) -> int:
-    """A figure of this process's memory, in bytes."""
+    """A field of this process's memory in /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def tell(results: dict[str, Any]) -> None:
-    """Prints the figures: medians, and of the ratio its range."""
+def report(results: dict[str, Any]) -> None:
+    """Prints medians, and of the ratio its range."""
     print(
         f"{results['parameters'] / 1e6:.0f} M parameters in {results['weights_bytes'] / MB:.0f} "
-        f"MB, {results['tokens']} tokens, logits of a block {results['logits_bytes'] / MB:.0f} MB"
+        f"MB, {results['tokens']} tokens, logits of a window {results['logits_bytes'] / MB:.0f} MB"
     )
     table = [["", "seconds", "CPU seconds", "tokens/s", "more memory MB"]]
     for way in WAYS:

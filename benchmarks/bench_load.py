@@ -4,8 +4,8 @@
 
 Each load is a process of its own, with torch and transformers imported before the clock starts.
 transformers does not read a dense checkpoint when it loads it: it maps the file, and weights are
-read when they are first used. So two figures are told: until `from_pretrained` returns, and until
-every weight has been read once. Before any figure is printed, all ways are found to load the same
+read when they are first used. So two times are reported: until `from_pretrained` returns, and until
+every weight has been read once. Before a number is printed, all ways are checked to load the same
 weights.
 """
 
@@ -34,12 +34,12 @@ from common import (
 import emp_llm
 
 WAYS = {"dense": "dense twin", "packed": "packed", "prune": "pruned while loading"}
-FIGURES = ("load_seconds", "read_seconds", "peak_bytes")
+MEASURED = ("load_seconds", "read_seconds", "peak_bytes")
 PAGE = 4096
 
 
 def main() -> None:
-    """Reads the command line, makes the checkpoints, measures, checks and tells."""
+    """Reads the command line, makes the checkpoints, measures, checks and reports."""
     args = parse()
     if args.load:
         print(json.dumps(load(args.load, args.folder)))
@@ -59,7 +59,7 @@ def main() -> None:
     finally:
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    tell(results)
+    report(results)
     if args.json:
         write_json(args.json, "load", {"layers": args.layers, "dtype": "bf16"}, results)
 
@@ -82,7 +82,7 @@ def parse() -> argparse.Namespace:
 
 
 def load(way: str, folder: Path) -> dict[str, Any]:
-    """Load a model in this process; returns its figures and a checksum of its weights."""
+    """Load a model in this process; returns the measurements and a checksum of its weights."""
     import torch
     import xxhash
     from transformers import LlamaForCausalLM
@@ -114,7 +114,7 @@ def load(way: str, folder: Path) -> dict[str, Any]:
 
 
 def memory(field: str) -> int:
-    """A figure of this process's memory, in bytes."""
+    """A field of this process's memory in /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
@@ -145,35 +145,34 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     }
     for cache, ways in found.items():
         results[cache] = {
-            way: {figure: spread([run[figure] for run in runs]) for figure in FIGURES}
+            way: {name: spread([run[name] for run in runs]) for name in MEASURED}
             for way, runs in ways.items()
         }
         for way, runs in ways.items():
             pairs = list(zip(runs, ways["dense"], strict=True))
             results[cache][way]["ratios"] = {
-                figure: spread([run[figure] / dense[figure] for run, dense in pairs])
-                for figure in FIGURES
+                name: spread([run[name] / dense[name] for run, dense in pairs]) for name in MEASURED
             }
     return results
 
 
-def tell(results: dict[str, Any]) -> None:
-    """Prints the figures: medians, and of ratios their range."""
+def report(results: dict[str, Any]) -> None:
+    """Prints medians, and of ratios their range."""
     print(f"{results['weights_bytes'] / GB:.2f} GB of weights")
     for cache in ("warm", "cold"):
         table = [[f"{cache} cache", "GB", "load s", "all read s", "ratio", "range", "peak MB"]]
         for way, label in WAYS.items():
-            figures = results[cache][way]
-            ratio = figures["ratios"]["read_seconds"]
+            numbers = results[cache][way]
+            ratio = numbers["ratios"]["read_seconds"]
             table.append(
                 [
                     label,
                     f"{results['file_bytes'][way] / GB:.2f}",
-                    f"{figures['load_seconds']['median']:.2f}",
-                    f"{figures['read_seconds']['median']:.2f}",
+                    f"{numbers['load_seconds']['median']:.2f}",
+                    f"{numbers['read_seconds']['median']:.2f}",
                     f"{ratio['median']:.2f}",
                     f"{min(ratio['all']):.2f}-{max(ratio['all']):.2f}",
-                    f"{figures['peak_bytes']['median'] / MB:.0f}",
+                    f"{numbers['peak_bytes']['median'] / MB:.0f}",
                 ]
             )
         print_table(table)

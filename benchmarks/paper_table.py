@@ -5,7 +5,7 @@
 As the authors did it: the MLPs' linear layers are pruned row by row; Wanda's scores are |w| · ‖x‖₂,
 the norms of a layer's inputs taken in one pass of the dense model over 128 sequences of 512 tokens
 from the beginning of WikiText-2's training text; perplexity of its test text in windows of 2048.
-Where the model is one of theirs, their figures stand beside ours.
+Where the paper has the model, its numbers stand beside ours.
 
 The whole model is in memory, and a copy of the layers that are pruned.
 """
@@ -80,7 +80,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def mlp_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers inside blocks and outside attention, which are pruned by default."""
+    """The linear layers inside decoder blocks and outside attention: the default targets."""
     places = {
         name: place
         for name, place in find_places(model).items()
@@ -183,7 +183,7 @@ def measure(
 
 def table(model: str, results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The table for people; the authors' columns are empty where the model is none of theirs."""
-    theirs = {name.lower(): figures for name, figures in AUTHORS.items()}.get(model.lower())
+    theirs = {name.lower(): numbers for name, numbers in AUTHORS.items()}.get(model.lower())
     header = ("", "sparsity", "perplexity", "theirs:", "sparsity", "perplexity")
     lines = [header if theirs else header[:3]]
     for number, result in enumerate(results):
@@ -193,8 +193,8 @@ def table(model: str, results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             f"{result['perplexity']:.3f}",
         )
         if theirs:
-            figure, sparsity = theirs[number]
-            ours += ("", f"{sparsity:.2f}%", f"{figure:.3f}")
+            value, sparsity = theirs[number]
+            ours += ("", f"{sparsity:.2f}%", f"{value:.3f}")
         lines.append(ours)
     return lines
 

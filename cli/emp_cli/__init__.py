@@ -32,12 +32,13 @@ def main() -> None:
     from emp_cli.usage import run
 
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a sign that it does not know ends no command
+        # a command must not fail for a character that the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
-    """End by way of the ``with`` blocks, so that nothing unfinished is left behind."""
+    """End by an exception, so that ``with`` statements clear up unfinished files."""
     sys.exit(128 + number)

@@ -33,7 +33,7 @@ _LINE_SECONDS = 5.0
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Make foreseen errors one line on stderr and exit status 1; others keep their traceback."""
+    """Show errors of ours as one line, with exit status 1; others keep their traceback."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -51,7 +51,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def _notes(error: BaseException) -> list[str]:
-    """What was added to an error on its way, such as that finished work is kept."""
+    """Notes that were added to an error, such as that finished work is kept."""
     return getattr(error, "__notes__", [])
 
 
@@ -62,21 +62,21 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 
 class Clock:
-    """Tells what a command took, from its start."""
+    """Measures the time and the memory that a command takes."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Since the clock was made."""
+        """Seconds since the clock was created."""
         return time.perf_counter() - self._start
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that was resident at once in the larger of our processes, in bytes.
+        """The largest resident memory of this process, or of one that it started, in bytes.
 
-        One decides what is pruned and ends, the other prunes.
+        Deciding what is pruned runs in a process that ends before pruning begins.
         """
         return max(_own_peak(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
@@ -86,7 +86,7 @@ class Clock:
 
 
 def _own_peak() -> int:
-    """Bytes at this process's peak; getrusage would count that of the one which started it."""
+    """The peak of this process, in bytes; getrusage includes the process it was forked from."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
@@ -96,7 +96,7 @@ def _own_peak() -> int:
 
 
 def leads_team() -> bool:
-    """Whether this process is the first, or only one, of those that were started together."""
+    """Whether this process is the first, or the only one, of those that a launcher started."""
     from emp_llm.runtime.launcher import meeting_of
 
     meeting = meeting_of(os.environ)
@@ -124,7 +124,7 @@ class _Bar:
         from rich.console import Console
 
         self._console = Console(stderr=True)
-        # until it is known how much there is to do
+        # shown until the amount of work is known
         self._status = self._console.status("reading the structure of the model")
         self._status.start()
         self._progress: RichProgress | None = None
@@ -170,22 +170,22 @@ class _Bar:
 class _Lines:
     def __init__(self) -> None:
         self._stage, self._total, self._done, self._unit = "", 0, 0, "B"
-        self._began = self._told = 0.0
+        self._began = self._reported = 0.0
 
     def begin(self, stage: str, total: int, unit: str = "B") -> None:
         self._stage, self._total, self._done, self._unit = stage, total, 0, unit
-        self._began = self._told = time.monotonic()
+        self._began = self._reported = time.monotonic()
         typer.echo(f"{stage} {self._amount(total)}", err=True)
 
     def advance(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
-        if now - self._told < _LINE_SECONDS or not self._done:
+        if now - self._reported < _LINE_SECONDS or not self._done:
             return
-        self._told = now
+        self._reported = now
         rate = self._done / (now - self._began)
         left = max(self._total - self._done, 0) / rate
-        # blocks take seconds or minutes each
+        # A decoder block takes seconds or minutes, and a rate below 1/s would show as 0.
         speed = f"{self._amount(int(rate))}/s, " if rate >= 1 else ""
         typer.echo(
             f"{self._stage}: {self._done / max(self._total, 1):.0%} of "

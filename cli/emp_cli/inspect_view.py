@@ -23,7 +23,7 @@ _MAP_CELLS = 64
 """Columns of a map, at most; with more blocks each cell stands for several."""
 
 _LEAST_SPAN = 0.02
-"""Of sparsity, from the lowest to the highest mark of a map: lesser differences are noise."""
+"""The smallest range of sparsity that a map spreads its marks over: less is noise."""
 
 _BAR = 20
 _CURVE = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -38,7 +38,7 @@ class _Signs:
     Attributes:
         levels: Eight marks, from the lowest to the highest.
         bar: A full cell of a bar, its eighths, and an empty cell.
-        spell: Makes the rest of a text what the terminal can show.
+        spell: Replaces characters of a text that the terminal cannot show.
     """
 
     levels: str
@@ -70,7 +70,7 @@ def show_report(report: "Report") -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
-    if console.width > 100:  # figures far from their names are hard to read
+    if console.width > 100:  # numbers far from their names are hard to read
         console.width = 100
     signs = _FULL if console.encoding.lower().startswith("utf") else _ASCII
     view = _View(console, signs, report)
@@ -115,7 +115,7 @@ class _View:
         self._console.print()
 
     def found(self) -> None:
-        """How β was found, and what data went into it."""
+        """How β was found, and which data were used."""
         search_table(self._report)
         if lines := found_lines(self._report):
             for line in lines:
@@ -158,7 +158,7 @@ class _View:
         self._console.print()
 
     def curve(self) -> None:
-        """What other β would come to."""
+        """What other values of β would give."""
         curve = self._report.get("curve")
         if curve is None:
             if "curve" in self._report and self._report["rule"]["granularity"] != "row":
@@ -217,7 +217,7 @@ class _View:
         self._console.print()
 
     def totals(self) -> None:
-        """What it comes to."""
+        """The sizes and the sparsity of the whole model."""
         model, files = self._report["totals"]["model"], self._report["totals"].get("files")
         self._say(
             f"whole model: {size(model['bytes_before'])} → {size(model['bytes_after'])} "
@@ -281,6 +281,6 @@ class _View:
 
 
 def _fitted(name: str, width: int) -> str:
-    """A name in so many columns; of a longer one the end, which tells more."""
+    """A name in so many columns; of a longer name the end, which says more than the beginning."""
     name = printable(name)
     return f"{name:{width}}" if len(name) <= width else f"..{name[2 - width :]}"

@@ -1,21 +1,29 @@
-"""What was asked for by words, as the library's options; what contradicts itself is wrong usage."""
+"""Options of the command line as those of the library; contradictions are wrong usage."""
 
-from typing import Any
+from typing import TypedDict
 
 import typer
 
 from emp_llm.options import CalibrationOptions, PruneOptions
 
-__all__ = ["beta_options", "calibration_options"]
+__all__ = ["BetaFields", "beta_options", "calibration_options"]
+
+
+class BetaFields(TypedDict, total=False):
+    """Fields of PruneOptions; those that were not given are left out or None."""
+
+    beta: float
+    target_sparsity: float | None
+    max_loss_increase: float | None
 
 
 def beta_options(
     beta: str | float | None, target_sparsity: float | None, max_loss_increase: float | None
-) -> dict[str, Any]:
-    """How many weights stay, as fields of PruneOptions.
+) -> BetaFields:
+    """The options that say how many weights stay, as fields of PruneOptions.
 
     Raises:
-        typer.BadParameter: If β is given in more ways than one, or in none of those there are.
+        typer.BadParameter: If they contradict each other, or β is not a number.
     """
     if beta is not None and target_sparsity is not None:
         raise typer.BadParameter("finds β: leave --beta out", param_hint="--target-sparsity")
@@ -23,11 +31,11 @@ def beta_options(
         raise typer.BadParameter("auto goes with --max-loss-increase", param_hint="--beta")
     if beta != "auto" and max_loss_increase is not None:
         raise typer.BadParameter("goes with --beta auto only", param_hint="--max-loss-increase")
-    found = {"target_sparsity": target_sparsity, "max_loss_increase": max_loss_increase}
+    found: BetaFields = {"target_sparsity": target_sparsity, "max_loss_increase": max_loss_increase}
     if beta is None or beta == "auto":
         return found
     try:
-        return found | {"beta": float(beta)}
+        return {**found, "beta": float(beta)}
     except ValueError as error:
         raise typer.BadParameter(
             f"{beta!r} is neither a number nor auto", param_hint="--beta"
@@ -44,21 +52,21 @@ def calibration_options(
     length: int | None,
     device: str,
 ) -> CalibrationOptions | None:
-    """What calibration is asked for; None if nothing of it is.
+    """The options of a calibration; None if there is none.
 
     Args:
-        criterion: What weights are ranked by.
-        text: The data.
+        criterion: How weights are ranked.
+        text: The data; None if it is not given.
         seed: None if it is not given.
-        sequential: Whether blocks are fed by pruned ones.
+        sequential: Whether decoder blocks get the outputs of the pruned blocks before them.
         samples: None if it is not given.
         length: None if it is not given.
-        device: Where the work is done, calibration or not.
+        device: Where the work is done.
 
     Raises:
-        typer.BadParameter: If something is asked of data that are not given.
+        typer.BadParameter: If options of the data are given without data.
     """
-    others: dict[str, Any] = {"samples": samples, "length": length}
+    others = {"samples": samples, "length": length}
     given = {name: value for name, value in others.items() if value is not None}
     if text is None:
         asked = [*given, *([] if sequential else ["no-sequential"])]

@@ -10,7 +10,7 @@ __all__ = ["check_pictures", "write_pictures"]
 
 
 def check_pictures(html: Path | None, png: Path | None) -> None:
-    """See that they can be made and written, before any work is done for them."""
+    """Check that they can be drawn and written, before the work for them begins."""
     if html is not None:
         from emp_llm.report.page.page import check_page
 
@@ -24,12 +24,12 @@ def check_pictures(html: Path | None, png: Path | None) -> None:
 def write_pictures(
     report: "Report", html: Path | None, png: Path | None, *, model: str | None = None
 ) -> list[str]:
-    """Write those that are asked for, in the place of older ones; returns a line for each.
+    """Write those that are asked for, replacing older ones; returns a line for each.
 
     Args:
         report: What they show.
         html: The page.
-        png: Where the figures' names come from.
+        png: The path that the figures' names are derived from.
         model: The model as the page's command names it; by default as the report does.
     """
     from emp_cli.tables import size

@@ -116,7 +116,7 @@ def prune(
     )
     leads = leads_team()
     if push_to_hub is not None:
-        # long before there is anything to upload, so that no work ends at a missing token
+        # before the work begins, so that a missing token does not show only at its end
         push_to_hub = _open_repository(push_to_hub, device, private=private)
     import emp_llm
 
@@ -133,7 +133,7 @@ def prune(
             progress=progress,
             distributed=True,
         )
-    if not leads:  # one process tells of what all have done
+    if not leads:  # the first process reports what all have done
         return
     written = clock.to_dict()
     if as_json:
@@ -162,9 +162,9 @@ def prune(
 
 
 def _open_repository(repo: str, device: str, *, private: bool) -> str:
-    """Have the first process see to the repository, the others learn what it fails with.
+    """Have the first process open or create the repository; if it fails, all processes fail.
 
-    None is made where the run's device is not there.
+    The device is looked for first: no repository is created for a run that cannot begin.
     """
     from emp_llm.hub.destination import open_destination
     from emp_llm.runtime.device_choice import find_gpus

@@ -59,7 +59,7 @@ def send(
         model = check_folder(folder, progress=progress)
     if model.edited:
         names = ", ".join(model.edited)
-        typer.echo(f"edited since they were written, and taken as they are: {names}", err=True)
+        typer.echo(f"edited since they were written, uploaded as they are: {names}", err=True)
     typer.echo(f"uploading {size(model.nbytes)} to {repo}", err=True)
     try:
         with hub_bars_on_terminals():

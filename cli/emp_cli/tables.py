@@ -1,4 +1,4 @@
-"""Figures for people, in tables that fit 80 columns."""
+"""Numbers for people, in tables that fit 80 columns."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 _NAMED = 5
-"""Names of one sort that are told before the rest is counted."""
+"""How many names are listed; the rest is counted."""
 
 _REPAIRED = {
     "obs": "the weights that stay",
@@ -57,7 +57,7 @@ def _scaled(number: int, units: Sequence[str]) -> str:
 
 
 def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1) -> None:
-    """Print a table whose first `left` columns are text and the others figures."""
+    """Print a table whose first `left` columns are text and the others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -83,7 +83,7 @@ def pruned_kinds(report: "Report") -> None:
     header = ("layer", "tensors", "weights", "N_eff/N", "sparsity", "mass", "bytes", "ratio")
     targets = report["totals"]["targets"]
     parts: dict[str, TargetTotals] = {**kinds(report), "all targets": targets}
-    show(_title(report), header, [(kind, *_figures(part)) for kind, part in parts.items()])
+    show(_title(report), header, [(kind, *_numbers(part)) for kind, part in parts.items()])
 
 
 def _title(report: "Report") -> str:
@@ -91,14 +91,14 @@ def _title(report: "Report") -> str:
 
 
 def rule_in_short(report: "Report") -> str:
-    """What decided on the weights, as titles have it."""
+    """The rule that weights were chosen by, for titles."""
     rule = report["rule"]
     words = f"β = {rule['beta']:g}, {rule['granularity']} groups"
     return words if rule["criterion"] == "magnitude" else f"{words}, {rule['criterion']}"
 
 
 def search_table(report: "Report") -> None:
-    """Print what was tried to find β by the loss, if it was."""
+    """Print the steps of a search for β by the loss, if there was one."""
     tried = report.get("search")
     if not tried:
         return
@@ -118,7 +118,7 @@ def _tried(one: "Trial", dense: float | None) -> Row:
 
 
 def found_lines(report: "Report") -> list[str]:
-    """How β was found, and what data went into it, a line each; none where neither was asked."""
+    """Lines that say how β was found and which data were used; none if there was neither."""
     targets, rule = report["totals"]["targets"], report["rule"]
     lines = []
     if report.get("target_sparsity") is not None or report.get("search"):
@@ -140,7 +140,7 @@ def found_lines(report: "Report") -> list[str]:
     return [printable(line) for line in lines]
 
 
-def _figures(part: "TargetTotals") -> Row:
+def _numbers(part: "TargetTotals") -> Row:
     return (
         f"{part['tensors']}",
         count(part["weights"]),
@@ -153,7 +153,7 @@ def _figures(part: "TargetTotals") -> Row:
 
 
 def totals_line(report: "Report") -> str:
-    """What it comes to for the whole model, in one line."""
+    """The sizes and the sparsity of the whole model, in one line."""
     model = report["totals"]["model"]
     return (
         f"whole model: {size(model['bytes_before'])} → {size(model['bytes_after'])} "

@@ -60,7 +60,7 @@ def test_off_a_terminal_stages_are_lines_and_no_bars_are_drawn(packed_folder: Pa
 def test_an_edited_file_is_told_before_the_upload(packed_folder: Path) -> None:
     (packed_folder / "tokenizer.json").write_text("{} ")
     lines = run("push", packed_folder, REPO).stderr.splitlines()
-    assert lines[1] == "edited since they were written, and taken as they are: tokenizer.json"
+    assert lines[1] == "edited since they were written, uploaded as they are: tokenizer.json"
 
 
 def test_a_branch_that_was_made_is_told(hub: UploadHub, packed_folder: Path) -> None:
