@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emp_kernels.counting import SLACK, exact_count, exact_sums_of
-from emp_kernels.cpu import histogram, masks
+from emp_kernels.cpu import histogram, masks, status
 from emp_kernels.cpu import pack as packing
 from emp_kernels.cpu import sweep as sweeping
 from emp_kernels.cpu import turn as turning
@@ -36,9 +36,9 @@ from emp_kernels.rows import (
 __all__ = ["CpuBackend", "CpuCounting"]
 
 _FAULTS = {
-    unpacking.BAD_MASK: "its mask names another number of weights than its table line",
-    unpacking.BAD_ESCAPES: "it marks another number of escapes than its table line",
-    unpacking.NOT_FINITE: "it holds NaN or infinity",
+    status.BAD_MASK: "its mask names another number of weights than its table line",
+    status.BAD_ESCAPES: "it marks another number of escapes than its table line",
+    status.NOT_FINITE: "it holds NaN or infinity",
 }
 
 _NO_RECORDS = np.empty(0, np.uint8)
@@ -60,8 +60,8 @@ class CpuCounting:
         kept = np.empty((len(weights), len(betas)), np.int64)
         slack = np.array(betas, np.float64) * SLACK
         arguments = _format_arguments(number_format)
-        status, row = sweeping.count_block(weights, arguments, slack, stats, kept)
-        if status == sweeping.NOT_FINITE:
+        ended, row = sweeping.count_block(weights, arguments, slack, stats, kept)
+        if ended == status.NOT_FINITE:
             raise NonFiniteRowError(int(row))
         for r, b in zip(*np.nonzero(kept < 0), strict=True):
             kept[r, b] = _exact_row_count(weights[r], number_format, betas[b])
@@ -162,18 +162,18 @@ class CpuBackend(CpuCounting):
         block = weights, _format_arguments(number_format), _layout_arguments(layout)
         written = self._simd, emit, records, dense, table, stats, *self._scratch(layout)
         if isinstance(rule, Given):
-            status, row, used = masks.pack_given(*block, rule.mask, *written)
+            ended, row, used = masks.pack_given(*block, rule.mask, *written)
         else:
             # The kernel stops at a row whose count float64 cannot decide. Exact integers decide it,
             # and the kernel goes on from that row: about one row in a million costs a second call.
             arguments, start = _rule_arguments(rule), (0, 0, -1)
-            status = packing.DOUBTFUL
-            while status == packing.DOUBTFUL:
-                status, row, used = packing.pack_block(*block, arguments, start, *written)
-                if status == packing.DOUBTFUL:
+            ended = status.DOUBTFUL
+            while ended == status.DOUBTFUL:
+                ended, row, used = packing.pack_block(*block, arguments, start, *written)
+                if ended == status.DOUBTFUL:
                     count = _exact_row_count(weights[row], number_format, _beta(rule))
                     start = row, used, count
-        if status == packing.NOT_FINITE:
+        if ended == status.NOT_FINITE:
             raise NonFiniteRowError(int(row))
         return RowStatistics(table, stats), int(used)
 
@@ -188,7 +188,7 @@ class CpuBackend(CpuCounting):
         scratch, _, _ = self._scratch(RowLayout(number_format=F32, columns=columns))
         start = 0
         while True:  # goes on after counts in doubt, as in `_run`
-            status, row = masks.select_block(
+            ended, row = masks.select_block(
                 scores,
                 _format_arguments(F32),
                 _rule_arguments(rule),
@@ -200,9 +200,9 @@ class CpuBackend(CpuCounting):
                 stats,
                 scratch,
             )
-            if status == packing.DONE:
+            if ended == status.DONE:
                 return SelectedRows(table, stats, mask)
-            if status == packing.NOT_FINITE:
+            if ended == status.NOT_FINITE:
                 raise NonFiniteRowError(int(row))
             start = int(row)
             counts[start] = _exact_row_count(scores[start], F32, _beta(rule))
@@ -216,7 +216,7 @@ class CpuBackend(CpuCounting):
         out: Patterns,
     ) -> None:
         """See `emp_kernels.dispatch.unpack_rows`."""
-        status, row = unpacking.unpack_block(
+        ended, row = unpacking.unpack_block(
             payload,
             sections,
             table,
@@ -226,8 +226,8 @@ class CpuBackend(CpuCounting):
             out,
             *self._scratch(layout),
         )
-        if status != unpacking.UNPACKED:
-            raise DamagedRowError(int(row), _FAULTS[status])
+        if ended != status.DONE:
+            raise DamagedRowError(int(row), _FAULTS[ended])
 
     def _scratch(self, layout: RowLayout) -> tuple[Patterns, Patterns, Bytes]:
         """Room for one row's kept weights, their distances from the window's base, their codes."""

@@ -1,12 +1,14 @@
 """The kernels for CPUs, compiled by numba when they are first used and cached on disk.
 
+status     how a kernel ended
 simd       vector instructions that numba has no name for
 select     sums, k-th largest key and kept weights of one row
+decide     which weights of a row stay
 histogram  bit patterns counted
 pack       rows to packed records
+unpack     packed records to rows
 masks      scores to masks, and rows packed by given masks
 sweep      what rows would come to at many counts at once
-unpack     packed records to rows
 turn       a matrix turned, so that its columns become rows
 """
 

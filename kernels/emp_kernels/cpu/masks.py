@@ -1,34 +1,27 @@
-"""Masks apart from the weights: scores to masks, and rows packed by masks that are given.
+"""Masks without weights: scores to masks, and rows packed by masks that are given.
 
 Legend: s_RC are bit patterns of scores, w_RC of weights; mask_RB their masks, B = ⌈C/8⌉ bytes a
-row, bit i of byte b for column 8b + i; table_R3 and stats_R3 as in `pack`.
+row, bit i of byte b for column 8b + i; table_R3 and stats_R3 as in `emp_kernels.cpu.pack`.
 """
 
 import numba
 import numpy as np
 
+from emp_kernels.cpu.decide import decide_row
 from emp_kernels.cpu.pack import (
-    DONE,
-    DOUBTFUL,
     MAX_BINADES,
-    NOT_FINITE,
     RECORDS,
     ROWS,
     SCRATCH_SLACK,
-    count_from_sums,
     kept_sum,
+    put_three,
     smallest_key,
     write_record,
 )
-from emp_kernels.cpu.select import (
-    compress_row,
-    count_reaching,
-    kth_key,
-    largest_key,
-    row_sums,
-    tie_columns,
-)
-from emp_kernels.cpu.simd import VECTOR_BYTES, compress_given_step, expand_step
+from emp_kernels.cpu.select import compress_row, largest_key, row_sums
+from emp_kernels.cpu.simd import VECTOR_BYTES, compress_given_step
+from emp_kernels.cpu.status import DONE, DOUBTFUL, NOT_FINITE
+from emp_kernels.cpu.unpack import expand_row
 
 __all__ = ["pack_given", "select_block"]
 
@@ -51,21 +44,6 @@ def _compress_given(w_C, mask_B, kept_K, simd):
 
 
 @_njit
-def _write_given(kept_K, mask_B, dense_C, simd):
-    """The kept weights in the places that a mask names, and zeros in the others."""
-    k, start = 0, 0
-    if simd:
-        lanes = VECTOR_BYTES // dense_C.itemsize
-        start = dense_C.size // lanes * lanes
-        for c in range(0, start, lanes):
-            k += expand_step(kept_K, k, mask_B, c >> 3, dense_C, c)
-    for c in range(start, dense_C.size):
-        keeps = np.int64(mask_B[c >> 3] >> np.uint8(c & 7)) & 1
-        dense_C[c] = kept_K[k] if keeps else dense_C.dtype.type(0)
-        k += keeps
-
-
-@_njit
 def pack_given(
     w_RC,
     number_format,
@@ -81,7 +59,11 @@ def pack_given(
     delta_K,
     code_K,
 ):
-    """Pack all rows of a block by their masks; arguments and result as `pack.pack_block`'s."""
+    """Pack all rows of a row block by their masks, or prune them.
+
+    Arguments and result are those of `emp_kernels.cpu.pack.pack_block`, but that mask_RB, uint8
+    [R, B] with zero bits past the last column, stands in for the rule, and no row is DOUBTFUL.
+    """
     key_mask, infinity, bits, shift, scale = number_format
     rows, columns = w_RC.shape
     counts = np.empty(MAX_BINADES, np.int64)
@@ -92,14 +74,11 @@ def pack_given(
             return NOT_FINITE, r, at
         s1, s2 = row_sums(w_C, key_mask, np.uint64(shift), scale)
         k = _compress_given(w_C, mask_RB[r], kept_K, simd)
-        stats_R3[r, 0] = s1
-        stats_R3[r, 1] = s2
-        stats_R3[r, 2] = kept_sum(kept_K, k, key_mask, np.uint64(shift), scale)
-        table_R3[r, 0] = k
-        table_R3[r, 1] = 0
-        table_R3[r, 2] = 0
+        mass = kept_sum(kept_K, k, key_mask, np.uint64(shift), scale)
+        put_three(stats_R3, r, s1, s2, mass)
+        put_three(table_R3, r, k, 0, 0)
         if emit == ROWS:
-            _write_given(kept_K, mask_RB[r], dense_RC[r], simd)
+            expand_row(kept_K, mask_RB[r], 0, dense_RC[r], simd)
             continue
         if k == 0:
             continue
@@ -121,8 +100,7 @@ def pack_given(
             delta_K,
             code_K,
         )
-        table_R3[r, 1] = escaped
-        table_R3[r, 2] = base
+        put_three(table_R3, r, k, escaped, base)
     return DONE, rows, at
 
 
@@ -130,26 +108,26 @@ def pack_given(
 def select_block(
     s_RC, number_format, rule, start, simd, kept_R, mask_RB, table_R3, stats_R3, kept_K
 ):
-    """Decide which scores of a block stay.
+    """Decide which scores of a row block stay.
 
     Args:
         s_RC: uint32 [R, C], contiguous.
-        number_format: As in `pack.pack_block`.
-        rule: (beta · slack, threshold, ties): with threshold < 0 each row is a group of its own,
-            else scores above the threshold are kept, and the first `ties` equal to it.
+        number_format: As for `emp_kernels.cpu.pack.pack_block`.
+        rule: As for `emp_kernels.cpu.decide.decide_row`.
         start: Row to begin with.
         simd: Whether to use vector compression.
-        kept_R: int64 [R], how many of each row stay; −1 where that is the rule's to say.
+        kept_R: int64 [R], how many of each row stay; −1 where the rule says.
         mask_RB: uint8 [R, B], written.
         table_R3: int64 [R, 3], written.
         stats_R3: float64 [R, 3], written.
         kept_K: scratch of s_RC's dtype, C + SCRATCH_SLACK.
 
     Returns:
-        (status, row it refers to). After DOUBTFUL, call again from that row with its kept_R.
+        (status, row it refers to): DONE, NOT_FINITE or DOUBTFUL. After DOUBTFUL, set kept_R of
+        that row to the exact count, and call again and start there.
     """
     key_mask, infinity, _, shift, scale = number_format
-    beta_slack, fixed_threshold, ties_left = rule
+    ties_left = rule[2]
     rows, columns = s_RC.shape
     mask_bytes = (columns + 7) // 8
     mask = np.empty(mask_bytes + SCRATCH_SLACK, np.uint8)
@@ -160,33 +138,17 @@ def select_block(
         if largest >= infinity:
             return NOT_FINITE, r
         s1, s2 = row_sums(s_C, key_mask, np.uint64(shift), scale)
-        if fixed_threshold < 0:
-            k = kept_R[r]
-            if k < 0:
-                k = count_from_sums(s1, s2, columns, beta_slack)
-                if k < 0:
-                    return DOUBTFUL, r
-            threshold, reach, exceed = np.int64(largest) + 1, np.int64(0), np.int64(0)
-            if k > 0:
-                threshold, reach, exceed = kth_key(s_C, key_mask, k, largest, guess)
-                guess = threshold
-            ties = k - exceed
-        else:
-            threshold = np.int64(fixed_threshold)
-            reach = count_reaching(s_C, key_mask, threshold)
-            exceed = count_reaching(s_C, key_mask, threshold + 1)
-            ties = min(reach - exceed, ties_left)
-            ties_left -= ties
-            k = exceed + ties
-        tie_end = columns
-        if ties < reach - exceed:
-            tie_end = tie_columns(s_C, key_mask, threshold, ties)
+        k, threshold, tie_end, ties = decide_row(
+            s_C, key_mask, largest, s1, s2, rule, kept_R[r], ties_left, guess
+        )
+        if k < 0:
+            return DOUBTFUL, r
+        ties_left -= ties
+        if k > 0:
+            guess = threshold
         compress_row(s_C, key_mask, threshold, tie_end, kept_K, mask, 0, simd)
         mask_RB[r] = mask[:mask_bytes]
-        stats_R3[r, 0] = s1
-        stats_R3[r, 1] = s2
-        stats_R3[r, 2] = kept_sum(kept_K, k, key_mask, np.uint64(shift), scale)
-        table_R3[r, 0] = k
-        table_R3[r, 1] = 0
-        table_R3[r, 2] = 0
+        mass = kept_sum(kept_K, k, key_mask, np.uint64(shift), scale)
+        put_three(stats_R3, r, s1, s2, mass)
+        put_three(table_R3, r, k, 0, 0)
     return DONE, rows

@@ -1,38 +1,38 @@
-"""Rows of weights to packed records: select, mask, window, values, codes, escapes, in one pass.
+"""Rows of weights to packed records: which weights stay, mask, window, values, codes, escapes.
 
-Legend: w_RC are bit patterns, R rows of C weights; kept_K the patterns that one row keeps;
-table_R3 holds, of each row, the weights kept, how many escape, and the base of its window;
+A row is worked on alone, from its weights to its finished record, so that after the first of the
+passes over it all read it from the L1 or L2 cache. Loops are written for LLVM to vectorize: no
+branch inside, integers no wider than a weight, and sums that fit them for CHUNK weights at a time.
+
+Legend: w_RC are bit patterns, R rows of C weights; kept_K the patterns of the K weights of a row
+that stay, side by side; delta_K the distances of their keys from the base of the row's window;
+table_R3 holds of each row the weights kept, how many of them escape, and the base of its window;
 stats_R3 its Σs, Σs² and Σ_kept s.
 """
 
 import numba
 import numpy as np
 
+from emp_kernels.cpu.decide import decide_row
 from emp_kernels.cpu.select import (
     CHUNK,
+    STRETCH,
     compress_row,
-    count_reaching,
     count_ties,
-    kth_key,
     largest_key,
     row_sums,
-    tie_columns,
 )
+from emp_kernels.cpu.status import DONE, DOUBTFUL, NOT_FINITE
 
 __all__ = [
-    "DONE",
-    "DOUBTFUL",
     "MAX_BINADES",
     "NOTHING",
-    "NOT_FINITE",
     "RECORDS",
     "ROWS",
     "SCRATCH_SLACK",
-    "best_base",
-    "binades",
-    "count_from_sums",
     "kept_sum",
     "pack_block",
+    "put_three",
     "smallest_key",
     "write_record",
 ]
@@ -40,35 +40,14 @@ __all__ = [
 _njit = numba.njit(nogil=True, cache=True)
 
 NOTHING, RECORDS, ROWS = 0, 1, 2
-"""What is written of a block besides its table and stats."""
-
-DONE, NOT_FINITE, DOUBTFUL = 0, 1, 2
-"""How a block ended: all rows packed; a row with NaN or Inf; a count that float64 cannot decide."""
+"""What is written of a row block besides its table and stats."""
 
 SCRATCH_SLACK = 64
-"""Bytes past the end of buffers that vector stores may touch."""
-
-_STRETCH = 128
-"""Escapes are few: stretches of this many weights without one are passed over."""
+"""Items past the end of buffers that vector stores may touch: a store is a whole vector long,
+however few of its lanes are kept."""
 
 MAX_BINADES = 256
 """A format of 32 bits or fewer has at most this many exponents."""
-
-
-@_njit
-def count_from_sums(s1, s2, n, beta_slack):
-    """`emp_kernels.counting.trusted_count`, with −1 for None."""
-    if s2 == 0.0:
-        return 0
-    estimate = beta_slack * (s1 * s1 / s2)
-    if estimate >= 2.0 * n:
-        return n
-    doubt = estimate * ((3 * n + 16) * 2.0**-53)
-    low = np.int64(min(estimate - doubt, np.float64(n)))
-    high = np.int64(min(estimate + doubt, np.float64(n)))
-    if low != high:
-        return -1
-    return min(n, max(1, low))
 
 
 @_njit
@@ -81,8 +60,11 @@ def smallest_key(kept_K, key_mask):
 
 
 @_njit
-def binades(kept_K, k, key_mask, dropped, smallest, stored, counts):
-    """Count kept weights by binade above the smallest: counts[b] keys in [m + b·2**s, ...)."""
+def _count_binades(kept_K, k, key_mask, dropped, smallest, stored, counts):
+    """Count kept weights by binade above the smallest key.
+
+    With m = `smallest` and s = `stored`, counts[b] keys lie in [m + b·2**s, m + (b + 1)·2**s).
+    """
     counts[:] = 0
     for j in range(k):
         key = np.int64(kept_K[j] & key_mask) >> dropped
@@ -90,8 +72,11 @@ def binades(kept_K, k, key_mask, dropped, smallest, stored, counts):
 
 
 @_njit
-def best_base(counts, radix):
-    """The first of `radix` binades together that hold most, and how many they hold."""
+def _best_base(counts, radix):
+    """The first of the `radix` neighbouring binades that together hold most weights.
+
+    Of several such windows the lowest one, as in `emp_kernels.reference.choose_base`.
+    """
     inside = np.int64(0)
     for b in range(min(radix, MAX_BINADES)):
         inside += counts[b]
@@ -100,13 +85,15 @@ def best_base(counts, radix):
         inside += counts[b + radix - 1] - counts[b - 1]
         if inside > most:
             best, most = b, inside
-    return best, most
+    return best
 
 
 @_njit
-def distances(kept_K, k, key_mask, dropped, base, limit, delta_K):
+def _distances(kept_K, k, key_mask, dropped, base, limit, delta_K):
     """Distance of each kept key from the window's base, `limit` where it escapes; their number."""
     number = kept_K.dtype.type
+    # numba shifts in 64 bits. The mask changes no value, but shows LLVM that the shift is below the
+    # width of a weight: so it may narrow the operation to that width, and vectorizes 32 at a time.
     shift = np.uint64(dropped) & np.uint64(8 * kept_K.itemsize - 1)
     base_key, furthest = number(base), number(limit)
     lost = number((1 << dropped) - 1)
@@ -125,11 +112,19 @@ def _distances_chunk(kept_K, key_mask, lost, shift, base, limit, delta_K):
     escaped = np.uint16(0)
     for j in range(kept_K.size):
         key = kept_K[j] & key_mask
-        away = number(number(key >> shift) - base)
+        away = number(number(key >> shift) - base)  # unsigned: keys below the base wrap to far away
         clipped = limit if key & lost else min(away, limit)
         delta_K[j] = clipped
         escaped = np.uint16(escaped + np.uint16(clipped == limit))
     return np.int64(escaped)
+
+
+@_njit
+def put_three(array_R3, r, first, second, third):
+    """Set a row of a table or of stats: numba has no assignment of a tuple to one."""
+    array_R3[r, 0] = first
+    array_R3[r, 1] = second
+    array_R3[r, 2] = third
 
 
 @_njit
@@ -139,8 +134,8 @@ def kept_sum(kept_K, k, key_mask, shift, scale):
 
 
 @_njit
-def write_row(w_C, key_mask, threshold, tie_end, dense_C):
-    """The row with zeros for the weights that go; dense_C may be w_C."""
+def _write_row(w_C, key_mask, threshold, tie_end, dense_C):
+    """Write the row with +0.0 in place of the weights that go; dense_C may be w_C."""
     number = w_C.dtype.type
     early, late = number(threshold), number(threshold + 1)
     _clear_below(w_C[:tie_end], key_mask, early, dense_C[:tie_end])
@@ -155,9 +150,9 @@ def _clear_below(w_C, key_mask, needed, dense_C):
 
 
 @_njit
-def write_values(kept_K, delta_K, k, sign_shift, stored, out, at):
-    """Sign and low bits of each kept weight, 1 + stored bits apiece, first weight lowest."""
-    if stored == 7:
+def _write_values(kept_K, delta_K, k, sign_shift, stored, out, at):
+    """Write sign and low bits of each kept weight, 1 + stored bits apiece, first weight lowest."""
+    if stored == 7:  # bf16 with all of its mantissa: a value is a byte, and the loop vectorizes
         _write_bytes(kept_K[:k], delta_K[:k], np.uint64(8 * kept_K.itemsize - 8), out[at : at + k])
         return
     low_mask = np.uint64((1 << stored) - 1)
@@ -186,8 +181,12 @@ def _write_bytes(kept_K, delta_K, top_byte, out_K):
 
 
 @_njit
-def write_codes(delta_K, k, stored, radix, digits, code_K, out, at):
-    """Binade of each kept weight: byte i holds digits of weights i, i + m, i + 2m, ..."""
+def _write_codes(delta_K, k, stored, radix, digits, code_K, out, at):
+    """Write the binade of each kept weight: byte i holds digits of weights i, i + m, i + 2m, ...
+
+    The stride of m, the section's length, makes each digit of all bytes a run of neighbouring
+    weights: so a digit is one vectorized loop. Neighbours in one byte would need shuffles.
+    """
     number = delta_K.dtype.type
     shift = np.uint64(stored) & np.uint64(8 * delta_K.itemsize - 1)
     for j in range(k):
@@ -209,12 +208,12 @@ def _add_digits(code_M, weight, out_M):
 
 
 @_njit
-def write_escapes(kept_K, delta_K, k, limit, out, at):
-    """The whole weights that escape, in order, little-endian; returns where they end."""
+def _write_escapes(kept_K, delta_K, k, limit, out, at):
+    """Write the whole weights that escape, in order, little-endian; returns where they end."""
     marker = delta_K.dtype.type(limit)
     everything = ~delta_K.dtype.type(0)
-    for start in range(0, k, _STRETCH):
-        stop = min(start + _STRETCH, k)
+    for start in range(0, k, STRETCH):
+        stop = min(start + STRETCH, k)
         if not count_ties(delta_K[start:stop], everything, marker):
             continue
         for j in range(start, stop):
@@ -228,7 +227,7 @@ def write_escapes(kept_K, delta_K, k, limit, out, at):
 
 
 @_njit
-def padded(out, end, align):
+def _padded(out, end, align):
     """Write zeros from `end` to the next multiple of align; returns that."""
     stop = (end + align - 1) // align * align
     for i in range(end, stop):
@@ -246,24 +245,26 @@ def write_record(
         (how many weights escape, base of the window, where the record ends).
     """
     dropped, stored, radix, digits, limit, align = layout
+    # Most rows fit a window that starts at their smallest kept key, and then none of it is wasted.
+    # Only where more than one weight in 64 would escape are the binades counted for a better one.
     base = smallest >> dropped
-    escaped = distances(kept_K, k, key_mask, dropped, base, limit, delta_K)
+    escaped = _distances(kept_K, k, key_mask, dropped, base, limit, delta_K)
     if escaped * 64 > k:
-        binades(kept_K, k, key_mask, dropped, base, stored, counts)
-        base += best_base(counts, radix)[0] << stored
-        escaped = distances(kept_K, k, key_mask, dropped, base, limit, delta_K)
+        _count_binades(kept_K, k, key_mask, dropped, base, stored, counts)
+        base += _best_base(counts, radix) << stored
+        escaped = _distances(kept_K, k, key_mask, dropped, base, limit, delta_K)
     if emit != RECORDS:
         return escaped, base, at
     if k < columns:
-        at = padded(out, at + (columns + 7) // 8, align)
-    write_values(kept_K, delta_K, k, bits - 1, stored, out, at)
-    at = padded(out, at + (k * (stored + 1) + 7) // 8, align)
+        at = _padded(out, at + (columns + 7) // 8, align)
+    _write_values(kept_K, delta_K, k, bits - 1, stored, out, at)
+    at = _padded(out, at + (k * (stored + 1) + 7) // 8, align)
     if digits:
-        write_codes(delta_K, k, stored, radix, digits, code_K, out, at)
-        at = padded(out, at + (k + digits - 1) // digits, align)
+        _write_codes(delta_K, k, stored, radix, digits, code_K, out, at)
+        at = _padded(out, at + (k + digits - 1) // digits, align)
     if escaped:
-        end = write_escapes(kept_K, delta_K, k, limit, out, at)
-        at = padded(out, end, align)
+        end = _write_escapes(kept_K, delta_K, k, limit, out, at)
+        at = _padded(out, end, align)
     return escaped, base, at
 
 
@@ -284,16 +285,17 @@ def pack_block(
     delta_K,
     code_K,
 ):
-    """Select in and pack all rows of a block.
+    """Decide which weights of a row block stay, and write what is asked of them.
 
     Args:
         w_RC: uint16 or uint32 [R, C], contiguous.
-        number_format: (key mask as w_RC's dtype, key of infinity, bits, float32 shift, scale).
-        layout: (dropped bits, stored bits, radix, digits, limit, align).
-        rule: (beta · slack, threshold, ties): with threshold < 0 each row is a group of its own,
-            else keys above the threshold are kept, and the first `ties` equal to it.
-        start: (row to begin with, bytes already written, count to use for that row instead of
-            float64's, or −1).
+        number_format: (key mask as w_RC's dtype, key of infinity, bits, float32 shift, scale), see
+            `emp_kernels.numbers.NumberFormat`.
+        layout: (dropped bits, stored bits, radix, digits, limit, align), see
+            `emp_kernels.layout.RowLayout`.
+        rule: (beta · slack, threshold, ties), as for `emp_kernels.cpu.decide.decide_row`.
+        start: (row to begin with, bytes already written, how many weights of that row stay where
+            float64 could not decide, or −1).
         simd: Whether to use vector compression.
         emit: NOTHING but table and stats, RECORDS to out, or dense ROWS to dense_RC.
         out: uint8, room for R longest records and SCRATCH_SLACK.
@@ -305,13 +307,14 @@ def pack_block(
         code_K: scratch, uint8, C.
 
     Returns:
-        (status, row it refers to, bytes written). After DOUBTFUL, call again from that row.
+        (status, row it refers to, bytes written): DONE, NOT_FINITE or DOUBTFUL. After DOUBTFUL,
+        call again and start with that row, those bytes and the row's exact count: what was written
+        before is complete, and the doubtful row has left nothing.
     """
     key_mask, infinity, bits, shift, scale = number_format
-    beta_slack, fixed_threshold, ties_left = rule
+    _, fixed_threshold, ties_left = rule
     rows, columns = w_RC.shape
-    mask_bytes = (columns + 7) // 8
-    mask = np.empty(mask_bytes + SCRATCH_SLACK, np.uint8)
+    mask = np.empty((columns + 7) // 8 + SCRATCH_SLACK, np.uint8)
     counts = np.empty(MAX_BINADES, np.int64)
     guess = np.int64(0)
     first, at, forced = start
@@ -321,48 +324,32 @@ def pack_block(
         if largest >= infinity:
             return NOT_FINITE, r, at
         s1, s2 = row_sums(w_C, key_mask, np.uint64(shift), scale)
-        if fixed_threshold < 0:
-            k = forced if r == first else np.int64(-1)
-            if k < 0:
-                k = count_from_sums(s1, s2, columns, beta_slack)
-                if k < 0:
-                    return DOUBTFUL, r, at
-            threshold, reach, exceed = np.int64(largest) + 1, np.int64(0), np.int64(0)
-            if k > 0:
-                threshold, reach, exceed = kth_key(w_C, key_mask, k, largest, guess)
-                guess = threshold
-            ties = k - exceed
-        else:
-            threshold = np.int64(fixed_threshold)
-            reach = count_reaching(w_C, key_mask, threshold)
-            exceed = count_reaching(w_C, key_mask, threshold + 1)
-            ties = min(reach - exceed, ties_left)
-            ties_left -= ties
-            k = exceed + ties
-        stats_R3[r, 0] = s1
-        stats_R3[r, 1] = s2
+        count = forced if r == first else np.int64(-1)
+        k, threshold, tie_end, ties = decide_row(
+            w_C, key_mask, largest, s1, s2, rule, count, ties_left, guess
+        )
+        if k < 0:
+            return DOUBTFUL, r, at
+        ties_left -= ties
+        put_three(table_R3, r, k, 0, 0)
         if k == 0:
-            stats_R3[r, 2] = 0.0
-            table_R3[r, 0] = 0
-            table_R3[r, 1] = 0
-            table_R3[r, 2] = 0
+            put_three(stats_R3, r, s1, s2, 0.0)
             if emit == ROWS:
                 dense_RC[r] = 0
             continue
-        tie_end = columns
-        if ties < reach - exceed:
-            tie_end = tie_columns(w_C, key_mask, threshold, ties)
+        guess = threshold  # rows of one matrix have thresholds that are near each other
+        # the mask is the first section of a record: with RECORDS it goes to its place at once, and
+        # is overwritten by the values where all weights stay and none is stored
         if emit == RECORDS:
             compress_row(w_C, key_mask, threshold, tie_end, kept_K, out, at, simd)
         else:
             compress_row(w_C, key_mask, threshold, tie_end, kept_K, mask, 0, simd)
-        stats_R3[r, 2] = kept_sum(kept_K, k, key_mask, np.uint64(shift), scale)
+        mass = kept_sum(kept_K, k, key_mask, np.uint64(shift), scale)
+        put_three(stats_R3, r, s1, s2, mass)
         if emit == ROWS:
-            write_row(w_C, key_mask, threshold, tie_end, dense_RC[r])
-            table_R3[r, 0] = k
-            table_R3[r, 1] = 0
-            table_R3[r, 2] = 0
+            _write_row(w_C, key_mask, threshold, tie_end, dense_RC[r])
             continue
+        # the k-th largest key is the smallest that stays; a threshold may be the key of no weight
         smallest = threshold if fixed_threshold < 0 else smallest_key(kept_K[:k], key_mask)
         escaped, base, at = write_record(
             kept_K,
@@ -379,7 +366,5 @@ def pack_block(
             delta_K,
             code_K,
         )
-        table_R3[r, 0] = k
-        table_R3[r, 1] = escaped
-        table_R3[r, 2] = base
+        put_three(table_R3, r, k, escaped, base)
     return DONE, rows, at

@@ -1,7 +1,12 @@
 """Steps over one row of weights: its sums, its k-th largest key, and the weights that are kept.
 
+The threshold is searched for by counting, not by sorting or by a heap: to count how many keys reach
+a probe is one vectorized pass over a row in the cache, 32 weights of 16 bits an instruction, and
+some ten passes find it.
+
 Legend: w_C are the bit patterns of a row of C weights (uint16 or uint32); a key is a pattern
-without its sign; kept_K are the patterns of the weights that stay.
+without its sign bit, and orders as the magnitudes do (see `emp_kernels.numbers`); kept_K are the
+patterns of the K weights that stay, side by side.
 """
 
 import numba
@@ -11,6 +16,7 @@ from emp_kernels.cpu.simd import VECTOR_BYTES, bits_to_f32, compress_step
 
 __all__ = [
     "CHUNK",
+    "STRETCH",
     "compress_row",
     "count_reaching",
     "count_ties",
@@ -20,12 +26,17 @@ __all__ = [
     "tie_columns",
 ]
 
-# Sums may be taken in any order: emp_kernels.counting trusts them only where order cannot matter.
+# Sums may be taken in any order, so LLVM may keep partial sums in vector lanes: a count is believed
+# only where no order could change it, see emp_kernels.counting.
 _sums = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 _exact = numba.njit(nogil=True, cache=True)
 
 CHUNK = 16384
-"""Counts of a chunk fit the 16-bit lanes that they are taken in."""
+"""Weights that are counted at a time: their counts fit 16 bits, so that LLVM counts in as many
+lanes as there are weights in a vector."""
+
+STRETCH = 128
+"""Escapes are few: stretches of this many weights are passed over if they have none."""
 
 
 @_exact
@@ -83,7 +94,21 @@ def kth_key(w_C, key_mask, k, largest, guess):
 
     Gallops from a guess (the row before has nearly the same answer), then bisects. The answer does
     not depend on the guess.
+
+    Args:
+        w_C: The row.
+        key_mask: All bits but the sign, of w_C's dtype.
+        k: Which one.
+        largest: The row's largest key.
+        guess: Any key.
+
+    Returns:
+        (the key, how many keys are at least as large, how many are larger).
     """
+    # k or more keys reach `low`, fewer reach `high`. Each probe moves one of the two, and the step
+    # doubles; a probe that would leave the two goes to the middle between them. So a guess that is
+    # off by d is put right in about 2 · log2(d) counts, and no guess costs more than a bisection
+    # by much.
     low, reach_low = np.int64(0), np.int64(w_C.size)
     high, reach_high = np.int64(largest) + 1, np.int64(0)
     probe, step = np.int64(guess), np.int64(1)
@@ -124,6 +149,7 @@ def tie_columns(w_C, key_mask, threshold, ties):
 
 @_exact
 def _compress_span(w_C, key_mask, threshold, kept_K, k):
+    # each weight is stored, and the next one over it unless it stays: no branch to guess wrong
     for c in range(w_C.size):
         kept_K[k] = w_C[c]
         k += np.int64((w_C[c] & key_mask) >= threshold)
@@ -132,11 +158,15 @@ def _compress_span(w_C, key_mask, threshold, kept_K, k):
 
 @_exact
 def compress_row(w_C, key_mask, threshold, tie_end, kept_K, mask, mask_at, simd):
-    """Write the weights to keep and the mask of the row; returns how many there are.
+    """Write the weights that stay and the mask of the row; returns how many there are.
 
     Kept are keys above `threshold`, and those equal to it in the first `tie_end` columns. kept_K
     needs room for C weights and one vector; mask bits go to mask[mask_at:], whole bytes, the last
     one padded with zeros.
+
+    With `simd` a vector of weights at a time is compressed: the lanes that stay move to its front,
+    and the whole vector is stored where the ones before it end. What its rear holds is overwritten
+    by the next store.
     """
     number = w_C.dtype.type
     early, late = number(threshold), number(threshold + 1)

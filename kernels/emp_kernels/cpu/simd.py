@@ -1,8 +1,13 @@
-"""Vector steps that no loop compiles to: keep the lanes a mask names, and the way back.
+"""Vector steps that no loop compiles to: keep the lanes that a mask names, and the way back.
 
-All are written in LLVM's own portable vector operations. On a CPU with AVX-512 VBMI2 each is one
-instruction; elsewhere LLVM spells them out, correctly but slowly, and the scalar loops of
-`select` and `unpack` are used instead (see `emp_kernels.dispatch`).
+numba has no vector types, and LLVM makes no compression out of a loop. So these steps are written
+as LLVM code, in its portable vector operations. On a CPU with AVX-512 VBMI2 compression and
+expansion are one instruction each (``vpcompressw``, ``vpexpandw``); elsewhere LLVM spells them out
+lane by lane, correctly but slowly, and the scalar loops of `select` and `unpack` run instead (see
+`emp_kernels.dispatch`).
+
+numba calls an intrinsic twice: the function itself with the types of the arguments, to learn the
+signature; then ``codegen`` with the values, to append instructions to the kernel's code.
 """
 
 from typing import Any
@@ -22,7 +27,7 @@ _I64 = ir.IntType(64)
 
 @intrinsic
 def bits_to_f32(_context: Any, bits: Any) -> Any:
-    """The float32 that has these uint32 bits."""
+    """The float32 whose bits are these uint32: numba has no such cast of a scalar."""
 
     def codegen(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(builder.trunc(arguments[0], _I32), ir.FloatType())
@@ -43,6 +48,7 @@ class _Lanes:
         self.item_bytes = lane_bits // 8
 
     def splat(self, builder: Any, scalar: Any) -> Any:
+        """A vector with a scalar in every lane."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         first = builder.insert_element(
             undefined, builder.trunc(scalar, self.lane), ir.Constant(_I32, 0)
@@ -51,10 +57,11 @@ class _Lanes:
         return builder.shuffle_vector(first, undefined, zeros)
 
     def constant(self, values: list[int]) -> Any:
+        """A vector that is known when the kernel is compiled."""
         return ir.Constant(self.vector, values)
 
     def compress(self, builder: Any, vector: Any, keep: Any) -> Any:
-        """The lanes that are kept, first."""
+        """Move the lanes that are kept to the front, in their order; the others are undefined."""
         function = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(self.vector, [self.vector, self.flags, self.vector]),
@@ -107,11 +114,13 @@ def compress_step(
         vector = builder.load(here, align=lanes.item_bytes)
         sign = 1 << (lanes.item_bytes * 8 - 1)
         keys = builder.and_(vector, lanes.constant([sign - 1] * lanes.count))
+        # behind the last tie that stays, a key must be one above the threshold
         late = builder.icmp_signed(
             ">=", lanes.constant(list(range(lanes.count))), lanes.splat(builder, ties)
         )
         needed = builder.add(lanes.splat(builder, threshold), builder.zext(late, lanes.vector))
         keep = builder.icmp_unsigned(">=", keys, needed)
+        # to a register and from there whole: a masked store of kept lanes is microcode on Zen 4
         packed = lanes.compress(builder, vector, keep)
         builder.store(
             packed,

@@ -1,30 +1,36 @@
 """What rows of weights would come to at many counts at once, from one sort of each row.
 
+To prune and pack a row for each of some hundred values of β would read it that often. Here its keys
+are sorted once. Where k weights stay, they are the first k of the sorted ones: binary searches find
+the smallest kept key, the kept sum and the escapes for any k. Which of equal weights stay makes no
+difference to them.
+
 Legend: w_RC are bit patterns, R rows of C weights; counts_RP says how many weights of each row stay
 at each of P points, layout_PL in which layout they would be packed there. A row's *runs* are its
-distinct keys, largest first: key_D, and reach_D, how many weights have that key or a larger one.
-Which of equal weights stay makes no difference to any of this.
+distinct keys, largest first, D of them: key_D, and reach_D, how many weights have that key or a
+larger one; count_D, how many have that key.
 """
 
 import numba
 import numpy as np
 
-from emp_kernels.cpu.pack import count_from_sums
+from emp_kernels.cpu.decide import count_from_sums
 from emp_kernels.cpu.select import largest_key, row_sums
 from emp_kernels.cpu.simd import bits_to_f32
+from emp_kernels.cpu.status import DONE, NOT_FINITE
 
-__all__ = ["COUNTED", "NOT_FINITE", "count_block", "sweep_block", "trailing_zeros"]
+__all__ = ["count_block", "sweep_block", "trailing_zeros"]
 
 _njit = numba.njit(nogil=True, cache=True)
 _sums = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 
-COUNTED, NOT_FINITE = 0, 1
-"""How a block ended: all rows counted; a row with NaN or Inf."""
-
 _KEYS = 1 << 15
+"""Keys of a format of 16 bits."""
+
 _DIGIT_BITS = 11
 _DIGITS = 3
-"""Digits of a key of 31 bits, for the radix sort."""
+"""Digits of a key of 31 bits, for the radix sort: the counts of one digit take 16 kB, which fit the
+L1 cache."""
 
 
 @_njit
@@ -44,22 +50,29 @@ def count_block(w_RC, number_format, beta_slack_B, stats_R2, counts_RB):
         stats_R2[r, 1] = s2
         for b in range(beta_slack_B.size):
             counts_RB[r, b] = count_from_sums(s1, s2, w_C.size, beta_slack_B[b])
-    return COUNTED, 0
+    return DONE, 0
 
 
 @_njit
 def _runs_of_16(w_C, key_mask, hist, key_D, reach_D):
-    """The runs of a row of 16-bit weights; returns how many. `hist` is all zeros, and stays so."""
+    """Find the runs of a row of 16-bit weights by counting each key; returns how many there are.
+
+    `hist`, one count for each key there can be, is all zeros before, and again afterwards: only
+    what the row has counted is cleared, not all 128 kB for each row.
+    """
     number = w_C.dtype.type
     largest, smallest = number(0), ~number(0)
     for c in range(w_C.size):
         key = number(w_C[c] & key_mask)
         largest = max(largest, key)
-        smallest = min(smallest, number(key - number(1)))  # zeros, which may lie far off, wrap
+        # zeros may lie far below all other keys: minus 1 they wrap to the top, and do not count
+        smallest = min(smallest, number(key - number(1)))
     for c in range(w_C.size):
         hist[w_C[c] & key_mask] += 1
     runs, reach = 0, 0
     if largest:
+        # all keys from the largest to the smallest, whether the row has them or not: each is
+        # written, and the next over it unless it is a run, so that there is no branch
         for key in range(np.int64(largest), np.int64(smallest), -1):
             count = np.int64(hist[key])
             hist[key] = 0
@@ -77,7 +90,11 @@ def _runs_of_16(w_C, key_mask, hist, key_D, reach_D):
 
 @_njit
 def _runs_of_32(w_C, key_mask, places, key_D, other_D, reach_D):
-    """The keys of a row of 32-bit weights, largest first, as so many runs of one."""
+    """Sort the keys of a row of 32-bit weights, largest first, as C runs of one weight.
+
+    A radix sort from the lowest digit on: each pass is stable, so after the last one keys are in
+    order. All digits are counted in one read, and complemented, so that large keys come first.
+    """
     digit = np.uint32((1 << _DIGIT_BITS) - 1)
     places[:] = 0
     for c in range(w_C.size):
@@ -85,7 +102,7 @@ def _runs_of_32(w_C, key_mask, places, key_D, other_D, reach_D):
         for d in range(_DIGITS):
             places[d, rest & digit] += 1
             rest >>= np.uint32(_DIGIT_BITS)
-    for d in range(_DIGITS):
+    for d in range(_DIGITS):  # counts become the place where each digit's first key goes
         at = 0
         for value in range(1 << _DIGIT_BITS):
             at, places[d, value] = at + places[d, value], at
@@ -112,7 +129,7 @@ def _runs_of_32(w_C, key_mask, places, key_D, other_D, reach_D):
 
 @_njit
 def _scratch(w_RC):
-    """Where the runs of a row go, and what finding them takes."""
+    """Memory for `_runs`: where a row's runs go, and what finding them takes."""
     columns, narrow = w_RC.shape[1], w_RC.itemsize == 2
     return (
         np.empty(columns + 1, w_RC.dtype),
@@ -125,7 +142,7 @@ def _scratch(w_RC):
 
 @_njit
 def _runs(w_C, key_mask, scratch):
-    """The runs of a row; returns how many."""
+    """Find the runs of a row; returns how many. They are the first of the scratch's first two."""
     key_D, reach_D, hist, places, other_D = scratch
     if w_C.itemsize == 2:
         return _runs_of_16(w_C, key_mask, hist, key_D, reach_D)
@@ -144,11 +161,11 @@ def _mass_of_runs(key_D, count_D, start, stop, shift, scale):
 
 @_njit
 def _runs_within(key_D, runs, bound):
-    """How many of the first `runs` runs have a key of at least `bound`."""
+    """How many of the first `runs` runs have a key of at least `bound`: a binary search."""
     low = 0
     while runs > 1:
         half = runs >> 1
-        # a branch here would be guessed wrong every other time
+        # arithmetic, for a branch would be mispredicted every other time
         low += half * np.int64(np.int64(key_D[low + half - 1]) >= bound)
         runs -= half
     return low + np.int64(runs == 1 and np.int64(key_D[low]) >= bound)
@@ -156,7 +173,7 @@ def _runs_within(key_D, runs, bound):
 
 @_njit
 def _runs_from(key_D, runs, bound):
-    """The same where there are few as a rule: from the front."""
+    """As `_runs_within`, faster where few runs do: searched from the front, ever further."""
     near = 8
     while near < runs and np.int64(key_D[near - 1]) >= bound:
         near <<= 3
@@ -165,7 +182,11 @@ def _runs_from(key_D, runs, bound):
 
 @_njit
 def _run_of(reach_D, low, runs, k):
-    """The run that the k-th largest weight lies in: at `low` or behind it, not far as a rule."""
+    """The run that the k-th largest weight lies in, known to be `low` or one behind it.
+
+    Points come in order of k, so it is near as a rule: the search goes on from there, in ever
+    longer steps, then by halves.
+    """
     left = 32
     while low + left < runs and reach_D[low + left - 1] < k:
         low += left
@@ -180,7 +201,7 @@ def _run_of(reach_D, low, runs, k):
 
 @_njit
 def _up_to(reach_D, run, kept):
-    """Kept weights in the first `run` runs, of which those before the last kept one are whole."""
+    """How many kept weights the first `run` runs have: of the last kept run some may not stay."""
     return min(reach_D[run - 1], kept) if run else np.int64(0)
 
 
@@ -192,7 +213,7 @@ def _kept_from(key_D, reach_D, last, k, bound):
 
 @_njit
 def _count_exact(key_D, reach_D, runs, lost, exact_D):
-    """Like reach_D, of the weights whose dropped bits are zero."""
+    """Compute exact_D: like reach_D, of the weights whose dropped bits are all zero."""
     total, before = np.int64(0), np.int64(0)
     for d in range(runs):
         if np.int64(key_D[d]) & lost == 0:
@@ -203,7 +224,10 @@ def _count_exact(key_D, reach_D, runs, lost, exact_D):
 
 @_njit
 def _escapes(key_D, reach_D, exact_D, last, k, layout_L):
-    """How many of the k largest weights of a row escape; see `emp_kernels.reference.pack_row`.
+    """How many of the k largest weights of a row escape.
+
+    The window is chosen as in `emp_kernels.reference.choose_base`: at the smallest kept key, or if
+    more than one weight in 64 would escape, at the binade from which `radix` hold most weights.
 
     Args:
         key_D: The row's runs.
@@ -222,7 +246,9 @@ def _escapes(key_D, reach_D, exact_D, last, k, layout_L):
     escaped = k - (whole - outside)
     if escaped * 64 <= k:
         return escaped
-    # from the window that reaches the largest key downwards, until no lower one can hold as many
+    # From the window that ends at the largest key downwards. Of equally good windows the lowest
+    # counts, so `>=`; and once fewer weights than `most` lie below a window's end, no lower one can
+    # hold more.
     best = max(((np.int64(key_D[0]) >> dropped) - smallest >> stored) + 1 - radix, 0)
     most = _kept_from(key_D, reach_D, last, k, (smallest + (best << stored)) << dropped)
     for b in range(best - 1, -1, -1):
@@ -290,7 +316,7 @@ def _record_bytes(k, escaped, columns, item_bytes, stored, digits, align):
 
 @_njit
 def sweep_block(w_RC, number_format, counts_RP, layout_PL, escaped_RP, mass_RP, bytes_P):
-    """What each row would come to at each point.
+    """Compute what each row would come to at each point.
 
     Args:
         w_RC: uint16 or uint32 [R, C], contiguous, all finite.
@@ -336,7 +362,7 @@ def sweep_block(w_RC, number_format, counts_RP, layout_PL, escaped_RP, mass_RP, 
                     escaped_RP[r, p] = escaped_RP[r, p - 1]
                     bytes_P[p] += length
                     continue
-            else:
+            else:  # the sum goes on from the point before, unless that kept more
                 if p and k < counts_RP[r, p - 1]:
                     last, mass = 0, 0.0
                 run = _run_of(reach_D, last, runs, k)

@@ -1,7 +1,9 @@
 """Matrices turned, so that columns become rows.
 
-Tile by tile, by way of a buffer: where lines lie a power of two apart they share a few sets of the
-cache, and so each is read and written in long pieces, and only once.
+Square patches of _PATCH_BYTES a side go through a buffer. Where lines lie a power of two of bytes
+apart, the same column of all of them falls into a few sets of the cache, which cannot hold a patch
+of them. The buffer's lines lie close, so that of the matrices each piece of a line is read once and
+written once, _PATCH_BYTES at a time.
 """
 
 from typing import Any
@@ -16,26 +18,27 @@ __all__ = ["turn_lines"]
 
 _njit = numba.njit(nogil=True, cache=True)
 
-_TILE_BYTES = 256
-"""Of a line of a tile: a buffer of 32 kB for 16-bit items, and no more pages than a TLB holds."""
+_PATCH_BYTES = 256
+"""Of a line of a patch: the buffer has 32 KiB for 16-bit items, and the patch lies on no more pages
+than a TLB holds."""
 
 _VECTOR_BYTES = 16
-"""Any CPU interleaves two such vectors in two instructions."""
+"""SSE2 and NEON interleave two vectors of this size in two instructions, so any CPU does."""
 
 
 @_njit
 def turn_lines(source, source_line, target, target_line, lines, width):
     """target[j · target_line + i] = source[i · source_line + j] for all i < lines and j < width."""
-    edge = _TILE_BYTES // source.itemsize
-    tile = np.empty(edge * edge, source.dtype)
+    edge = _PATCH_BYTES // source.itemsize
+    patch = np.empty(edge * edge, source.dtype)
     for i in range(0, lines, edge):
         height = min(edge, lines - i)
         for j in range(0, width, edge):
             across = min(edge, width - j)
-            _turn_tile(source, i * source_line + j, source_line, height, across, tile, edge)
+            _turn_patch(source, i * source_line + j, source_line, height, across, patch, edge)
             for c in range(across):
                 at = (j + c) * target_line + i
-                _copy(tile[c * edge : c * edge + height], target[at : at + height])
+                _copy(patch[c * edge : c * edge + height], target[at : at + height])
 
 
 @_njit
@@ -45,15 +48,15 @@ def _copy(source, target):
 
 
 @_njit
-def _turn_tile(source, start, line, height, across, tile, edge):
+def _turn_patch(source, start, line, height, across, patch, edge):
     lanes = _VECTOR_BYTES // source.itemsize
     whole_height, whole_across = height - height % lanes, across - across % lanes
     for r in range(0, whole_height, lanes):
         for c in range(0, whole_across, lanes):
-            _turn_square(source, start + r * line + c, line, tile, c * edge + r, edge)
+            _turn_square(source, start + r * line + c, line, patch, c * edge + r, edge)
     for r in range(height):
         for c in range(whole_across if r < whole_height else 0, across):
-            tile[c * edge + r] = source[start + r * line + c]
+            patch[c * edge + r] = source[start + r * line + c]
 
 
 @intrinsic
@@ -91,8 +94,9 @@ def _turn_square(
             )
             for first in (0, half)
         ]
-        # each line interleaved with the one half of them further on: as often as makes all n of
-        # them meet, that turns the square
+        # Interleaving line i with line i + n/2 of n moves the topmost bit of an item's line number
+        # to the lowest of its column number, and so on round. log2(n) times, all bits of the two
+        # have changed places: the square is turned.
         for _ in range(half.bit_length()):
             rows = [
                 builder.shuffle_vector(rows[i], rows[half + i], interleaved)

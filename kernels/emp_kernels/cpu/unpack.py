@@ -1,25 +1,27 @@
-"""Packed records to rows of weights, every claim of the record checked on the way.
+"""Packed records to rows of weights; all that a record says is checked on the way.
 
-Legend as in `pack`: kept_K are the patterns of a row's kept weights, out_RC the rows they fill.
+A record comes from a file that may be damaged, so no count in it is trusted: the row table's counts
+are within bounds (see `emp_kernels.checks`), and here mask and values must agree with them.
+
+Legend as in `emp_kernels.cpu.pack`: kept_K are the patterns of a row's kept weights, delta_K their
+distances from the base of the window, out_RC the rows that they fill.
 """
 
 import numba
 import numpy as np
 
-from emp_kernels.cpu.select import count_ties
+from emp_kernels.cpu.select import STRETCH, count_ties
 from emp_kernels.cpu.simd import VECTOR_BYTES, expand_step
+from emp_kernels.cpu.status import BAD_ESCAPES, BAD_MASK, DONE, NOT_FINITE
 
-__all__ = ["BAD_ESCAPES", "BAD_MASK", "NOT_FINITE", "UNPACKED", "unpack_block"]
+__all__ = ["expand_row", "unpack_block"]
 
 _njit = numba.njit(nogil=True, cache=True)
 
-UNPACKED, BAD_MASK, BAD_ESCAPES, NOT_FINITE = 0, 1, 2, 3
-"""How a block ended: well, or with a row whose mask, escapes or values contradict its table."""
-
 
 @_njit
-def read_codes(codes_M, k, radix, digits, code_K):
-    """The base-`radix` digits of byte i belong to weights i, i + m, i + 2m, ..."""
+def _read_codes(codes_M, k, radix, digits, code_K):
+    """Read the codes: the base-`radix` digits of byte i belong to weights i, i + m, i + 2m, ..."""
     length = codes_M.size
     reciprocal = np.uint32((65536 + radix - 1) // radix)
     weight = np.uint32(radix)
@@ -31,7 +33,11 @@ def read_codes(codes_M, k, radix, digits, code_K):
 
 @_njit
 def _next_digit(rest_M, reciprocal, weight, code_M):
-    """Digit by digit: rest // radix by a reciprocal that is exact below 4,096."""
+    """Split off the lowest digit of each rest.
+
+    rest // radix is a multiplication and a shift, for CPUs have no vector division: with
+    ⌈2**16 / radix⌉ for the reciprocal it is exact for all rests below 4,096.
+    """
     for i in range(rest_M.size):
         quotient = np.uint32((rest_M[i] * reciprocal) >> np.uint32(16))
         code_M[i] = np.uint8(rest_M[i] - np.uint32(quotient * weight))
@@ -39,8 +45,8 @@ def _next_digit(rest_M, reciprocal, weight, code_M):
 
 
 @_njit
-def read_values(payload, at, k, stored, sign_shift, kept_K, delta_K):
-    """Signs, in place, to kept_K and the stored low bits to delta_K."""
+def _read_values(payload, at, k, stored, sign_shift, kept_K, delta_K):
+    """Read signs, at their place in a weight, to kept_K and the stored low bits to delta_K."""
     if stored == 7:
         _read_bytes(payload[at : at + k], np.uint64(8 * kept_K.itemsize - 8), kept_K, delta_K)
         return
@@ -67,8 +73,8 @@ def _read_bytes(value_K, top_byte, kept_K, delta_K):
 
 
 @_njit
-def add_codes(code_K, k, stored, delta_K):
-    """Binades above the low bits."""
+def _add_codes(code_K, k, stored, delta_K):
+    """Add each weight's binade to delta_K, above the low bits."""
     number = delta_K.dtype.type
     shift = np.uint64(stored) & np.uint64(8 * delta_K.itemsize - 1)
     for j in range(k):
@@ -76,10 +82,11 @@ def add_codes(code_K, k, stored, delta_K):
 
 
 @_njit
-def place(kept_K, delta_K, k, base, dropped, limit, largest):
-    """Add window base and distance to the signs: whole weights, escapes aside.
+def _place(kept_K, delta_K, k, base, dropped, limit, largest):
+    """Put keys, base plus distance, below the signs in kept_K: whole weights, but for escapes.
 
-    Returns whether all keys but those of escapes are at most `largest`.
+    Returns whether all keys but those of escapes are at most `largest`: beyond it, bits would be
+    lost by the shift, and an infinite weight could look finite.
     """
     number = kept_K.dtype.type
     shift = np.uint64(dropped) & np.uint64(8 * kept_K.itemsize - 1)
@@ -93,13 +100,13 @@ def place(kept_K, delta_K, k, base, dropped, limit, largest):
 
 
 @_njit
-def fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
-    """Put the escaped weights in their places; returns whether there were `escaped` of them."""
+def _fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
+    """Put the escaped weights in their places; returns whether `escaped` of them are marked."""
     marker = delta_K.dtype.type(limit)
     everything = ~delta_K.dtype.type(0)
     found = 0
-    for start in range(0, k, 128):
-        stop = min(start + 128, k)
+    for start in range(0, k, STRETCH):
+        stop = min(start + STRETCH, k)
         if not count_ties(delta_K[start:stop], everything, marker):
             continue
         for j in range(start, stop):
@@ -116,7 +123,7 @@ def fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
 
 
 @_njit
-def all_finite(kept_K, key_mask, infinity):
+def _all_finite(kept_K, key_mask, infinity):
     """Whether no pattern is NaN or infinite."""
     bad = np.uint16(0)
     for j in range(kept_K.size):
@@ -125,43 +132,51 @@ def all_finite(kept_K, key_mask, infinity):
 
 
 @_njit
-def expand_row(kept_K, k, payload, mask_at, out_C, simd):
-    """Spread kept weights over a row by its mask; returns whether the mask names k columns."""
-    columns = out_C.size
-    if columns & 7 and payload[mask_at + (columns >> 3)] >> (columns & 7):
+def _names_only(mask, mask_at, columns, k):
+    """Whether a mask names k columns, and none past the last."""
+    if columns & 7 and mask[mask_at + (columns >> 3)] >> (columns & 7):
         return False
     named = 0
-    for i in range((columns + 7) >> 3):
-        byte = np.int64(payload[mask_at + i])
+    for i in range((columns + 7) >> 3):  # bits set: of two, of four, of eight, and LLVM vectorizes
+        byte = np.int64(mask[mask_at + i])
         byte -= (byte >> 1) & 0x55
         byte = (byte & 0x33) + ((byte >> 2) & 0x33)
         named += (byte + (byte >> 4)) & 15
-    if named != k:
-        return False
+    return named == k
+
+
+@_njit
+def expand_row(kept_K, mask, mask_at, out_C, simd):
+    """Spread kept weights over a row by its mask, at mask[mask_at:], and +0.0 elsewhere.
+
+    kept_K is read one item past the last kept weight.
+    """
+    columns = out_C.size
     lanes = VECTOR_BYTES // out_C.itemsize
     start = columns // lanes * lanes if simd else 0
     at = np.int64(0)
     for c in range(0, start, lanes):
-        at += expand_step(kept_K, at, payload, mask_at + (c >> 3), out_C, c)
+        at += expand_step(kept_K, at, mask, mask_at + (c >> 3), out_C, c)
     for c in range(start, columns):
-        keep = np.int64(payload[mask_at + (c >> 3)] >> np.uint8(c & 7)) & 1
-        out_C[c] = kept_K[at] * out_C.dtype.type(keep)
+        keep = np.int64(mask[mask_at + (c >> 3)] >> np.uint8(c & 7)) & 1
+        out_C[c] = kept_K[at] * out_C.dtype.type(
+            keep
+        )  # no branch: half of all would be mispredicted
         at += keep
-    return True
 
 
 @_njit
 def unpack_block(
     payload, sections_R4, table_R3, number_format, layout, simd, out_RC, kept_K, delta_K, code_K
 ):
-    """Decode the records of a block of rows.
+    """Decode the records of a row block.
 
     Args:
-        payload: uint8, the block's records, one after the other.
+        payload: uint8, the rows' records, one after the other.
         sections_R4: int64 [R, 4], `RowLayout.sections` of the table: payload holds their sum.
         table_R3: int64 [R, 3], weights kept ≤ C, escapes ≤ kept, window base.
-        number_format: as in `pack.pack_block`.
-        layout: as in `pack.pack_block`.
+        number_format: as for `emp_kernels.cpu.pack.pack_block`.
+        layout: the same.
         simd: Whether to use vector expansion.
         out_RC: uint16 or uint32 [R, C], contiguous, written.
         kept_K: scratch of out_RC's dtype, C + SCRATCH_SLACK.
@@ -169,7 +184,7 @@ def unpack_block(
         code_K: scratch, uint8, C.
 
     Returns:
-        (status, row it refers to).
+        (status, row it refers to): DONE, or how a row contradicts its table line or itself.
     """
     key_mask, infinity, bits, _, _ = number_format
     dropped, stored, radix, digits, limit, _ = layout
@@ -180,24 +195,26 @@ def unpack_block(
         out_C = out_RC[r]
         mask_at = at
         at += sections_R4[r, 0]
-        read_values(payload, at, k, stored, bits - 1, kept_K, delta_K)
+        _read_values(payload, at, k, stored, bits - 1, kept_K, delta_K)
         at += sections_R4[r, 1]
         if digits:
             length = (k + digits - 1) // digits
-            read_codes(payload[at : at + length], k, radix, digits, code_K)
-            add_codes(code_K, k, stored, delta_K)
+            _read_codes(payload[at : at + length], k, radix, digits, code_K)
+            _add_codes(code_K, k, stored, delta_K)
         at += sections_R4[r, 2]
-        if not place(kept_K, delta_K, k, base, dropped, limit, np.int64(key_mask) >> dropped):
+        if not _place(kept_K, delta_K, k, base, dropped, limit, np.int64(key_mask) >> dropped):
             return NOT_FINITE, r
-        if not fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
+        if not _fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
             return BAD_ESCAPES, r
         at += sections_R4[r, 3]
-        if not all_finite(kept_K[:k], key_mask, out_RC.dtype.type(infinity)):
+        if not _all_finite(kept_K[:k], key_mask, out_RC.dtype.type(infinity)):
             return NOT_FINITE, r
         if k == 0:
             out_C[:] = 0
         elif k == columns:
             out_C[:] = kept_K[:k]
-        elif not expand_row(kept_K, k, payload, mask_at, out_C, simd):
+        elif _names_only(payload, mask_at, columns, k):
+            expand_row(kept_K, payload, mask_at, out_C, simd)
+        else:
             return BAD_MASK, r
-    return UNPACKED, 0
+    return DONE, rows
