@@ -3,8 +3,9 @@
     k = min(N, max(1, floor(β · N_eff · (1 + 1e-9))))      N_eff = S1² / S2      0 where S2 = 0
 
 Float64 sums taken in different orders differ in their last bits, and where β · N_eff lies next to
-an integer the floor would differ too. So a float64 result is believed only if no summation order
-could change its floor; the rest, about one group in a million, is decided in exact integers.
+an integer the floor would differ too. Backends add in different orders (vector lanes, tiles,
+threads), yet must write the same bytes. So a float64 result is believed only if no order could
+change its floor; the rest, about one group in a million, is decided in exact integers.
 """
 
 from collections.abc import Iterable
@@ -26,14 +27,17 @@ __all__ = [
 ]
 
 SLACK = 1.0 + 1e-9
-"""Absorbs float64 rounding, so that a group of equal scores keeps all of them."""
+"""Part of the rule: N_eff of N equal scores is N in exact arithmetic, but may come out a little
+less in float64; with this factor all of them are kept."""
 
 
 def trusted_count(s1: float, s2: float, n: int, beta: float) -> int | None:
     """The count from float64 sums of n scores, or None where rounding could decide it.
 
     A float64 sum of n non-negative terms is within a relative n · 2**-53 of the exact one in
-    whatever order it is taken, if the terms are exact (squares of weights of 32 bits or fewer are).
+    whatever order it is taken (Higham, "Accuracy and Stability of Numerical Algorithms", 4.2), if
+    the terms are exact. They are: a weight of 32 bits or fewer has a mantissa of at most 24 bits,
+    and its square of at most 48.
 
     Args:
         s1: Sum of the scores.
@@ -41,6 +45,8 @@ def trusted_count(s1: float, s2: float, n: int, beta: float) -> int | None:
         n: Number of scores.
         beta: Multiplier of the effective number.
     """
+    # not only what float64 gives, but the two ends of where the exact value can be, must have the
+    # same floor
     if s2 == 0.0:
         return 0
     estimate = beta * SLACK * (s1 * s1 / s2)
@@ -54,7 +60,10 @@ def trusted_count(s1: float, s2: float, n: int, beta: float) -> int | None:
 
 
 def doubt(n: int) -> float:
-    """How far β · N_eff from float64 sums of n scores can be from the exact one, relatively."""
+    """How far β · N_eff from float64 sums of n scores can be from the exact one, relatively.
+
+    Twice the error of S1, once that of S2, and 16 roundings to spare for the operations on them.
+    """
     return (3 * n + 16) * 2.0**-53
 
 
@@ -92,5 +101,5 @@ def exact_sums_of(weights: Patterns, number_format: NumberFormat) -> tuple[Fract
 
 
 def first_beta(k: int, s1: Fraction, s2: Fraction) -> Fraction:
-    """The least β at which a group of these exact sums keeps k scores; for k of 2 to its size."""
+    """The least β at which a group with these exact sums keeps k scores; k from 2 to its size."""
     return k * s2 / (Fraction(SLACK) * s1 * s1)

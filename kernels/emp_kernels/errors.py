@@ -1,4 +1,4 @@
-"""What a kernel can find wrong with its input, or with the machine."""
+"""What a kernel can find wrong with a row, or with the machine."""
 
 __all__ = ["DamagedRowError", "NoDeviceError", "NonFiniteRowError"]
 
@@ -7,7 +7,7 @@ class NonFiniteRowError(ValueError):
     """A row to prune holds NaN or infinity.
 
     Attributes:
-        row: Its number within the block.
+        row: Its number within the row block.
     """
 
     def __init__(self, row: int) -> None:
@@ -19,7 +19,7 @@ class DamagedRowError(ValueError):
     """A packed row contradicts itself.
 
     Attributes:
-        row: Its number within the block.
+        row: Its number within the row block.
         fault: What is wrong with it.
     """
 
@@ -30,4 +30,4 @@ class DamagedRowError(ValueError):
 
 
 class NoDeviceError(RuntimeError):
-    """There is no GPU, or none that the kernels can run on."""
+    """There is no GPU, or none that the kernels can run on: the message says what is missing."""

@@ -1,7 +1,7 @@
-"""The GPUs that Triton's kernels can run on, and why there are none.
+"""Which GPUs Triton's kernels can run on, and why there are none.
 
-With ``TRITON_INTERPRET=1`` Triton's interpreter runs the kernels on the CPU, slowly: that is how
-they are tested where there is no GPU.
+With ``TRITON_INTERPRET=1`` Triton's interpreter runs the kernels on the CPU, slowly: so they are
+tested where there is no GPU.
 """
 
 import torch
@@ -11,10 +11,10 @@ from emp_kernels.errors import NoDeviceError
 __all__ = ["find_devices", "interpreted", "visible_gpus"]
 
 _LEAST_CAPABILITY = (8, 0)
-"""Ampere: the oldest that the kernels are compiled for in the tests."""
+"""Ampere: the oldest GPUs that the tests compile the kernels for."""
 
 _LEAST_TRITON = (3, 4)
-"""The kernels gather (since 3.3) and count some of a tile's weights in histograms (since 3.4)."""
+"""The kernels use `tl.histogram` with a mask, which is new in 3.4."""
 
 
 def interpreted() -> bool:
@@ -44,7 +44,7 @@ def find_devices(asked: str = "cuda") -> list[torch.device]:
         asked: ``cuda`` (all GPUs that this process sees) or ``cuda:N``.
 
     Returns:
-        One at least; the CPU where Triton's interpreter stands in for a GPU.
+        At least one; the CPU where Triton's interpreter stands in for a GPU.
 
     Raises:
         NoDeviceError: If there is none, or the kernels cannot run on it.
@@ -53,7 +53,7 @@ def find_devices(asked: str = "cuda") -> list[torch.device]:
         if interpreted():
             return [torch.device("cpu")]
     except NoDeviceError:
-        visible_gpus(asked)  # what torch lacks is told first: to install Triton would not do
+        visible_gpus(asked)  # what torch lacks is reported first: Triton alone would not help
         raise
     devices = visible_gpus(asked)
     if torch.version.cuda is None:
@@ -70,16 +70,16 @@ def find_devices(asked: str = "cuda") -> list[torch.device]:
 
 
 def visible_gpus(asked: str = "cuda") -> list[torch.device]:
-    """The GPUs that a user asked for, whatever is to run on them; Triton need not be there.
+    """The GPUs that a user asked for, whatever is to run on them; needs no Triton.
 
     Args:
         asked: As for `find_devices`.
 
     Returns:
-        One at least.
+        At least one.
 
     Raises:
-        NoDeviceError: If torch sees none such, or cannot use it.
+        NoDeviceError: If torch finds no such GPU, or cannot use it.
     """
     version = torch.__version__
     count = torch.cuda.device_count()

@@ -13,15 +13,15 @@ from emp_kernels.rows import Bytes, Workspace
 __all__ = ["DeviceWorkspace"]
 
 _alone = threading.RLock()
-"""For what only one thread is to do at a time, see `DeviceWorkspace.active`."""
+"""Held for what only one thread may do at a time, see `DeviceWorkspace.active`."""
 
 
 class DeviceWorkspace(Workspace):
-    """Buffers of one thread whose kernels run on a device; not for two threads at once.
+    """Buffers and a stream of one thread whose kernels run on a device; not thread-safe.
 
-    Host buffers are pinned, so that copies from and to them go on while the thread does other work
-    and while other threads' streams compute. Buffers are used again by name: what was given out
-    under a name is overwritten by the next call with it.
+    Host buffers are pinned (page-locked), so that copies from and to them go on while the thread
+    does other work and while other threads' streams compute. Buffers are used again by name: what
+    was returned for a name is overwritten by the next call with that name.
 
     Args:
         device: A GPU; the CPU where Triton's interpreter stands in for one.
@@ -47,11 +47,12 @@ class DeviceWorkspace(Workspace):
     def active(self) -> Iterator[None]:
         """Make the device current, and its stream the one that kernels and copies go to.
 
-        Triton's interpreter has one place for the program that runs, so that threads go in turn;
-        on a GPU they do so the first time: what it compiles for one the others find compiled.
+        Threads take turns in Triton's interpreter, which keeps the program that runs in a global
+        variable. On a GPU they do so the first time only, so that each kernel is compiled by one of
+        them and found in the cache by the others.
 
-        After an error the stream is waited for, so that whoever is told of it may let go of memory
-        that copies and kernels had still to read or write.
+        After an error the stream is waited for, so that the caller may free memory that copies and
+        kernels still had to read or write.
         """
         with ExitStack() as stack:
             if self._stream is None or not self._used:
@@ -62,7 +63,7 @@ class DeviceWorkspace(Workspace):
             try:
                 yield
             except BaseException:
-                with suppress(RuntimeError):  # of the device; what came first is told
+                with suppress(RuntimeError):  # the first error is raised, not one that follows
                     self.wait()
                 raise
             self._used = True
@@ -82,17 +83,17 @@ class DeviceWorkspace(Workspace):
     def upload(self, name: str, array: npt.NDArray[np.generic]) -> torch.Tensor:
         """An array's bytes on the device, uint8 [nbytes]; ordered before what the stream does next.
 
-        What is not pinned goes through a pinned buffer: a driver may read pageable memory whenever
-        it likes, or keep the thread until all that is before it on the stream is done.
+        What is not pinned is copied to a pinned buffer first. From pageable memory, a driver may
+        read at any later time, or block the thread until all earlier work of the stream is done.
 
         Args:
-            name: Of the buffer on the device, and of the pinned one: not to be given again before
-                `wait` returns, but for the same bytes.
+            name: Of the buffer on the device, and of the pinned one. Not to be used again before
+                `wait` returns, except for the same bytes.
             array: C-contiguous; not to be changed before `wait` returns.
         """
         data = array.reshape(-1).view(np.uint8)
         if not self._is_pinned(data):
-            pinned = self.take(f"{name} on its way", data.size)[: data.size]
+            pinned = self.take(f"{name} to upload", data.size)[: data.size]
             pinned[:] = data
             data = pinned
         there = self.on_device(name, data.size)
@@ -100,7 +101,8 @@ class DeviceWorkspace(Workspace):
         return there
 
     def _is_pinned(self, data: Bytes) -> bool:
-        """Whether a GPU can copy from memory by itself; torch's tensors can all be written to."""
+        """Whether a GPU can copy from this memory by itself."""
+        # read-only arrays (of mapped files) are never pinned, and torch warns of tensors over them
         if not data.flags.writeable:
             return False
         return self._stream is None or torch.from_numpy(data).is_pinned()
@@ -122,6 +124,6 @@ class DeviceWorkspace(Workspace):
         torch.from_numpy(array.reshape(-1).view(np.uint8)).copy_(data, non_blocking=True)
 
     def wait(self) -> None:
-        """Wait until the stream has done all that it was given."""
+        """Wait until the stream has done all work that was put on it."""
         if self._stream is not None:
             self._stream.synchronize()

@@ -1,6 +1,6 @@
 """Where the bytes of a packed row lie: arithmetic shared by every encoder and decoder.
 
-A packed row keeps k of C weights. Its record is up to four sections, in this order, each starting
+A packed row keeps k of C weights. Its record has up to four sections, in this order, each starting
 at a multiple of ``align`` bytes from the start of the first record:
 
     mask     C bits, absent where k is 0 or C
@@ -21,7 +21,7 @@ from emp_kernels.numbers import NumberFormat
 __all__ = ["DIGITS", "RADICES", "RowLayout"]
 
 DIGITS = {1: 0, 2: 8, 3: 5, 4: 4, 6: 3, 16: 2}
-"""Digits that fit one byte, by radix: the largest d with radix**d ≤ 256 (radix 1 needs none)."""
+"""Digits that fit one byte, by radix: the largest d with radix**d ≤ 256; radix 1 needs none."""
 
 RADICES = tuple(DIGITS)
 

@@ -1,4 +1,4 @@
-"""The rule and the packed row in plain numpy and Python: what every kernel is tested against.
+"""The rule and the packed row in plain numpy and Python: every kernel is tested against it.
 
 Slow and readable on purpose. The rule is arXiv 2509.25606:
 
@@ -32,7 +32,10 @@ Scores = npt.NDArray[np.floating]
 
 
 def _moments(scores: Scores) -> tuple[float, float]:
-    """Correctly rounded S1 and S2, of scores scaled by a power of two: N_eff stays as it is."""
+    """Correctly rounded S1 and S2, of scores scaled by a power of two.
+
+    The scale leaves N_eff as it is, and keeps squares from overflow and underflow.
+    """
     values = scores.astype(np.float64).ravel()
     if not np.isfinite(values).all() or (values < 0).any():
         raise ValueError("scores must be finite and not negative")
@@ -99,7 +102,7 @@ def choose_base(keys: list[int], layout: RowLayout) -> int:
     """Where the window of a row starts, given its kept keys.
 
     At the smallest of them, unless more than one weight in 64 would escape: then at the first of
-    the binades above it from which `radix` of them together hold most weights.
+    the binades above it from which `radix` binades together hold most weights.
     """
     smallest = min(keys) >> layout.dropped_bits
     if 64 * distances(keys, smallest, layout).count(layout.limit) <= len(keys):
@@ -118,7 +121,7 @@ def pack_row(
     Args:
         weights: uint16 or uint32 [C], bit patterns.
         keep: bool [C], which of them stay.
-        layout: the tensor's layout.
+        layout: The tensor's layout.
 
     Returns:
         (weights kept, how many of them escape, base of the window, record).
@@ -191,7 +194,7 @@ def _read_mask(part: bytes, kept: int, columns: int) -> npt.NDArray[np.bool_]:
 def _read_distances(
     values: bytes, codes: bytes, kept: int, layout: RowLayout
 ) -> list[tuple[int, int]]:
-    """Sign of each kept weight, and its distance from the base of the window."""
+    """The sign of each kept weight, and its distance from the base of the window."""
     bits, width = int.from_bytes(values, "little"), layout.stored_bits + 1
     length = -(-kept // layout.digits) if layout.digits else 1
     pairs = []

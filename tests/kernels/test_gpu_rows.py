@@ -17,8 +17,8 @@ from emp_kernels.dispatch import pack_rows, prune_rows, select_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.gpu import launching
 from emp_kernels.gpu import prune as pruning
+from emp_kernels.gpu.look_back import END_KNOWN, LENGTH_KNOWN, begin_record
 from emp_kernels.gpu.pack import pack
-from emp_kernels.gpu.pack_kernel import END_KNOWN, LENGTH_KNOWN, begin_record
 from emp_kernels.gpu_backend import GpuBackend
 from emp_kernels.gpu_devices import find_devices
 from emp_kernels.gpu_workspace import DeviceWorkspace
@@ -229,14 +229,14 @@ def test_rows_apart_from_each_other_are_read_by_their_stride():
 
 
 @triton.jit
-def look_back(told_ptr, row, nbytes, begin_ptr, WINDOW: tl.constexpr):
-    begin = begin_record(told_ptr, tl.cast(row, tl.int64), tl.cast(nbytes, tl.int64), WINDOW)
+def look_back(state_ptr, row, nbytes, begin_ptr, WINDOW: tl.constexpr):
+    begin = begin_record(state_ptr, tl.cast(row, tl.int64), tl.cast(nbytes, tl.int64), WINDOW)
     tl.store(begin_ptr, begin)
 
 
-def begin_of(told, row, nbytes):
-    begin = torch.zeros(1, dtype=torch.int64, device=told.device)
-    look_back[(1,)](told, row, nbytes, begin, WINDOW=64, num_warps=2, enable_fp_fusion=True)
+def begin_of(states, row, nbytes):
+    begin = torch.zeros(1, dtype=torch.int64, device=states.device)
+    look_back[(1,)](states, row, nbytes, begin, WINDOW=64, num_warps=2, enable_fp_fusion=True)
     return begin.item()
 
 
@@ -245,10 +245,10 @@ def begin_of(told, row, nbytes):
 def test_a_record_begins_where_those_before_it_end_however_far_that_is_known(row):
     lengths = np.random.default_rng(2).integers(0, 1 << 40, 200)
     for known in {0, row // 2, row - 1}:  # the last row before it that knows its own end
-        told = lengths + LENGTH_KNOWN.value
-        told[known] = lengths[: known + 1].sum() + END_KNOWN.value
-        told[row:] = 0
-        there = torch.from_numpy(told.copy()).to(find_devices()[0])
+        states = lengths + LENGTH_KNOWN.value
+        states[known] = lengths[: known + 1].sum() + END_KNOWN.value
+        states[row:] = 0
+        there = torch.from_numpy(states.copy()).to(find_devices()[0])
         assert begin_of(there, row, 77) == lengths[:row].sum()
         assert there[row].item() == lengths[:row].sum() + 77 + END_KNOWN.value
         assert (there[row + 1 :] == 0).all()
@@ -256,22 +256,22 @@ def test_a_record_begins_where_those_before_it_end_however_far_that_is_known(row
 
 @interpreter
 def test_the_first_record_begins_at_once():
-    told = torch.zeros(3, dtype=torch.int64, device=find_devices()[0])
-    assert begin_of(told, 0, 9) == 0
-    assert told.tolist() == [9 + END_KNOWN.value, 0, 0]
+    states = torch.zeros(3, dtype=torch.int64, device=find_devices()[0])
+    assert begin_of(states, 0, 9) == 0
+    assert states.tolist() == [9 + END_KNOWN.value, 0, 0]
 
 
 @interpreter
-def test_a_record_waits_for_rows_that_have_told_nothing_yet():
+def test_a_record_waits_for_rows_that_have_published_nothing_yet():
     if find_devices()[0].type == "cuda":
         pytest.skip("what a GPU's programs wait for is not to be written from here")
-    told = torch.tensor([10 + END_KNOWN.value, 0, 5 + LENGTH_KNOWN.value, 0])
-    teller = threading.Timer(0.2, lambda: told.__setitem__(1, 7 + LENGTH_KNOWN.value))
-    teller.start()
+    states = torch.tensor([10 + END_KNOWN.value, 0, 5 + LENGTH_KNOWN.value, 0])
+    publisher = threading.Timer(0.2, lambda: states.__setitem__(1, 7 + LENGTH_KNOWN.value))
+    publisher.start()
     before = time.monotonic()
-    assert begin_of(told, 3, 1) == 22
+    assert begin_of(states, 3, 1) == 22
     assert time.monotonic() - before > 0.1
-    teller.join()
+    publisher.join()
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ histogram      bit patterns counted
 launching      the rule as tensors, and a second launch for counts that float64 cannot decide
 prune_kernel   the kernel that prunes rows
 prune          launches it
+look_back      where a row's record begins, learned from the rows before it
 pack_sections  the sections of a packed record, written
 pack_kernel    the kernel that packs rows
 pack           launches it

@@ -1,4 +1,4 @@
-"""What kernels have in common: keys, exact magnitudes, tiles."""
+"""What the kernels share: keys, exact magnitudes, tiles."""
 
 import triton
 import triton.language as tl
@@ -19,21 +19,28 @@ __all__ = [
 _LARGEST_TILE = 4096
 
 COUNTS_IN_SHARED_MEMORY = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
-"""Whether `tl.histogram` adds to shared memory; before, it compared each weight with each bin."""
+"""Whether `tl.histogram` adds to shared memory. Before Triton 3.8 it compares each weight with each
+bin, which is slower than to count by reading the row again."""
 
 
 @triton.jit
 def keys_of_tile(row_ptr, start, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
-    """A tile of a row: the patterns as they are stored, their keys, int32, and which are none.
+    """Load a tile of a row.
 
-    Past the row's end patterns and keys are 0.
+    Returns:
+        (patterns as they are stored, keys as int32, which of the tile's columns the row has). Past
+        the row's end patterns and keys are 0.
     """
     return keys_at(row_ptr, start + tl.arange(0, TILE), COLUMNS, KEY_MASK, COLUMNS % TILE == 0)
 
 
 @triton.jit
 def keys_at(row_ptr, column, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, WHOLE: tl.constexpr):
-    """As `keys_of_tile`, for columns in any order; WHOLE: all of them are in the row."""
+    """As `keys_of_tile`, for columns in any order.
+
+    With WHOLE the row has all of them, and loads need no mask: COLUMNS is known when the kernel is
+    compiled, so most rows of real models get the kernel without.
+    """
     inside = column < COLUMNS
     if WHOLE:
         pattern = tl.load(row_ptr + column)
@@ -56,26 +63,32 @@ def magnitudes(keys, MANTISSA: tl.constexpr, SCALE: tl.constexpr):
 
 @triton.jit
 def unscaled_magnitudes(keys, MANTISSA: tl.constexpr):
-    """The exact magnitudes of keys, any int, over `power_of_two(SCALE)`, as float64.
+    """The exact magnitudes of keys, any int, divided by `power_of_two(SCALE)`, as float64.
 
-    These are a key's bits, moved to the top of a float64's fields: of subnormals and zero, too, for
-    those of float64 are far below.
+    A key shifted so that its mantissa lies where float64's begins is the pattern of a float64: one
+    shift a weight converts all three formats. Its exponent is read with float64's bias, hence the
+    factor. Subnormals become subnormals of float64, of exactly the same factor.
     """
     return (keys.to(tl.int64) << (52 - MANTISSA)).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def power_of_two(exponent: tl.constexpr):
-    """A power of two as float64: one that Triton passes, or folds, may be of 32 bits."""
+    """2**exponent as float64, made of its bits: Triton may keep a float literal in 32 bits."""
     return (tl.full([], exponent + 1023, tl.int64) << 52).to(tl.float64, bitcast=True)
 
 
 def scale_exponent(number_format: NumberFormat) -> int:
-    """The exponent of the power of two that `magnitudes` multiplies by: the biases' difference."""
+    """The exponent of the factor of `magnitudes`: float64's exponent bias minus the format's."""
     exponent_bits = number_format.bits - 1 - number_format.mantissa_bits
     return 1023 - ((1 << exponent_bits - 1) - 1)
 
 
 def tile_of(columns: int, largest: int = _LARGEST_TILE) -> int:
-    """How many weights of a row of so many are handled at a time: a power of two."""
+    """How many weights of a row are handled at a time: a power of two from 16.
+
+    Args:
+        columns: Of the row.
+        largest: The largest tile, a power of two.
+    """
     return min(max(1 << (columns - 1).bit_length(), 16), largest)

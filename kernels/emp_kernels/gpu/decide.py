@@ -1,4 +1,4 @@
-"""Steps over one row of weights, tile by tile: its sums, its count, and what is kept of it.
+"""Steps over one row of weights, tile by tile: its sums, its count, and which of them stay.
 
 A row's C weights lie side by side from `row_ptr` on. Each step reads it from its beginning: the
 first from the device's memory, those that follow from its caches.
@@ -24,22 +24,43 @@ __all__ = [
     "THRESHOLD",
     "columns_of_tile",
     "decide_row",
-    "guess_threshold",
+    "first_guess",
     "tile_keeps",
 ]
 
 PER_ROW = tl.constexpr(0)
 THRESHOLD = tl.constexpr(1)
 GIVEN = tl.constexpr(2)
-"""What says which weights stay: each row by itself, a threshold for all rows, or a mask."""
+"""What decides which weights stay: each row by itself, a threshold for all rows, or a mask."""
 
 NOT_FINITE = tl.constexpr(1)
 DOUBTFUL = tl.constexpr(2)
-"""Why a row was not worked on: it holds NaN or infinity; or float64 cannot decide its count."""
+"""Why a row was left out: it holds NaN or infinity, or float64 cannot decide its count."""
 
 
 @triton.jit
-def guess_threshold(
+def first_guess(
+    w_ptr,
+    row,
+    rows,
+    row_stride,
+    RULE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    KEY_MASK: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """A guess of the threshold of the first row that a program works on; 0 where none is needed."""
+    guess = tl.full([], 0, tl.int32)
+    if RULE == PER_ROW:
+        if row < rows:
+            first_ptr = w_ptr + row.to(tl.int64) * row_stride
+            guess = _guess_threshold(first_ptr, COLUMNS, KEY_MASK, MANTISSA, TILE)
+    return guess
+
+
+@triton.jit
+def _guess_threshold(
     row_ptr,
     COLUMNS: tl.constexpr,
     KEY_MASK: tl.constexpr,
@@ -48,7 +69,8 @@ def guess_threshold(
 ):
     """A key near the threshold, if a row is like its first tile and its weights are Gaussian.
 
-    Then N_eff, 2/π of the weights, are those above 0.59 of the mean magnitude.
+    Then β = 1 keeps N_eff, 2/π of the weights, and these are the ones above 0.59 of the mean
+    magnitude: erfc(t / √2) = 2/π at t = 0.472 σ, and the mean is √(2/π) σ = 0.798 σ.
     """
     _, key_T, _ = keys_of_tile(row_ptr, 0, COLUMNS, KEY_MASK, TILE)
     COUNT: tl.constexpr = TILE if TILE < COLUMNS else COLUMNS
@@ -69,15 +91,15 @@ def _row_sums(
     SCALE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """What one read of a row tells.
+    """Sum a row, and count its keys by bins, in one read.
 
     The order of the sums does not matter: see `emp_kernels.counting`.
 
     Returns:
         (Σ magnitudes, Σ their squares, how many keys lie in each of BINS bins from bin `window`
-        on). A bin is the keys that are equal but for their lowest SHIFT bits; the first one holds
-        those below it, too, and what is past the row's end, the last one those above it. Counts
-        are zero without a window.
+        on). A bin is the keys that are equal but for their lowest SHIFT bits. The first one counts
+        all keys below it too, and what is past the row's end; the last one all keys above it. All
+        counts are zero without a window.
     """
     s1_T = tl.zeros([TILE], tl.float64)
     s2_T = tl.zeros([TILE], tl.float64)
@@ -143,22 +165,24 @@ def decide_row(
     SCALE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Decide what is kept of a row.
+    """Decide which weights of a row stay.
 
     Args:
         row_ptr: The row.
         beta_ptr: float64, β · slack; for PER_ROW.
-        limit_ptr: int32 of this row. PER_ROW: how many stay, −1 where the rule says. THRESHOLD:
-            how many of the keys that equal it stay, C for all.
+        limit_ptr: int32 of this row. PER_ROW: how many weights stay, −1 where the rule says.
+            THRESHOLD: how many of the keys that equal the threshold stay, C for all.
         threshold: For THRESHOLD.
         guess: A threshold that is likely to be near this row's.
         RULE: PER_ROW, THRESHOLD or GIVEN.
-        WITH_WINDOW: Whether the read that sums also counts the keys near the guess; where
-            `tl.histogram` is slow, they are counted by reading the row again.
+        WITH_WINDOW: Whether the read that sums also counts the keys near the guess by bins: then
+            the search starts between two neighbouring bins. Where `tl.histogram` is slow, it starts
+            at the guess instead.
 
     Returns:
-        (k, threshold, end, Σs, Σs², fault): k is −1 where it is not known yet, and 0 with a fault;
-        kept are keys above the threshold, and those that equal it in the first `end` columns.
+        (k, threshold, end, Σs, Σs², fault): k weights stay; it is −1 where the rule does not count
+        them, and 0 with a fault. Keys above the threshold stay, and those that equal it in the
+        first `end` columns.
     """
     BINS: tl.constexpr = 512 if MANTISSA == 10 else 128  # half a binade, or one
     SHIFT: tl.constexpr = 16 if MANTISSA == 23 else 0
@@ -175,6 +199,8 @@ def decide_row(
         SCALE,
         TILE,
     )
+    # A row with NaN or infinity has a sum of at least infinity's pattern read as a number, for that
+    # is how `magnitudes` reads it. Only rows with so large a sum are read again for the reason.
     fault = tl.full([], 0, tl.int32)
     if s1 >= tl.max(magnitudes(tl.full([1], INFINITY, tl.int32), MANTISSA, SCALE), 0):
         largest = _largest_key(row_ptr, COLUMNS, KEY_MASK, TILE)
@@ -231,7 +257,10 @@ def _tie_end(
     KEY_MASK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The number of leading columns that hold the first `ties` keys equal to the threshold."""
+    """The number of leading columns that hold the first `ties` keys equal to the threshold.
+
+    Few rows need a search: mostly all keys that equal the threshold stay, or none.
+    """
     end = tl.where(ties > 0, COLUMNS, 0)
     if (ties > 0) & (ties < COLUMNS):
         start = tl.full([], 0, tl.int32)
@@ -258,7 +287,8 @@ def _ties(row_ptr, start, cut, COLUMNS: tl.constexpr, KEY_MASK: tl.constexpr, TI
 def columns_of_tile(start, TILE: tl.constexpr):
     """A tile's columns, [8, N]: a chunk of eight, a byte of the mask, is one column of these.
 
-    Triton gives each thread whole chunks then.
+    Triton gives each thread whole chunks then: what is summed over a chunk stays in one thread, and
+    the thread loads its 16 bytes of 16-bit weights at once.
     """
     return start + tl.arange(0, TILE // 8)[None, :] * 8 + tl.arange(0, 8)[:, None]
 
@@ -295,7 +325,8 @@ def tile_keeps(
         byte_N = tl.load(given_ptr + chunk_N, mask=chunk_N * 8 < COLUMNS, other=0).to(tl.int32)
         keep_8N = (byte_N[None, :] >> tl.arange(0, 8)[:, None]) & 1
     else:
-        if (start < end) & (end < start + TILE):  # few tiles: else the threshold is one for all
+        # only in the one tile that holds column `end` the threshold is not the same for all columns
+        if (start < end) & (end < start + TILE):
             key_8N = tl.where((key_8N == cut) & (column_8N >= end), -1, key_8N)
         keep_8N = (key_8N >= cut + (end <= start).to(tl.int32)).to(tl.int32)
     if not WHOLE:

@@ -1,8 +1,9 @@
 """Count bit patterns on a device, for `emp_kernels.histogram`.
 
-Weights are flat here: which row they are of matters to `count_equal_rows` only. Each program takes
-every so-many-th tile of them. Results lie in buffers of the workspace, or are new tensors; all are
-exact integers, so neither the order of the atomic additions nor the way they are spread matters.
+Weights are flat here: which row they belong to matters to `count_equal_rows` only. Of P programs,
+each takes every P-th tile of them. Results lie in buffers of the workspace, or are new tensors; all
+are exact integers, so neither the order of the atomic additions nor the way they are spread
+matters.
 
 Legend: W bins of the window; T weights of a tile.
 """
@@ -20,8 +21,9 @@ from emp_kernels.numbers import BINS, F32, LOW_PARTS, NumberFormat
 __all__ = ["Spread", "count_bins", "count_equal_rows", "count_keys", "count_low_parts"]
 
 _COPIES = 16
-"""Half of all Gaussian weights fall into the 128 bins of two binades, which are 4 to 8 lines of the
-L2 cache, and a line is added to at one place in it: so many copies are lines for all of an H200."""
+"""Half of all Gaussian weights fall into the bins of one or two binades. Their counts are 4 to 8
+lines of the L2 cache, and a line is added to at one place in it, so that programs would wait for
+each other there. This many copies spread over all slices of an H200's L2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,8 @@ class Spread:
     @classmethod
     def over(cls, device: torch.device, weights: int, number_format: NumberFormat) -> "Spread":
         """What suits a device, for so many weights."""
-        # registers hold the window's counts and a tile; the window holds magnitudes below 2, all of
-        # fp16 and of the others those from 2**-31 on
+        # The registers of a program must hold the window's counts and a tile. The window holds
+        # magnitudes below 2: of fp16 all of them, of the others those from 2**-31 on.
         tile, warps, window = {
             "BF16": (4096, 8, (0x3000, 1 << 12)),
             "F16": (4096, 16, (0, 1 << 14)),
@@ -67,7 +69,7 @@ class Spread:
 
 @triton.jit
 def _load_keys(w_ptr, tile, n, KEY_MASK: tl.constexpr, TILE: tl.constexpr):
-    """A tile's keys, int32, and which of them are there."""
+    """Load a tile's keys, int32, and which of them there are: the last tile is not full."""
     start = tl.full([], TILE, tl.int64) * tile
     lane_T = tl.arange(0, TILE)
     inside_T = lane_T < tl.minimum(n - start, TILE).to(tl.int32)
@@ -90,9 +92,11 @@ def _count_bins(
     WINDOW: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Add to a copy of the counts, of all bins but the first: zeros would meet there.
+    """Add to a copy of the counts, of all bins but the first.
 
-    Where there are low bits, their sums and the sums of their squares are added up too.
+    Pruned weights are zeros, often more than half: their additions would all wait for one address.
+    So bin 0 is not counted, but is what the other bins lack of all weights. Where there are low
+    bits, their sums and the sums of their squares are added up too.
     """
     program = tl.program_id(0)
     copy = program % COPIES * BINS
@@ -128,7 +132,10 @@ def _count_low_parts(
     COPIES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Add the low parts in one bin to a copy of the counts; zeros, that may be many, at the end."""
+    """Add the low parts in one bin to a copy of the counts.
+
+    Low parts of zero, which may be very many, are counted in registers and added at the end.
+    """
     program = tl.program_id(0)
     copy = program % COPIES * LOW_PARTS
     zeros_T = tl.zeros([TILE], tl.int32)
@@ -152,7 +159,7 @@ def _count_equal_rows(
     KEY_MASK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """How many keys of a row equal one, a program a row."""
+    """How many keys of a row equal one; a program takes one row."""
     row = tl.program_id(0).to(tl.int64)
     lane_T = tl.arange(0, TILE)
     count_T = tl.zeros([TILE], tl.int32)

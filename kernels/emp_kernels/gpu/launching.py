@@ -20,16 +20,17 @@ from emp_kernels.rows import Given, Patterns, PerRow, RowStatistics, Rule, Thres
 __all__ = ["RowsOnDevice", "RuleTensors", "Shape", "rows_of"]
 
 _WARPS_A_PROCESSOR = 16
-"""What fits its registers, of these kernels."""
+"""Warps of these kernels that fit the registers of a multiprocessor."""
 
 _ROW_BYTES_A_WARP = 16 << 10
-"""So that the rows under work on 132 processors fit 34 MB of the L2 cache of 50 MB or more."""
+"""So the rows under work, of 16 warps on each of an H200's 132 multiprocessors, take 34 MB of its
+L2 cache of 50 MB or more: they are read from memory once."""
 
 _WEIGHTS_A_WARP = 256
-"""Of a tile: 8 a thread, 16 bytes of 16-bit weights."""
+"""Weights of a tile for each warp: 8 a thread, which it loads as 16 bytes of 16-bit weights."""
 
 _LARGEST_BETA = 1e300
-"""A larger one keeps no more: N_eff is 1 at least, and would overflow."""
+"""A larger β keeps no more, for N_eff is at least 1; but β · N_eff could overflow."""
 
 
 def rows_of(weights: torch.Tensor) -> torch.Tensor:
@@ -37,7 +38,7 @@ def rows_of(weights: torch.Tensor) -> torch.Tensor:
 
     Args:
         weights: int16 or int32 [R, C] of any strides. A matrix that is stored input by output is
-            turned: kernels would read each row of it in as many pieces as it has weights.
+            copied: kernels would read each of its rows in as many pieces as it has weights.
     """
     return weights if weights.stride(1) == 1 or weights.shape[1] == 1 else weights.contiguous()
 
@@ -63,8 +64,8 @@ class Shape:
         """The shape for rows, [R, C].
 
         Args:
-            weights: They.
-            tile: What is asked for; a power of two, 16 or more.
+            weights: The rows.
+            tile: The tile, a power of two from 16; chosen if None.
         """
         rows, columns = weights.shape
         needed = -(-columns * weights.element_size() // _ROW_BYTES_A_WARP)
@@ -89,7 +90,7 @@ class RuleTensors:
 
 
 class RowsOnDevice:
-    """Rows of weights on a device, and the figures that a launch over them writes.
+    """Rows of weights on a device, and what a launch over them writes about each.
 
     Args:
         weights: int16 or int32 [R, C], patterns; weights of a row side by side.
@@ -123,26 +124,30 @@ class RowsOnDevice:
 
         Args:
             rule: What to keep.
-            launch: Launches it; it writes the figures. Rows with faults are left as they are.
+            launch: Launches it; it writes table, stats and faults, and leaves the weights of rows
+                with a fault as they are.
             kept: int64 [R], with `PerRow`: how many of each row stay, −1 where the rule says.
 
         Raises:
             NonFiniteRowError: If a weight is NaN or infinite.
         """
         launch(self.tensors_of(rule, kept))
-        table, stats, faults = self._figures()
+        table, stats, faults = self._fetched()
         if (faults == NOT_FINITE.value).any():
             raise NonFiniteRowError(int(np.argmax(faults == NOT_FINITE.value)))
         doubtful = faults == DOUBTFUL.value
         if isinstance(rule, PerRow) and doubtful.any():
-            # rows that were pruned in place keep the same weights once more, but not their sums
+            # The kernel cannot decide these counts, and does not stop for them: all rows are run
+            # once more, with the counts of the first run and the exact ones of rows in doubt. Rows
+            # that were pruned in place keep the same weights as before, but their sums are other
+            # ones now, so those of the first run are taken.
             kept = table[:, 0].copy()
             for row in np.flatnonzero(doubtful):
                 sums = exact_sums_of(self._patterns(int(row)), self.number_format)
                 kept[row] = exact_count(*sums, self.weights.shape[1], rule.beta)
             before = stats.copy()
             launch(self.tensors_of(rule, kept))
-            table, stats, _ = self._figures()
+            table, stats, _ = self._fetched()
             stats[~doubtful] = before[~doubtful]
         return RowStatistics(table, stats)
 
@@ -190,7 +195,7 @@ class RowsOnDevice:
         before = equal.cumsum(0) - equal
         return torch.minimum((rule.ties - before).clamp(min=0), equal)
 
-    def _figures(
+    def _fetched(
         self,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int32]]:
         download = self.workspace.download

@@ -16,7 +16,7 @@ __all__ = ["DeviceRows", "PackLaunch", "pack"]
 
 @dataclass(frozen=True)
 class DeviceRows(RowStatistics):
-    """A block of packed rows; table and stats are on the host.
+    """A packed row block; table and stats are on the host.
 
     Attributes:
         payload: uint8 [bytes] on the device, the records; a view of the workspace. Empty where
@@ -57,14 +57,16 @@ class PackLaunch:
         shape = self._shape = Shape.of(weights, tile)
         room = rows * layout.longest_record if emit else 0
         self.out = workspace.on_device("records", room)
-        self._told = workspace.on_device("told", rows * 8 + 8).view(torch.int64)
+        # the number of the next row to be given out, then each row's state: zeroed in one go
+        self._states = workspace.on_device("states", rows * 8 + 8).view(torch.int64)
         width = layout.stored_bits + 1
         item = layout.number_format.item_bytes
-        # what the longest value section, padded and rounded up to a unit, may hold past the weights
+        # items that the longest section of values, padded and rounded up to a unit, may need past
+        # the kept weights: zeros
         self._zeros = triton.next_power_of_2((8 * layout.align + 72) // width + 16)
         self._escapes_at = -(-(columns + self._zeros) // 16) * 16
         self._scratch_stride = self._escapes_at + -(-columns // 16) * 16 * 4 // item
-        # and a tile: one of codes is read beyond what it needs
+        # one tile more at the end: the last one of codes is read whole
         scratch_items = shape.programs * self._scratch_stride + shape.tile
         scratch = workspace.on_device("scratch", scratch_items * item)
         self._scratch = scratch.view(weights.dtype)
@@ -76,7 +78,7 @@ class PackLaunch:
         """Put it on the stream."""
         rows, layout = self.rows, self._layout
         number_format = layout.number_format
-        self._told.zero_()
+        self._states.zero_()
         pack_kernel[(self._shape.programs,)](
             rows.weights,
             rule.given,
@@ -86,8 +88,8 @@ class PackLaunch:
             rows.table,
             rows.stats,
             rows.faults,
-            self._told[1:],
-            self._told,
+            self._states[1:],
+            self._states,
             self._scratch,
             self._masks,
             self._binades,
@@ -107,7 +109,7 @@ class PackLaunch:
             ALIGN=layout.align,
             ZEROS=self._zeros,
             EMIT=self._emit,
-            LOOK_BACK=max(32 * self._shape.warps, 64),  # a row a thread
+            LOOK_BACK=max(32 * self._shape.warps, 64),  # a row for each thread
             **rows.constants(rule, self._shape),
         )
 

@@ -1,35 +1,30 @@
 """Rows of weights to packed records on a device: one kernel, which reads each weight once.
 
-A program takes rows by number, one after the other. Of each it finds what stays, and thereby the
-window, writes side by side what the record has of each kept weight to scratch memory of its own
-(which stays in the caches), learns where its record begins, and puts it together there.
+A program takes rows by number, one after the other. Of each row it finds out what stays, and
+thereby the window; writes what the record has of each kept weight to scratch memory of its own,
+which stays in the caches; learns where its record begins (see
+`emp_kernels.gpu.look_back`); and puts the record together there.
 
-Where records begin is a scan along the rows by decoupled look-back (Merrill and Garland,
-"Single-pass Parallel Prefix Scan with Decoupled Look-back", 2016): each row tells how long its
-record is, then adds up what the rows before it have told, back to one that knows where its own
-record ends. Rows are given out in their order, so those that a program waits for are under work.
+`tl.debug_barrier` is the only barrier between a program's threads that Triton offers: it is needed
+where memory that some threads wrote is read by others, which Triton does not see.
 """
 
 import triton
 import triton.language as tl
 
 from emp_kernels.gpu.common import power_of_two, unscaled_magnitudes
-from emp_kernels.gpu.decide import PER_ROW, decide_row, guess_threshold, tile_keeps
+from emp_kernels.gpu.decide import PER_ROW, decide_row, first_guess, tile_keeps
+from emp_kernels.gpu.look_back import begin_record
 from emp_kernels.gpu.pack_sections import write_codes, write_escapes, write_mask, write_values
 
-__all__ = ["END_KNOWN", "LENGTH_KNOWN", "begin_record", "pack_kernel"]
-
-LENGTH_KNOWN = tl.constexpr(1 << 61)
-END_KNOWN = tl.constexpr(1 << 62)
-"""What a row has told so far, besides the number of bytes: of its record, or up to its end."""
-
-BYTES = tl.constexpr((1 << 61) - 1)
+__all__ = ["pack_kernel"]
 
 
 @triton.jit
 def _distances(key, base, DROPPED: tl.constexpr, LIMIT: tl.constexpr):
     """How far keys lie above the window's base; LIMIT where they escape."""
-    away = ((key >> DROPPED) - base).to(tl.uint32, bitcast=True)  # those below are far above
+    # unsigned, keys below the base wrap to very large distances: one comparison for both sides
+    away = ((key >> DROPPED) - base).to(tl.uint32, bitcast=True)
     distance = tl.minimum(away, LIMIT).to(tl.int32, bitcast=True)
     if DROPPED > 0:
         distance = tl.where((key & ((1 << DROPPED) - 1)) == 0, distance, LIMIT)
@@ -84,9 +79,10 @@ def _compress_row(
     """Write what a row's record is made of to scratch memory.
 
     Args:
-        item_ptr: uint16 or uint32 [k]: of each kept weight its value, and above that its code.
-        escape_ptr: int32: the columns of those that escape.
-        mask_ptr: uint8 [⌈C/8⌉].
+        item_ptr: uint16 or uint32 [k], written: of each kept weight its value, and above that its
+            code.
+        escape_ptr: int32, written: the columns of those that escape.
+        mask_ptr: uint8 [⌈C/8⌉], written.
         base: Where the window begins.
 
     Returns:
@@ -107,13 +103,14 @@ def _compress_row(
         code_8N = away_8N + (away_8N & -(1 << STORED))  # with room for the sign below the code
         sign_8N = (pattern_8N.to(tl.int32) >> (SIGN - STORED)) & (1 << STORED)
         item_8N = code_8N | sign_8N
-        # all of a chunk in one sum: bits of those kept, of those that escape, and how many are each
+        # One sum over each chunk of eight gives four results, for no field can overflow: mask bits
+        # (0 to 7), escape bits (8 to 15), weights kept (16 to 19), escapes (20 to 23).
         escape: tl.constexpr = LIMIT + (LIMIT & -(1 << STORED))
         kept_81 = (1 << column_81) + 0x10000
         escaped_81 = (0x101 << column_81) + 0x110000
         one_8N = tl.where(code_8N == escape, escaped_81, kept_81)
         chunk_N = tl.sum(tl.where(keep_8N != 0, one_8N, 0), 0)
-        # and of the tile: it has fewer than 2**16 weights
+        # Likewise one scan over the tile counts both: kept weights below bit 16, escapes above.
         count_N = ((chunk_N >> 16) & 15) + (chunk_N >> 20 << 16)
         before_N = tl.cumsum(count_N, 0) - count_N
         rank_N = (before_N & 0xFFFF) + kept
@@ -127,7 +124,7 @@ def _compress_row(
         else:
             tl.store(mask_at_N, chunk_N.to(tl.uint8), mask=start + byte_N * 8 < COLUMNS)
         counts = tl.sum(count_N, 0)
-        if counts >> 16 > 0:  # more than half of the tiles have none
+        if counts >> 16 > 0:  # more than half of the tiles have no escape
             _list_escapes(escape_ptr + escaped, before_N >> 16, (chunk_N >> 8) & 255, start, TILE)
         kept += counts & 0xFFFF
         escaped += counts >> 16
@@ -136,7 +133,7 @@ def _compress_row(
 
 @triton.jit
 def _bits_set(bits):
-    """How many bits of an int32 are set."""
+    """How many bits of an int32 are set: Triton has no function for it."""
     bits = bits - ((bits >> 1) & 0x55555555)
     bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
     return (((bits + (bits >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
@@ -169,7 +166,7 @@ def _fullest_binades(
     RADIX: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """How far above the base the first of RADIX binades begins that together hold most weights."""
+    """How far above the base the first of the fullest windows of RADIX binades begins."""
     count_B = tl.zeros([256], tl.int32)
     for start in range(0, COLUMNS, TILE):
         _, key_8N, keep_8N = tile_keeps(
@@ -180,44 +177,14 @@ def _fullest_binades(
         count_B += tl.histogram(binade_T, 256, mask=binade_T >= 0)
     binade_B = tl.arange(0, 256)
     tl.store(binades_ptr + binade_B, count_B)
-    tl.debug_barrier()  # each is read by the threads of others, too
+    tl.debug_barrier()  # a count is read by other threads than the one that wrote it
     inside_B = tl.zeros([256], tl.int32)
     for i in tl.static_range(RADIX):
         within_B = binade_B + i < 256
         inside_B += tl.load(binades_ptr + binade_B + i, mask=within_B, other=0)
     inside_B = tl.where(binade_B <= 256 - RADIX, inside_B, -1)
-    tl.debug_barrier()  # scratch that was written is written again, by other threads
+    tl.debug_barrier()  # the caller writes items to scratch memory again, by other threads
     return tl.argmax(inside_B, 0) << STORED
-
-
-@triton.jit
-def begin_record(told_ptr, row, nbytes, WINDOW: tl.constexpr):
-    """Tell how long a row's record is, and learn from the rows before it where it begins.
-
-    Args:
-        told_ptr: As for `pack_kernel`.
-        row: Which one.
-        nbytes: Of its record, int64.
-        WINDOW: Rows before its own that the program looks at, at a time: as many as it has threads
-            or more. Of fewer each would be read by several threads, at different times; each of the
-            sums below takes what one of them has read, and if not all take the same one's, a row
-            would count by its length here and by its end there.
-    """
-    tl.atomic_xchg(told_ptr + row, nbytes | LENGTH_KNOWN)
-    begin = tl.full([], 0, tl.int64)
-    last = row.to(tl.int64) - 1
-    found = tl.full([], 0, tl.int32)
-    while found == 0:
-        before_W = last - tl.arange(0, WINDOW)
-        told_W = tl.load(told_ptr + before_W, mask=before_W >= 0, other=END_KNOWN, volatile=True)
-        nearest = tl.min(tl.where(told_W >= END_KNOWN, tl.arange(0, WINDOW), WINDOW), 0)
-        needed_W = tl.arange(0, WINDOW) <= nearest
-        if tl.min(tl.where(needed_W, told_W, END_KNOWN), 0) != 0:
-            begin += tl.sum(tl.where(needed_W, told_W & BYTES, 0), 0)
-            last -= WINDOW
-            found = (nearest < WINDOW).to(tl.int32)
-    tl.atomic_xchg(told_ptr + row, (begin + nbytes) | END_KNOWN)
-    return begin
 
 
 @triton.jit
@@ -235,8 +202,8 @@ def pack_kernel(
     table_ptr,  # int64 [R, 3], written
     stats_ptr,  # float64 [R, 3], written
     fault_ptr,  # int32 [R], written: 0, NOT_FINITE or DOUBTFUL
-    told_ptr,  # int64 [R], all zero: what each row has told those after it
-    ticket_ptr,  # int64 [1], zero: the next row that is given out
+    state_ptr,  # int64 [R], all zero: what each row publishes
+    ticket_ptr,  # int64 [1], zero: the next row to be given out
     scratch_ptr,  # of w's dtype: for each program C items, ZEROS zeros, C int32
     mask_ptr,  # uint8: for each program a mask, `mask_stride` apart
     binades_ptr,  # int32: for each program 256
@@ -276,11 +243,7 @@ def pack_kernel(
     own_binades_ptr = binades_ptr + program * 256
     own_mask_ptr = mask_ptr + program * mask_stride
     row = tl.atomic_add(ticket_ptr, 1)
-    guess = tl.full([], 0, tl.int32)
-    if RULE == PER_ROW:
-        if row < rows:
-            first_ptr = w_ptr + row.to(tl.int64) * row_stride
-            guess = guess_threshold(first_ptr, COLUMNS, KEY_MASK, MANTISSA, TILE)
+    guess = first_guess(w_ptr, row, rows, row_stride, RULE, COLUMNS, KEY_MASK, MANTISSA, TILE)
     while row < rows:
         row_ptr = w_ptr + row.to(tl.int64) * row_stride
         given_row_ptr = given_ptr + row.to(tl.int64) * MASK_BYTES
@@ -302,7 +265,7 @@ def pack_kernel(
         tl.store(stats_ptr + row.to(tl.int64) * 3, s1)
         tl.store(stats_ptr + row.to(tl.int64) * 3 + 1, s2)
         tl.store(fault_ptr + row, fault)
-        guess = cut
+        guess = cut  # rows of one matrix have thresholds that are near each other
         smallest = tl.full([], 0, tl.int32) + cut
         if RULE != PER_ROW:
             if k != 0:
@@ -312,6 +275,8 @@ def pack_kernel(
         base = tl.where(k > 0, smallest >> DROPPED, 0)
         escaped = tl.full([], 0, tl.int32)
         mass = tl.full([], 0, tl.float64)
+        # At most two turns: a second one, from another base, where more than one weight in 64
+        # escapes. A loop, for the code of _compress_row would stand in the kernel twice otherwise.
         turn = tl.where(k > 0, 0, 2)
         while turn < 2:
             escaped, mass = _compress_row(
@@ -335,7 +300,7 @@ def pack_kernel(
                 TILE,
             )
             turn += 2
-            if (turn == 2) & (escaped * 64 > k):  # few rows: compressed once more
+            if (turn == 2) & (escaped * 64 > k):
                 base += _fullest_binades(
                     row_ptr,
                     given_row_ptr,
@@ -357,6 +322,7 @@ def pack_kernel(
         tl.store(table_ptr + row.to(tl.int64) * 3 + 2, base.to(tl.int64))
         tl.store(stats_ptr + row.to(tl.int64) * 3 + 2, mass)
         if EMIT:
+            # the units that a section of values is written in may reach past the last item
             zero_Z = tl.zeros([ZEROS], tl.int32).to(item_ptr.dtype.element_ty)
             tl.store(item_ptr + k + tl.arange(0, ZEROS), zero_Z)
             mask_length = tl.where((k > 0) & (k < COLUMNS), MASK_LENGTH, 0)
@@ -366,9 +332,9 @@ def pack_kernel(
                 code_length = _padded((k + DIGITS - 1) // DIGITS, ALIGN)
             escape_length = _padded(escaped * ITEM, ALIGN)
             nbytes = (mask_length + value_length).to(tl.int64) + code_length + escape_length
-            begin = begin_record(told_ptr, row, nbytes, LOOK_BACK)
-            at = out_ptr + begin // ALIGN * ALIGN  # so Triton knows
-            tl.debug_barrier()  # the scratch is written, and will be read by other threads
+            begin = begin_record(state_ptr, row, nbytes, LOOK_BACK)
+            at = out_ptr + begin // ALIGN * ALIGN  # no change, but Triton learns of the alignment
+            tl.debug_barrier()  # scratch memory is read by other threads than those that wrote it
             write_mask(own_mask_ptr, at, mask_length, COLUMNS, TILE)
             at += mask_length
             write_values(
@@ -384,5 +350,5 @@ def pack_kernel(
                 write_escapes(
                     row_ptr, escape_ptr, at, escaped, escape_length, ITEM, ALIGN, TILE // 4
                 )
-            tl.debug_barrier()  # the scratch is read, and will be written again
+            tl.debug_barrier()  # all have read it before the next row is written to it
         row = tl.atomic_add(ticket_ptr, 1)

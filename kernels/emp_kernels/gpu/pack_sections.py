@@ -1,6 +1,9 @@
 """The sections of a packed record, written on a device from what a row was compressed to.
 
 An item, uint16 or uint32, is a kept weight's value of WIDTH bits, with its code above that.
+
+Each section is written in order, neighbouring threads next to each other, from items that are
+gathered: what is read comes from the caches, what is written goes to memory in whole lines.
 """
 
 import triton
@@ -11,7 +14,7 @@ __all__ = ["write_codes", "write_escapes", "write_mask", "write_values"]
 
 @triton.jit
 def write_mask(mask_ptr, out_ptr, length, COLUMNS: tl.constexpr, TILE: tl.constexpr):
-    """Copy a row's mask, and zeros up to the section's end."""
+    """Write a row's mask, and zeros up to the section's end."""
     for start in range(0, length, TILE):
         byte_T = start + tl.arange(0, TILE)
         bits_T = tl.load(mask_ptr + byte_T, mask=byte_T < (COLUMNS + 7) // 8, other=0)
@@ -27,10 +30,11 @@ def write_values(
     ALIGN: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """WIDTH bits of each kept weight, and zeros up to the section's end.
+    """Write WIDTH bits of each kept weight, and zeros up to the section's end.
 
-    They are written in units of UNIT bits, each put together from the COUNT items that it may hold
-    parts of. Items past the last one are zeros.
+    A thread writes a unit of UNIT bits at a time, as large as the alignment allows, put together
+    from the COUNT items that it may hold parts of: so no two threads write to one byte. Items past
+    the last one are zeros.
     """
     BYTES: tl.constexpr = 1 if WIDTH == 8 or ALIGN == 1 else (2 if ALIGN == 2 else 4)
     UNIT: tl.constexpr = 8 * BYTES
@@ -65,7 +69,10 @@ def write_codes(
     DIGITS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Byte i holds digits of weights i, i + m, i + 2m, ...; zeros up to the section's end."""
+    """Write the codes: byte i holds digits of weights i, i + m, i + 2m, ...; then zeros to the end.
+
+    Where values are whole bytes, a code is a byte of its item, and is loaded as such.
+    """
     IN_A_BYTE: tl.constexpr = WIDTH % 8 == 0
     STEP: tl.constexpr = item_ptr.dtype.element_ty.primitive_bitwidth // 8 if IN_A_BYTE else 1
     code_ptr = item_ptr
@@ -94,7 +101,7 @@ def write_escapes(
     ALIGN: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The whole weights that escape, ITEM bytes each, and zeros up to the section's end."""
+    """Write the whole weights that escape, ITEM bytes each, and zeros up to the section's end."""
     UNIT: tl.constexpr = ITEM if ALIGN % ITEM == 0 else 1
     weight_ptr = row_ptr if ITEM == UNIT else row_ptr.to(tl.pointer_type(tl.uint8))
     unit_ptr = out_ptr.to(tl.pointer_type(weight_ptr.dtype.element_ty))

@@ -1,4 +1,4 @@
-"""Rows of weights on a device: zeros in the place of those that go, or masks of those that stay."""
+"""Rows of weights on a device: +0.0 in place of those that go, or masks of those that stay."""
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +70,7 @@ def prune(
     workspace: DeviceWorkspace,
     tile: int | None = None,
 ) -> RowStatistics:
-    """Put +0.0 in the place of weights that go; as `emp_kernels.dispatch.prune_rows`.
+    """Put +0.0 in place of the weights that go; as `emp_kernels.dispatch.prune_rows`.
 
     Args:
         weights: int16 or int32 [R, C] on the workspace's device, patterns, of any strides.

@@ -1,10 +1,10 @@
-"""Rows of weights to the same rows with zeros, or to masks: one kernel for both."""
+"""Rows of weights to the same rows with +0.0 where weights go, or to masks: one kernel for both."""
 
 import triton
 import triton.language as tl
 
 from emp_kernels.gpu.common import power_of_two, unscaled_magnitudes
-from emp_kernels.gpu.decide import PER_ROW, columns_of_tile, decide_row, guess_threshold, tile_keeps
+from emp_kernels.gpu.decide import columns_of_tile, decide_row, first_guess, tile_keeps
 
 __all__ = ["prune_kernel"]
 
@@ -33,18 +33,17 @@ def prune_kernel(
     MASK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Prune all rows but those with a fault; a program takes each `num_programs`-th one.
+    """Prune all rows but those with a fault; a program takes every `num_programs`-th one.
 
-    With MASK bits are written in the place of weights.
+    With MASK bits are written instead of weights. A row with a fault keeps its weights: they may be
+    pruned in place, and a second launch needs them where float64 could not decide a count.
     """
     N: tl.constexpr = TILE // 8
     MASK_BYTES: tl.constexpr = (COLUMNS + 7) // 8
-    guess = tl.full([], 0, tl.int32)
     zero = tl.full([], 0, tl.int64)
-    if RULE == PER_ROW:
-        if tl.program_id(0) < rows:
-            first_ptr = w_ptr + tl.program_id(0).to(tl.int64) * row_stride
-            guess = guess_threshold(first_ptr, COLUMNS, KEY_MASK, MANTISSA, TILE)
+    guess = first_guess(
+        w_ptr, tl.program_id(0), rows, row_stride, RULE, COLUMNS, KEY_MASK, MANTISSA, TILE
+    )
     for number in range(tl.program_id(0), rows, tl.num_programs(0)):
         row = tl.cast(number, tl.int64)
         row_ptr = w_ptr + row * row_stride
@@ -64,7 +63,7 @@ def prune_kernel(
             SCALE,
             TILE,
         )
-        guess = cut
+        guess = cut  # rows of one matrix have thresholds that are near each other
         if k == 0:  # nothing stays: a threshold that no weight reaches
             cut = tl.full([], KEY_MASK, tl.int32)
         written = tl.where(fault == 0, COLUMNS, 0)

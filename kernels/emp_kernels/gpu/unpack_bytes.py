@@ -1,5 +1,9 @@
 """Packed records to rows of 16-bit weights whose values are bytes: four weights at a time.
 
+That is bf16 with its whole mantissa, the layout of most models: sign and 7 bits are a byte, and so
+is a code. `unpack_kernel` takes 32 bits of a register for each weight. Here all arithmetic is on
+words of four bytes, in such a way that no byte carries into the next one.
+
 Legend as in `emp_kernels.gpu.unpack_parts`. A word is four bytes, one for each of four columns: of
 a chunk, a is columns 0 to 3 and b columns 4 to 7.
 """
@@ -23,7 +27,10 @@ _OTHERS = tl.constexpr(0x7F7F7F7F)
 
 @triton.jit
 def _choose(low, high, selector):
-    """Four of eight bytes: those that the lowest four nibbles of a selector name, each below 8."""
+    """Four of eight bytes: those that the lowest four nibbles of a selector name, each below 8.
+
+    One instruction of the GPU, ``prmt``, for which Triton has no function.
+    """
     if _INTERPRETED:
         both = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
         chosen = low * 0
@@ -44,7 +51,10 @@ def _choose(low, high, selector):
 
 @triton.jit
 def _spread_out(bytes_N, before_N):
-    """Eight bytes in the order of the record, uint64, to the words a and b of their columns."""
+    """Move eight bytes, uint64 in the record's order, to the words a and b of their columns.
+
+    The sums of the mask, four bits a column, are just what `_choose` takes as a selector.
+    """
     low, high = bytes_N.to(tl.uint32), (bytes_N >> 32).to(tl.uint32)
     return _choose(low, high, before_N), _choose(low, high, before_N >> 16)
 
@@ -53,11 +63,12 @@ def _spread_out(bytes_N, before_N):
 def _digits(code, place, RADIX: tl.constexpr, DIGIT_BITS: tl.constexpr):
     """Digit t of each byte of a word to the base RADIX.
 
-    The place of powers of two is the digit's first bit. Of others it is ⌈2¹⁶ / radixᵗ⁺¹⌉. Two bytes
-    that lie 16 bits apart times this are, modulo 2¹⁶ each, the fractions of byte / radixᵗ⁺¹. The
-    upper one is too large by the whole part of the lower, and both by the rounding of the place and
-    what is added so that the shift to the right cannot make them too small: together less than the
-    2¹⁶ / radixᵗ⁺¹ that fractions are apart. Times RADIX, their whole part is the digit.
+    The place of powers of two is the digit's first bit. Of others it is ⌈2¹⁶ / radixᵗ⁺¹⌉, and the
+    division is a multiplication by it, of two bytes at a time: two bytes that lie 16 bits apart
+    times this are, modulo 2¹⁶ each, the fractions of byte / radixᵗ⁺¹. The upper one is too large by
+    the whole part of the lower, and both by the rounding of the place and what is added so that the
+    shift to the right cannot make them too small: together less than the 2¹⁶ / radixᵗ⁺¹ that
+    fractions are apart. Times RADIX, their whole part is the digit.
     """
     if DIGIT_BITS > 0:
         digits = (code >> place) & ((RADIX - 1) * _EACH)
@@ -83,7 +94,7 @@ def _first_bytes(count_N):
 
 @triton.jit
 def _weights(value, digits, keep, base, DROPPED: tl.constexpr):
-    """The lower and the upper bytes of four weights; no byte of a sum is larger than 255."""
+    """The lower and the upper bytes of four weights, in the record's order; no sum passes 255."""
     sums = (value & _OTHERS) + (base & 127) * _EACH
     exponents = digits + ((sums >> 7) & _EACH) + (base >> 7) * _EACH
     low = (sums & _OTHERS) | ((exponents << 7) & _SIGNS)
@@ -108,7 +119,10 @@ def _largest(value, digits, shown, base, DROPPED: tl.constexpr):
 
 @triton.jit
 def _marks(value, digits, keep, RADIX: tl.constexpr):
-    """The sign bits of bytes whose weights escape: they have the largest of all distances."""
+    """The topmost bit of each byte whose weight escapes: it has the largest of all distances.
+
+    `short` is 0 in those bytes alone: with 0x7F added, all others have their topmost bit set.
+    """
     short = ((value & _OTHERS) ^ _OTHERS) | (digits ^ ((RADIX - 1) * _EACH))
     return ((short + _OTHERS) & _SIGNS ^ _SIGNS) & keep
 
@@ -149,7 +163,7 @@ def unpack_bytes_row(
     named = k * 0
     marked = k * 0
     largest_N = tl.zeros([N], tl.uint32)
-    # from rank `turned` on, codes are digit `turn` of byte after byte, then the next digit of them
+    # from rank `turned` on, codes are digit `turn` of byte after byte, as in `unpack_kernel`
     code_bytes = (k + DIGITS - 1) // DIGITS if DIGITS else k
     turn = k * 0
     turned = k * 0
@@ -162,7 +176,8 @@ def unpack_bytes_row(
         before_N = sums_N << 4
 
         value_a, value_b = _spread_out(window(words, values_at, rank_N, some_N, ALIGN), before_N)
-        all_or_none_N = bits_N * 0 + 0xFF00  # two bytes, of which the bits are the numbers
+        # a mask of whole bytes: each bit of the mask chooses byte 0 (0x00) or byte 1 (0xFF) of this
+        all_or_none_N = bits_N * 0 + 0xFF00
         keep_a = _choose(all_or_none_N, all_or_none_N, bits_N)
         keep_b = _choose(all_or_none_N, all_or_none_N, bits_N >> 16)
         digits_a = bits_N * 0
@@ -227,6 +242,8 @@ def unpack_bytes_row(
             low_a, low_b = low_N.to(tl.uint32), (low_N >> 32).to(tl.uint32)
             high_a, high_b = high_N.to(tl.uint32), (high_N >> 32).to(tl.uint32)
 
+        # low and high bytes, four weights each, to words of two weights: the store then writes 16
+        # bytes of a row for each chunk
         first_N, second_N = bits_N * 0 + 0x5140, bits_N * 0 + 0x7362
         even_N2 = tl.join(_choose(low_a, high_a, first_N), _choose(low_b, high_b, first_N))
         odd_N2 = tl.join(_choose(low_a, high_a, second_N), _choose(low_b, high_b, second_N))

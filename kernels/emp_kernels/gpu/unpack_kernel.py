@@ -1,4 +1,8 @@
-"""Packed records to rows of weights, every claim of the record checked on the way.
+"""Packed records to rows of weights of any layout; all that a record says is checked on the way.
+
+A program unpacks a row, tile by tile. A weight's place in the record depends on how many are kept
+before it, which is a scan over the tile's mask. Nothing that a damaged record says makes a program
+read or write outside of its row and the payload.
 
 Legend as in `emp_kernels.gpu.unpack_parts`.
 """
@@ -21,7 +25,11 @@ __all__ = ["unpack_row"]
 
 @triton.jit
 def _before(sums, column):
-    """Of sums in four bits each, up to and with a column: eight times the one before it."""
+    """How many of a chunk are kept before a column, times eight.
+
+    `sums` has, four bits for each column, how many are kept up to and with it. Times eight, it is
+    the shift that moves the column's byte of eight to the front.
+    """
     shift = tl.maximum(column * 4 - 7, 0).to(tl.uint32)
     kept = tl.where(column == 0, 0, 0x78).to(tl.uint32)
     return tl.where(column == 1, sums << 3, sums >> shift) & kept
@@ -29,7 +37,7 @@ def _before(sums, column):
 
 @triton.jit
 def _integers(words, at, index, wanted, BITS: tl.constexpr, ALIGN: tl.constexpr):
-    """Integers of BITS bits and what follows them; anything where they are not wanted."""
+    """Integers of BITS bits, and in the bits above what follows; anything where not wanted."""
     word, bit = find_word(words, at, index, wanted, BITS, ALIGN)
     return (((load_word(word + 1, wanted) << 32) | load_word(word, wanted)) >> bit).to(tl.uint32)
 
@@ -69,13 +77,14 @@ def unpack_row(
 ):
     """Decode the record of the program's row; faults[row] is 0 if nothing contradicts its line."""
     N: tl.constexpr = TILE // 8
-    LIMIT: tl.constexpr = (RADIX << STORED) - 1  # the largest distance there can be
+    LIMIT: tl.constexpr = (RADIX << STORED) - 1  # the largest distance there can be: an escape's
     KEY_MASK: tl.constexpr = (1 << (BITS - 1)) - 1
     ITEM_BYTES: tl.constexpr = BITS // 8
     row = tl.program_id(0).to(tl.int64)
     k, escaped, base, mask_at, values_at, codes_at, escapes_at, masked, bad = read_line(
         payload, lines, row, columns, ALIGN
     )
+    # few rows of a sound model hold weights so large: the others need no look at each key
     reaches_infinity = base + LIMIT > (INFINITY >> DROPPED)
 
     chunk_N = tl.arange(0, N)
@@ -84,7 +93,8 @@ def unpack_row(
     named = k * 0
     marked = k * 0
     largest_N = tl.zeros([N], tl.uint32)
-    # from rank `turned` on, codes are digit `turn` of byte after byte, then the next digit of them
+    # From rank `turned` on, codes are digit `turn` of byte after byte. After the last byte, the
+    # next digit of the first one follows. Most tiles lie within one digit.
     code_bytes = (k + DIGITS - 1) // DIGITS if DIGITS else k
     turn = k * 0
     turned = k * 0
@@ -130,7 +140,8 @@ def unpack_row(
             largest_N = tl.maximum(largest_N, tl.max(in_window_8N, 0))
         weight_8N = tl.where(keep_8N, key_8N | ((value_8N >> STORED) << (BITS - 1)), 0)
 
-        # columns that go may show one, too: they were given what the next one that stays has
+        # A column that goes may look like an escape too: it was given what the next one that stays
+        # has. The bits of the mask sort these out, in the rare tiles that come here at all.
         if tl.max(tl.max(away_8N, 0), 0) == LIMIT:
             left_N = tl.sum(tl.where(away_8N == LIMIT, bit_8N & bits_N[None, :], 0), 0)
             count_N = ((left_N * 0x11111111) >> 28).to(tl.int32)

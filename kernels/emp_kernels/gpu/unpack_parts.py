@@ -1,7 +1,11 @@
-"""What the kernels that unpack have in common: where the parts of records lie, and reading them.
+"""What the kernels that unpack share: where the parts of records lie, and reading them.
+
+Records may start at any byte, but loads are of whole aligned words of four bytes, several of them
+shifted together where need be: a byte at a time they would take as many instructions each.
 
 Legend as in `emp_kernels.gpu`; a chunk is eight columns, one byte of the mask: N chunks a tile.
-A weight's rank j is how many of its row are kept before it: it tells where its parts lie.
+A weight's rank j is how many of its row are kept before it: its parts lie at place j of their
+sections.
 """
 
 import triton
@@ -19,12 +23,16 @@ __all__ = [
 ]
 
 LINE = tl.constexpr(7)
-"""Numbers of a row that a kernel takes: kept, escaped, base, and where its sections start."""
+"""int64 numbers that a kernel takes for each row: kept, escaped, base, and where its four sections
+start."""
 
 
 @triton.jit
 def _spread(byte):
-    """The bits of a byte, each in four bits of a uint32 of its own."""
+    """The bits of a byte, each in the lowest of four bits of a uint32.
+
+    So that a multiplication by 0x11111111 adds them up, with all partial sums in four bits each.
+    """
     bits = (byte | (byte << 12)) & 0x000F000F
     bits = (bits | (bits << 6)) & 0x03030303
     return (bits | (bits << 3)) & 0x11111111
@@ -35,8 +43,8 @@ def find_word(words, at, index, wanted, BITS: tl.constexpr, ALIGN: tl.constexpr)
     """Addresses of words, and the bits in them where integers of BITS bits begin.
 
     Args:
-        words: Pointer to all.
-        at: Where the integers begin, a byte and a multiple of ALIGN.
+        words: Pointer to the payload as words, int32.
+        at: Byte of the payload where the integers begin, a multiple of ALIGN.
         index: Which integers.
     """
     skipped = (at & 3).to(tl.int32) if ALIGN % 4 else 0
@@ -69,7 +77,7 @@ def window(words, at, index, wanted, ALIGN: tl.constexpr):
 
 @triton.jit
 def next_place(place, RADIX: tl.constexpr, DIGIT_BITS: tl.constexpr):
-    """The place of the digit above the one whose place this is."""
+    """The place of the next digit, given that of one; see `_digit` and `_digits`."""
     return place + DIGIT_BITS if DIGIT_BITS > 0 else (place + (RADIX - 1)) // RADIX
 
 
@@ -85,11 +93,11 @@ def load_escapes(payload, at, rank, wanted, ITEM_BYTES: tl.constexpr):
 
 @triton.jit
 def read_line(payload, lines, row, columns, ALIGN: tl.constexpr):
-    """A row's line, and what its mask alone tells.
+    """Read a row's line, and check the end of its mask.
 
     Returns:
         (weights kept, escapes, window base, where mask, values, codes and escapes begin, how many
-        columns the mask tells of, whether it names some past the last one).
+        columns the mask has bits for: all or none, whether it names some past the last one).
     """
     line = lines + row * LINE
     k = tl.load(line).to(tl.int32)
@@ -107,20 +115,21 @@ def read_line(payload, lines, row, columns, ALIGN: tl.constexpr):
 
 @triton.jit
 def read_bits(mask_ptr, start, k, masked, columns, named, N: tl.constexpr):
-    """A tile's mask: of each chunk of eight columns, a bit in every fourth for each kept one.
+    """Read a tile's mask: of each chunk of eight columns, a bit in every fourth for each kept one.
 
     Args:
         mask_ptr: The mask.
         start: The tile's first column.
         k: Weights kept in the row.
-        masked: Columns that the mask tells of.
+        masked: Columns that the mask has bits for.
         columns: Columns of the row.
         named: Columns that it has named before the tile.
         N: Chunks of a tile.
 
     Returns:
-        (bits [N], none once more than k are named; in each four bits, how many of the chunk are
-        kept up to there, [N]; rank of each chunk's first, [N]; columns named up to its end).
+        (bits [N], none once more than k are named, so that a damaged mask makes nothing be read
+        past the record; in each four bits, how many of the chunk are kept up to there, [N]; rank of
+        each chunk's first weight, [N]; columns named up to the tile's end).
     """
     at_N = start // 8 + tl.arange(0, N)
     byte_N = tl.load(mask_ptr + at_N, mask=at_N * 8 < masked, other=0).to(tl.uint32)
