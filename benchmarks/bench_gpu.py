@@ -17,13 +17,12 @@ to see that it does: times mean nothing then.
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-try:
-    import triton  # noqa: F401 (what follows needs it)
-except ImportError:
-    raise SystemExit("the kernels for GPUs need Triton: pip install triton") from None
+if find_spec("triton") is None:  # which the imports below need
+    raise SystemExit("the kernels for GPUs need Triton: pip install triton")
 
 import torch
 from common import DTYPES, say, spread, write_json

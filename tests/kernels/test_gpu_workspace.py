@@ -1,4 +1,4 @@
-"""Memory and streams of threads that work on GPUs, told from what they ask of torch."""
+"""Memory and streams of threads that work on GPUs, seen in what they ask of torch."""
 
 import threading
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 """Stands for a GPU."""
 
 
-def test_after_an_error_the_stream_is_waited_for_and_the_error_is_told(
+def test_after_an_error_the_stream_is_waited_for_and_the_error_is_raised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.device", nullcontext)
@@ -38,7 +38,7 @@ def test_what_is_not_pinned_goes_to_a_gpu_through_memory_that_is(
     """So that what is only there for the call may go while the copy is under way."""
     workspace = DeviceWorkspace(CPU)
     array = np.arange(5)
-    read = array if pinned else workspace.take("numbers on its way", 40)
+    read = array if pinned else workspace.take("numbers to upload", 40)
     workspace._stream = object()  # stands for that of a GPU
     monkeypatch.setattr("torch.Tensor.is_pinned", lambda _: pinned)
     copied: list[int] = []

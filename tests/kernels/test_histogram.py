@@ -198,3 +198,24 @@ def test_a_native_threshold_parts_weights_as_the_float32_one_does(number_format,
     below, above = to_floats(around, number_format).tolist()
     assert below <= magnitude < above
     assert same == (below == magnitude)
+
+
+@formats
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernels_count_as_the_reference_does(number_format, kind):
+    weights = make_rows(kind, number_format, (3, 45))
+    found, expected = (
+        BlockHistogram(weights, number_format, impl=impl) for impl in ("scalar", "reference")
+    )
+    for name in ("counts", "low_sums", "low_squares"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    key = int(weights[1, 1] & number_format.key_mask)
+    found, expected = (
+        count_equal(weights, number_format, key, impl=impl) for impl in ("scalar", "reference")
+    )
+    assert found == expected >= 1
+    if number_format is F32:
+        found, expected = (
+            count_low_parts(weights, key >> 16, impl=impl) for impl in ("scalar", "reference")
+        )
+        np.testing.assert_array_equal(found, expected)
