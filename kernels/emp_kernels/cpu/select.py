@@ -1,8 +1,9 @@
 """Steps over one row of weights: its sums, its k-th largest key, and the weights that are kept.
 
 The threshold is searched for by counting, not by sorting or by a heap: to count how many keys reach
-a probe is one vectorized pass over a row in the cache, 32 weights of 16 bits an instruction. Rows of
-bf16 that are like each other take about four passes, those of float32, with its longer keys, 35.
+a probe is one vectorized pass over a row in the cache, 32 weights of 16 bits an instruction. If its
+rows are alike, a block of bf16 takes about four passes a row, one of float32, with its longer keys,
+about 35.
 
 Legend: w_C are the bit patterns of a row of C weights (uint16 or uint32); a key is a pattern
 without its sign bit, and orders as the magnitudes do (see `emp_kernels.numbers`); kept_K are the
