@@ -18,8 +18,8 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard, read_shard
 from emp_llm.errors import CheckpointError, FormatError, OptionError
 from emp_llm.integration.configs import EmpConfig, PackedConfig
+from emp_llm.integration.packing import PackedBefore
 from emp_llm.integration.saving import (
-    PackedBefore,
     PackingConverter,
     PackingPlainWeights,
     Record,

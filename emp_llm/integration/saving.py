@@ -2,22 +2,14 @@
 
 `save_pretrained` turns a model's parameters into the checkpoint's tensors by the reverse of the
 conversions that it was loaded with. Those here do the same, then pack the tensors that were pruned
-or packed when they were loaded. A tensor's planes share one buffer: transformers puts tensors that
-share memory into one shard.
+or packed when they were loaded.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from emp_kernels.dispatch import pack_rows
-from emp_kernels.errors import NonFiniteRowError
-from emp_kernels.layout import RowLayout
-from emp_kernels.rows import Bytes, PackedRows, Patterns, Table, Threshold, Workspace
 from transformers import PreTrainedModel
 from transformers.core_model_loading import (
     WeightConverter,
@@ -25,20 +17,15 @@ from transformers.core_model_loading import (
     WeightTransform,
 )
 
-from emp_llm.errors import OptionError, OutputError
-from emp_llm.integration.tensor_readers import NUMBER_FORMATS, DenseWeights
+from emp_llm.errors import OptionError
+from emp_llm.integration.packing import PackedBefore, pack_tensor
+from emp_llm.integration.tensor_readers import NUMBER_FORMATS
 from emp_llm.integration.weight_feed import ANYTHING, AsItIs, copy_slots
-from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
-from emp_llm.tensors.geometry import Geometry, RowBlock
-from emp_llm.tensors.layout_choice import choose_layout, packed_bytes, sample_rows
-from emp_llm.tensors.packed import PackedTensor, padding
-from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 
 if TYPE_CHECKING:
     from transformers.utils.loading_report import LoadStateDictInfo
 
 __all__ = [
-    "PackedBefore",
     "PackingConverter",
     "PackingPlainWeights",
     "Record",
@@ -48,22 +35,6 @@ __all__ = [
     "saved_as_in_memory",
     "set_conversions",
 ]
-
-_WORSE: Final = 1.01
-"""The layout from before is kept if a sample packed in it is at most this times the best size."""
-
-
-@dataclass(frozen=True)
-class PackedBefore:
-    """How a tensor of the checkpoint was packed, or how it lies if it was pruned on loading.
-
-    Attributes:
-        transposed: Whether its rows run along the last dimension but one.
-        layout: Its layout; None if it was not packed.
-    """
-
-    transposed: bool
-    layout: RowLayout | None = None
 
 
 class Record:
@@ -178,7 +149,7 @@ class _Packing(WeightConverter):
             if before is None or tensor.dtype not in NUMBER_FORMATS:
                 result[name] = tensor
             else:
-                result.update(_pack(name, tensor, before))
+                result.update(pack_tensor(name, tensor, before))
         return result
 
 
@@ -295,88 +266,3 @@ def _renaming(conversions: Sequence[WeightTransform]) -> Callable[[str], str]:
         return name
 
     return rename
-
-
-def _pack(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[str, torch.Tensor]:
-    """Pack a tensor, in its layout from before if that is still a good one; planes by name."""
-    geometry = Geometry(
-        number_format=NUMBER_FORMATS[tensor.dtype],
-        shape=tuple(tensor.shape),
-        transposed=before.transposed,
-    )
-    weights = DenseWeights(tensor.detach().cpu().contiguous(), geometry)
-    try:
-        layout = _layout(weights, before.layout)
-        tables, records = _pack_blocks(weights, layout)
-    except NonFiniteRowError as error:
-        raise OutputError(
-            f"{name!r} holds NaN or infinity, which are not packed: call emp_llm.densify(model) "
-            "first to save the model as it is"
-        ) from error
-    return _planes(name, PackedTensor(geometry, layout), tables, records)
-
-
-def _layout(weights: DenseWeights, before: RowLayout | None) -> RowLayout:
-    """The layout from before, or the best one if training has changed the weights too much."""
-    geometry = weights.geometry
-    workspace = Workspace()
-    sample = sample_rows(geometry, lambda block: weights.rows(block, workspace))
-    rule = _what_is_there(sample, geometry)
-    best = choose_layout(sample, geometry, rule)
-    if before is None or before.number_format is not best.number_format:
-        return best
-    sizes = [packed_bytes(sample, layout, rule) for layout in (before, best)]
-    return before if sizes[0] <= sizes[1] * _WORSE else best
-
-
-def _what_is_there(rows: Patterns, geometry: Geometry) -> Threshold:
-    """The rule that keeps every weight but +0.0.
-
-    -0.0 has the same magnitude, and ties are kept from the first on; so if there is a -0.0, all
-    zeros up to the last one are kept, +0.0 too.
-    """
-    key_mask = geometry.number_format.key_mask
-    negative = np.flatnonzero(rows.reshape(-1) == rows.dtype.type(key_mask + 1))
-    if not negative.size:
-        return Threshold(0, 0)
-    zeros = rows.reshape(-1)[: negative[-1] + 1] & rows.dtype.type(key_mask) == 0
-    return Threshold(0, int(np.count_nonzero(zeros)))
-
-
-def _pack_blocks(weights: DenseWeights, layout: RowLayout) -> tuple[list[Table], list[Bytes]]:
-    geometry = weights.geometry
-    tables: list[Table] = []
-    records: list[Bytes] = []
-
-    def compute(block: RowBlock, workspace: Workspace) -> PackedRows:
-        rows = weights.rows(block, workspace)
-        return pack_rows(rows, layout, _what_is_there(rows, geometry), workspace=workspace)
-
-    def settle(packed: PackedRows) -> None:
-        tables.append(packed.table)
-        records.append(packed.payload.copy())
-
-    pieces = (
-        Piece(geometry.block_bytes(block), partial(compute, block), settle)
-        for block in geometry.row_blocks()
-    )
-    run_pieces(pieces, threads=thread_count(None))
-    return tables, records
-
-
-def _planes(
-    name: str, packed: PackedTensor, tables: list[Table], records: list[Bytes]
-) -> dict[str, torch.Tensor]:
-    """The planes, in one buffer."""
-    used = sum(part.size for part in records)
-    table, meta = packed.encode_table(np.concatenate(tables)), packed.encode_meta()
-    ends = np.cumsum([used + len(padding(used)), len(table), len(meta)])
-    tail = np.frombuffer(padding(used) + table + meta, np.uint8)
-    buffer = torch.empty(int(ends[-1]), dtype=torch.uint8)
-    np.concatenate([*records, tail], out=buffer.numpy())
-    first, second, _ = ends.tolist()
-    return {
-        name: buffer[:first],
-        name + ROWS_SUFFIX: buffer[first:second],
-        name + META_SUFFIX: buffer[second:].view(torch.int64),
-    }

@@ -12,7 +12,8 @@ from transformers import TrainerCallback, TrainerState
 
 from emp_llm.errors import CheckpointError
 from emp_llm.integration.saving import saved_as_in_memory
-from emp_llm.integration.zeros import Mask, find_pruned, recorded, take_masks
+from emp_llm.integration.zero_mask import Mask
+from emp_llm.integration.zeros import find_pruned, recorded, take_masks
 
 __all__ = ["KeepSparsity", "SparsityHold"]
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
 from emp_llm import OptionError, SparsityHold
-from emp_llm.integration.zeros import Mask
+from emp_llm.integration.zero_mask import Mask
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 LEAVES = ("gate", "up", "down")

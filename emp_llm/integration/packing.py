@@ -1,0 +1,139 @@
+"""A tensor in memory, packed into planes that share one buffer.
+
+transformers puts tensors that share memory into the same shard, where a reader looks for all planes
+of a tensor.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+import torch
+from emp_kernels.dispatch import pack_rows
+from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.layout import RowLayout
+from emp_kernels.rows import Bytes, PackedRows, Patterns, Table, Threshold, Workspace
+
+from emp_llm.errors import OutputError
+from emp_llm.integration.tensor_readers import NUMBER_FORMATS, DenseWeights
+from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
+from emp_llm.tensors.geometry import Geometry, RowBlock
+from emp_llm.tensors.layout_choice import choose_layout, packed_bytes, sample_rows
+from emp_llm.tensors.packed import PackedTensor, padding
+from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
+
+__all__ = ["PackedBefore", "pack_tensor"]
+
+_WORSE: Final = 1.01
+"""The layout from before is kept if a sample packed in it is at most this times the best size."""
+
+
+@dataclass(frozen=True)
+class PackedBefore:
+    """How a tensor of the checkpoint was packed, or how it lies if it was pruned on loading.
+
+    Attributes:
+        transposed: Whether its rows run along the last dimension but one.
+        layout: Its layout; None if it was not packed.
+    """
+
+    transposed: bool
+    layout: RowLayout | None = None
+
+
+def pack_tensor(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[str, torch.Tensor]:
+    """Pack a tensor, in its layout from before if that is still a good one.
+
+    Args:
+        name: The tensor's name in the checkpoint.
+        tensor: Of a dtype in `NUMBER_FORMATS`, on any device; it is not changed.
+        before: How it was packed when it was loaded, or how it lies.
+
+    Returns:
+        The planes by name: records and row table uint8 [bytes], meta int64 [numbers].
+
+    Raises:
+        OutputError: If it holds NaN or infinity.
+    """
+    geometry = Geometry(
+        number_format=NUMBER_FORMATS[tensor.dtype],
+        shape=tuple(tensor.shape),
+        transposed=before.transposed,
+    )
+    weights = DenseWeights(tensor.detach().cpu().contiguous(), geometry)
+    try:
+        layout = _layout(weights, before.layout)
+        tables, records = _pack_blocks(weights, layout)
+    except NonFiniteRowError as error:
+        raise OutputError(
+            f"{name!r} holds NaN or infinity, which are not packed: call emp_llm.densify(model) "
+            "first to save the model as it is"
+        ) from error
+    return _planes(name, PackedTensor(geometry, layout), tables, records)
+
+
+def _layout(weights: DenseWeights, before: RowLayout | None) -> RowLayout:
+    """The layout from before, or the best one if training has changed the weights too much."""
+    geometry = weights.geometry
+    workspace = Workspace()
+    sample = sample_rows(geometry, lambda block: weights.rows(block, workspace))
+    rule = _what_is_there(sample, geometry)
+    best = choose_layout(sample, geometry, rule)
+    if before is None or before.number_format is not best.number_format:
+        return best
+    sizes = [packed_bytes(sample, layout, rule) for layout in (before, best)]
+    return before if sizes[0] <= sizes[1] * _WORSE else best
+
+
+def _what_is_there(rows: Patterns, geometry: Geometry) -> Threshold:
+    """The rule that keeps every weight but +0.0.
+
+    -0.0 has the same magnitude, and ties are kept from the first on; so if there is a -0.0, all
+    zeros up to the last one are kept, +0.0 too.
+    """
+    key_mask = geometry.number_format.key_mask
+    negative = np.flatnonzero(rows.reshape(-1) == rows.dtype.type(key_mask + 1))
+    if not negative.size:
+        return Threshold(0, 0)
+    zeros = rows.reshape(-1)[: negative[-1] + 1] & rows.dtype.type(key_mask) == 0
+    return Threshold(0, int(np.count_nonzero(zeros)))
+
+
+def _pack_blocks(weights: DenseWeights, layout: RowLayout) -> tuple[list[Table], list[Bytes]]:
+    geometry = weights.geometry
+    tables: list[Table] = []
+    records: list[Bytes] = []
+
+    def compute(block: RowBlock, workspace: Workspace) -> PackedRows:
+        rows = weights.rows(block, workspace)
+        return pack_rows(rows, layout, _what_is_there(rows, geometry), workspace=workspace)
+
+    def settle(packed: PackedRows) -> None:
+        tables.append(packed.table)
+        records.append(packed.payload.copy())
+
+    pieces = (
+        Piece(geometry.block_bytes(block), partial(compute, block), settle)
+        for block in geometry.row_blocks()
+    )
+    run_pieces(pieces, threads=thread_count(None))
+    return tables, records
+
+
+def _planes(
+    name: str, packed: PackedTensor, tables: list[Table], records: list[Bytes]
+) -> dict[str, torch.Tensor]:
+    """The planes, in one buffer."""
+    used = sum(part.size for part in records)
+    table, meta = packed.encode_table(np.concatenate(tables)), packed.encode_meta()
+    ends = np.cumsum([used + len(padding(used)), len(table), len(meta)])
+    tail = np.frombuffer(padding(used) + table + meta, np.uint8)
+    buffer = torch.empty(int(ends[-1]), dtype=torch.uint8)
+    np.concatenate([*records, tail], out=buffer.numpy())
+    first, second, _ = ends.tolist()
+    return {
+        name: buffer[:first],
+        name + ROWS_SUFFIX: buffer[first:second],
+        name + META_SUFFIX: buffer[second:].view(torch.int64),
+    }
