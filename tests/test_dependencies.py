@@ -15,6 +15,7 @@ from emp_llm.checkpoint.meta_llama.tokenizer import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (ROOT / "emp_llm", ROOT / "kernels" / "emp_kernels", ROOT / "cli" / "emp_cli")
+BY_NAME = ("import_module", "need")
 OURS = {"emp_llm", "emp_kernels", "emp_cli"}
 
 
@@ -24,15 +25,14 @@ def normalized(name: str) -> str:
 
 
 def imported_modules(path: Path) -> Iterator[str]:
-    """Every module that a file imports, wherever in it, and those it imports by `need`."""
+    """Every module that a file imports, wherever in it, by a statement or by its name."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             yield str(node.module)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "need":
-            assert isinstance(node.args[0], ast.Constant), path
-            yield str(node.args[0].value)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) in BY_NAME:
+            yield from (str(name.value) for name in node.args if isinstance(name, ast.Constant))
 
 
 @cache
