@@ -29,8 +29,8 @@ def test_interpreted_it_runs_to_its_end_and_writes_no_result(monkeypatch, tmp_pa
     out = tmp_path / "gpu.json"
     run(monkeypatch, "--quick", "--dtypes", "bf16", "fp32", "--json", str(out))
     printed = capsys.readouterr().out
-    for told in ("bf16 1×40", "fp32 2×1×24", "packed on the device", "from host to host"):
-        assert told in printed
+    for shown in ("bf16 1×40", "fp32 2×1×24", "packed on the device", "from host to host"):
+        assert shown in printed
     assert max(map(len, printed.splitlines())) <= 80
     assert printed.splitlines()[-1].startswith("Triton interpreted the kernels: no time here")
     assert not out.exists()
@@ -73,7 +73,7 @@ def test_a_kernel_that_is_wrong_is_not_timed(kernel, made_wrong, monkeypatch):
 
 
 @interpreter
-def test_times_are_told_as_copies_of_as_many_bytes():
+def test_times_are_given_as_copies_of_as_many_bytes():
     copy = gpu_kernels.Timed(10**9, 2 * 10**9, [1.0, 0.5, 0.25])  # median 4 GB/s moved
     timed = gpu_kernels.Timed(10**9, 10**9, [0.5])
     assert (copy.rate, timed.rate) == (2.0, 2.0)

@@ -69,8 +69,8 @@ def test_no_kernel_spills_registers(compiled: list[Compiled]) -> None:
     assert [one for one in binaries if one.usage["spills"]] == []
 
 
-def test_what_other_rows_tell_is_read_anew_each_time(compiled: list[Compiled]) -> None:
-    """Or a program that waits for it would wait for ever."""
+def test_what_other_rows_publish_is_read_anew_each_time(compiled: list[Compiled]) -> None:
+    """Otherwise a program that waits for it would wait for ever."""
     packs = [one for one in compiled if one.kernel == "pack_kernel"]
     writing = [one for one in packs if one.constants["EMIT"] == "True"]
     assert len(writing) == 6
@@ -78,8 +78,8 @@ def test_what_other_rows_tell_is_read_anew_each_time(compiled: list[Compiled]) -
         assert "ld.volatile.global.b64" in one.loads
 
 
-def test_what_other_rows_tell_is_read_by_one_thread_each(compiled: list[Compiled]) -> None:
-    """Two that read the same would not read the same: see `begin_record`."""
+def test_what_other_rows_publish_is_read_by_one_thread_each(compiled: list[Compiled]) -> None:
+    """Two threads could read two states of one row: see `emp_kernels.gpu.look_back`."""
     packs = [one for one in compiled if one.kernel == "pack_kernel"]
     assert {one.warps for one in packs} == {1, 8}
     assert [one for one in packs if int(one.constants["LOOK_BACK"]) < 32 * one.warps] == []

@@ -15,7 +15,7 @@ from emp_kernels.gpu_devices import find_devices
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.histogram import BlockHistogram, count_equal
 from emp_kernels.histogram import count_low_parts as count_block_low_parts
-from emp_kernels.numbers import BF16, F16, F32
+from emp_kernels.numbers import BF16, F16, F32, tensor_of_patterns
 from support.checkpoints import (
     F,
     H,
@@ -52,8 +52,7 @@ def workspace():
 
 def on_device(bits, workspace):
     """Bit patterns as a tensor of the workspace's device, in memory of their own."""
-    signed = bits.view(f"i{bits.itemsize}")
-    return torch.from_numpy(signed.copy()).to(workspace.device)
+    return tensor_of_patterns(bits.copy()).to(workspace.device)
 
 
 def keys_of(bits, number_format):

@@ -199,7 +199,7 @@ def test_the_backend_gives_what_was_packed_in_place_or_anew():
 
 
 @interpreter
-def test_the_first_of_several_damaged_rows_is_told_with_its_first_fault():
+def test_the_first_of_several_damaged_rows_is_named_with_its_first_fault():
     layout = RowLayout(number_format=BF16, columns=9, radix=1)
     weights = make_rows("all equal", BF16, (4, 9))
     keep = kept_at_random(weights.shape, 0.6)
@@ -216,7 +216,7 @@ def test_the_first_of_several_damaged_rows_is_told_with_its_first_fault():
 
 
 @interpreter
-def test_a_payload_shorter_than_the_table_tells_is_not_read():
+def test_a_payload_shorter_than_the_table_says_is_not_read():
     layout = RowLayout(number_format=BF16, columns=64)
     workspace = DeviceWorkspace(find_devices()[0])
     out = poisoned((1, 64), layout, workspace.device)

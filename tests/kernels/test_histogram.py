@@ -92,7 +92,7 @@ def test_any_rank_in_any_mixture_is_found(parts, seed, data):
     assert kth_key(histogram_of(blocks), blocks, k) == float32_key(descending[k - 1])
 
 
-def test_float32_weights_of_one_bin_are_told_apart_by_their_low_parts():
+def test_float32_weights_of_one_bin_are_distinguished_by_their_low_parts():
     # 1 + n · 2**-23 for n = 0, 7, 7, 65535 share the upper 16 bits
     weights = np.array([[0x3F800000, 0xBF800007], [0x3F800007, 0x3F80FFFF]], np.uint32)
     histogram = histogram_of([(weights, F32)])

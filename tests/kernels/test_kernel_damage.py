@@ -106,7 +106,7 @@ def test_the_largest_possible_table_line_is_accepted():
 @impls
 @formats
 @pytest.mark.parametrize("change", [-1, 1])
-def test_a_payload_of_another_length_than_the_table_tells_is_refused(number_format, change, impl):
+def test_a_payload_of_another_length_than_the_table_says_is_refused(number_format, change, impl):
     payload, table, layout, _ = packed_block(number_format)
     other = np.concatenate([payload, np.zeros(1, np.uint8)])[: payload.size + change].copy()
     error = refusal(other, table, layout, impl)
@@ -147,7 +147,7 @@ def test_a_key_past_the_last_one_is_refused(dropped_bits, base, value, impl):
 
 @st.composite
 def random_blocks(draw):
-    """A layout, a table and as many random bytes as it tells of."""
+    """A layout, a table and as many random bytes as it says."""
     number_format = draw(st.sampled_from(NUMBER_FORMATS))
     layout = RowLayout(
         number_format=number_format,

@@ -182,7 +182,7 @@ def test_more_weights_than_16_bits_count_may_be_equal_and_escape(impl):
 
 @formats
 @pytest.mark.parametrize("ties", [0, 1, 5, 10**9])
-def test_a_threshold_keeps_as_many_ties_as_it_is_told_in_row_major_order(number_format, ties):
+def test_a_threshold_keeps_as_many_ties_as_it_says_in_row_major_order(number_format, ties):
     weights = make_rows("ties", number_format, (3, 45))
     key = int(to_bits(np.array([1.0]), number_format)[0])
     layout = RowLayout(number_format=number_format, columns=45)
@@ -254,7 +254,7 @@ def test_the_sums_of_any_row_are_right_to_float64(number_format, impl):
 
 @impls
 @formats
-def test_measuring_tells_the_table_of_packing_without_a_payload(number_format, impl):
+def test_measuring_returns_the_table_of_packing_without_a_payload(number_format, impl):
     weights = make_rows("heavy tailed", number_format, (3, 65))
     layout = RowLayout(number_format=number_format, columns=65, radix=2)
     packed = pack_rows(weights, layout, PerRow(1.0), impl=impl)
@@ -278,7 +278,7 @@ def test_pruning_in_place_gives_what_pruning_to_the_side_gives(number_format, im
 
 
 def doubtful_betas(values, m):
-    """Floats around m / (SLACK · N_eff), where float64 sums cannot tell m − 1 from m."""
+    """Floats around m / (SLACK · N_eff), where float64 sums cannot distinguish m − 1 from m."""
     exact = [Fraction(v) for v in values.tolist()]
     n_eff = sum(exact) ** 2 / sum(v * v for v in exact)
     beta = float(m / (Fraction(SLACK) * n_eff))
