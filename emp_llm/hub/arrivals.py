@@ -1,4 +1,4 @@
-"""Shards that arrive from the Hub one after the other, while those before them are worked on."""
+"""Shards that are downloaded one after the other while those before them are in use."""
 
 import sys
 import threading
@@ -18,21 +18,21 @@ from emp_llm.hub.repository import IN_WORK, Repository
 __all__ = ["Arrivals"]
 
 _PATIENCE = 0.5
-"""Seconds that a download gets to end by itself once it is not wanted any more."""
+"""Seconds to wait for a download to end by itself once it is not needed any more."""
 
 
 class Arrivals(OpenFiles):
-    """Files of shards, some of which are still to be fetched.
+    """Files of shards, some of which are still to be downloaded.
 
-    A thread fetches them in their order, from when the first file is asked for. Leaving the
-    ``with`` block stops it; what it has fetched stays in the cache.
+    A thread downloads them in their order, once the first file is asked for. Leaving the ``with``
+    block stops it; what it has downloaded stays in the cache.
 
     Args:
-        repository: Where from.
-        shards: The shards, in the order in which they are worked on.
-        missing: Names of the files that are to be fetched for them.
-        discard: Whether what was fetched is deleted when it is done with. No more than `IN_WORK`
-            of these shards are then on disk at once.
+        repository: The repository to download from.
+        shards: The shards, in the order in which they are used.
+        missing: Names of their files that are to be downloaded.
+        discard: Whether downloaded files are deleted after use. Then no more than `IN_WORK` of
+            these shards are on disk at once.
     """
 
     def __init__(
@@ -69,11 +69,12 @@ class Arrivals(OpenFiles):
         super().__exit__(*error)
 
     def file(self, shard: Shard) -> SourceFile:
-        """A shard's file; waits until it is there.
+        """The file of a shard, after waiting until it is downloaded.
 
         Raises:
-            HubError: If a file could not be fetched.
+            HubError: If any file could not be downloaded.
             CheckpointError: If it cannot be opened.
+            DownloadStoppedError: If the downloads were stopped.
         """
         with self._changed:
             if self._thread is None:
@@ -89,7 +90,7 @@ class Arrivals(OpenFiles):
         return super().file(shard)
 
     def done(self, shard: Shard) -> None:
-        """No more is to be read of a shard: close its file, and delete it if that was asked for.
+        """Close the file of a shard, of which no more will be read; delete it if asked for.
 
         Raises:
             HubError: If it cannot be deleted.
@@ -104,7 +105,7 @@ class Arrivals(OpenFiles):
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Stop fetching, and let nobody wait any longer."""
+        """Stop the downloads, and end all waiting for them."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -119,7 +120,7 @@ class Arrivals(OpenFiles):
                     self._in_work.add(shard.path)
                 for part in shard.parts:
                     self._fetch_part(part)
-        except BaseException as failure:  # file raises it again
+        except BaseException as failure:  # file() raises it again, in the thread that waits
             with self._changed:
                 self._failure = failure
                 self._changed.notify_all()
@@ -138,12 +139,13 @@ class Arrivals(OpenFiles):
 
 
 def _remove_unfinished(blobs: Path) -> None:
-    """Remove the unfinished file of a download that hangs in the network, in this process.
+    """Remove the unfinished file of a download that does not end because the network hangs.
 
-    If the process ends now, nobody else does.
+    Otherwise it would stay in the cache once this process has ended. The files that this process
+    has open show which one it is.
     """
     for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # it is closed meanwhile, or what it leads to is gone
+        with suppress(OSError):  # closed or removed meanwhile
             path = descriptor.readlink()
             if path.suffix == ".incomplete" and path.parent == blobs.resolve():
                 path.unlink()

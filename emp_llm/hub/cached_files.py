@@ -1,4 +1,4 @@
-"""Files in the Hub's cache that are deleted once they are done with."""
+"""Files in the Hub's cache that are deleted after use."""
 
 from pathlib import Path
 
@@ -22,12 +22,12 @@ def discard_file(path: Path) -> None:
             blob.unlink()
     except OSError as error:
         raise HubError(
-            f"{path}: cannot be deleted: {error.strerror}; leave out --discard-source"
+            f"{path}: cannot be deleted: {error.strerror}; leave --discard-source out"
         ) from error
 
 
 def _discard_shared(blob: Path) -> None:
-    """Delete a link into the store that all of the cache shares, and what only it leads to."""
+    """Delete a link into the store of all repositories, and its file unless another uses it."""
     from huggingface_hub import DeleteCacheStrategy, constants
 
     nothing: frozenset[Path] = frozenset()

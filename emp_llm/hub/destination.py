@@ -1,4 +1,4 @@
-"""Where an upload goes: a repository of the Hub, made if it is not there, and a branch of it."""
+"""Where an upload goes: a repository on the Hub and a branch, created if they are not there."""
 
 import re
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Destination:
 
     Attributes:
         repo_id: The repository, with its owner.
-        revision: The branch; None for the default one.
-        create_pr: Whether a pull request is made instead of a commit.
-        branch_made: Whether the branch was not there before.
+        revision: The branch; None for the default branch.
+        create_pr: Whether a pull request is opened instead of a commit made.
+        branch_made: Whether the branch was created just now.
     """
 
     repo_id: str
@@ -44,20 +44,21 @@ def open_destination(
     token: str | bool | None = None,
     again: str = "run the command again",
 ) -> Destination:
-    """Make sure that there is a repository to write to, with a token that is accepted.
+    """Make sure that there is a repository that the token may write to.
 
     Args:
-        repo_id: Its name, ``user/name``; ``name`` alone is the token's owner's.
-        private: Whether it is made private, if it is made; None takes its owner's default.
-        revision: A branch; it is made from the default one if it is not there.
-        create_pr: Whether a pull request will be made; then the repository must be there.
-        token: Access token; None takes the one that is logged in.
-        again: What an error advises to do once its cause is gone.
+        repo_id: Its name, ``user/name``; ``name`` alone belongs to the token's owner.
+        private: Whether a repository that is created is private; None for its owner's default.
+        revision: A branch; it is created from the default branch if it is not there.
+        create_pr: Whether a pull request will be opened; then the repository must exist.
+        token: Access token; None for that of the login.
+        again: What to do once the cause is gone, for errors.
 
     Raises:
         OptionError: If `create_pr` is given together with a branch.
         HubError: If the name is impossible, there is no token, it is not accepted or may not
-            write, `revision` is no branch, or the repository is public and must be private.
+            write, `revision` is not a branch, or the repository exists and is public where a
+            private one is asked for.
     """
     _check_name(repo_id)
     if revision == _MAIN:
@@ -79,7 +80,7 @@ def open_destination(
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and api.repo_info(repo_id).private is False:
             raise HubError(
-                f"{repo_id} is there and public, and only a new repository can be made private: "
+                f"{repo_id} exists and is public; only a new repository can be created private: "
                 "give another name, change its settings, or leave --private out"
             )
         if revision is not None:
@@ -106,18 +107,18 @@ def _check_token(repo_id: str, token: str | bool | None) -> None:
 
 
 def _open_branch(api: "HfApi", repo_id: str, revision: str) -> bool:
-    """Make a branch if it is not there; returns whether it was made."""
+    """Create a branch if it is not there; returns whether it was created."""
     refs = api.list_repo_refs(repo_id)
     if revision in {branch.name for branch in refs.branches}:
         return False
-    if revision.startswith("refs/"):  # a pull request that is open
+    if revision.startswith("refs/"):  # an open pull request
         api.repo_info(repo_id, revision=revision)
         return False
     is_tag = revision in {tag.name for tag in refs.tags}
     if is_tag or _COMMIT.fullmatch(revision):
         raise HubError(
             f"{repo_id}: {revision!r} is a {'tag' if is_tag else 'commit'}, which cannot be "
-            "written to: give a branch, it is made if it is not there"
+            "written to: give a branch, it is created if it is not there"
         )
     api.create_branch(repo_id, branch=revision)
     return True

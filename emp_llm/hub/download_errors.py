@@ -1,4 +1,4 @@
-"""What the Hub, or the way to it, refused: in one line, with what to do."""
+"""Why a download from the Hub failed: one line that says what to do."""
 
 import errno
 import shutil
@@ -17,16 +17,16 @@ AGAIN = "run the command again, files that are complete are kept"
 
 
 class DownloadStoppedError(Exception):
-    """A download was told to stop."""
+    """A download has been stopped, because nobody needs it any more."""
 
 
 @contextmanager
 def explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Make what huggingface_hub raises a HubError.
+    """Raise a HubError in place of what huggingface_hub raises.
 
     Args:
-        repo_id: The repository that is asked for.
-        revision: The branch, tag or commit that is asked for.
+        repo_id: The repository that is downloaded from.
+        revision: The branch, tag or commit; None for the default branch.
     """
     try:
         yield
@@ -35,8 +35,8 @@ def explained(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def refusals(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
-    """What huggingface_hub raises where the Hub, or the way to it, refuses; and more."""
-    # RuntimeError: of hf_xet, and around what an upload's thread raises
+    """The classes of errors that huggingface_hub raises if a request fails, and more."""
+    # RuntimeError: raised by hf_xet, and around errors in a thread that uploads
     return (OSError, RuntimeError, connection_error(), *more)
 
 
@@ -49,8 +49,8 @@ def _explain(error: BaseException, name: str, revision: str | None) -> str:
     match error:
         case errors.OfflineModeIsEnabled():
             return (
-                f"{name} is not whole in the cache ({constants.HF_HUB_CACHE}), and "
-                "HF_HUB_OFFLINE forbids to fetch it: unset that, or give a local folder"
+                f"{name} is not complete in the cache ({constants.HF_HUB_CACHE}), and "
+                "HF_HUB_OFFLINE forbids to download it: unset that, or give a local folder"
             )
         case errors.GatedRepoError():
             return (
@@ -65,7 +65,7 @@ def _explain(error: BaseException, name: str, revision: str | None) -> str:
         case errors.RevisionNotFoundError():
             return f"{name} has no revision {revision!r}: choose one of {page}/tree/main"
         case errors.LocalTokenNotFoundError():
-            return f"{name} cannot be fetched without a token: run `hf auth login`"
+            return f"{name} cannot be downloaded without a token: run `hf auth login`"
         case errors.HfHubHTTPError():
             return f"{name}: {_explain_status(error.response.status_code)}"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
@@ -90,18 +90,18 @@ def _explain_status(status: int) -> str:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Refuse to begin what the disk of a folder of the cache has no room for.
+    """Refuse a download that the disk of the cache has no room for.
 
     Args:
-        folder: In the cache.
-        needed: Bytes that will be on its disk at once, over those that are there.
+        folder: A folder of the cache.
+        needed: Bytes that will be on its disk at once, beyond those that are there.
 
     Raises:
-        HubError: If fewer are left.
+        HubError: If fewer bytes are free.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise HubError(_no_room(folder, f"has {free:,} bytes left, {needed:,} are needed"))
+        raise HubError(_no_room(folder, f"has {free:,} bytes free, {needed:,} are needed"))
 
 
 def _no_room(where: object, state: str) -> str:

@@ -1,4 +1,4 @@
-"""How far a download is, learnt through the progress bar that huggingface_hub would draw."""
+"""How far a download is, by way of the progress bar that huggingface_hub would draw."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,21 +10,22 @@ if TYPE_CHECKING:
 
 __all__ = ["DownloadReport", "bar_class"]
 
-# The bars that count bytes; others count files, or what is on the wire, which may be compressed.
+# The bars that count bytes of files. Others count files, or bytes of transfers, which may be
+# compressed.
 _BYTE_BARS = {"snapshot_download", "http_get", "xet_get"}
-# The one whose updates may raise: those of others are called by threads of hf_xet.
+# The bar whose updates may raise an exception; the others are called by threads of hf_xet.
 _STOPPABLE_BAR = "http_get"
 
 
 class DownloadReport:
-    """Counts the bytes that downloads bring, and passes them on.
+    """Counts the bytes that downloads bring, and passes the numbers on.
 
     Args:
-        advance: Called with the bytes that have come.
-        stopped: Asked, as bytes come, whether to stop.
+        advance: Called with the number of bytes that have arrived since the last call.
+        stopped: Called as bytes arrive; returns whether the download is to stop.
 
     Attributes:
-        done: Bytes that came.
+        done: Bytes that have arrived.
         began: Whether any download has begun.
         stopped: As given.
     """
@@ -38,16 +39,16 @@ class DownloadReport:
         self._advance = advance
 
     def add(self, nbytes: int) -> None:
-        """Count bytes that have come."""
+        """Count bytes that have arrived."""
         self.done += nbytes
         self._advance(nbytes)
 
 
 def bar_class(report: DownloadReport) -> "type[tqdm]":
-    """A progress bar for huggingface_hub that draws nothing and counts in a report.
+    """The class of a progress bar that draws nothing and passes its updates on to a report.
 
-    huggingface_hub has no other way to learn how far a download is, or to end one: an update of
-    its bar raises DownloadStoppedError once the report's `stopped` says so.
+    huggingface_hub offers no other way to see how far a download is, or to end one. An update of
+    the bar raises DownloadStoppedError once `stopped` of the report returns True.
     """
     from huggingface_hub.utils.tqdm import tqdm
 

@@ -1,7 +1,7 @@
-"""What is used of huggingface_hub beyond the names that its types declare.
+"""Names of huggingface_hub that type checkers do not see, with types.
 
-It exports these names when they are asked for, without declaring them, and it brings the errors and
-answers of httpx2, of httpx before its release 2.0. Here they have types that hold for both.
+It exports them at run time only. Its errors and responses are httpx2's, and httpx's before its
+release 2.0; the types here hold for both.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ __all__ = ["Response", "abort_xet", "connection_error", "get_stream", "repo_id_f
 
 
 class Response(Protocol):
-    """An answer, of which the body is still to be read."""
+    """A response to a request, of which the body is still to be read."""
 
     @property
     def status_code(self) -> int:
@@ -21,24 +21,24 @@ class Response(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers; their names are found however they are written."""
+        """The headers; upper and lower case in their names make no difference."""
 
     @property
     def url(self) -> object:
-        """The address that answered, after all redirections."""
+        """The address that responded, after all redirections."""
 
     def iter_bytes(self) -> Iterator[bytes]:
         """The body, in chunks."""
 
 
 def connection_error() -> type[Exception]:
-    """The class of what is raised where a connection breaks, or the Hub answers with an error."""
+    """The class of the errors for a broken connection and for an error from the Hub."""
     error: type[Exception] = import_module("huggingface_hub.errors").HTTPError
     return error
 
 
 def repo_id_fault(repo_id: str) -> ValueError | None:
-    """Why a name cannot be that of a repository; None if it can."""
+    """Why a name cannot be a repository's; None if it can."""
     from huggingface_hub.errors import HFValidationError
 
     try:
@@ -52,15 +52,15 @@ def repo_id_fault(repo_id: str) -> ValueError | None:
 def get_stream(
     url: str, *, token: str | bool | None, headers: Mapping[str, str]
 ) -> Iterator[Response]:
-    """Ask for a file as huggingface_hub does, which waits and asks again where the Hub is busy.
+    """Request a file as huggingface_hub does, which waits and tries again if the Hub is busy.
 
     Args:
         url: Its address.
-        token: Access token; None takes the one logged in with, False none.
-        headers: To be sent beside the token.
+        token: Access token; None for that of the login, False for none.
+        headers: Headers to send beside the token.
 
     Raises:
-        HfHubHTTPError: If the answer is an error.
+        HfHubHTTPError: If the response is an error.
     """
     from huggingface_hub import constants
 
@@ -70,14 +70,14 @@ def get_stream(
         url,
         headers=utils.build_hf_headers(token=token) | headers,
         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        retry_on_exceptions=(),  # what breaks off in the middle cannot be retried there
+        retry_on_exceptions=(),  # a transfer that breaks off is resumed by the caller
     ) as response:
         utils.hf_raise_for_status(response)
         yield response
 
 
 def abort_xet() -> None:
-    """End what hf_xet downloads, which takes no notice of anything else."""
+    """End the downloads of hf_xet, which no exception ends."""
     from huggingface_hub.utils import _xet
 
     abort: Callable[[], None] = _xet.abort_xet_session

@@ -1,7 +1,7 @@
-"""Shards of the Hub of which only the targets are read, by ranges, and nothing is kept.
+"""Shards on the Hub of which only the targets are read, by byte ranges; nothing is kept.
 
-What will be read is known beforehand, and in which order: several requests are under way at once,
-ahead of the work, and no more is in memory than was agreed on, unless the work waits for it.
+It is known beforehand what will be read, and in which order. So several requests run at once, ahead
+of the work, while no more than a fixed amount is in memory, except for what the work waits for.
 """
 
 import threading
@@ -20,24 +20,24 @@ __all__ = ["RangeFiles"]
 
 
 _REQUESTS = 8
-"""Under way at once, so that it is the network that sets the pace and not its delay."""
+"""How many run at once: enough that bandwidth limits the speed, rather than latency."""
 
 _MEMORY_BYTES = 96 << 20
-"""That have arrived or are under way."""
+"""Bytes of spans that have arrived or are being downloaded."""
 
 _PATIENCE = 0.5
-"""Seconds that requests get to end which are not wanted any more."""
+"""Seconds to wait for requests to end once they are not needed any more."""
 
 
 class RangeFiles(OpenFiles):
-    """Files of shards, of some of which only spans are fetched, ahead of being read.
+    """Files of shards, of some of which only spans are downloaded, ahead of being read.
 
-    Leaving the ``with`` block stops that.
+    Leaving the ``with`` block stops the downloads.
 
     Args:
-        repository: Where from.
-        wanted: The spans, in about the order in which they will be read. What lies in no span
-            cannot be read of their shards. Those of other shards are in the cache.
+        repository: The repository to download from.
+        wanted: The spans, in about the order in which they will be read. Nothing else of their
+            shards can be read. All other shards are in the cache.
     """
 
     def __init__(self, repository: Repository, wanted: Iterable[Span]) -> None:
@@ -47,7 +47,7 @@ class RangeFiles(OpenFiles):
         self._changed = threading.Condition()
         self._numbers = {span: number for number, span in enumerate(self._spans)}
         self._next = self._held = 0
-        self._awaited: list[int] = []  # the numbers of spans that somebody waits for
+        self._awaited: list[int] = []  # the numbers of spans that a thread waits for
         self._failure: BaseException | None = None
         self._stopped = False
         self._files: dict[str, _RangeFile] = {}
@@ -71,7 +71,7 @@ class RangeFiles(OpenFiles):
         super().__exit__(*error)
 
     def file(self, shard: Shard) -> SourceFile:
-        """A shard's file."""
+        """The file of a shard; the first call starts the downloads."""
         with self._changed:
             if not self._threads:
                 self._threads = [
@@ -83,21 +83,27 @@ class RangeFiles(OpenFiles):
         return self._files.get(shard.name) or super().file(shard)
 
     def done(self, shard: Shard) -> None:
-        """No more is to be read of a shard."""
+        """Close the file of a shard, of which no more will be read."""
         if shard.name not in self._files:
             super().done(shard)
 
     def abandon(self) -> None:
-        """Stop fetching, and let nobody wait any longer."""
+        """Stop the downloads, and end all waiting for them."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def take(self, span: Span, start: int, buffer: memoryview) -> None:
-        """Fill a buffer from a span; wait until that has arrived.
+        """Fill a buffer from a span, after waiting until all of it has arrived.
+
+        Args:
+            span: One of the spans.
+            start: Offset of the first byte, in the shard.
+            buffer: Not longer than what the span has from there on.
 
         Raises:
-            HubError: If something could not be fetched.
+            HubError: If any span could not be downloaded.
+            DownloadStoppedError: If the downloads were stopped.
         """
         with self._changed:
             self._awaited.append(self._numbers[span])
@@ -129,7 +135,7 @@ class RangeFiles(OpenFiles):
                     self._changed.notify_all()
         except DownloadStoppedError:
             pass
-        except BaseException as failure:  # take raises it again
+        except BaseException as failure:  # take() raises it again, in the thread that waits
             with self._changed:
                 self._failure = self._failure or failure
                 self._stopped = True
@@ -150,30 +156,33 @@ class RangeFiles(OpenFiles):
     def _has_room(self) -> bool:
         if self._next == len(self._spans) or not self._held:
             return True
-        # what all wait for may come before the samples that fill the room
+        # All threads may wait for spans behind those that fill the memory, such as the samples,
+        # which come first. Then one more must be downloaded, or they would wait forever.
         if self._next <= min(self._awaited, default=-1):
             return True
         return self._held + self._spans[self._next].nbytes <= _MEMORY_BYTES
 
 
 class _RangeFile(SourceFile):
-    """A shard of which spans are fetched."""
+    """A shard of which spans are downloaded."""
 
     def __init__(self, name: str, files: RangeFiles, parts: Sequence[Span]) -> None:
         self.name = name
         self._files = files
         self._exact: dict[tuple[int, int], list[Span]] = {}
-        for span in parts:  # a row that is sampled may be all of a block as well
+        for span in parts:  # a sampled row may also be a whole row block: the same range twice
             self._exact.setdefault((span.start, span.stop), []).append(span)
         self._choosing = threading.Lock()
         self._parts = sorted(parts, key=lambda span: span.start)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from the span that it is, or lies in."""
+        """Fill a buffer from the span of exactly this range, or else from one that holds it.
+
+        If there are several of exactly this range, each is read once.
+        """
         stop = offset + len(buffer)
         with self._choosing:
             exact = self._exact.get((offset, stop), [])
-            # of several, each is read once
             span = exact.pop(0) if len(exact) > 1 else next(iter(exact), None)
         if span is None:
             at = bisect_right(self._parts, offset, key=lambda span: span.start) - 1
@@ -181,4 +190,4 @@ class _RangeFile(SourceFile):
         self._files.take(span, offset, buffer)
 
     def close(self) -> None:
-        """Nothing more is to be read."""
+        """Nothing is to be closed."""

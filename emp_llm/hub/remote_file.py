@@ -1,4 +1,4 @@
-"""Ranges of one file on the Hub: its header without the data behind it, or parts of the data."""
+"""Byte ranges of a file on the Hub: its header without the data, or parts of the data."""
 
 import re
 import time
@@ -14,19 +14,19 @@ __all__ = ["RemoteFile"]
 
 _FIRST_LOOK = 128 << 10  # the headers of most shards are shorter
 _TRIES = 5
-_WHOLE = 200
+_WHOLE_FILE = 200  # the status of a response with the whole file; that of a range has 206
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.IGNORECASE)
 
 
 class RemoteFile:
-    """A file on the Hub, of which not all is to be read. `read_into` is for any thread.
+    """A file on the Hub that is read in parts. `read_into` is for any thread.
 
     Args:
         repo_id: The repository's name.
         commit: The commit.
-        token: Access token; None takes the one logged in with, False none.
+        token: Access token; None for that of the login, False for none.
         name: The file's path in the repository.
-        size: Its bytes.
+        size: Its size in bytes.
     """
 
     def __init__(
@@ -38,17 +38,20 @@ class RemoteFile:
         self._name = name
         self._size = size
         self._known: list[tuple[int, bytes]] = []
-        # where the Hub has sent us; to ask it for each range would use up the requests it allows
-        self._place: str | None = None
-        self._place_holds = True
+        # The Hub redirects to the server that stores a file. Its address is used again, because one
+        # request to the Hub for each range would soon exceed the rate that it allows. The address
+        # expires; from then on the Hub is asked each time.
+        self._address: str | None = None
+        self._keeps_address = True
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from an offset up to another, or those of them that the file has.
 
-        More than is asked for is fetched and kept: what is read next is mostly beside it.
+        At least 128 KiB are downloaded at a time and kept, because what is read next is usually
+        close by.
 
         Raises:
-            HubError: If the Hub or the way to it refuses.
+            HubError: If the Hub, or the connection to it, refuses.
         """
         stop = min(stop, self._size)
         for first, data in self._known:
@@ -74,17 +77,19 @@ class RemoteFile:
     ) -> None:
         """Fill a buffer with the file's bytes from `start` on.
 
-        Where the connection breaks, reading goes on there, up to so many times in a row.
+        If the connection breaks, reading resumes at the first missing byte. Only after five breaks
+        in a row without a single byte in between does it fail.
 
         Args:
-            start: The first byte.
+            start: Offset of the first byte.
             buffer: Not empty.
-            stopped: Asked now and then whether to stop.
-            any_server: Whether to read up to there where whole files are sent only.
+            stopped: Called again and again; returns whether to stop.
+            any_server: Whether to read from a server that only sends whole files, and to drop what
+                comes before `start`; otherwise that is an error.
 
         Raises:
-            HubError: If the Hub or the way to it refuses, or sends whole files only or other
-                bytes.
+            HubError: If the Hub, or the connection to it, refuses, sends whole files only, or
+                sends other bytes than those asked for.
             DownloadStoppedError: If it was stopped.
         """
         from huggingface_hub import errors
@@ -94,9 +99,9 @@ class RemoteFile:
             while done < len(buffer):
                 if stopped():
                     raise DownloadStoppedError
-                place, before = self._place, done
+                address, before = self._address, done
                 try:
-                    parts = self._parts(place, start + done, start + len(buffer), any_server)
+                    parts = self._parts(address, start + done, start + len(buffer), any_server)
                     with closing(parts):
                         for part in parts:
                             if stopped():
@@ -104,9 +109,9 @@ class RemoteFile:
                             buffer[done : done + len(part)] = part
                             done += len(part)
                 except errors.HfHubHTTPError:
-                    if place is None:
+                    if address is None:
                         raise
-                    self._place, self._place_holds = None, False  # expired: ask the Hub itself
+                    self._address, self._keeps_address = None, False  # expired: ask the Hub
                 except connection_error():
                     failures = 1 if done > before else failures + 1
                     if failures == _TRIES:
@@ -114,11 +119,11 @@ class RemoteFile:
                     time.sleep(1)
 
     def _parts(
-        self, place: str | None, start: int, stop: int, any_server: bool
+        self, address: str | None, start: int, stop: int, any_server: bool
     ) -> Generator[bytes]:
-        """What one request brings of the bytes from `start` to `stop`."""
+        """The bytes from `start` to `stop`, as far as one request brings them."""
         left = stop - start
-        with self._request(place, start, stop) as response:
+        with self._request(address, start, stop) as response:
             skipped = self._bytes_before(response, start)
             if skipped and not any_server:
                 raise self._no_ranges()
@@ -128,36 +133,37 @@ class RemoteFile:
                 left -= len(part)
                 yield part
                 if not left:
-                    return  # a server that knows no ranges would go on
+                    return  # a server that does not know ranges would go on to the end
         raise connection_error()("its answer ended early")
 
     @contextmanager
-    def _request(self, place: str | None, start: int, stop: int) -> Iterator[Response]:
+    def _request(self, address: str | None, start: int, stop: int) -> Iterator[Response]:
         from huggingface_hub import hf_hub_url
 
         home = hf_hub_url(self._repo_id, self._name, revision=self._commit)
         wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        elsewhere = place is not None and urlsplit(place).netloc != urlsplit(home).netloc
-        token = False if elsewhere else self._token  # such an address tells by itself who may read
-        with get_stream(place or home, token=token, headers=wanted) as response:
-            if self._place_holds and str(response.url) != home:
-                self._place = str(response.url)
+        elsewhere = address is not None and urlsplit(address).netloc != urlsplit(home).netloc
+        # the address of another server holds a signature; the token is for the Hub alone
+        token = False if elsewhere else self._token
+        with get_stream(address or home, token=token, headers=wanted) as response:
+            if self._keeps_address and str(response.url) != home:
+                self._address = str(response.url)
             yield response
 
     def _bytes_before(self, response: Response, start: int) -> int:
-        """How many bytes of an answer come before the one that was asked for.
+        """How many bytes of a response come before the first that was asked for.
 
         Raises:
-            HubError: If it is a part that was not asked for, or of a file of another size.
+            HubError: If it is another range, or of a file of another size.
         """
-        if response.status_code == _WHOLE:
+        if response.status_code == _WHOLE_FILE:
             length = response.headers.get("Content-Length", str(self._size))
             encoded = "Content-Encoding" in response.headers
             if encoded or length == str(self._size):
                 return start
         else:
-            told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if told and int(told[1]) == start and told[2] in ("*", str(self._size)):
+            sent = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if sent and int(sent[1]) == start and sent[2] in ("*", str(self._size)):
                 return 0
         raise HubError(
             f"{self._repo_id}: {urlsplit(str(response.url)).netloc} sends other bytes of "

@@ -1,10 +1,10 @@
-"""One repository of the Hugging Face Hub, fetched into the Hub's own cache.
+"""A repository of the Hugging Face Hub, downloaded to the Hub's own cache.
 
-    config and index → the small files → the shards' headers, and later each shard
+    config and index → the small files → the headers of shards, and later each shard
 
-Only what a pruned checkpoint is made from is downloaded: the weights that transformers would
-load and the small files, not the same weights in other formats. What is in the cache is taken from
-there.
+Only what a pruned checkpoint is made from is downloaded: the weights that transformers would load
+and the small files, but not the same weights in other formats. Files that are in the cache are
+taken from there.
 """
 
 import glob
@@ -27,7 +27,7 @@ from emp_llm.runtime.progress import SharedProgress
 __all__ = ["IN_WORK", "Repository"]
 
 IN_WORK = 2
-"""Shards that are on disk at once where they are discarded: one worked on, one that arrives."""
+"""Shards on disk at once if they are discarded after use: one in use, one being downloaded."""
 
 _LEADING = [
     *(CONFIG_NAME, "*.safetensors.index.json", "pytorch_model.bin.index.json"),
@@ -36,12 +36,12 @@ _LEADING = [
 
 
 class Repository:
-    """A repository, and the way to it.
+    """A repository on the Hub, at one commit.
 
     Args:
         repo_id: Its name.
-        token: Access token; None takes the one logged in with, False none.
-        progress: Told of what is fetched.
+        token: Access token; None for that of the login, False for none.
+        progress: Where downloads are reported.
     """
 
     def __init__(self, repo_id: str, token: str | bool | None, progress: SharedProgress) -> None:
@@ -53,19 +53,21 @@ class Repository:
     def fetch_all_but_data(
         self, revision: str | None, *, discard: bool, whole: bool
     ) -> tuple[Path, dict[str, Header]]:
-        """Fetch all of a checkpoint but the data of the shards that are not in the cache.
+        """Download all of a checkpoint except for the data of shards that are not in the cache.
 
         Args:
             revision: Branch, tag or commit; the default branch if None.
-            discard: Whether the disk need only hold the shards in work.
-            whole: Whether anything but config and index will be needed from the disk.
+            discard: Whether shards are deleted after use, so that the disk needs room for
+                `IN_WORK` of them only.
+            whole: Whether the small files and shards are wanted on disk, rather than config and
+                index alone.
 
         Returns:
-            The snapshot's folder in the cache, and the headers of those shards by file name.
+            The snapshot's folder in the cache, and the headers of the missing shards by file name.
 
         Raises:
-            HubError: If the Hub or the way to it refuses, the repository holds no weights or
-                damaged ones, or the disk has no room for what is missing.
+            HubError: If the Hub, or the connection to it, refuses, the repository holds no weights
+                or damaged ones, or the disk has no room for what is missing.
         """
         folder = self._snapshot(revision, _LEADING)
         self._commit = folder.name
@@ -88,30 +90,31 @@ class Repository:
         return folder, {name: self._remote_header(name, sizes[name]) for name in to_come}
 
     def file(self, name: str, size: int) -> RemoteFile:
-        """A file of it, of so many bytes, as it lies on the Hub."""
+        """A file of the repository, of so many bytes, to be read from the Hub in parts."""
         return RemoteFile(self._repo_id, self._commit, self._token, name, size)
 
     def expect(self, nbytes: int) -> None:
-        """So many bytes will be fetched: tell the progress how much is to come."""
+        """Report that so many bytes will be downloaded."""
         self._progress.expect(nbytes)
 
     def fetched(self, nbytes: int) -> None:
-        """So many of them have come; for those who do not `download` them."""
+        """Report that so many bytes have been downloaded, otherwise than by `download`."""
         self._progress.fetched(nbytes)
 
     def download(self, shard: Shard, stopped: Callable[[], bool]) -> bool:
         """Download a shard into the cache.
 
         Args:
-            shard: One that was not there when its header was read.
-            stopped: Asked now and then whether to stop.
+            shard: One that was not in the cache when its header was read.
+            stopped: Called again and again; returns whether to stop.
 
         Returns:
-            Whether it was downloaded; False if it has come there in some other way.
+            Whether it was downloaded here; False if another process has put it there meanwhile.
 
         Raises:
             DownloadStoppedError: If it was stopped.
-            HubError: If the Hub or the way to it refuses, or the file is not the one expected.
+            HubError: If the Hub, or the connection to it, refuses, or the file is not the one
+                whose header was read.
         """
         from huggingface_hub import hf_hub_download
 
@@ -132,7 +135,7 @@ class Repository:
     def _snapshot(
         self, revision: str | None, patterns: list[str], report: DownloadReport | None = None
     ) -> Path:
-        """Download what matches and is not in the cache; return the snapshot's folder in it."""
+        """Download the files that match and are not in the cache; returns the snapshot's folder."""
         from huggingface_hub import snapshot_download
 
         with explained(self._repo_id, revision):
@@ -147,7 +150,7 @@ class Repository:
             )
 
     def _sizes(self, folder: Path) -> dict[str, int]:
-        """Every file of the repository with its bytes; offline, as far as the cache knows them."""
+        """The size in bytes of each file of the repository; offline, of those the cache knows."""
         from huggingface_hub import get_cached_repo_tree
         from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -159,7 +162,7 @@ class Repository:
         return {file.path: file.size for file in tree}
 
     def _choose(self, folder: Path, names: Collection[str]) -> tuple[list[str], list[str]]:
-        """Choose the shards and the other files that a pruned checkpoint is made from, by path."""
+        """Choose the files that a pruned checkpoint is made from: shards, and others, by path."""
         try:
             beside = [name for name in names if "/" not in name]
             leads, shards = self._choose_weights(folder, beside)
@@ -178,7 +181,7 @@ class Repository:
         return sorted(shards), sorted(needed.union(small).difference(shards))
 
     def _choose_weights(self, folder: Path, names: list[str]) -> tuple[set[str], set[str]]:
-        """Choose the files that tell of the weights, and the files of the weights."""
+        """Choose the files that lead to the weights, and the files of the weights."""
         if CONFIG_NAME in names:
             weights = choose_weights(read_json_object(folder / CONFIG_NAME), names, self._repo_id)
             is_index = weights.endswith(".json")
@@ -187,12 +190,12 @@ class Repository:
         if is_original(names):
             return {PARAMS_NAME}, set(part_names(names, self._repo_id))
         raise HubError(
-            f"{self._repo_id} has no {CONFIG_NAME}, so it is no transformers model: "
+            f"{self._repo_id} has no {CONFIG_NAME}, so it is not a transformers model: "
             "give another repository or revision"
         )
 
     def _check_size(self, folder: Path, name: str, size: int) -> None:
-        """Refuse a damaged file: huggingface_hub takes what is in its cache for whole."""
+        """Refuse a file of another size: huggingface_hub takes all files in its cache for whole."""
         found = (folder / name).stat().st_size
         if found != size:
             raise HubError(
@@ -201,7 +204,7 @@ class Repository:
             )
 
     def _check_header(self, shard: Shard) -> None:
-        """Refuse a shard that is not what was planned for."""
+        """Refuse a shard with another header than the one that the work was planned by."""
         try:
             same = shard.read_header() == shard.header
         except CheckpointError:

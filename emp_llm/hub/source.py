@@ -1,11 +1,11 @@
-"""A model by name: a local folder as it is, or a repository of the Hugging Face Hub.
+"""A model by its name: a local folder, or a repository of the Hugging Face Hub.
 
-    name → folder? → yes: that folder
-                   → no: the cache's snapshot, whose shards may still have to arrive
+    name → is it a folder? → yes: that folder
+                           → no: the snapshot in the Hub's cache; shards may still be missing
 
-Either way the checkpoint's structure is known and its files are opened by `Source.files`, which
-waits for those that are on their way. ``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT`` and
-``HF_HUB_OFFLINE`` mean what they mean to huggingface_hub.
+Either way all headers are known, and files are opened by `Source.files`, which waits for those that
+are being downloaded. ``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` work as in
+huggingface_hub.
 """
 
 import os
@@ -35,13 +35,13 @@ __all__ = ["Source", "find_file", "find_source"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint lies and where it came from.
+    """The model that is read.
 
     Attributes:
-        folder: The local folder.
-        repo_id: The Hub's name of it, such as ``meta-llama/Llama-2-7b-hf``; None if it was local.
-        revision: The commit, as 40 hexadecimal digits; None if it was local.
-        to_come: Headers, by file name, of the shards that are still to be fetched.
+        folder: Its local folder.
+        repo_id: Its name on the Hub, such as ``meta-llama/Llama-2-7b-hf``; None for a local model.
+        revision: The commit, 40 hexadecimal digits; None for a local model.
+        to_come: Headers, by file name, of the shards that are still to be downloaded.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Source:
     _discard: bool = field(default=False, compare=False, repr=False)
 
     def open_checkpoint(self) -> Checkpoint:
-        """The checkpoint, those of its shards included that are still to be fetched.
+        """The checkpoint, including its shards that are still to be downloaded.
 
         Raises:
             CheckpointError: As `emp_llm.checkpoint.checkpoint.open_checkpoint` does.
@@ -60,10 +60,10 @@ class Source:
         return open_checkpoint(self.folder, self.to_come)
 
     def ranges(self, targets: "Sequence[Target]") -> OpenFiles:
-        """The files of these targets' shards, which will be read once and in this order.
+        """The files of these targets' shards, to read each target once and in this order.
 
-        Of shards that are not there only the targets are fetched, and nothing of them is kept;
-        those that `torch.save` wrote cannot be read so, and are fetched as by `files`.
+        Of missing shards only the targets are downloaded, and nothing of them is kept. Shards that
+        ``torch.save`` wrote cannot be read in parts; if there are any, this is `files`.
         """
         from emp_llm.hub.ranges import RangeFiles
         from emp_llm.tensors.read_order import has_ranges, spans
@@ -76,9 +76,9 @@ class Source:
         return RangeFiles(self._repository, chain.from_iterable(map(spans, awaited)))
 
     def files(self, shards: Iterable[Shard]) -> OpenFiles:
-        """The files of these shards, which will be asked for in this order.
+        """The files of these shards, to use in this order.
 
-        Those that are not there are fetched one after the other once the first is asked for.
+        Missing ones are downloaded one after the other once the first is asked for.
         """
         awaited = [
             shard for shard in shards if any(part.name in self.to_come for part in shard.parts)
@@ -97,25 +97,26 @@ def find_source(
     whole: bool = True,
     progress: SharedProgress,
 ) -> Source:
-    """Find a model's folder; one of the Hub's is fetched, except for its shards' data.
+    """Find a model: its folder, or its repository, which is downloaded except for shards' data.
 
     Args:
-        model: A local folder, which comes first, or a Hub id (``name`` or ``user/name``).
+        model: A local folder, or a Hub id (``name`` or ``user/name``). A folder of that name comes
+            first.
         revision: Branch, tag or commit on the Hub; the default branch if None.
-        token: Access token; None takes the one logged in with, False none.
-        discard: Whether each shard that will be fetched is deleted when it is done with.
-        whole: Whether all of the checkpoint is wanted; otherwise, for `Source.ranges`, its small
-            files are left where they are.
-        progress: Told of the download, here and whenever shards are fetched.
+        token: Access token; None for that of the login, False for none.
+        discard: Whether each shard that is downloaded is deleted after use.
+        whole: Whether all of the checkpoint is wanted; otherwise its small files are not
+            downloaded, as `Source.ranges` does not need them.
+        progress: Where downloads are reported, now and when shards are downloaded.
 
     Returns:
-        The folder; with its repository and commit where it comes from the Hub. That its content
-        is a sound checkpoint is for `Source.open_checkpoint` to check.
+        The folder, with its repository and commit if it comes from the Hub. Whether its content
+        is a valid checkpoint, `Source.open_checkpoint` checks.
 
     Raises:
-        OptionError: If a revision is given for a local folder, or it would be discarded.
-        CheckpointError: If ``model`` is neither an existing folder nor a name the Hub could have.
-        HubError: If the Hub or the way to it refuses, or the repository holds no weights.
+        OptionError: If a revision is given for a local folder, or one is to be discarded.
+        CheckpointError: If ``model`` is neither an existing folder nor a possible Hub id.
+        HubError: If the Hub, or the connection to it, refuses, or the repository has no weights.
     """
     model = os.fspath(model)
     if folder := _local_folder(model):
@@ -139,12 +140,21 @@ def find_file(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Path | None:
-    """Find one small file of a model; of the Hub's nothing else is fetched.
+    """Find one small file of a model; nothing else is downloaded.
 
-    Arguments and errors are those of `find_source`.
+    Args:
+        model: As for `find_source`.
+        name: The file's name.
+        revision: As for `find_source`.
+        token: As for `find_source`.
 
     Returns:
         Its path; None if the model has no such file.
+
+    Raises:
+        OptionError: As `find_source` does.
+        CheckpointError: As `find_source` does.
+        HubError: As `find_source` does.
     """
     model = os.fspath(model)
     if folder := _local_folder(model):
@@ -156,7 +166,7 @@ def find_file(
     with explained(model, revision):
         try:
             return Path(hf_hub_download(model, name, revision=revision, token=token))
-        except errors.LocalEntryNotFoundError:  # is one of the next, but says that it is offline
+        except errors.LocalEntryNotFoundError:  # a subclass of the next: it is offline
             raise
         except errors.EntryNotFoundError:
             return None
@@ -174,7 +184,7 @@ def _local_folder(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a home of nobody
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~user for an unknown user
         raise CheckpointError(
             f"{model}: cannot be read: {first_line(error)}; check the path"
         ) from error

@@ -1,4 +1,4 @@
-"""What the Hub, or the way to it, refused of an upload: in one line, with what to do."""
+"""Why an upload to the Hub failed: one line that says what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ __all__ = ["upload_explained"]
 
 @contextmanager
 def upload_explained(repo_id: str, again: str) -> Iterator[None]:
-    """Make what huggingface_hub raises a HubError.
+    """Raise a HubError in place of what huggingface_hub raises.
 
     Args:
-        repo_id: The repository that is written to.
-        again: What to do once the cause is gone.
+        repo_id: The repository that is uploaded to.
+        again: What to do once the cause is gone, for the error: "run the command again".
     """
     try:
         yield
@@ -32,7 +32,7 @@ def upload_explained(repo_id: str, again: str) -> Iterator[None]:
 
 
 def _explain(error: BaseException, name: str, again: str) -> str | None:
-    """The one line; None for what is not of the Hub's making."""
+    """The one line; None for an error that has nothing to do with the Hub."""
     from huggingface_hub import constants, errors
 
     if type(error) is RuntimeError and error.__cause__:
@@ -59,7 +59,7 @@ def _explain(error: BaseException, name: str, again: str) -> str | None:
         case ValueError():
             return None
         case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
-            return f"{error.filename}: {error.strerror}: mend that, then {again}"
+            return f"{error.filename}: {error.strerror}: fix that, then {again}"
     return (
         f"{name}: the connection to {hub} failed ({first_line(error)}): check the network, then "
         f"{again}"
@@ -69,7 +69,7 @@ def _explain(error: BaseException, name: str, again: str) -> str | None:
 def _explain_status(error: "HfHubHTTPError", hub: str, again: str) -> str:
     status = error.response.status_code
     said = getattr(error, "server_message", None)
-    told = f" ({' '.join(said.split())})" if said else ""
+    reason = f" ({' '.join(said.split())})" if said else ""
     match status:
         case 401:
             return (
@@ -78,12 +78,14 @@ def _explain_status(error: "HfHubHTTPError", hub: str, again: str) -> str:
             )
         case 403:
             return (
-                f"the token may not write to it{told}: give it the right at {hub}/settings/tokens, "
-                "take one of its owner, or propose the files with `emp-llm push --create-pr`; then "
-                f"{again}"
+                f"the token may not write to it{reason}: give it the right at "
+                f"{hub}/settings/tokens, take one of its owner, or propose the files with "
+                f"`emp-llm push --create-pr`; then {again}"
             )
         case 429:
             return f"the Hub asks for fewer requests (429): wait some minutes, then {again}"
         case _ if status < 500:
-            return f"the Hub refuses the upload with status {status}{told}: mend that, then {again}"
-    return f"the Hub answered with status {status}{told}: wait some minutes, then {again}"
+            return (
+                f"the Hub refuses the upload with status {status}{reason}: fix that, then {again}"
+            )
+    return f"the Hub answered with status {status}{reason}: wait some minutes, then {again}"

@@ -95,7 +95,7 @@ def test_a_public_repository_is_not_written_to_where_it_must_be_private(
     hub: UploadHub, packed_folder: Path
 ) -> None:
     hub.commit(REPO, {"config.json": b"{}"})
-    assert "me/model is there and public" in refusal(packed_folder, private=True)
+    assert "me/model exists and is public" in refusal(packed_folder, private=True)
     assert hub.files(REPO) == {"config.json": b"{}"}
 
 

@@ -116,7 +116,7 @@ def test_offline_a_shard_that_is_missing_is_refused(
     prune(model, tmp_path / "again")
     assert weights(tmp_path / "again") == weights(tmp_path / "out")
     next(cache.glob(f"snapshots/*/{SHARDS[3]}")).unlink()
-    assert "me/model is not whole in the cache" in refusal(model, tmp_path / "third")
+    assert "me/model is not complete in the cache" in refusal(model, tmp_path / "third")
     assert hub.requests == []
 
 

@@ -120,7 +120,7 @@ def test_with_discarding_the_disk_needs_room_for_two_shards(
     with pytest.raises(HubError, match="are needed"):
         prune("me/model", tmp_path / "out")
     free = two - 1
-    with pytest.raises(HubError, match=f"{two - 1:,} bytes left, {two:,} are needed"):
+    with pytest.raises(HubError, match=f"{two - 1:,} bytes free, {two:,} are needed"):
         prune("me/model", tmp_path / "out", discard_source=True)
     free = two
     prune("me/model", tmp_path / "out", discard_source=True)

@@ -162,7 +162,7 @@ def test_offline_what_is_not_in_the_cache_is_refused(hub: HubServer, monkeypatch
     hub.commit("me/model", SINGLE)
     go_offline(monkeypatch)
     message = refusal("me/model")
-    assert message.startswith("me/model is not whole in the cache")
+    assert message.startswith("me/model is not complete in the cache")
     assert "unset" in message
 
 
@@ -170,7 +170,7 @@ def test_offline_a_model_of_which_a_file_is_missing_is_refused(hub: HubServer, m
     hub.commit("me/model", SINGLE)
     (fetch("me/model").folder / "tokenizer.json").unlink()
     go_offline(monkeypatch)
-    assert "me/model is not whole in the cache" in refusal("me/model")
+    assert "me/model is not complete in the cache" in refusal("me/model")
 
 
 def test_with_the_hub_out_of_reach_the_cache_is_enough(hub: HubServer) -> None:
@@ -315,7 +315,7 @@ def test_a_model_that_is_larger_than_the_disk_is_refused_before_it_is_fetched(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type(real)(10**9, 10**9 - 1000, 1000))
     message = refusal("me/model")
     size = len(SINGLE["model.safetensors"]) + len(SINGLE["tokenizer.json"])
-    assert f"has 1,000 bytes left, {size:,} are needed" in message
+    assert f"has 1,000 bytes free, {size:,} are needed" in message
     assert "set HF_HOME" in message
     assert hub.downloads() == ["config.json"]
 
