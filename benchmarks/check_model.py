@@ -1,10 +1,10 @@
-"""Prune a real model every way there is, and compare each weight with the float64 reference.
+"""Prune a real model in each dtype, granularity and β, and compare each weight with the reference.
 
     python benchmarks/check_model.py MODEL --text FILE [--context N] [--json FILE]
 
 For copies of the model in bfloat16, float16 and float32, for each granularity and each β: prune,
-verify, unpack, compare every tensor with the rule worked out on the whole tensors, load with
-`from_pretrained` and measure the perplexity on a text. The first difference ends it.
+verify, unpack, compare every tensor with the rule computed in float64 on the whole tensors, load
+with `from_pretrained` and measure the perplexity on a text. It ends at the first difference.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def groups(tensors: Tensors, granularity: str) -> Iterator[list[tuple[str, int | slice]]]:
-    """The groups of the rule: each a list of (tensor, row or all rows)."""
+    """The groups of scores that are ranked together: each a list of (tensor, row or all rows)."""
     if granularity == "row":
         yield from ([(name, row)] for name, t in tensors.items() for row in range(len(t)))
     elif granularity == "layer":
@@ -49,7 +49,7 @@ def groups(tensors: Tensors, granularity: str) -> Iterator[list[tuple[str, int |
 
 
 def expected(tensors: Tensors, granularity: str, beta: float) -> dict[str, torch.Tensor]:
-    """The pruned tensors, by the reference, on two-dimensional nn.Linear weights."""
+    """The pruned tensors by the reference; all are weights of nn.Linear, [out, in]."""
     result = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     for group in groups(tensors, granularity):
         parts = [tensors[name][rows] for name, rows in group]
@@ -62,7 +62,7 @@ def expected(tensors: Tensors, granularity: str, beta: float) -> dict[str, torch
 
 
 def compare(found: Tensors, dense: Tensors, pruned: Tensors) -> None:
-    """Raise unless every bit is as it should be."""
+    """Check that every bit is the expected one."""
     assert found.keys() == dense.keys()
     for name, tensor in found.items():
         wanted = pruned.get(name, dense[name])
@@ -79,7 +79,7 @@ def measure(folder: Path, text: str, context: int) -> float:
 
 
 def copy_of(model: str, dtype: torch.dtype, folder: Path) -> Path:
-    """The model saved in a dtype."""
+    """Save a copy of the model in a dtype."""
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     loaded.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
@@ -87,7 +87,7 @@ def copy_of(model: str, dtype: torch.dtype, folder: Path) -> Path:
 
 
 def check(source: Path, work: Path, granularity: str, beta: float) -> tuple[dict, Path]:
-    """Prune one way and compare; returns the report and the unpacked folder."""
+    """Prune with these options and compare; returns the report and the unpacked folder."""
     options = emp_llm.PruneOptions(beta=beta, granularity=granularity)
     report = emp_llm.prune(source, work / "packed", options, overwrite=True)
     emp_llm.verify(work / "packed")
@@ -99,7 +99,7 @@ def check(source: Path, work: Path, granularity: str, beta: float) -> tuple[dict
 
 
 def main() -> None:
-    """Run all checks, print a line for each."""
+    """Run all checks and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("model")
     parser.add_argument("--text", type=Path, required=True, help="text to measure perplexity on")
@@ -128,7 +128,7 @@ def main() -> None:
                     {"dtype": dtype_name, "granularity": granularity, "beta": beta}
                     | {"perplexity": value, "targets": targets, "model": model}
                 )
-    print(f"{len(results)} ways: every weight is the reference's")
+    print(f"{len(results)} runs: every weight is the reference's")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -1,12 +1,12 @@
-"""Compare what is made of Meta's original format with what transformers' own converter makes.
+"""Compare how Meta's original format is read here with what transformers' converter makes of it.
 
     pip download --no-deps transformers==4.47.1    # the last release that ships the converter
     unzip transformers-4.47.1-*.whl 'transformers/models/llama/convert_*'
     python benchmarks/check_original.py transformers/models/llama/convert_llama_weights_to_hf.py
 
-Tiny Llamas in one to four parts are converted by both. Compared are the config, every tensor to
-the bit (the converter makes all of them bfloat16), and what `prune` writes of the original and of
-the converted model, file by file. The first difference ends it.
+Tiny Llamas in one to four parts are converted by both. The configs are compared, every tensor bit
+by bit (the converter makes all of them bfloat16), and the files that `prune` writes from the
+original and from the converted model. It ends at the first difference.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from support.original_llamas import F, V, params, split, whole_model, write_orig
 
 BF16, F16 = torch.bfloat16, torch.float16
 LLAMA_3 = {"rope_theta": 500_000.0}
-# version, parts, heads of keys and values, more of params.json, dtype, dimension of the embedding
+# version, parts, heads of keys and values, other fields of params.json, dtype, and the dimension
+# along which the embedding is split
 CASES: tuple[tuple[str, int, int | None, dict[str, Any], torch.dtype, int], ...] = (
     ("1", 2, None, {"norm_eps": 1e-6}, BF16, 1),
     ("2", 1, None, {}, BF16, 1),
@@ -47,7 +48,7 @@ CASES: tuple[tuple[str, int, int | None, dict[str, Any], torch.dtype, int], ...]
 
 
 def load_converter(path: Path) -> ModuleType:
-    """The converter's module."""
+    """Import the converter from its file."""
     spec = importlib.util.spec_from_file_location("converter", path)
     assert spec is not None
     assert spec.loader is not None
@@ -57,14 +58,14 @@ def load_converter(path: Path) -> ModuleType:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """The files of weights, by name."""
+    """The content of each file of weights, by name."""
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
 def check(converter: ModuleType, folder: Path, number: int) -> str:
-    """Check one case; returns a line on it."""
+    """Check one case; returns its line of the table."""
     version, parts, kv_heads, more, dtype, axis = CASES[number]
-    # the size of the MLP that the converter works out
+    # these two give the size of the MLP, F, by the converter's formula
     fields = {**params(kv_heads), "ffn_dim_multiplier": F / (8 * 32 / 3), "multiple_of": 8, **more}
     tensors = split(whole_model(kv_heads or 8, dtype), parts, embedding_axis=axis)
     source = write_original(folder / "llama", fields, *tensors)
@@ -78,7 +79,7 @@ def check(converter: ModuleType, folder: Path, number: int) -> str:
         )
     expected = load_file(folder / "converted" / "model.safetensors")
     same = 0
-    # what the converter makes of float16 is another model, in bfloat16
+    # from float16 the converter makes another model, in bfloat16
     comparable = dtype != F16
     for output_format in ("dense", "packed"):
         out, twin = folder / f"{output_format}", folder / f"{output_format} twin"
@@ -91,7 +92,7 @@ def check(converter: ModuleType, folder: Path, number: int) -> str:
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         kept = tensor.to(BF16) == expected[name]
-        # what is no target stays whole, and of a target what was kept is the same
+        # a tensor that is not a target is the same, and so is each weight of a target that stays
         assert bool((kept | (tensor == 0)).all()), f"{name} differs"
         assert "mlp" in name or bool(kept.all()), f"{name} differs"
     configs = [

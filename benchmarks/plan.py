@@ -1,12 +1,13 @@
-"""What pruning a 405B and a 1T checkpoint takes: bytes, memory and hours.
+"""Estimate the bytes, memory and hours of pruning a checkpoint of 405B and one of 1T weights.
 
     python benchmarks/plan.py --folder SOME_FOLDER --json result.json
 
-The checkpoints are made with their real names and shapes and with no data: files of holes, which
-take no room. `emp-llm prune` then starts on them as on any, reads all headers and the model's
-structure, and is interrupted when it begins to write: that gives the time and memory that its size
-costs. Bytes follow from the shapes and from what packing makes of Gaussian weights; hours from
-the bytes, at the rates that `bench_prune.py` has measured here and at those of slower disks.
+The checkpoints have the real names and shapes of tensors, but no data: they are sparse files, which
+take no room on disk. `emp-llm prune` starts on them as on any checkpoint, reads all headers and
+the model's structure, and is interrupted when it begins to write. That measures the time and memory
+that the size of a model costs. The bytes follow from the shapes and from the ratio that Gaussian
+weights are packed to; the hours follow from the bytes, at the rate that `bench_prune.py` measured
+and at those of slower disks.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from emp_llm.checkpoint.safetensors_header import encode_header
 RESULTS = Path(__file__).parent / "results" / "prune.json"
 SHARD_BYTES = 5 * GB
 SLOWER = (0.5, 2.0)
-"""Rates of a shared file system that are planned for as well, GB/s read and written together."""
+"""Rates of shared file systems to estimate for as well: GB/s, reads and writes together."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -46,7 +47,7 @@ class Plan:
     Attributes:
         config: Its config.json.
         shapes: Name and shape of every tensor, all in bf16.
-        pruned: What the names of its MLPs' matrices contain.
+        pruned: Parts of names by which the matrices of its MLPs are known.
     """
 
     config: dict[str, Any]
@@ -132,7 +133,7 @@ def mlp(name: str, hidden: int, inner: int) -> Shapes:
 
 
 def whole(hidden: int, vocabulary: int, blocks: list[Shapes]) -> Shapes:
-    """All tensors of a model of these blocks."""
+    """The shapes of all tensors of a model of these decoder blocks."""
     return {
         "model.embed_tokens.weight": (vocabulary, hidden),
         **{
@@ -149,7 +150,7 @@ PLANS = {"405B": llama_405b, "1T": deepseek_1t}
 
 
 def main() -> None:
-    """Reads the command line, goes through the plans and tells them."""
+    """Start pruning each checkpoint, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--json", type=Path)
@@ -160,7 +161,7 @@ def main() -> None:
     for name, make in PLANS.items():
         plan = make()
         shutil.rmtree(folder, ignore_errors=True)
-        make_holes(folder / "source", plan)
+        make_sparse(folder / "source", plan)
         say(f"{name}: {len(plan.shapes):,} tensors")
         try:
             results[name] = start(folder) | sizes(plan, measured["totals"]["targets"])
@@ -168,13 +169,13 @@ def main() -> None:
             shutil.rmtree(folder)
     seconds = measured["prune_seconds"]["median"]
     rate = measured["source_bytes"] / seconds / GB
-    tell(results, rate)
+    print_plans(results, rate)
     if args.json:
         write_json(args.json, "plan", {"measured_gb_per_second": rate}, results)
 
 
-def make_holes(folder: Path, plan: Plan) -> None:
-    """Write a checkpoint without data."""
+def make_sparse(folder: Path, plan: Plan) -> None:
+    """Write a checkpoint of sparse files."""
     folder.mkdir(parents=True)
     shards: list[Shapes] = [{}]
     for name, shape in plan.shapes.items():
@@ -200,7 +201,7 @@ def nbytes(shape: tuple[int, ...]) -> int:
 
 
 def start(folder: Path) -> dict[str, Any]:
-    """Seconds and memory until pruning begins to write, all processes together."""
+    """Start pruning; the seconds until it begins to write, and the peak memory of all processes."""
     out = folder / "out"
     command = [sys.executable, "-m", "emp_cli", "prune", str(folder / "source"), "--out", str(out)]
     began, peak = time.monotonic(), 0
@@ -222,7 +223,7 @@ def start(folder: Path) -> dict[str, Any]:
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process and those it has started hold in memory."""
+    """Resident memory of a process and of those it has started, in bytes."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return sum(map(resident_bytes, (process, *process.children(recursive=True))))
@@ -230,7 +231,7 @@ def resident(pid: int) -> int:
 
 
 def sizes(plan: Plan, packed: dict[str, Any]) -> dict[str, Any]:
-    """Bytes before and after, by the ratio that Gaussian weights pack to at β = 1."""
+    """Bytes before and after, by the ratio that Gaussian weights are packed to at β = 1."""
     before = sum(map(nbytes, plan.shapes.values()))
     targets = sum(
         nbytes(shape)
@@ -241,7 +242,7 @@ def sizes(plan: Plan, packed: dict[str, Any]) -> dict[str, Any]:
     return {"tensors": len(plan.shapes), "bytes_before": before, "bytes_after": after}
 
 
-def tell(results: dict[str, Any], rate: float) -> None:
+def print_plans(results: dict[str, Any], rate: float) -> None:
     """Print the table."""
     slower = [f"hours at {gb:g} GB/s" for gb in SLOWER]
     head = ["", "tensors", "GB", "packed", "first byte s", "peak MB", f"hours at {rate:.2f} GB/s"]

@@ -1,11 +1,11 @@
-"""Kills `emp-llm prune`, fills its disk, fails its reads and kills its ranks; it must recover.
+"""Kill `emp-llm prune`, fill its disk, fail its reads and kill its ranks: it must recover.
 
     python benchmarks/torture.py --folder SOME_FOLDER --json result.json [--seed 0]
 
-Each trial breaks a run at a random point and then looks at three things: what the run said, that
-its folder looks like no model unless it is whole, and that the same command then gives the bytes
-of a run that nothing happened to. Full disks are file systems of their own in memory and on a
-loop device, for which one has to be root. Ends with status 1 at the first trial that fails.
+Each trial breaks a run off at a random point and then checks three things: that the run ended with
+a clear message, that its folder does not look like a model unless it is complete, and that the same
+command then writes the bytes of an undisturbed run. Full disks are file systems in memory and on a
+loop device, which only root may mount. It ends with status 1 at the first trial that fails.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from common import MB, make_checkpoint, say, write_json
 from emp_llm import verify
 from emp_llm.output.output_folder import STAGING_NAME
 
-# every so many bytes that are read, one read fails
+# a program that is emp-llm, but whose n-th read fails
 FAILING = """
 import errno, os, sys
 left, preadv = int(sys.argv.pop(1)), os.preadv
@@ -55,7 +55,7 @@ Hashes = dict[str, str]
 
 
 def main() -> None:
-    """Reads the command line, goes through all trials and tells how many there were."""
+    """Run all trials and report how many there were."""
     args = parse()
     chance = random.Random(args.seed)  # noqa: S311 (nothing here is secret)
     folder = args.folder / "torture"
@@ -79,7 +79,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="has 4 GB to spare")
+    parser.add_argument("--folder", type=Path, required=True, help="where to work; needs 4 GB")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     for name, number in (("kills", 100), ("disks", 20), ("reads", 20), ("ranks", 12)):
@@ -88,13 +88,13 @@ def parse() -> argparse.Namespace:
 
 
 class Ground:
-    """Where trials take place: a source, an output, and what must be in it at the end.
+    """What trials work on: a source, an output folder, and what must be in it at the end.
 
     Attributes:
         source: The checkpoint.
-        out: The folder that is written.
-        expected: The files of an undisturbed run.
-        nbytes: Their size.
+        out: The output folder.
+        expected: The hashes of the files that an undisturbed run writes.
+        nbytes: Bytes of their weights.
     """
 
     def __init__(self, source: Path, out: Path) -> None:
@@ -111,7 +111,11 @@ class Ground:
         return ["prune", str(self.source), "--out", str(out or self.out)]
 
     def check_broken(self, out: Path | None = None) -> int:
-        """See that a folder whose run broke off looks like no model; returns what it kept."""
+        """Check that a folder whose run broke off does not look like a model.
+
+        Returns:
+            How many finished shards it holds; -1 if the run had completed it.
+        """
         out = out or self.out
         if (out / "config.json").exists():
             verify(out)
@@ -120,7 +124,7 @@ class Ground:
         return len(list((out / STAGING_NAME).glob("*.safetensors")))
 
     def check_completed(self, out: Path | None = None, *launcher: str) -> None:
-        """See that the same command, unless the folder is whole, gives the expected bytes."""
+        """Run the same command again unless the folder is complete, and check the bytes."""
         out = out or self.out
         if not (out / "config.json").exists():
             if launcher:
@@ -132,11 +136,11 @@ class Ground:
 
 
 def run_command(arguments: list[str], *, kill: Callable[[], bool] = lambda: False) -> int:
-    """Run emp-llm in a process of its own that need not import everything again.
+    """Run emp-llm in a process forked from one that has imported everything.
 
     Args:
-        arguments: Of the command line.
-        kill: Asked all the time whether to kill the process.
+        arguments: Arguments of the command line.
+        kill: Called again and again; returns whether to kill the process.
 
     Returns:
         The exit status; negative if it was killed.
@@ -152,7 +156,7 @@ def run_command(arguments: list[str], *, kill: Callable[[], bool] = lambda: Fals
 
 
 def emp_llm_main(arguments: list[str]) -> None:
-    """The command line, as it starts in a process."""
+    """Run the command line in this process, without output."""
     with Path(os.devnull).open("w") as nowhere:
         sys.stdout = sys.stderr = nowhere
         sys.argv = ["emp-llm", *arguments]
@@ -162,14 +166,14 @@ def emp_llm_main(arguments: list[str]) -> None:
 def written(folder: Path) -> int:
     """Bytes in all files of a folder, finished or not."""
     nbytes = 0
-    with suppress(FileNotFoundError):  # files get their places meanwhile
+    with suppress(FileNotFoundError):  # files are renamed meanwhile
         for path in folder.rglob("*.safetensors*"):
             nbytes += path.stat().st_size
     return nbytes
 
 
 def hashes(folder: Path) -> Hashes:
-    """The hash of every file in a folder but those of an unfinished run."""
+    """The hash of every file in a folder, except for those of an unfinished run."""
     return {
         str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -178,7 +182,7 @@ def hashes(folder: Path) -> Hashes:
 
 
 def check_line(errors: str, *parts: str) -> None:
-    """See that a run ended with one line of a kind, and no traceback."""
+    """Check that a run ended with a line that has one of these parts, and no traceback."""
     assert "Traceback" not in errors, errors
     last = errors.strip().splitlines()[-1]
     assert any(part in last for part in parts), errors
@@ -205,7 +209,7 @@ def kills(ground: Ground, chance: random.Random, trials: int) -> dict[str, int]:
 def full_disks(
     ground: Ground, chance: random.Random, trials: int, folder: Path
 ) -> dict[str, int | str]:
-    """Let disks be full at random byte counts."""
+    """Fill the disk after a random number of bytes."""
     if os.geteuid() != 0:
         return {"trials": 0, "why": "only root may mount file systems"}
     needed = sum(path.stat().st_size for path in (folder / "source").iterdir()) * 7 // 10
@@ -229,7 +233,7 @@ def full_disks(
 
 @contextmanager
 def tmpfs(folder: Path, size: int) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A file system in memory of so many bytes, and a way to give it plenty."""
+    """A file system in memory of so many bytes, and a function that enlarges it."""
     disk = folder / "disk"
     disk.mkdir(exist_ok=True)
     mounting = ["mount", "-t", "tmpfs", "-o"]
@@ -242,7 +246,7 @@ def tmpfs(folder: Path, size: int) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 @contextmanager
 def loop(folder: Path, size: int) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """An ext4 file system in a file that leaves so many bytes free, and a way to free the rest."""
+    """An ext4 file system with so many bytes free, and a function that frees the others."""
     disk, image = folder / "disk", folder / "disk.img"
     disk.mkdir(exist_ok=True)
     with image.open("wb") as file:
@@ -261,12 +265,12 @@ def loop(folder: Path, size: int) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 
 def void(command: list[str]) -> None:
-    """Run a command that has to succeed."""
+    """Run a command that must succeed, without output."""
     subprocess.run(command, check=True, capture_output=True)
 
 
 def failed_reads(ground: Ground, chance: random.Random, trials: int) -> dict[str, int]:
-    """Let one read of the source fail."""
+    """Have one read of the source fail."""
     reads = sum(path.stat().st_size for path in ground.source.iterdir()) // (4 << 20)
     for trial in range(trials):
         command = [sys.executable, "-c", FAILING, str(chance.randrange(1, reads))]
@@ -282,7 +286,7 @@ def failed_reads(ground: Ground, chance: random.Random, trials: int) -> dict[str
 
 
 def killed_ranks(ground: Ground, chance: random.Random, trials: int) -> dict[str, Any]:
-    """Kill one of several ranks, then go on with another number of them."""
+    """Kill one of several ranks, then resume with another number of ranks."""
 
     def launcher(size: int) -> tuple[str, ...]:
         return "torch.distributed.run", "--nproc-per-node", str(size), "-m", "emp_cli"
@@ -311,7 +315,7 @@ def killed_ranks(ground: Ground, chance: random.Random, trials: int) -> dict[str
 
 
 def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The processes that a launcher has started and that still run."""
+    """The running processes that a launcher has started."""
     try:
         return psutil.Process(process.pid).children()
     except psutil.NoSuchProcess:

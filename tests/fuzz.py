@@ -1,14 +1,15 @@
-"""Throw damaged files at the readers, for as long as you like.
+"""Feed damaged files to the readers, for as long as you like.
 
     python tests/fuzz.py --minutes 60
     python tests/fuzz.py --minutes 10 --only packed --bounds-check
     python tests/fuzz.py --only header --seed 123 --once
 
-What is made and what must hold of it stands in `tests/fuzzing`, one file a reader: an input is
-either taken, and then what was read is checked in an independent way, or refused by an EmpError
-in one printable line. Anything else is a fault: another exception, more than a few seconds, more
-than a gigabyte, the end of the process. The first fault at each place is printed with the seed
-that makes it again, `--once` shows its traceback. All readers get the same time, in turn.
+Each reader has a file in `tests/fuzzing` that makes inputs for it and checks the result. An input
+is either accepted, and then what was read is checked in an independent way, or it is refused by an
+EmpError in one printable line. Anything else is a fault: another exception, more than a minute,
+more than a gigabyte of memory, the end of the process. The first fault at each place in the code is
+printed with the seed that reproduces it; `--once` shows its traceback. All readers get the same
+time, in turn.
 
 `--bounds-check` compiles the kernels with numba's bounds checks (20 s, into a cache of its own).
 """
@@ -41,7 +42,7 @@ READERS = ("header", "checkpoint", "packed", "torch", "config")
 
 
 def reader(name: str, folder: Path) -> Callable[[int], bool]:
-    """What is fuzzed: by its name, a function of a seed that tells whether the input was taken."""
+    """A function that makes an input from a seed and returns whether the reader accepts it."""
     from fuzzing.choices import Choices
 
     if name == "header":
@@ -88,7 +89,7 @@ def main() -> int:
     options = _arguments()
     if options.bounds_check:
         os.environ["NUMBA_BOUNDSCHECK"] = "1"
-        # numba's cache does not tell code with checks from code without
+        # numba's cache does not distinguish code with checks from code without
         os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "emp-fuzz-bounds-check")
     faulthandler.enable()
     with tempfile.TemporaryDirectory(prefix="emp-fuzz-", dir=_fast_folder()) as folder:
@@ -96,7 +97,7 @@ def main() -> int:
         chosen = {name: reader(name, Path(folder)) for name in names}
         if options.once:
             for check in chosen.values():
-                print("taken" if check(options.seed) else "refused, as it should be")
+                print("accepted" if check(options.seed) else "refused with an EmpError")
             return 0
         return _fuzz(chosen, options.seed, 60 * options.minutes, Path(options.last))
 
@@ -109,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--once", action="store_true", help="only this seed, with its traceback")
     parser.add_argument("--bounds-check", action="store_true")
     parser.add_argument(
-        "--last", default=os.devnull, help="a file that is told each input before it is tried"
+        "--last", default=os.devnull, help="a file to note each input in before it is tried"
     )
     return parser.parse_args()
 
@@ -121,9 +122,9 @@ def _fast_folder() -> str | None:
 def _fuzz(chosen: dict[str, Callable[[int], bool]], seed: int, seconds: float, last: Path) -> int:
     print(f"seeds from {seed}", flush=True)
     for check in chosen.values():
-        check(seed)  # what is imported only now shall not count as one input's time
-    tried, taken, faults = Counter[str](), Counter[str](), Counter[str]()
-    told = set[str]()
+        check(seed)  # so that imports do not count as the time of the first input
+    tried, accepted, faults = Counter[str](), Counter[str](), Counter[str]()
+    printed = set[str]()
     end = time.monotonic() + seconds
     with _limits(), last.open("w") as note:
         for name, stop in _turns(list(chosen), end):
@@ -134,15 +135,15 @@ def _fuzz(chosen: dict[str, Callable[[int], bool]], seed: int, seconds: float, l
                 note.flush()
                 tried[name] += 1
                 try:
-                    taken[name] += _in_time(chosen[name], number)
+                    accepted[name] += _in_time(chosen[name], number)
                 except KeyboardInterrupt:
                     raise
-                except BaseException as fault:  # every kind of it is a find
+                except BaseException as fault:  # whatever it is
                     faults[name] += 1
-                    told.add(_tell(name, number, fault, told))
+                    printed.add(_print_fault(name, number, fault, printed))
     for name in chosen:
         print(
-            f"{name}: {tried[name]:,} inputs tried, {taken[name]:,} of them taken, "
+            f"{name}: {tried[name]:,} inputs tried, {accepted[name]:,} of them accepted, "
             f"{faults[name]:,} faults found",
             flush=True,
         )
@@ -150,7 +151,7 @@ def _fuzz(chosen: dict[str, Callable[[int], bool]], seed: int, seconds: float, l
 
 
 def _turns(names: list[str], end: float) -> Iterator[tuple[str, float]]:
-    """Which reader has its turn, and until when; all get the same time."""
+    """The reader that is next, and until when; all get the same time."""
     spent = dict.fromkeys(names, 0.0)
     while (now := time.monotonic()) < end:
         name = min(names, key=spent.__getitem__)
@@ -168,7 +169,7 @@ def _in_time(check: Callable[[int], bool], seed: int) -> bool:
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    """An alarm for what takes too long, and a ceiling on memory."""
+    """An alarm for inputs that take too long, and a limit on memory."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise TookTooLongError(f"took more than {INPUT_SECONDS} s")
@@ -184,11 +185,11 @@ def _limits() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _tell(name: str, seed: int, fault: BaseException, told: set[str]) -> str:
-    """Print a fault, unless one of its place was told of; returns its place."""
+def _print_fault(name: str, seed: int, fault: BaseException, printed: set[str]) -> str:
+    """Print a fault, unless one at the same place was printed; returns its place."""
     where = traceback.extract_tb(fault.__traceback__)[-1]
     place = f"{name}: {type(fault).__name__} at {Path(where.filename).name}:{where.lineno}"
-    if place not in told:
+    if place not in printed:
         text = (str(fault).splitlines() or [""])[0][:300]
         print(f"FAULT --only {name} --seed {seed} --once: {text}\n    {place}", flush=True)
     return place
