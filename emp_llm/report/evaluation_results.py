@@ -1,20 +1,19 @@
-"""The figures of an evaluation: the file `emp_eval.json` beside the weights it was made on.
+"""The results of an evaluation: the file `emp_eval.json` beside the weights it was made on.
 
     {"results": [{"task": {"type": "text-generation", "name": "Text generation"},
                   "dataset": {"type": "Salesforce/wikitext", "name": "WikiText-2"},
                   "metric": {"type": "perplexity", "name": "perplexity"},
                   "value": 5.61, "dense_value": 5.47, "stderr": null}]}
 
-The types are the Hub's identifiers, the names are for people. `value` is the pruned model's figure,
+The types are the Hub's identifiers, the names are for people. `value` is the pruned model's score,
 `dense_value` that of the model it was made from, `stderr` the standard error of `value`; the last
-two may be null. The file speaks of the weights beside it: it is not taken along to another folder.
+two may be null. The file is about the weights beside it, so `unpack` does not copy it.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.errors import FormatError
@@ -28,8 +27,8 @@ class Subject:
     """A task, a dataset or a metric.
 
     Attributes:
-        type: The Hub's identifier of it.
-        name: What people call it.
+        type: Its identifier on the Hub.
+        name: Its name for people.
     """
 
     type: str
@@ -38,7 +37,16 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """One figure of the pruned model, and the dense one's where it is known."""
+    """One score of a pruned model.
+
+    Attributes:
+        task: The task.
+        dataset: What it was measured on.
+        metric: What was measured.
+        value: The score.
+        dense_value: The score of the model that was pruned; None if it is not known.
+        stderr: The standard error of `value`; None if it is not known.
+    """
 
     task: Subject
     dataset: Subject
@@ -49,11 +57,11 @@ class TaskResult:
 
 
 def read_results(folder: Path) -> tuple[TaskResult, ...]:
-    """Read the figures in a folder; none where it has no such file.
+    """Read the results in a folder; none where it has no such file.
 
     Raises:
         CheckpointError: If the file cannot be read or is not a JSON object.
-        FormatError: If it does not hold what it must.
+        FormatError: If it is not of the form above.
     """
     path = folder / EVAL_NAME
     if not path.is_file():
@@ -67,26 +75,27 @@ def read_results(folder: Path) -> tuple[TaskResult, ...]:
 def _result(path: Path, where: str, result: object) -> TaskResult:
     if not isinstance(result, dict):
         raise _fault(path, where, result, "an object")
-    subjects = {name: _subject(path, where, result, name) for name in ("task", "dataset", "metric")}
-    for name in ("value", "dense_value", "stderr"):
-        figure = result.get(name)
-        if not (_is_finite(figure) or (figure is None and name != "value")):
-            raise _fault(path, f"{where}.{name}", figure, "a finite number")
     return TaskResult(
-        **subjects,
-        value=result["value"],
-        dense_value=result.get("dense_value"),
-        stderr=result.get("stderr"),
+        task=_subject(path, where, result, "task"),
+        dataset=_subject(path, where, result, "dataset"),
+        metric=_subject(path, where, result, "metric"),
+        value=_number(path, f"{where}.value", result.get("value")),
+        dense_value=_number_or_none(path, f"{where}.dense_value", result.get("dense_value")),
+        stderr=_number_or_none(path, f"{where}.stderr", result.get("stderr")),
     )
 
 
-def _is_finite(figure: object) -> bool:
-    if isinstance(figure, bool) or not isinstance(figure, int | float):
-        return False
-    return math.isfinite(figure)
+def _number_or_none(path: Path, where: str, value: object) -> float | None:
+    return None if value is None else _number(path, where, value)
 
 
-def _subject(path: Path, where: str, result: Mapping[str, Any], name: str) -> Subject:
+def _number(path: Path, where: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _fault(path, where, value, "a finite number")
+    return value
+
+
+def _subject(path: Path, where: str, result: Mapping[str, object], name: str) -> Subject:
     subject = result.get(name)
     parts = [subject.get(part) if isinstance(subject, dict) else None for part in ("type", "name")]
     if not all(isinstance(part, str) and part.strip() for part in parts):

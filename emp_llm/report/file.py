@@ -1,4 +1,4 @@
-"""The report of a written folder, read with every check of its form."""
+"""The report of a written folder, written, and read with every check of its form."""
 
 import json
 from pathlib import Path
@@ -26,9 +26,10 @@ _MOST_INDENTED = 10_000
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write a report into a folder: as other JSON, but one of very many tensors a line for each.
+    """Write a report into a folder, indented; of more than 10,000 tensors each has one line.
 
-    Indented, the report of 70,000 tensors comes near the size that is read of any JSON.
+    Indented, the report of 70,000 tensors would come near `MAX_JSON_BYTES`, which is all that is
+    read of a JSON file.
     """
     if len(report["tensors"]) <= _MOST_INDENTED:
         write_json(folder / REPORT_NAME, report)

@@ -8,4 +8,4 @@ FIGURE_NAME = "emp_report.svg"
 EVAL_NAME = "emp_eval.json"
 
 OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
-"""A report with its figure, and what is written again after it: by people, `eval` and `push`."""
+"""Files that a report does not describe: itself, and what people, `eval` and `push` may rewrite."""

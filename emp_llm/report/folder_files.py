@@ -1,4 +1,4 @@
-"""What a report says of the files beside it, so that `verify` can tell whether one has changed."""
+"""What a report says of the files beside it, by which `verify` finds those that have changed."""
 
 import os
 from collections.abc import Iterator
@@ -46,11 +46,11 @@ def _walk(folder: Path) -> Iterator[Path]:
 def describe_file(path: Path) -> FileFields:
     """Describe one file: its ``bytes``, and the ``hash`` of all of them.
 
-    Of safetensors, whose tensors have hashes of their own, it is the ``header_hash``, of what comes
-    before the tensors' data.
+    For safetensors it is the ``header_hash`` instead, of what comes before the tensors' data: the
+    report has the hash of each tensor.
 
     Raises:
-        CheckpointError: If it cannot be read, or is called safetensors and is none.
+        CheckpointError: If it cannot be read, or has the suffix of safetensors and is none.
     """
     is_shard = path.suffix == _SHARD
     left = read_header(path).data_start if is_shard else -1

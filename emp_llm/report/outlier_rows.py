@@ -1,7 +1,8 @@
-"""Rows of weights that are unlike the others: dead ones, even ones, and ones that few weights rule.
+"""Rows of weights that are unlike the others: dead, nearly uniform, or dominated by few weights.
 
-Thresholds are on the two figures that a row has in the rule, N_eff / N and Σ|w|. Gaussian weights
-have N_eff / N = 2/π = 0.64, Laplacian ones 0.5, and ones spread evenly over an interval 0.75.
+Thresholds are on the two statistics that the rule computes for a row, N_eff / N and Σ|w|. Gaussian
+weights have N_eff / N = 2/π = 0.64, Laplacian ones 0.5, and ones spread evenly over an interval
+around 0 have 0.75.
 """
 
 import heapq
@@ -20,17 +21,17 @@ LISTED = 100
 """Rows that are listed, at most."""
 
 NEARLY_DEAD = 0.1
-"""A row is nearly dead if its Σ|w| is below this part of the median of its tensor's rows."""
+"""A row is nearly dead if its Σ|w| is below this fraction of the median of its tensor's rows."""
 
 UNIFORM = 0.9
 """A row is nearly uniform if its N_eff / N is above this: the standard deviation of its magnitudes
 is then below a third of their mean."""
 
 DOMINATED = 0.1
-"""A row is dominated by few weights if its N_eff / N is below this: at β = 1 under a tenth stay."""
+"""A row is dominated by few weights if its N_eff / N is below this: at β = 1 under 10 % stay."""
 
 _SMALLEST_ROW = 16
-"""Shorter rows reach the thresholds by chance."""
+"""Shorter rows reach the thresholds on N_eff / N by chance."""
 
 
 @dataclass(frozen=True, order=True)
@@ -44,7 +45,7 @@ class _Row:
 
 
 class StandingOut:
-    """Rows that stand out, the worst of them listed, tensor by tensor."""
+    """Rows that stand out: all of them counted, the worst listed."""
 
     def __init__(self) -> None:
         self._worst: list[_Row] = []
@@ -64,7 +65,7 @@ class StandingOut:
         usual = float(np.median(mass[alive])) if alive.any() else 1.0
         share = mass / usual
         with np.errstate(divide="ignore"):
-            # how far past its threshold, as a ratio; the first one that is passed tells why
+            # how far a row is past each threshold, as a ratio; the first one passed is the reason
             distances = {
                 "dead": np.where(alive, 0.0, math.inf),
                 "nearly dead": np.where(alive, NEARLY_DEAD / share, 0.0),
@@ -78,7 +79,7 @@ class StandingOut:
             seen |= found
             self._counts[why] += int(found.sum())
             rows = np.flatnonzero(found)
-            # of more than can be listed, the worst
+            # no more than can be listed, or a dead model would fill the memory
             for r in rows[np.argsort(-distance[rows], kind="stable")][:LISTED].tolist():
                 self._worst.append(
                     _Row(

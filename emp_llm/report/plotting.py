@@ -1,4 +1,4 @@
-"""Figures by matplotlib, which only those who draw have installed."""
+"""Figures by matplotlib, an optional dependency: it is imported when a figure is asked for."""
 
 import io
 from collections.abc import Collection
@@ -16,9 +16,9 @@ __all__ = ["check_drawing", "new_figure", "save_figure"]
 _STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,  # text that can be searched and edited
     "svg.fonttype": "none",
-    "svg.hashsalt": "emp-llm",  # else its identifiers differ from one run to the next
+    "svg.hashsalt": "emp-llm",  # otherwise identifiers differ between runs
 }
-_DATES: dict[str, dict[str, Any]] = {
+_DATES: dict[str, dict[str, str | None]] = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None},
     ".svg": {"Date": None},
@@ -26,17 +26,17 @@ _DATES: dict[str, dict[str, Any]] = {
 
 
 def check_drawing(path: Path, option: str, suffixes: Collection[str], example: str) -> None:
-    """See that a figure can be drawn and written, before there is anything to draw.
+    """Check that a figure can be drawn and written, before any work is done for it.
 
     Args:
-        path: Where to.
-        option: What the path was given as, for the error.
-        suffixes: Of the formats that it may have, in lower case.
-        example: A name that it could have.
+        path: The file to write.
+        option: The option that gave the path, for the error.
+        suffixes: Suffixes of the formats that can be written, in lower case.
+        example: A valid name, for the error.
 
     Raises:
-        OptionError: If matplotlib is not there, or the file's name is none of these formats.
-        OutputError: If it could not be written.
+        OptionError: If matplotlib is not installed, or the file has another suffix.
+        OutputError: If the file cannot be written.
     """
     if path.suffix.lower() not in suffixes:
         kinds = " or ".join(suffix[1:].upper() for suffix in suffixes)
@@ -51,7 +51,7 @@ def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of a size in inches, with room for what is drawn around its axes.
 
     Raises:
-        OptionError: If matplotlib is not there.
+        OptionError: If matplotlib is not installed.
     """
     figure_class, canvas_class = _matplotlib()
     figure: Figure = figure_class(figsize=(width, height), layout="constrained")
@@ -60,7 +60,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path, *, dpi: int) -> None:
-    """Write a figure, the same bytes each time, in the place of an older file.
+    """Write a figure in place of an older file; equal figures give equal bytes.
 
     Raises:
         OutputError: If it cannot be written.

@@ -1,4 +1,4 @@
-"""The command that makes the weights of a report again."""
+"""The command that makes the weights that a report describes."""
 
 from emp_llm.options import CalibrationOptions, PruneOptions
 from emp_llm.report.fields import Report
@@ -13,10 +13,10 @@ def prune_words(
     """The words of the command, with the options that are not the default.
 
     Args:
-        report: Of the model that is to be pruned in the same way.
-        out: The folder to write.
-        model: The model; by default as the report names it.
-        beta: Whether to give the report's β.
+        report: The report.
+        out: The folder that the command writes.
+        model: The model to prune; by default as the report names it.
+        beta: Whether to include the report's β.
     """
     rule, default = report["rule"], PruneOptions()
     usual_data = CalibrationOptions()
@@ -45,5 +45,5 @@ def prune_words(
 
 
 def exact_beta(beta: float) -> str:
-    """The shortest text that is this very number."""
+    """The shortest text that is read as exactly this β."""
     return repr(float(beta)).removesuffix(".0")

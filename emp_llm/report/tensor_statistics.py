@@ -1,6 +1,7 @@
-"""Figures of a tensor, gathered block by block: what the report and `inspect` tell.
+"""Statistics of a tensor, gathered row block by row block, as reports have them.
 
-Legend: n is the effective number N_eff of a group, k the weights it keeps, N its size.
+Legend: n is the effective number N_eff of a group, k the weights it keeps, N its size, G the number
+of groups.
 """
 
 from collections.abc import Sequence
@@ -45,13 +46,13 @@ def effective_numbers(s1: Floats, s2: Floats) -> Floats:
 
 
 def mass_bound(n: Floats, size: npt.NDArray[np.int64]) -> Floats:
-    """What share of Σs the ⌊n⌋ largest of a group's scores hold at least (β = 1).
+    """The share of Σs that the ⌊n⌋ largest scores of a group have at least (β = 1).
 
-    With k = ⌊n⌋ it is the least, over integers j in (k, N], of
+    With k = ⌊n⌋ it is the minimum, over integers j in (k, N], of
 
         k/j + (1 − k/j) · sqrt((1/n − 1/j) / (1 − 1/j))
 
-    and 1 where k = N. As a function of 1/j this first rises and then falls, so the least lies at
+    and 1 where k = N. As a function of 1/j this first rises and then falls, so its minimum lies at
     j = N or at j = k + 1.
 
     Args:
@@ -91,8 +92,8 @@ class TensorStatistics:
         histogram: Its groups counted by N_eff / N, in HISTOGRAM_BINS bins from 0 to 1.
         mass: Σ|w| of all its weights.
         kept_mass: Σ|w| of the kept ones.
-        bound_mass: What `mass_bound` promises of it at least; None where it does not hold, such as
-            for other β than 1.
+        bound_mass: What `kept_mass` is at least, by `mass_bound`; None where that does not hold,
+            as for other β than 1.
         bytes_before: Bytes of its data in the source.
         bytes_after: Bytes of its data, all planes together, in the result.
     """
@@ -155,7 +156,7 @@ def trimmed(histogram: Sequence[int]) -> tuple[int, list[int]]:
 
 
 def digits(value: float) -> float:
-    """A float to six significant digits: beyond them the order of summation would show."""
+    """A float to six significant digits: more would depend on the order of summation."""
     return float(f"{value:.6g}")
 
 
@@ -166,17 +167,17 @@ def ratio(part: float, whole: float, *, empty: float = 0.0) -> float:
 
 def _histogram(fractions: Floats) -> npt.NDArray[np.int64]:
     """Groups counted by N_eff / N, int64 [HISTOGRAM_BINS]."""
-    # as in the rule, rounding must not tell 1/2 from what lies a hair below
+    # as in the rule: a share that rounding leaves just below the edge of a bin counts as on it
     bins = (fractions * (HISTOGRAM_BINS * (1 + 1e-9))).astype(np.int64)
     return np.bincount(np.minimum(bins, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
 
 
 class GroupTally:
-    """Sums up the blocks of one tensor, in their order.
+    """Sums up the row blocks of one tensor; they are added in their order.
 
     Args:
         columns: Weights in a row.
-        bounded: Whether `mass_bound` holds for them.
+        bounded: Whether `mass_bound` holds for what is kept.
         shared: The groups of the tensor's matrices, where they are larger than a row; None where
             each row is one.
     """
@@ -192,7 +193,7 @@ class GroupTally:
         self._histogram = np.zeros(HISTOGRAM_BINS, np.int64)
 
     def add(self, rows: RowStatistics) -> None:
-        """Take in one block."""
+        """Add one row block."""
         s1, s2, kept_mass = rows.stats[:, 0], rows.stats[:, 1], rows.stats[:, 2]
         self._rows += len(s1)
         self._kept += int(rows.table[:, 0].sum())
@@ -211,7 +212,13 @@ class GroupTally:
     def statistics(
         self, shape: tuple[int, ...], bytes_before: int, bytes_after: int
     ) -> TensorStatistics:
-        """The sums so far."""
+        """The statistics of the row blocks so far.
+
+        Args:
+            shape: The tensor's shape.
+            bytes_before: Bytes of its data in the source.
+            bytes_after: Bytes of its data in the result.
+        """
         if self._shared is None:
             n_min, n_mean, n_max = self._n_min, self._n_sum / self._rows, self._n_max
             fractions = np.array([n_min, n_mean, n_max]) / self._columns

@@ -1,4 +1,4 @@
-"""What the files of a written folder are checked for, apart from the tensors in them."""
+"""Checks of the files of a written folder, apart from the tensors in them."""
 
 import json
 import re
@@ -26,23 +26,23 @@ __all__ = [
 ]
 
 _WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?|pytorch_model[^/]*\.bin(\.index\.json)?")
-"""What some program takes for weights of the model when it finds it in the folder itself."""
+"""Names in the folder itself that some program would load as weights of the model."""
 
 
 def changed_files(checkpoint: Checkpoint, described: Mapping[str, FileFields]) -> tuple[str, ...]:
-    """The configuration and small files that are not as the report describes them, or missing."""
+    """Configuration and small files that are missing, or not as the report describes them."""
     folder = checkpoint.folder
     return tuple(
         name
         for name, fields in described.items()
         if name != checkpoint.index_name
-        and "hash" in fields  # else it is a shard's header
+        and "hash" in fields  # otherwise it is a shard, whose tensors are checked
         and not ((folder / name).is_file() and describe_file(folder / name) == fields)
     )
 
 
 def file_fault(folder: Path, name: str) -> FormatError:
-    """The error that tells of a small file that has changed."""
+    """The error that names a small file which has changed."""
     state = "is not as it was written" if (folder / name).is_file() else "is missing"
     return FormatError(
         f"{folder}: {name} {state}, by {REPORT_NAME}; take it from the source, or prune again"
@@ -52,7 +52,7 @@ def file_fault(folder: Path, name: str) -> FormatError:
 def other_files(
     checkpoint: Checkpoint, described: Mapping[str, FileFields] | None
 ) -> tuple[str, ...]:
-    """Paths of the visible files that are no part of the checkpoint, as far as is known."""
+    """Paths of visible files that neither the checkpoint nor the report accounts for."""
     known = {*_weights_files(checkpoint), CONFIG_NAME, *OF_THEIR_OWN, *(described or {})}
     if described is None:
         known.update(path.as_posix() for path in checkpoint.other_files)
@@ -60,10 +60,10 @@ def other_files(
 
 
 def check_no_other_weights(checkpoint: Checkpoint) -> None:
-    """See that no file lies in the folder that some program would take for weights of the model.
+    """Check that the folder has no further file that some program would load as its weights.
 
     Raises:
-        FormatError: If one does.
+        FormatError: If it has one.
     """
     known = _weights_files(checkpoint)
     for name in visible_files(checkpoint.folder):
@@ -75,22 +75,22 @@ def check_no_other_weights(checkpoint: Checkpoint) -> None:
 
 
 def check_index(checkpoint: Checkpoint, *, sizes: bool) -> None:
-    """See that the index, if there is one, names every tensor and its shard.
+    """Check that the index, if there is one, names every tensor and its shard.
 
     Args:
         checkpoint: The checkpoint.
-        sizes: Whether its ``total_size`` must be right; some programs write another one.
+        sizes: Whether to check its ``total_size``; some programs write a wrong one.
 
     Raises:
-        FormatError: If it does not.
+        FormatError: If something in it is wrong.
     """
     if checkpoint.index_name is None:
         return
-    told, metadata = read_index(checkpoint.folder / checkpoint.index_name)
+    stated, metadata = read_index(checkpoint.folder / checkpoint.index_name)
     for name, (shard, _) in checkpoint.tensors.items():
-        if told.get(name) != shard.name:
+        if stated.get(name) != shard.name:
             raise FormatError(
-                f"{checkpoint.index_name}: says tensor {name!r} is in {told.get(name)}; "
+                f"{checkpoint.index_name}: says tensor {name!r} is in {stated.get(name)}; "
                 f"it is in {shard.name}"
             )
     if sizes and metadata.get("total_size") != checkpoint.nbytes:
@@ -101,16 +101,16 @@ def check_index(checkpoint: Checkpoint, *, sizes: bool) -> None:
 
 
 def check_written_alike(checkpoint: Checkpoint, described: Mapping[str, FileFields]) -> None:
-    """See that shards' headers and the index are, byte for byte, as the report describes them.
+    """Check that shards' headers and the index are, byte for byte, as the report describes them.
 
     Raises:
         FormatError: If one is not.
     """
     for name in sorted(_weights_files(checkpoint)):
-        found, told = describe_file(checkpoint.folder / name), described.get(name)
-        if found != told:
+        found, stated = describe_file(checkpoint.folder / name), described.get(name)
+        if found != stated:
             raise FormatError(
-                f"{checkpoint.folder}: {name} has {found}, {REPORT_NAME} says {told}: the folder "
+                f"{checkpoint.folder}: {name} has {found}, {REPORT_NAME} says {stated}: the folder "
                 "is not as it was written; download or prune it again"
             )
 

@@ -1,8 +1,8 @@
-"""Targets of a source, each compared with what a written folder has of it.
+"""Targets of a source, each compared with the same tensor of a written folder.
 
 ComparedTarget    the rule decides once more, and kept weights are the source's
 RepairedTarget    the rule decides once more, and kept weights have changed
-GivenTarget       masks came from data: what can be told without these
+GivenTarget       masks came from data: what can be checked without them
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class _ComparedRows(RowStatistics):
-    """A block of rows, what is stored of it, and how it differs from what pruning leaves."""
+    """A row block, what is stored of it, and how it differs from what pruning leaves."""
 
     checked: CheckedRows
     fault: FormatError | None
@@ -132,7 +132,7 @@ class RepairedTarget(ComparedTarget):
 
 
 def _of_scores(rule: PerRow | Threshold, number_format: NumberFormat) -> PerRow | Threshold:
-    """The same for the magnitudes as float32."""
+    """The rule on magnitudes as float32, whose bit patterns have the same order."""
     if isinstance(rule, PerRow):
         return rule
     key = np.array([rule.key], number_format.storage)
@@ -141,10 +141,10 @@ def _of_scores(rule: PerRow | Threshold, number_format: NumberFormat) -> PerRow 
 
 
 class GivenTarget:
-    """A target whose masks came from data.
+    """Compares a target whose masks came from data.
 
-    Every weight of it is the source's or +0.0, if it was not repaired, and rows keep as many as
-    their magnitudes say, where these were counted.
+    If it was not repaired, each of its weights must be the source's or +0.0. Where magnitudes were
+    counted, rows must keep as many weights as these say.
 
     Args:
         target: The tensor in the source.
@@ -200,7 +200,7 @@ class GivenTarget:
             raise self._target.not_finite(block, error) from error
         if kept is not None:
             bad = kept != counts
-        else:  # where a zero stays there is no telling
+        else:  # a dense row does not say which of its zeros are kept weights
             kept = np.count_nonzero(found, axis=1)
             key_mask = geometry.number_format.storage.type(geometry.number_format.key_mask)
             zeros = geometry.columns if self._repaired else (weights & key_mask == 0).sum(axis=1)
@@ -239,7 +239,7 @@ def _other_count(
     kept: npt.NDArray[np.int64],
     source: str,
 ) -> FormatError | None:
-    """The error that tells of the first row, bool [R], which keeps another number of weights."""
+    """The error that names the first of the bad rows, bool [R]; None if there is none."""
     if not bad.any():
         return None
     row = int(bad.argmax())

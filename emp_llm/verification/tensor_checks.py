@@ -1,4 +1,4 @@
-"""What one tensor of a written folder is checked for, in pieces; see `emp_llm.runtime.pipeline`.
+"""The check of one tensor of a written folder, in pieces; see `emp_llm.runtime.pipeline`.
 
 RowsCheck    a tensor that was pruned: every row, decoded where it is packed
 BytesCheck   any other tensor, byte by byte
@@ -44,7 +44,7 @@ _AGAIN = "the folder is not as it was written; download or prune it again"
 
 
 class _Check(ABC):
-    """What one tensor is checked for.
+    """The check of one tensor.
 
     Args:
         where: Its file.
@@ -151,7 +151,7 @@ class RowsCheck(_Check):
         self._non_zero = 0
 
     def pieces(self) -> Iterator[Piece]:
-        """The work, block by block."""
+        """The work, row block by row block."""
         for block in self.geometry.row_blocks():
             yield Piece(self._reader.block_bytes(block), partial(self.read, block), self.take)
         yield Piece.note(self.conclude)
@@ -159,21 +159,21 @@ class RowsCheck(_Check):
     def read(
         self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
     ) -> CheckedRows:
-        """Read a block; on any thread. `RowReader.read` tells of the arguments."""
+        """Read a row block; on any thread. Arguments are those of `RowReader.read`."""
         stored, rows = self._reader.read(block, workspace, memory)
         return CheckedRows(stored, rows, int(np.count_nonzero(rows)))
 
     def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64] | None:
-        """How many weights each row of a block keeps, int64 [R]; None where nothing tells it."""
+        """Weights that each row of a row block keeps, int64 [R]; None where they are not stored."""
         return self._reader.kept_rows(block)
 
     def take(self, block: CheckedRows) -> None:
-        """Take note of a block; in order."""
+        """Take note of a row block; in order."""
         self._non_zero += block.non_zero
         self._checksum.update(block.stored.data)
 
     def conclude(self) -> None:
-        """Compare the checksum, and see that no more weights are left than are kept."""
+        """Compare the checksum, and check that no more weights are left than are kept."""
         self._checksum.update(self._reader.end_bytes)
         super().conclude()
         if self._non_zero > self.kept:

@@ -152,7 +152,7 @@ def compare(
     Args:
         a: The one.
         b: The other.
-        total: Counts the differences; all of them once the pieces are settled.
+        total: The counts that differences are added to, as pieces are settled.
     """
     if isinstance(a, PlainTensor) and isinstance(b, PlainTensor):
         for start in range(0, a.entry.nbytes, COPY_BYTES):
@@ -187,7 +187,7 @@ def _compare_stretch(
     if number_format is not None:
         storage = number_format.storage
         return count_differences(data_a.view(storage), data_b.view(storage), number_format)
-    item = max(1, ITEM_BITS[a.entry.dtype] // 8)  # of smaller items whole bytes are counted
+    item = max(1, ITEM_BITS[a.entry.dtype] // 8)  # of items smaller than a byte, bytes are counted
     unequal = (data_a != data_b).reshape(-1, item).any(axis=1)
     count, changed = unequal.size, int(np.count_nonzero(unequal))
     return Counts(weights=count, kept_a=count, kept_b=count, kept_both=count, changed=changed)
@@ -235,7 +235,7 @@ def _count_slice(a: Patterns, b: Patterns, number_format: NumberFormat) -> Count
         counts.not_finite = int(np.count_nonzero(wild))
         changed &= ~wild
     if changed.any():
-        with np.errstate(invalid="ignore"):  # of what is not finite
+        with np.errstate(invalid="ignore"):  # infinity − infinity, which is not counted
             change = as_float32(a, number_format).astype(np.float64)
             change -= as_float32(b, number_format)
         counts.largest_change = float(np.abs(change).max(where=changed, initial=0.0))

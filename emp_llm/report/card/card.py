@@ -1,9 +1,9 @@
-"""The model card of a written folder: the source's own, with what was done to it on top.
+"""The model card of a written folder: the source's own card below a section on the pruning.
 
-What is ours stands between two marks and is replaced where a card is written again. Of the
-metadata, ours are ``library_name``, a few tags, ``base_model`` where the source is a model of the
-Hub, and the ``model-index`` with the figures of an evaluation. There is no ``base_model_relation``
-for pruned models: of those the Hub knows (finetune, adapter, merge, quantized) none is one.
+That section stands between two marks, and is replaced when the card is written again. In the
+metadata we set ``library_name``, a few tags, ``base_model`` where the source is a model of the Hub,
+and the ``model-index`` with the results of an evaluation. We set no ``base_model_relation``: the
+Hub knows finetune, adapter, merge and quantized, and none of these is pruning.
 """
 
 import re
@@ -27,7 +27,7 @@ __all__ = ["write_card"]
 
 _BEGIN, _END = "<!-- emp-llm -->", "<!-- /emp-llm -->"
 _OUR_SECTION = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END) + "\n*", re.DOTALL)
-_SOURCE_NOTE = "\nWhat follows is the card of the model it was made from.\n"
+_SOURCE_NOTE = "\nThe card of the original model follows.\n"
 _EMPTY_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 
 _TAGS = ("emp", "pruned", "sparse")
@@ -42,17 +42,17 @@ def write_card(
     repo_id: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Write a model card beside the ``config.json`` and, if they are there, figure and evaluation.
+    """Write a model card into a folder that has its ``config.json``, figure and evaluation.
 
-    The same arguments and files give the same bytes, whenever and wherever.
+    The same arguments and files give the same bytes on every machine.
 
     Args:
-        path: Where to.
+        path: The card's file.
         source_card: The card of the model that was pruned or unpacked, or with `repo_id` the
-            folder's own. Its metadata and its text are kept, but for what an earlier `write_card`
-            said and for a source's figures, which are not those of the pruned model.
-        report: What was done; None if nothing is known of it.
-        repo_id: The Hub id that the folder goes to.
+            folder's own. Its metadata and text are kept, except for what an earlier `write_card`
+            wrote, and for a source's results, which are not those of the pruned model.
+        report: What was done; None if that is not known.
+        repo_id: The Hub id that the folder is uploaded to; None if it is not.
         revision: The branch there, if it is not the default one.
 
     Raises:
@@ -62,14 +62,14 @@ def write_card(
     results = read_results(path.parent)
     card = read_card(source_card)
     _set_metadata(card.data, report, packed=is_packed(config))
-    figures = card.data.pop("model-index")
+    index = card.data.pop("model-index")
     if repo_id is None:
-        figures = None
+        index = None
     if results:
         name = repo_id or f"{report['source']['model'] if report else 'model'}-emp"
-        figures = _model_index(figures, results, name.rpartition("/")[2])
-    if figures:
-        card.data["model-index"] = figures
+        index = _model_index(index, results, name.rpartition("/")[2])
+    if index:
+        card.data["model-index"] = index
     rest = _EMPTY_LINES.sub("", _OUR_SECTION.sub("", card.text)).rstrip()
     parts = [f"{rest}\n"] if rest else []
     if report is not None or is_packed(config):
@@ -87,13 +87,13 @@ def _set_metadata(data: "CardData", report: Report | None, *, packed: bool) -> N
     data["tags"] = [*others, *_TAGS, *(_PACKED_TAGS if packed else ())]
     if report and report["source"]["revision"]:
         data["base_model"] = report["source"]["model"]
-        data.pop("base_model_relation")  # was the source's, to the model it came from
+        data.pop("base_model_relation")  # the source's, to the model that it came from
 
 
 def _model_index(
     older: list[dict[str, Any]] | None, results: Sequence[TaskResult], name: str
 ) -> list[dict[str, Any]]:
-    """The figures as the Hub takes them, with those that a card already has of other tasks."""
+    """The results in the Hub's form, with those on other tasks that the card already has."""
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import (
         eval_results_to_model_index,
@@ -114,7 +114,7 @@ def _model_index(
     ]
     try:
         present = model_index_to_eval_results(older)[1] if older else []
-    except (KeyError, TypeError, AttributeError):  # not as the Hub takes it
+    except (KeyError, TypeError, AttributeError):  # not in the Hub's form
         present = []
     others = [old for old in present if not any(old.is_equal_except_value(one) for one in new)]
     return eval_results_to_model_index(name, [*others, *new])

@@ -1,7 +1,7 @@
-"""The main figure of a model card, N_eff / N of blocks × kinds of layer, as an SVG.
+"""The figure of a model card, N_eff / N of decoder blocks × kinds of layer, as an SVG.
 
-It is plain text, drawn without any package and the same wherever it is drawn. It has a ground of
-its own, for the theme of the page around it is not known to it.
+It is written as text without any library, the same bytes on every machine. It has a background of
+its own, since the page around it may be light or dark.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ __all__ = ["card_figure", "write_figure"]
 
 _WIDTH, _MARGIN, _LINE, _TALL = 960, 24, 28, 25
 _TOP, _BOTTOM = 62, 36
-_LETTER = 7.3  # of a font of 13 pixels, in the mean
-_LABELLED, _WRITTEN = 28, 60  # pixels that a block's number needs, and a cell's figure
-_DARK = 0.55  # the share of the ramp from which letters on it are light
+_LETTER = 7.3  # mean width in a font of 13 pixels
+_LABELLED, _WRITTEN = 28, 60  # pixels that a block's number needs, and a cell's value
+_DARK = 0.55  # from this share of the ramp on, text on it is light
 _STYLE = (
     "text{font:13px system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif;"
     "fill:#59636c}.t{font-weight:600;font-size:15px;fill:#1a1f24}.k{fill:#04101a}.l{fill:#f4faf5}.b{text-anchor:middle}"
@@ -62,7 +62,7 @@ def card_figure(report: Report) -> str:
 
 
 def _cell(x: float, y: int, pitch: float, share: float, value: float) -> Iterator[str]:
-    """A cell, and its figure where there is room."""
+    """A cell, and its value where there is room."""
     wide = pitch - min(2, pitch / 6)
     yield (
         f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{_TALL}" fill="{ramp_at(share)}"/>'

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from emp_llm.structure.auto_class import auto_class
 from emp_llm.tensors.packed_config import is_packed
@@ -11,16 +10,16 @@ __all__ = ["ANY_NAME", "loading_code"]
 
 
 ANY_NAME = "path or id of this model"
-"""Stands in the lines where it is not known yet what the model will be called."""
+"""What the lines say where the model has no name yet."""
 
 
-def loading_code(config: Mapping[str, Any], name: str, revision: str | None = None) -> list[str]:
-    """Write the lines of Python that load a model.
+def loading_code(config: Mapping[str, object], name: str, revision: str | None = None) -> list[str]:
+    """The lines of Python that load a model.
 
     Args:
         config: The content of its ``config.json``.
         name: Its folder or Hub id.
-        revision: Where on the Hub it is, if not on the default branch.
+        revision: Its branch on the Hub, if that is not the default one.
     """
     loader = auto_class(config)
     arguments = [_literal(name)]

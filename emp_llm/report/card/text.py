@@ -3,7 +3,6 @@
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from emp_llm.report.card.loading_code import ANY_NAME, loading_code
 from emp_llm.report.evaluation_results import TaskResult
@@ -38,7 +37,7 @@ _SIZES = (
 
 
 def describe(
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     report: Report | None,
     results: Sequence[TaskResult],
     *,
@@ -71,7 +70,7 @@ def describe(
     return "\n\n".join(parts) + "\n"
 
 
-def _loading(config: Mapping[str, Any], name: str, revision: str | None) -> str:
+def _loading(config: Mapping[str, object], name: str, revision: str | None) -> str:
     code = "\n".join(["```python", *loading_code(config, name, revision), "```"])
     if not is_packed(config):
         return (

@@ -1,4 +1,4 @@
-"""The colours of figures: one ramp for the page, the card's figure and those for papers."""
+"""Colours: one ramp for the page, the card's figure and figures for papers."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ RAMP = (
     *("#edf4da", "#b7dfb9", "#7ac9ab", "#25b0a6", "#04909d"),
     *("#03708d", "#03527c", "#1d3559", "#161b40"),
 )
-"""From light to dark in equal steps of OKLCH lightness, so that it reads in grey, too."""
+"""From light to dark in equal steps of OKLCH lightness, so that it can be read in grey."""
 
 LINES = {"sparsity": "#0072B2", "bytes": "#C4500A", "retained mass": "#00805F"}
-"""Of curves: blue, vermilion and green that people who see few colours tell apart."""
+"""Colours of curves: a blue, a vermilion and a green that colour-blind people can tell apart."""
 
 GAUSSIAN = 0.6366197723675814
 """N_eff / N of Gaussian weights, 2/π."""
 
 LEAST_SPREAD = 0.02
-"""What a ramp spans at least: of nearly equal values no drama is made."""
+"""The least that a ramp spans, so that nearly equal values look so."""
 
 
 def shown_range(values: Sequence[float]) -> tuple[float, float]:
-    """The values at the ends of a ramp that shows these."""
+    """The values at the light and the dark end of a ramp that shows these."""
     low, high = min(values), max(values)
     more = max(0.0, LEAST_SPREAD - (high - low)) / 2
     return low - more, high + more

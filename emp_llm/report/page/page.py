@@ -1,4 +1,4 @@
-"""The page: a report's content, style and script in one HTML file that opens without a network."""
+"""The page: a report's content, style and script in one HTML file, which needs no network."""
 
 import base64
 import hashlib
@@ -21,11 +21,11 @@ _SCRIPTS = ("draw", "curve", "blocks", "rows", "table", "main")
 
 
 def check_page(path: Path) -> None:
-    """See that a page can be written, before there is anything to write.
+    """Check that a page can be written, before any work is done for it.
 
     Raises:
-        OptionError: If the file's name is none of a page.
-        OutputError: If it could not be written.
+        OptionError: If the file has another suffix than ``.html`` or ``.htm``.
+        OutputError: If it cannot be written.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise OptionError(
@@ -35,11 +35,11 @@ def check_page(path: Path) -> None:
 
 
 def write_page(report: Report, path: Path, *, model: str | None = None) -> None:
-    """Write a report as one self-contained page, in the place of an older one.
+    """Write a report as one self-contained page, in place of an older one.
 
     Args:
         report: Of `emp_llm.inspect`, or a folder's ``emp_report.json``.
-        path: The HTML file. It is whole at any time.
+        path: The HTML file, which is replaced in one step.
         model: The model as the page's command names it; by default as the report does.
 
     Raises:
@@ -49,7 +49,7 @@ def write_page(report: Report, path: Path, *, model: str | None = None) -> None:
 
 
 def page_html(report: Report, *, model: str | None = None) -> str:
-    """The page that `write_page` writes. It depends on nothing but its arguments."""
+    """The page that `write_page` writes; equal arguments give equal text."""
     content = page_content(report, model=model)
     style = _asset("page.css")
     body = "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
@@ -73,11 +73,11 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """The source that a policy allows a text between two tags by."""
+    """What a content security policy allows an inline style or script by."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _inert(content: Mapping[str, object]) -> str:
-    """JSON in ASCII without a character that could end its element or begin another one."""
+    """JSON in ASCII, without characters that could end its HTML element or begin another."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.translate({ord(character): f"\\u{ord(character):04x}" for character in "<>&"})

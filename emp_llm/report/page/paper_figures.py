@@ -1,4 +1,4 @@
-"""A report as figures for a paper: the curve over β, the blocks, the distributions over rows."""
+"""A report as figures for a paper: the curve over β, decoder blocks, distributions over rows."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +25,10 @@ __all__ = ["check_figures", "figure_paths", "save_figures"]
 
 _SUFFIXES = (".png", ".pdf", ".svg")
 _PARTS = ("curve", "blocks", "rows")
-_ONE_COLUMN, _TWO_COLUMNS = 3.4, 7.0  # inches, as the conferences' styles have them
+_ONE_COLUMN, _TWO_COLUMNS = 3.4, 7.0  # inches, as in the styles of conferences
 _DPI = 300
 _SHAPES = {"sparsity": "-", "bytes": "--", "retained mass": ":"}
-_MANY = 4  # small multiples in a line
+_MANY = 4  # histograms side by side
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -44,16 +44,16 @@ _STYLE: dict[Any, Any] = {
 
 
 def figure_paths(path: Path) -> dict[str, Path]:
-    """The files that a name stands for: its own with ``-curve``, ``-blocks`` and ``-rows``."""
+    """The files of a path: ``-curve``, ``-blocks`` and ``-rows`` go before its suffix."""
     return {part: path.with_name(f"{path.stem}-{part}{path.suffix}") for part in _PARTS}
 
 
 def check_figures(path: Path) -> None:
-    """See that figures can be drawn and written, before there is anything to draw.
+    """Check that figures can be drawn and written, before any work is done for them.
 
     Raises:
-        OptionError: If matplotlib is not there, or the name is of no format that is written.
-        OutputError: If they could not be written.
+        OptionError: If matplotlib is not installed, or the suffix is not .png, .pdf or .svg.
+        OutputError: If they cannot be written.
     """
     check_drawing(path, "png", _SUFFIXES, "figures.png")
     for file in figure_paths(path).values():
@@ -61,9 +61,9 @@ def check_figures(path: Path) -> None:
 
 
 def save_figures(report: Report, path: Path) -> list[Path]:
-    """Draw a report; in PNG 300 dots an inch, in PDF and SVG lines and letters.
+    """Draw a report: as PNG with 300 dots per inch, or as PDF or SVG with lines and text.
 
-    The curve is one column wide, the others two. What the report does not hold is left out.
+    The curve is one column wide, the others two. A report without a curve gives no such figure.
 
     Args:
         report: Of `emp_llm.inspect`, or a folder's ``emp_report.json``.
@@ -73,7 +73,7 @@ def save_figures(report: Report, path: Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        OptionError: If matplotlib is not there.
+        OptionError: If matplotlib is not installed.
         OutputError: If one cannot be written.
     """
     content = page_content(report)
@@ -171,7 +171,7 @@ def _draw_histogram(axes: "Axes", kind: KindContent, counts: Sequence[int]) -> N
 
 
 def _occupied(histograms: Sequence[Histogram]) -> tuple[float, float]:
-    """The part of the axis where anything is, and a bin on either side."""
+    """The part of the axis with filled bins, and one bin more on either side."""
     filled = [i for one in histograms for i, n in enumerate(one["counts"]) if n]
     bins = len(histograms[0]["counts"])
     return max(0, min(filled) - 1) / bins, min(bins, max(filled) + 2) / bins
@@ -182,7 +182,7 @@ def _block_names(blocks: Sequence[BlockContent]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A name in which matplotlib finds no formula."""
+    """A name with every $ escaped, by which matplotlib would begin a formula."""
     return text.replace("$", r"\$")
 
 

@@ -177,7 +177,7 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     ),
     "bins before the first": (
         lambda r: r["tensors"][TENSOR].update(n_eff_fraction_histogram_start=-1),
-        f"tensors.{TENSOR}.n_eff_fraction_histogram is ",
+        f"tensors.{TENSOR}.n_eff_fraction_histogram_start is -1",
     ),
     "no hash": (lambda r: r["tensors"][TENSOR].pop("hash"), f"tensors.{TENSOR}.hash is None"),
     "a vector": (

@@ -1,6 +1,6 @@
-// The heat map of blocks × kinds of layer. A chosen cell is what the table below shows.
+// The heat map of decoder blocks × kinds of layer. The table below shows the tensors of the chosen cell.
 
-// Field, name, figure for people; whether much of it means that little is pruned.
+// Field, name, how it is written, and whether a high value means that little is pruned.
 const MEASURES = [
   ["n_eff_fraction_mean", "N_eff / N", (value) => value.toFixed(4), true],
   ["sparsity", "sparsity", (value) => percent(value), false],
@@ -31,7 +31,7 @@ function blocksSection(section, filter) {
     return [Math.max(0, low - spread), Math.min(1, high + spread)];
   }
 
-  // Strong where much is pruned, whichever figure tells it.
+  // The more is pruned, the stronger the colour, whichever measure is shown.
   const tone = (share) => rampAt(measure[3] ? 1 - share : share);
 
   function drawMap() {

@@ -45,7 +45,7 @@ function curveSection(section) {
     if (frame) drawCursor();
   }
 
-  // From one counted value to the next; left to itself the slider would stop between them.
+  // From one counted β to the next: by itself the slider would stop between them.
   function step(event) {
     const last = beta.length - 1;
     const to = { ArrowLeft: at - 1, ArrowDown: at - 1, ArrowRight: at + 1, ArrowUp: at + 1, PageDown: at - 10, PageUp: at + 10, Home: 0, End: last }[event.key];
@@ -88,7 +88,7 @@ function curveSection(section) {
     const cursor = draw("g");
     graph.append(cursor);
     plot.replaceChildren(graph);
-    const thumb = 8;  // half of it, so that its middle is under the cursor
+    const thumb = 8;  // half its width, so that its middle is under the cursor
     slider.style.marginLeft = `${x(beta[0]) - thumb}px`;
     slider.style.width = `${x(high) - x(beta[0]) + 2 * thumb}px`;
     frame = { box, x, y, cursor, low, high };
@@ -125,7 +125,7 @@ function curveSection(section) {
   choose.press(0);
 }
 
-// The command that prunes at a β, to be copied.
+// The command that prunes at a β, with a button that copies it.
 function command(beta) {
   const code = el("code");
   const button = el("button", { type: "button", class: "copy", click: copy }, "Copy");
@@ -138,7 +138,7 @@ function command(beta) {
   async function copy() {
     try {
       await navigator.clipboard.writeText(code.textContent);
-    } catch {  // no clipboard for a page from a file: select it, and the browser's own copy takes it
+    } catch {  // a page from a file may have no clipboard: select the text for the browser's own copy
       getSelection().selectAllChildren(code);
       document.execCommand("copy");
     }

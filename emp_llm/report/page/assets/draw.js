@@ -1,5 +1,5 @@
-// What the parts of the page share: elements, numbers for people, drawings that fit their place.
-// Names of tensors come from strangers: they only ever become text nodes.
+// Shared by all sections: elements, numbers for people, drawings that fit their place.
+// Tensor names may be hostile: they are only ever put into text nodes.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -40,7 +40,7 @@ function fitted(place, callback) {
   }).observe(place);
 }
 
-// A row of buttons of which one is chosen.
+// A row of buttons, one of them chosen.
 function chips(label, names, choose) {
   const row = el("div", { class: "chips", role: "group", "aria-label": label });
   const press = (chosen) => {
@@ -53,7 +53,7 @@ function chips(label, names, choose) {
   return row;
 }
 
-// The note beside the pointer or the focused cell: a heading, then pairs of words and figures.
+// The note beside the pointer or the focused cell: a heading, then pairs of name and value.
 function showTip(heading, pairs, x, y) {
   const tip = byId("tip");
   tip.replaceChildren(el("b", {}, heading), ...pairs.map(([word, figure]) => el("span", {}, el("i", {}, word), figure)));
@@ -66,7 +66,7 @@ function showTip(heading, pairs, x, y) {
 
 const hideTip = () => { byId("tip").hidden = true; };
 
-// The ramp's colour at a share from 0, the tone of the paper, to 1, that of ink.
+// The ramp's colour at a share from 0, nearly the background's, to 1, nearly the text's.
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const rampAt = (share) => {
   const stops = content.ramp, at = (dark.matches ? 1 - share : share) * (stops.length - 1);

@@ -1,4 +1,4 @@
-// The page from its top: what the report says in a few numbers, then each section.
+// The page from top to bottom: a few main numbers of the report, then each section.
 
 function heading() {
   const { source, rule, totals, format, version } = content, { targets, model } = totals;

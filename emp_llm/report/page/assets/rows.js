@@ -1,4 +1,4 @@
-// Distributions of N_eff / N over the groups of each kind, and the rows that stand out.
+// Distributions of N_eff / N over the groups of each kind of layer, and rows that stand out.
 
 const GAUSSIAN = 2 / Math.PI;
 const FIRST_ROWS = 10;

@@ -1,4 +1,4 @@
-// All pruned tensors: sorted by any column, filtered by name, kind and the heat map's cell.
+// All pruned tensors, sorted by any column and filtered by name, kind and cell of the heat map.
 
 const PAGE = 50;
 
@@ -78,7 +78,7 @@ function tableSection(section, released) {
       show(tensors[field][i]), field === "n_eff_fraction_mean" && ranged ? glyph(i) : null)));
   }
 
-  // From the least to the largest row of a tensor, the mean as a dot.
+  // A line from the smallest to the largest N_eff / N of a tensor's rows, with the mean as a dot.
   function glyph(i) {
     const width = 64, x = (value) => 4 + ((value - span[0]) / (span[1] - span[0] || 1)) * (width - 8);
     return draw("svg", { class: "range", width, height: 10, role: "img", "aria-label": `from ${low[i]} to ${high[i]}` },
