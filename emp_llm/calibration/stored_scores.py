@@ -16,7 +16,7 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard, read_shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.files.atomic import flush_path, replacing
-from emp_llm.options import PruneOptions, counts_magnitudes
+from emp_llm.options import Granularity, PruneOptions, counts_magnitudes
 from emp_llm.runtime.devices import CPU, Devices
 from emp_llm.runtime.pipeline import Advance
 from emp_llm.selection.mask_store import MaskStore
@@ -89,8 +89,10 @@ def mask_by_stored_scores(
     with OpenFiles() as score_files:
         reading = _Reading(score_files, files, threads, devices, progress)
         waiting = _WaitingScores(scores, targets, reading)
-        if options.target_sparsity is not None and not counts_magnitudes(options):
-            options = replace(options, beta=waiting.find_beta(options, store.folder))
+        sparsity = options.target_sparsity
+        if sparsity is not None and not counts_magnitudes(options):
+            beta = waiting.find_beta(sparsity, options.granularity, store.folder)
+            options = replace(options, beta=beta)
         selection = waiting.select(options) if options.granularity == "model" else None
         for unit in waiting.units:
             if not store.has(unit):
@@ -122,15 +124,13 @@ class _WaitingScores:
         self._scored = {unit: _score_targets(shard) for unit, shard in self.units.items()}
         self._all_scored = [target for part in self._scored.values() for target in part]
 
-    def find_beta(self, options: PruneOptions, scratch: Path) -> float:
+    def find_beta(self, target_sparsity: float, granularity: Granularity, scratch: Path) -> float:
         """The β at which the scores give the target sparsity."""
-        if options.target_sparsity is None:
-            return options.beta
         read = self._reading
         return find_beta(
             self._all_scored,
-            options.target_sparsity,
-            options.granularity,
+            target_sparsity,
+            granularity,
             RowBlockPass(read.score_files, read.threads, read.progress, read.devices),
             scratch=scratch,
         )
