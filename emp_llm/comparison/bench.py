@@ -79,14 +79,14 @@ class Bench:
 
 
 class _Labelled:
-    """Progress whose stages go by another name."""
+    """Progress whose stages have another name; their own if it is empty."""
 
     def __init__(self, progress: Progress, label: str) -> None:
         self._progress = progress
         self._label = label
 
-    def begin(self, stage: str, total: int, unit: str = "B") -> None:  # noqa: ARG002
-        self._progress.begin(self._label, total, unit)
+    def begin(self, stage: str, total: int, unit: str = "B") -> None:
+        self._progress.begin(self._label or stage, total, unit)
 
     def advance(self, count: int) -> None:
         self._progress.advance(count)

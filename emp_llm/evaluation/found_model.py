@@ -28,11 +28,11 @@ _CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A model that is there.
+    """A model that was found.
 
     Attributes:
-        name: What the user called it.
-        source: Where it lies; all of it is there.
+        name: The name that the user gave.
+        source: Where its files are; all of them have been downloaded.
         config: The content of its ``config.json``.
         packed: Whether it is packed.
     """
@@ -46,7 +46,7 @@ class Found:
 def find_model(
     model: str | os.PathLike[str], *, revision: str | None = None, progress: Progress
 ) -> Found:
-    """Find a model, fetch it if it is one of the Hub, and verify it if it is packed.
+    """Find a model, download it if it is on the Hub, and verify it if it is packed.
 
     A packed folder without a report, as `save_pretrained` writes it, is checked when it is loaded.
 

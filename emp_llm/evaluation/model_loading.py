@@ -27,13 +27,14 @@ def load_model(
 
     Args:
         found: The model.
-        dtype: What its weights are made; ``auto`` leaves them as they are stored.
-        device: ``auto`` (all GPUs as accelerate spreads it, else the CPU), ``cpu``, ``cuda`` or
-            ``cuda:N``.
+        dtype: What its weights are cast to; ``auto`` leaves them as they are stored.
+        device: ``auto`` (all GPUs, over which accelerate spreads it, else the CPU), ``cpu``,
+            ``cuda`` or ``cuda:N``.
         pruning: How to prune it while it is loaded, if at all.
 
     Raises:
-        CheckpointError: If transformers does not load it, or makes up some of its weights.
+        CheckpointError: If transformers does not load it, weights are missing in it, or its
+            tokenizer has more tokens than it has embeddings.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -45,7 +46,7 @@ def load_model(
     else:
         device_map = {"": device}
     folder = found.source.folder
-    # None in its place would take away what a packed checkpoint says of itself
+    # quantization_config=None would override what the config of a packed checkpoint says
     more = {} if pruning is None else {"quantization_config": pruning}
     tokenizer = load_tokenizer(found.name, folder)
     with quiet_transformers(), load_errors(found.name, "it"):
@@ -60,7 +61,7 @@ def load_model(
     if made_up:
         raise CheckpointError(
             f"{found.name}: has no weights for {made_up[0]!r} ({len(made_up)} missing), which "
-            "transformers has made up at random: give a checkpoint with all of its weights"
+            "transformers has initialized at random: give a checkpoint with all of its weights"
         )
     _check_tokenizer(found.name, model, tokenizer)
     return model, tokenizer

@@ -27,14 +27,14 @@ _ANSWERING = Subject("text-generation", "Zero-shot and few-shot tasks")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelScores:
-    """What one model came to.
+    """The scores of one model.
 
     Attributes:
-        model: What the user called it.
+        model: The name that the user gave.
         revision: Its commit on the Hub; None if it was local.
         packed: Whether it was read packed.
-        dtype: What its weights were, such as ``bfloat16``.
-        device: Where its first weights lay.
+        dtype: The dtype of its weights, such as ``bfloat16``.
+        device: Where its first weights were.
         texts: Perplexities by the text's name.
         tasks: Scores of tasks by their name.
     """
@@ -79,7 +79,7 @@ class Evaluation:
     """What `evaluate` measured.
 
     Attributes:
-        options: How.
+        options: What was measured, and how.
         model: The model's scores.
         against: Those of the model it is compared with, if there is one.
     """

@@ -31,12 +31,12 @@ _REMEDY = (
 
 
 class TaskManager(Protocol):
-    """What lm-eval's ``TaskManager`` offers of what is used here.
+    """The part of lm-eval's ``TaskManager`` that is used here.
 
     Attributes:
         all_subtasks: Names of single tasks.
         all_tasks: Names of tasks, groups and tags.
-        task_index: The same, each with what is known of it.
+        task_index: The same names, each with its entry in the index.
     """
 
     all_subtasks: Collection[str]
@@ -49,12 +49,12 @@ class TaskManager(Protocol):
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks that were found, with their data.
+    """Tasks that were found; their data has been downloaded.
 
     Attributes:
-        names: As they were asked for, ``paper7`` spelled out.
-        manager: lm-eval's, which knows them.
-        objects: lm-eval's tasks and groups.
+        names: Their names, with ``paper7`` replaced by the seven.
+        manager: The manager that found them.
+        objects: The tasks and groups, as lm-eval takes them.
     """
 
     names: tuple[str, ...]
@@ -63,7 +63,7 @@ class Tasks:
 
 
 def find_tasks(names: Sequence[str], include_path: Path | None = None) -> Tasks:
-    """Find tasks and fetch their data.
+    """Find tasks and download their data.
 
     Args:
         names: Tasks, groups and tags of lm-eval, files of YAML, or ``paper7``.

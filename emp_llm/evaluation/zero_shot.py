@@ -32,7 +32,7 @@ _STDERR = "_stderr"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """What a task, or a group of tasks, came to.
+    """The scores of a task or of a group of tasks.
 
     Attributes:
         metrics: Values by the plain name of the metric, such as ``acc``; where lm-eval filtered
@@ -60,16 +60,17 @@ def score_tasks(
     batch_size: int | None = 1,
     progress: Progress,
 ) -> dict[str, TaskScore]:
-    """Have a model that is loaded answer tasks, by ``lm_eval.simple_evaluate``.
+    """Score the answers of a loaded model to tasks, by ``lm_eval.simple_evaluate``.
 
-    The model is used where it lies, in evaluation mode; every module's mode is restored.
+    The model runs on the device it is on, in evaluation mode; afterwards every module is in the
+    mode that it was in.
 
     Args:
         model: A causal language model of transformers.
-        tokenizer: Its tokenizer; it is left as it is.
+        tokenizer: Its tokenizer; it is not changed.
         tasks: What `find_tasks` found.
         num_fewshot: Examples before each question; each task's own number if None, and for tasks
-            that insist on none.
+            that allow none.
         limit: Questions of each task; all if None.
         batch_size: Answers that are scored together; None finds the largest that fits on a GPU.
         progress: Advances by one for each answer that is scored.
@@ -87,8 +88,8 @@ def score_tasks(
             "lm-eval needs one of them: set eos_token in tokenizer_config.json"
         )
     if batch_size is None and model.device.type == "cpu":
-        batch_size = 1  # it is found by running out of a GPU's memory
-    # lm-eval prints the batch sizes that it finds, and sets the tokenizer's padding
+        batch_size = 1  # lm-eval finds a size by trying until a GPU is out of memory
+    # lm-eval prints batch sizes to stdout, and sets the padding of the tokenizer that it is given
     with (
         quiet_datasets(need("datasets")),
         evaluating(model),

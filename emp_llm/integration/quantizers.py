@@ -255,8 +255,8 @@ class PackedQuantizer(_Quantizer):
             raise FormatError(
                 f"{self._shards[0].path.parent}: has no weights for {missing[0]!r} and "
                 f"{len(missing) - 1} other linear layers of {type(self._model).__name__}, which "
-                "transformers has made up at random: download or prune the checkpoint again, or "
-                "load it with the config that it came with"
+                "transformers has initialized at random: download or prune the checkpoint again, "
+                "or load it with the config that it came with"
             )
 
     def _packed_before(self) -> dict[str, PackedBefore]:
