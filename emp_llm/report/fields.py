@@ -1,9 +1,9 @@
 """The report as a type: every field of ``emp_report.json``, and of what `emp_llm.inspect` returns.
 
-This is the one description of a report. mypy checks what is built and shown against it, and
-`emp_llm.report.schema` checks by it what is read: an int is a count from 0 to 2⁶³ − 1, a float any
-number up to 1e60 in magnitude, and what `Annotated` adds is a further test of the value. A report
-is a plain dict, so that JSON holds it as it is; fields stand here in the order that it has.
+This is the one description of a report: mypy checks by it what is built and shown, and
+`emp_llm.report.schema` what is read. There an int is a count from 0 to 2⁶³ − 1, a float any number
+up to 1e60 in magnitude, and what `Annotated` adds is a further test of the value. At run time a
+report is a plain dict, as JSON holds it.
 """
 
 from collections.abc import Callable, Sized

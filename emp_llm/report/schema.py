@@ -42,7 +42,7 @@ Check = Callable[[Any], str | None]
 _LARGEST_COUNT = 2**63 - 1
 _LARGEST_NUMBER = 1e60  # more than all weights of float32 add up to
 _LONGEST_NAME = 255  # bytes, of a file on Linux
-_TAG = "pruned"
+_TAG = "pruned"  # the field that tells the members of a union apart
 
 
 def read_report_file(path: Path) -> Report:
@@ -156,7 +156,7 @@ def _is_mapping(check: Check) -> Check:
 
 
 def _is_one_of(kinds: Sequence[object], or_none: bool) -> Check:
-    """A value of one type, or an object that a field tells the type of."""
+    """A value of one type, or an object whose field `pruned` says which type it is of."""
     if len(kinds) == 1:
         check = _check_of(kinds[0])
         return lambda value: None if value is None and or_none else check(value)

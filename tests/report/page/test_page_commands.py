@@ -149,6 +149,7 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "no beta": (lambda r: r["rule"].update(beta="1"), "rule.beta is '1'"),
     "a true beta": (lambda r: r["rule"].update(beta=True), "rule.beta is True"),
     "no source": (lambda r: r["source"].update(model=None), "source.model is None"),
+    "no revision": (lambda r: r["source"].pop("revision"), "source.revision is missing"),
     "totals of text": (lambda r: r["totals"]["model"].update(kept="9"), "totals.model.kept is '9'"),
     "a list of tensors": (lambda r: r.update(tensors=[]), "tensors is no object"),
     "no tensors": (lambda r: r.update(tensors={}), "it prunes nothing"),
