@@ -41,7 +41,7 @@ def _deferred(make: Callable[..., "HfQuantizer"]) -> "type[HfQuantizer]":
     def new(_: type, config: object, **options: object) -> HfQuantizer:
         return make(config, **options)
 
-    return type("DeferredQuantizer", (HfQuantizer,), {"__new__": new})
+    return type("DeferredQuantizer", (HfQuantizer,), {"__new__": new, "__module__": __name__})
 
 
 def _unpacking(config: "PackedConfig", **options: object) -> "HfQuantizer":

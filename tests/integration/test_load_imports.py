@@ -31,6 +31,16 @@ def test_importing_emp_llm_imports_neither_torch_nor_transformers() -> None:
     assert run(program).stdout.strip() == "[]"
 
 
+def test_packed_checkpoints_are_known_to_transformers_before_kernels_are_imported() -> None:
+    program = (
+        "import sys, emp_llm, transformers.modeling_utils\n"
+        "from transformers.quantizers.auto import AutoHfQuantizer\n"
+        "known = AutoHfQuantizer.supports_quant_method({'quant_method': 'emp'})\n"
+        "print(known, 'numba' in sys.modules, 'emp_llm.integration.quantizers' in sys.modules)"
+    )
+    assert run(program).stdout.split() == ["True", "False", "False"]
+
+
 def test_plain_from_pretrained_loads_a_packed_folder_whichever_was_imported_first(
     pruned_model: TinyModel, tmp_path: Path
 ) -> None:
