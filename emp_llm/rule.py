@@ -25,8 +25,8 @@ Dims = int | Sequence[int] | None
 def effective_number(scores: torch.Tensor, *, dim: Dims = -1) -> torch.Tensor:
     """The effective number N_eff = (Σs)² / Σs² of each group of scores (arXiv 2509.25606).
 
-    It is N for N equal scores, 1 where all but one are zero, and otherwise tells how many equal
-    scores would be spread as evenly.
+    It is N for N equal scores and 1 if all but one are zero. In between it is the number of equal
+    scores that are as concentrated.
 
     Args:
         scores: Of any shape and floating-point or integer dtype; finite and not negative.

@@ -50,7 +50,7 @@ class Checkpoint:
             if one file holds all weights.
         index_metadata: The ``metadata`` of the index; empty if there is none.
         config: The content of ``config.json``.
-        told_by: Paths, relative to the folder, of the files that all this was read from.
+        described_by: Paths, relative to the folder, of the files that all this is read from.
         other_files: Paths, relative to the folder, of the small files that are needed to use it
             (tokenizer, generation config, chat template, code, licence), sorted. Neither
             ``config.json`` nor weights of any kind are among them.
@@ -63,7 +63,7 @@ class Checkpoint:
     index_name: str | None
     index_metadata: dict[str, Any]
     config: dict[str, Any]
-    told_by: tuple[Path, ...]
+    described_by: tuple[Path, ...]
     other_files: tuple[Path, ...]
     original: OriginalParams | None = None
 
@@ -128,9 +128,9 @@ def open_checkpoint(
     shards = tuple(_open_shards(folder, shard_names, to_come))
     _check_tensors(shards, weight_map)
     index_name = None if not has_index else INDEX_NAME if weights == TORCH_INDEX_NAME else weights
-    told_by = (Path(CONFIG_NAME), *([Path(weights)] if has_index else []))
+    described_by = (Path(CONFIG_NAME), *([Path(weights)] if has_index else []))
     small = other_files(folder)
-    return Checkpoint(folder, shards, index_name, index_metadata, config, told_by, small)
+    return Checkpoint(folder, shards, index_name, index_metadata, config, described_by, small)
 
 
 def _open_original(folder: Path, names: Iterable[str], to_come: Mapping[str, Header]) -> Checkpoint:

@@ -12,6 +12,9 @@ from emp_llm.errors import CheckpointError
 
 __all__ = [
     "DOWNLOAD_AGAIN",
+    "MAX_DIMENSIONS",
+    "MAX_NAME",
+    "METADATA_KEY",
     "Header",
     "ReadRange",
     "TensorEntry",
@@ -20,6 +23,15 @@ __all__ = [
     "open_ranges",
     "unreadable_named",
 ]
+
+MAX_NAME: Final = 1024
+"""Characters of the longest name of a tensor; those of transformers' models have less than 200."""
+
+MAX_DIMENSIONS: Final = 64
+"""The most dimensions of a tensor; torch has no more."""
+
+METADATA_KEY: Final = "__metadata__"
+"""What no tensor of a safetensors file can be called: the header's field for metadata."""
 
 DOWNLOAD_AGAIN: Final = "the file is cut short or damaged: download it again"
 

@@ -13,6 +13,9 @@ from typing import Any, Final, TypeGuard
 from emp_llm.checkpoint.dtypes import ITEM_BITS
 from emp_llm.checkpoint.header import (
     DOWNLOAD_AGAIN,
+    MAX_DIMENSIONS,
+    MAX_NAME,
+    METADATA_KEY,
     Header,
     ReadRange,
     TensorEntry,
@@ -37,9 +40,6 @@ ALIGNMENT: Final = 16
 
 _LENGTH_BYTES = 8
 _MAX_U64 = 2**64 - 1
-_MAX_NAME = 1024  # characters; the longest of transformers' models are below 200
-_MAX_DIMENSIONS = 64  # torch has no more
-_METADATA = "__metadata__"
 
 
 def read_header(path: Path) -> Header:
@@ -76,7 +76,7 @@ def read_header_by(read: ReadRange, name: str, file_size: int) -> Header:
         check_no_pointer(read)
         length = _header_length(read(0, _LENGTH_BYTES), file_size)
         fields = _parse(read(_LENGTH_BYTES, _LENGTH_BYTES + length))
-        metadata = _metadata(fields.pop(_METADATA, None))
+        metadata = _metadata(fields.pop(METADATA_KEY, None))
         data_start = _LENGTH_BYTES + length
         tensors = tuple(
             sorted(
@@ -124,13 +124,13 @@ def _metadata(field: Json) -> dict[str, str]:
         return {}
     if not isinstance(field, dict):
         raise UnreadableError(
-            f"its {_METADATA} is {shortened(field)}; it must map strings to strings"
+            f"its {METADATA_KEY} is {shortened(field)}; it must map strings to strings"
         )
     strings: dict[str, str] = {}
     for key, value in field.items():
         if not isinstance(value, str):
             raise UnreadableError(
-                f"its {_METADATA} has {shortened(value)} at {shortened(key)}; "
+                f"its {METADATA_KEY} has {shortened(value)} at {shortened(key)}; "
                 "values must be strings: save the checkpoint again with strings only"
             )
         strings[key] = value
@@ -140,10 +140,10 @@ def _metadata(field: Json) -> dict[str, str]:
 def _entry(name: str, field: Json, data_start: int) -> TensorEntry:
     if not isinstance(field, dict):
         raise UnreadableError(f"tensor {shortened(name)} is {shortened(field)}; {DOWNLOAD_AGAIN}")
-    if len(name) > _MAX_NAME:
+    if len(name) > MAX_NAME:
         raise UnreadableError(
             f"tensor {shortened(name)} has a name of {len(name):,} characters, more than "
-            f"{_MAX_NAME:,}: rename it"
+            f"{MAX_NAME:,}: rename it"
         )
     dtype, shape, offsets = field.get("dtype"), field.get("shape"), field.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
@@ -156,9 +156,9 @@ def _entry(name: str, field: Json, data_start: int) -> TensorEntry:
             f"tensor {shortened(name)} has shape {shortened(shape)}; "
             f"sizes must be whole numbers from 0; {DOWNLOAD_AGAIN}"
         )
-    if len(shape) > _MAX_DIMENSIONS:
+    if len(shape) > MAX_DIMENSIONS:
         raise UnreadableError(
-            f"tensor {shortened(name)} has {len(shape):,} dimensions, more than {_MAX_DIMENSIONS}"
+            f"tensor {shortened(name)} has {len(shape):,} dimensions, more than {MAX_DIMENSIONS}"
         )
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise UnreadableError(
@@ -240,15 +240,15 @@ def encode_header(
             ``reserve``.
         CheckpointError: If the header or a name would be too long for `read_header`.
     """
-    fields: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    fields: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape, nbytes in entries:
-        if name in fields or name == _METADATA:
+        if name in fields or name == METADATA_KEY:
             raise ValueError(f"two tensors are called {name!r}")
-        if len(name) > _MAX_NAME:
+        if len(name) > MAX_NAME:
             raise CheckpointError(
                 f"{shortened(name)} would have a name of {len(name):,} characters, more than "
-                f"{_MAX_NAME:,}: rename it in the source"
+                f"{MAX_NAME:,}: rename it in the source"
             )
         if nbytes != _nbytes(dtype, shape):
             raise ValueError(f"{name!r}: {dtype} {shape} is not {nbytes} bytes")

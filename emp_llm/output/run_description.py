@@ -41,7 +41,7 @@ def describe_run(
     Raises:
         CheckpointError: If a file cannot be read.
     """
-    small = [*checkpoint.told_by, *checkpoint.other_files]
+    small = [*checkpoint.described_by, *checkpoint.other_files]
     is_commit = source["revision"] is not None
     return {
         "release": {"emp-llm": __version__, "format": FORMAT_VERSION},

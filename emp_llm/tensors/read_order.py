@@ -11,7 +11,7 @@ __all__ = ["Span", "has_ranges", "spans"]
 
 
 _SMALL_TENSOR = 16 << 20
-"""Tensors of up to so many bytes are fetched in one piece."""
+"""Tensors of up to so many bytes are downloaded in one piece."""
 
 
 @dataclass(eq=False)

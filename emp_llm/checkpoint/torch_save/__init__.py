@@ -1,7 +1,7 @@
 """Files that ``torch.save`` wrote, read without torch and without running their pickle.
 
 names            the names that a pickle may refer to
-pickled_tensors  the storages and tensors that a pickle stands for
+pickled_tensors  the storages and tensors that a pickle describes
 pickle_reader    the pickle, read and not run
 state_dict       the tensors by name, which it must hold
 contents         what both kinds of file hold

@@ -1,4 +1,4 @@
-"""What the pickle of a torch checkpoint stands for: the storages and tensors that its calls make.
+"""The storages and tensors that the calls in the pickle of a torch checkpoint would make.
 
 torch pickles a tensor as a call of one of its own functions on plain values. Here the result of
 such a call is described; the function is neither imported nor run.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from emp_llm.checkpoint.dtypes import item_bytes
-from emp_llm.checkpoint.header import UnreadableError
+from emp_llm.checkpoint.header import MAX_DIMENSIONS, UnreadableError
 from emp_llm.checkpoint.torch_save.names import (
     DTYPES,
     ORDERED_DICT,
@@ -33,7 +33,6 @@ __all__ = [
     "find_storage",
 ]
 
-_MAX_DIMENSIONS = 64  # torch has no more
 _MAX_ITEMS = 2**63 - 1
 
 
@@ -254,6 +253,6 @@ def _is_size(value: object) -> TypeGuard[int]:
 def _are_sizes(values: object) -> TypeGuard[Sequence[int]]:
     return (
         isinstance(values, tuple | list)
-        and len(values) <= _MAX_DIMENSIONS
+        and len(values) <= MAX_DIMENSIONS
         and all(map(_is_size, values))
     )

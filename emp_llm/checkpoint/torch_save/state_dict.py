@@ -1,6 +1,6 @@
 """The state dict that a torch checkpoint must be: its tensors by name."""
 
-from emp_llm.checkpoint.header import UnreadableError
+from emp_llm.checkpoint.header import MAX_NAME, METADATA_KEY, UnreadableError
 from emp_llm.checkpoint.torch_save.pickled_tensors import (
     NamedObject,
     OtherObject,
@@ -9,9 +9,6 @@ from emp_llm.checkpoint.torch_save.pickled_tensors import (
 from emp_llm.messages import shortened
 
 __all__ = ["tensors_of"]
-
-_MAX_NAME = 1024
-_RESERVED_NAME = "__metadata__"
 
 
 def tensors_of(content: object) -> dict[str, StoredTensor]:
@@ -43,7 +40,7 @@ def _check_name(name: str) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         raise UnreadableError(f"has a tensor whose name is no text: {shortened(name)}") from error
-    if len(name) > _MAX_NAME or name == _RESERVED_NAME:
+    if len(name) > MAX_NAME or name == METADATA_KEY:
         raise UnreadableError(
             f"has a tensor {shortened(name)}, a name that safetensors cannot hold: rename it"
         )
