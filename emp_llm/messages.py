@@ -31,6 +31,7 @@ def printable(text: str) -> str:
 
 def message_line(text: str) -> str:
     """A message as one printable line of at most `MAX_MESSAGE` characters, cut in the middle."""
+    # cut before as well: escapes make a text up to ten times as long
     return _cut(printable(_cut(text)))
 
 

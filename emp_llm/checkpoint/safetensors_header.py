@@ -201,6 +201,7 @@ def _nbytes(dtype: str, shape: Iterable[int]) -> int:
 
 
 def _check_cover(tensors: tuple[TensorEntry, ...], data_start: int, file_size: int) -> None:
+    # a hole could carry anything past a reader, and the safetensors library refuses it, too
     position = data_start
     for entry in tensors:
         if entry.start != position:

@@ -64,7 +64,7 @@ class Arrivals(OpenFiles):
             if "hf_xet" in sys.modules:
                 abort_xet()
             self._thread.join(_PATIENCE)
-            if self._thread.is_alive():
+            if self._thread.is_alive():  # it waits for the network, maybe for a minute more
                 _remove_unfinished(self._shards[0].path.parent.parent.parent / "blobs")
         super().__exit__(*error)
 
@@ -97,7 +97,7 @@ class Arrivals(OpenFiles):
         """
         super().done(shard)
         self._left.subtract(shard.files)
-        for path in shard.files:
+        for path in shard.files:  # a part of Meta's belongs to several shards
             if self._discard and path in self._ours and not self._left[path]:
                 discard_file(path)
         with self._changed:

@@ -75,6 +75,7 @@ class Repository:
         shards, others = self._choose(folder, sizes)
         to_come = [name for name in shards if not (folder / name).is_file()]
         missing = [name for name in others if whole and not (folder / name).is_file()]
+        # a shard in Meta's format needs all parts, so discarding saves no room there
         in_work = IN_WORK if discard and CONFIG_NAME in sizes else len(to_come)
         at_once = sorted((sizes[name] for name in to_come), reverse=True)[:in_work]
         nbytes = sum(sizes[name] for name in missing)
@@ -83,6 +84,7 @@ class Repository:
         if missing:
             report = DownloadReport(self._progress.advance)
             self._progress.begin("downloading", nbytes)
+            # by commit: the branch may have moved since its small files were listed
             self._snapshot(self._commit, [glob.escape(name) for name in missing], report)
         for name in sorted({*shards, *others}.difference(to_come)):
             if whole or (folder / name).is_file():

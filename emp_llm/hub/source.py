@@ -119,7 +119,7 @@ def find_source(
         HubError: If the Hub, or the connection to it, refuses, or the repository has no weights.
     """
     model = os.fspath(model)
-    if folder := _local_folder(model):
+    if folder := _local_folder(model):  # before the Hub is asked anything
         _check_no_revision(model, revision)
         if discard:
             raise OptionError(

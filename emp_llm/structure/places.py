@@ -114,6 +114,7 @@ def _enter(parent: "nn.Module", name: str, child: "nn.Module", scope: _Scope) ->
         attention=scope.attention or _is_attention(name, child),
         expert=scope.expert or "expert" in f"{name} {class_name}".lower(),
         router=scope.router or bool(_ROUTER_NAME.search(name) or _ROUTER_CLASS.search(class_name)),
+        # the modules of some models hold their decoder blocks in one that is called an embedder
         embedding=embeds or (scope.embedding and not starts),
         head=scope.head or name == "lm_head" or id(child) in scope.heads,
     )
@@ -183,6 +184,7 @@ def _why_not(module: "nn.Module", name: str, parameter: "Tensor", scope: _Scope)
     from torch import nn
 
     class_name = type(module).__name__
+    # the order matters: a norm in an embedding is a norm, a linear layer in a router is a router's
     if "Norm" in class_name:
         return "norm"
     if scope.embedding or isinstance(module, nn.Embedding):

@@ -91,6 +91,7 @@ class TargetsQuestion:
 
 
 def _start(question: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
+    # -P and this PYTHONPATH: it must import what this process would, nothing of the current folder
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "emp_llm.structure.targets_process"],
         stdin=subprocess.PIPE,

@@ -111,6 +111,7 @@ class PackedTensor:
                 f"{name!r}: its emp_meta {fields} describes no packed tensor: {error}; download or "
                 "pack it again"
             ) from error
+        # the encoding is unique, so whatever else the bytes hold shows as a difference
         if packed.encode_meta() != data:
             raise FormatError(
                 f"{name!r}: its emp_meta has {len(fields)} fields, more than its shape needs; "

@@ -67,6 +67,7 @@ class PackedReader:
                 f"its records have {planes.records.nbytes:,} bytes, its row table describes "
                 f"{used:,}"
             )
+        # nothing may hide in the padding: the same weights have the same bytes and checksums
         for plane, end in ((planes.records, used), (planes.rows, self._table_end)):
             if any(self._read(plane.start + end, plane.nbytes - end)):
                 raise self._damage(f"the padding of {plane.name!r} is not zero")

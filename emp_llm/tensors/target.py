@@ -90,7 +90,7 @@ class Target:
 
     def layout(self, choose: Callable[[], RowLayout]) -> RowLayout:
         """The layout for the whole tensor; chosen by the first caller, whichever thread that is."""
-        with self._deciding:
+        with self._deciding:  # row blocks of one target are computed by several threads
             if "chosen" not in self._layouts:
                 self._layouts["chosen"] = choose()
             return self._layouts["chosen"]

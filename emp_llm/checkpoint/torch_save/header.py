@@ -89,6 +89,7 @@ def _layout(
     entries = []
     end = 0
     for name, tensor in tensors.items():
+        # tied tensors are the same bytes of one storage, and are read and written as such
         start = places.setdefault(tensor, end)
         entry = TensorEntry(name, tensor.dtype, tensor.shape, start, start + tensor.nbytes)
         end = max(end, entry.end)

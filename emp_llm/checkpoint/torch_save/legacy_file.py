@@ -48,6 +48,7 @@ def legacy_contents(read: ReadRange, file_size: int) -> Contents:
     for key in keys:
         starts[key] = at + _COUNT_BYTES
         at = starts[key] + storages[key].nbytes
+    # each storage lies behind the one before, so the last ends where the file does
     if at != file_size:
         raise UnreadableError(f"is {file_size:,} bytes, its tensors need {at:,}; {DOWNLOAD_AGAIN}")
 

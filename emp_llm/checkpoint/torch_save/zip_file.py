@@ -44,6 +44,7 @@ def zip_contents(read: ReadRange, file_size: int) -> Contents:
         if info is None:
             raise UnreadableError(f"lacks the storage {storage.key:.40}; {DOWNLOAD_AGAIN}")
         _check_stored(info)
+        # the pickle is not to be believed: it may claim more bytes than there are
         if info.file_size < storage.nbytes:
             raise UnreadableError(
                 f"has {info.file_size:,} bytes of storage {storage.key:.40}, which needs "
@@ -57,6 +58,8 @@ def zip_contents(read: ReadRange, file_size: int) -> Contents:
             raise UnreadableError(
                 f"has no storage {storage.key:.40} at byte {at:,}; {DOWNLOAD_AGAIN}"
             )
+        # The archive's directory does not say where the data starts: torch pads the local header so
+        # that each storage starts at a multiple of 64 bytes.
         _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(local)
         start: int = at + _LOCAL_HEADER.size + name_bytes + extra_bytes
         if start + storage.nbytes > file_size:
