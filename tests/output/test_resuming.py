@@ -157,7 +157,7 @@ def refused(three: Path, out: Path, **options: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "difference"),
     [
         ({"beta": 0.75}, "beta was 1.0, is 0.75"),
         ({"granularity": "layer"}, "granularity was 'row', is 'layer'"),
@@ -168,12 +168,12 @@ def refused(three: Path, out: Path, **options: object) -> str:
     ],
 )
 def test_other_options_are_refused_and_the_work_is_kept(
-    three: Path, unfinished: Path, options: dict[str, object], told: str
+    three: Path, unfinished: Path, options: dict[str, object], difference: str
 ) -> None:
     message = refused(three, unfinished, **options)
     assert message == (
-        f"{unfinished}: holds an unfinished run that differs from this one ({told}): repeat the "
-        "command that began it, or give --overwrite to discard it"
+        f"{unfinished}: holds an unfinished run that differs from this one ({difference}): repeat "
+        "the command that began it, or give --overwrite to discard it"
     )
 
 

@@ -122,10 +122,10 @@ def test_a_damaged_row_is_told_alike_from_a_gpu(mixed: Path, tmp_path: Path) -> 
     start, _ = json.loads(content[8 : 8 + length])[DOWN]["data_offsets"]
     content[8 + length + start] ^= 1  # whether the first weight stays
     path.write_bytes(content)
-    told = []
+    errors = []
     for device in ("cpu", "cuda"):
         with pytest.raises(FormatError, match="row 0: ") as caught:
             unpack(tmp_path / "packed", tmp_path / "out", device=device)
-        told.append(str(caught.value))
+        errors.append(str(caught.value))
         assert not (tmp_path / "out").exists()
-    assert told[0] == told[1]
+    assert errors[0] == errors[1]

@@ -55,11 +55,11 @@ def test_progress_tells_which_gpus_work(
     assert Devices((torch.device("cpu"),)).where == " in Triton's interpreter"
     name_gpus(monkeypatch)
     out = ["--out", str(tmp_path / "out"), "--device", "cuda"]
-    told = CliRunner().invoke(app, ["prune", str(source), *out]).stderr
-    assert told.splitlines()[0].startswith("pruning on 2 GPUs ")
+    shown = CliRunner().invoke(app, ["prune", str(source), *out]).stderr
+    assert shown.splitlines()[0].startswith("pruning on 2 GPUs ")
     out = ["--out", str(tmp_path / "cpu"), "--device", "cpu"]
-    told = CliRunner().invoke(app, ["prune", str(source), *out]).stderr
-    assert told.splitlines()[0].startswith("pruning 1")
+    shown = CliRunner().invoke(app, ["prune", str(source), *out]).stderr
+    assert shown.splitlines()[0].startswith("pruning 1")
 
 
 def test_a_gpu_without_room_is_one_line_and_finished_shards_are_kept(

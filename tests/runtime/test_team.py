@@ -50,13 +50,15 @@ def four(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "four", llama_config(H, F, layers=4), *shards)
 
 
-def take_part(source: Path, out: Path, options: PruneOptions, told: Path, folder: str) -> None:
+def take_part(
+    source: Path, out: Path, options: PruneOptions, error_file: Path, folder: str
+) -> None:
     """Prune as one rank, from a folder; what it fails with goes to a file."""
     os.chdir(folder)
     try:
         prune(source, out, options, distributed=True)
     except Exception as error:
-        told.write_text(f"{type(error).__name__}: {error}")
+        error_file.write_text(f"{type(error).__name__}: {error}")
         raise
 
 
@@ -65,8 +67,8 @@ Together = Callable[..., list[Process]]
 
 @pytest.fixture
 def together(four: Path, tmp_path: Path) -> Together:
-    """Start ranks, which prune the checkpoint to `out`; each tells its error in `told/RANK`."""
-    (tmp_path / "told").mkdir()
+    """Start ranks, which prune the checkpoint to `out`; each writes its error to `errors/RANK`."""
+    (tmp_path / "errors").mkdir()
 
     def run(
         size: int,
@@ -85,7 +87,7 @@ def together(four: Path, tmp_path: Path) -> Together:
                 four,
                 out or tmp_path / "out",
                 options,
-                tmp_path / "told" / str(rank),
+                tmp_path / "errors" / str(rank),
                 str(folders[rank] if folders else tmp_path),
                 environment=rank_environment(rank, size, port) | dict(environment or {}),
                 killed_at=killed[1] if rank == killed[0] else None,
@@ -151,10 +153,10 @@ def test_a_rank_that_is_killed_makes_the_others_stop_and_fewer_go_on(
     assert found == [-9 if rank == dead else 1 for rank in range(size)]
     assert visible(tmp_path / "out") == {}
     for rank in set(range(size)) - {dead}:
-        told = (tmp_path / "told" / str(rank)).read_text()
-        assert told.startswith("RankError: rank ")
-        assert told.endswith("machine: run the command again; all ranks stopped")
-        assert "\n" not in told
+        errors = (tmp_path / "errors" / str(rank)).read_text()
+        assert errors.startswith("RankError: rank ")
+        assert errors.endswith("machine: run the command again; all ranks stopped")
+        assert "\n" not in errors
     assert statuses(together(2)) == [0, 0]
     prune(four, tmp_path / "alone")
     assert files(tmp_path / "out") == files(tmp_path / "alone")
@@ -167,10 +169,10 @@ def test_a_rank_that_fails_makes_the_others_stop_with_its_reason(
     content[-2:] = b"\xff\x7f"  # a NaN in the last of its weights
     (four / SHARDS[2]).write_bytes(content)
     assert statuses(together(4)) == [1] * 4
-    told = sorted((tmp_path / "told" / str(rank)).read_text() for rank in range(4))
+    errors = sorted((tmp_path / "errors" / str(rank)).read_text() for rank in range(4))
     reason = f"{SHARDS[2]}: 'model.layers.2.mlp.gate_proj.weight' row {F - 1} holds NaN or infinity"
-    assert told[0].startswith(f"CheckpointError: {reason}")
-    for line in told[1:]:
+    assert errors[0].startswith(f"CheckpointError: {reason}")
+    for line in errors[1:]:
         assert line.startswith("RankError: rank ")
         assert f" failed: {reason}" in line
     assert not (tmp_path / "out").exists()  # for the same command would fail again
@@ -190,10 +192,10 @@ def test_a_rank_whose_disk_is_full_tells_so_like_one_process_and_work_is_kept(
     four: Path, tmp_path: Path, together: Together
 ) -> None:
     assert statuses(together(2, works={1: fill_disk})) == [1, 1]
-    told = [(tmp_path / "told" / str(rank)).read_text() for rank in range(2)]
-    assert told[0].startswith("RankError: rank 1 of 2 ")
-    assert " failed: [Errno 28] No space left on device" in told[0]
-    assert told[1].startswith(f"OutputError: {tmp_path / 'out'}: the disk is full (")
+    errors = [(tmp_path / "errors" / str(rank)).read_text() for rank in range(2)]
+    assert errors[0].startswith("RankError: rank 1 of 2 ")
+    assert " failed: [Errno 28] No space left on device" in errors[0]
+    assert errors[1].startswith(f"OutputError: {tmp_path / 'out'}: the disk is full (")
     assert visible(tmp_path / "out") == {}
     kept_unfinished(tmp_path / "out")  # asserts that nothing else is there
     assert statuses(together(2)) == [0, 0]
@@ -214,11 +216,11 @@ def test_ranks_tell_each_other_of_as_many_tensors_as_there_are() -> None:
     assert statuses([start(tell_much, environment=e) for e in environments]) == [0, 0]
 
 
-def push_without_token(source: Path, out: Path, _options: object, told: Path, _: str) -> None:
+def push_without_token(source: Path, out: Path, _options: object, error_file: Path, _: str) -> None:
     """Take part as a rank of the command line, which is to push and has no token."""
     arguments = ["prune", str(source), "--out", str(out), "--push-to-hub", "someone/model"]
     result = CliRunner().invoke(app, arguments)
-    told.write_text(result.stderr)
+    error_file.write_text(result.stderr)
     sys.exit(result.exit_code)
 
 
@@ -228,10 +230,10 @@ def test_a_missing_token_is_told_to_all_ranks_before_they_work(
     environment = {"HF_HOME": str(tmp_path / "nothing"), "HF_TOKEN": ""}
     works = dict.fromkeys(range(2), push_without_token)
     assert statuses(together(2, works=works, environment=environment)) == [1, 1]
-    told = [(tmp_path / "told" / str(rank)).read_text() for rank in range(2)]
-    assert told[0].startswith("HubError: someone/model: there is no token")
-    assert told[1].startswith("RankError: rank 0 of 2 ")
-    assert " failed: someone/model: there is no token" in told[1]
+    errors = [(tmp_path / "errors" / str(rank)).read_text() for rank in range(2)]
+    assert errors[0].startswith("HubError: someone/model: there is no token")
+    assert errors[1].startswith("RankError: rank 0 of 2 ")
+    assert " failed: someone/model: there is no token" in errors[1]
     assert not (tmp_path / "out").exists()
 
 
@@ -283,8 +285,10 @@ def test_ranks_that_do_not_share_the_folder_are_told(tmp_path: Path, together: T
     for home in homes:
         home.mkdir()
     assert statuses(together(2, out=Path("out"), folders=homes)) == [1, 1]
-    told = (tmp_path / "told" / "1").read_text()
-    assert told.startswith("OutputError: out: rank 1 does not see what rank 0 wrote there: give a")
+    errors = (tmp_path / "errors" / "1").read_text()
+    assert errors.startswith(
+        "OutputError: out: rank 1 does not see what rank 0 wrote there: give a"
+    )
     assert list((tmp_path / "b").iterdir()) == []
 
 
@@ -310,10 +314,10 @@ def test_a_folder_that_is_not_empty_is_told_by_all_ranks(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert statuses(together(2)) == [1, 1]
-    told = [(tmp_path / "told" / str(rank)).read_text() for rank in range(2)]
-    assert told[0].startswith("OutputError: ")
-    assert "is not empty (thesis.txt, …)" in told[0]
-    assert told[0].removeprefix("OutputError: ") in told[1]
+    errors = [(tmp_path / "errors" / str(rank)).read_text() for rank in range(2)]
+    assert errors[0].startswith("OutputError: ")
+    assert "is not empty (thesis.txt, …)" in errors[0]
+    assert errors[0].removeprefix("OutputError: ") in errors[1]
     assert files(tmp_path / "out") == {"thesis.txt": b"mine"}
 
 

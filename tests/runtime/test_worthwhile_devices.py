@@ -118,31 +118,31 @@ def test_auto_leaves_gpus_alone_that_others_fill_or_have_to_themselves(
     assert worthwhile(LARGE, Team()).gpus == ()
 
 
-def told_work(monkeypatch: pytest.MonkeyPatch, module: str) -> list[Work]:
+def noted_work(monkeypatch: pytest.MonkeyPatch, module: str) -> list[Work]:
     """What `worthwhile_devices` is asked of from now on; it says the CPU."""
-    told: list[Work] = []
+    noted: list[Work] = []
 
     def note(work: Work, _team: Team) -> Devices:
-        told.append(work)
+        noted.append(work)
         return Devices()
 
     monkeypatch.setattr(f"emp_llm.{module}.worthwhile_devices", note)
-    return told
+    return noted
 
 
 def test_auto_is_decided_by_the_bytes_of_the_targets(
     monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path
 ) -> None:
-    told = told_work(monkeypatch, "runtime.workers")
+    noted = noted_work(monkeypatch, "runtime.workers")
     prune(source, tmp_path / "packed", threads=1)
     prune(source, tmp_path / "dense", PruneOptions(output_format="dense"), threads=1)
     nbytes = 3 * H * F * 2
-    assert told == [Work(kernel=kernel, nbytes=nbytes, cores=1) for kernel in ("pack", "prune")]
+    assert noted == [Work(kernel=kernel, nbytes=nbytes, cores=1) for kernel in ("pack", "prune")]
 
 
 def test_what_is_still_to_be_downloaded_is_not_worth_a_gpu(
     monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path
 ) -> None:
-    told = told_work(monkeypatch, "runtime.workers")
+    noted = noted_work(monkeypatch, "runtime.workers")
     prune(model, tmp_path / "out")
-    assert [work.nbytes for work in told] == [0]
+    assert [work.nbytes for work in noted] == [0]
