@@ -100,6 +100,19 @@ def test_no_imports_close_a_circle() -> None:
     assert circles(imports()) == []
 
 
+def test_no_file_is_longer_than_400_lines() -> None:
+    """A longer one has two reasons to exist: split it."""
+    own = [*PACKAGES.values(), *(ROOT / name for name in ("tests", "benchmarks", "demo"))]
+    lines = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n")
+        for folder in own
+        for path in folder.rglob("*.py")
+    }
+
+    assert lines
+    assert {path: count for path, count in lines.items() if count > 400} == {}
+
+
 IMPORT_EACH = """
 import importlib, json, os, sys
 import numba, torch, tokenizers, huggingface_hub, transformers.utils  # what most of them import

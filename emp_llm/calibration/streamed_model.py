@@ -195,8 +195,7 @@ class StreamedModel:
     def _find_units(self, targets: set[str]) -> dict[str, list[str]]:
         units: dict[str, list[str]] = {}
         for name, where in self.map.landings.items():
-            outside = self.map.module_of(name) if name in targets else None
-            unit = where.place.block or outside
+            unit = where.place.block or (self.map.module_of(name) if name in targets else None)
             if unit is not None:
                 units.setdefault(unit, []).append(name)
         return units

@@ -290,8 +290,7 @@ def _open_shards(checkpoint_files: Sequence[str] | None) -> list[Shard]:
             "from_pretrained was given no checkpoint: pass a folder or a model of the Hub, not a "
             "state_dict"
         )
-    paths = [Path(file) for file in checkpoint_files]
-    return [read_shard(path) for path in paths]
+    return [read_shard(Path(file)) for file in checkpoint_files]
 
 
 def _with_planes(ignored: Iterable[str] | None, planes: Sequence[str]) -> set[str]:

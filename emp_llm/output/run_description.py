@@ -19,6 +19,9 @@ from emp_llm.tensors.packed_config import FORMAT_VERSION
 
 __all__ = ["describe_run", "difference"]
 
+_STAGING_LAYOUT = 2
+"""Version of what the staging folder holds: files that another layout named would be published."""
+
 
 def describe_run(
     checkpoint: Checkpoint, options: PruneOptions, source: SourceFields
@@ -44,7 +47,11 @@ def describe_run(
     small = [*checkpoint.described_by, *checkpoint.other_files]
     is_commit = source["revision"] is not None
     return {
-        "release": {"emp-llm": __version__, "format": FORMAT_VERSION},
+        "release": {
+            "emp-llm": __version__,
+            "format": FORMAT_VERSION,
+            "staging layout": _STAGING_LAYOUT,
+        },
         "options": {
             "target sparsity": options.target_sparsity,
             "max loss increase": options.max_loss_increase,

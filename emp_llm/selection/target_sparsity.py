@@ -153,9 +153,8 @@ class _RowSums(RowBlockScan[RowCounts]):
         """Add the rows of a row block."""
         if target.name not in self._begun:
             self._begun.add(target.name)
-            read = partial(_read_row, target, self._pass)
-            geometry = target.geometry
-            self._groups.begin_rows(geometry.columns, geometry.number_format, read)
+            rows, read = target.geometry, partial(_read_row, target, self._pass)
+            self._groups.begin_rows(rows.columns, rows.number_format, read)
         self._groups.add_rows(found.stats)
 
 
