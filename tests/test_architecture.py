@@ -100,6 +100,13 @@ def test_no_imports_close_a_circle() -> None:
     assert circles(imports()) == []
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest would collect only the first of them."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+
+    assert len(names) == len(set(names)) > 0
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     """A longer one has two reasons to exist: split it."""
     own = [*PACKAGES.values(), *(ROOT / name for name in ("tests", "benchmarks", "demo"))]

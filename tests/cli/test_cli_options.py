@@ -165,10 +165,8 @@ def test_the_beta_that_was_found_is_told_with_what_stays(
     again = run("prune", source, "--out", tmp_path / "again", "--beta", beta)
     assert again.exit_code == 0
     written = files(tmp_path / "again")
-    # both say how β was found
     assert {n for n, content in files(tmp_path / "expected").items() if written[n] != content} == {
-        "emp_report.json",
-        "README.md",
+        "emp_report.json"
     }
 
 

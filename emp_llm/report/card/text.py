@@ -124,7 +124,7 @@ def _principle(rule: RuleFields) -> str:
 def _settings(report: Report) -> Iterator[str]:
     """What was chosen, and what data did, a line each."""
     rule = report["rule"]
-    yield f"β = {rule['beta']:g}{_found_by(report)}"
+    yield f"β = {rule['beta']:g}"
     yield f"groups: {_GROUPS[rule['granularity']]}"
     ignored = "".join(f" without {_code(pattern)}" for pattern in rule["ignore"])
     named = _TARGETS.get(rule["targets"], "")
@@ -147,16 +147,6 @@ def _settings(report: Report) -> Iterator[str]:
     if unreached:
         matrices = "1 matrix" if len(unreached) == 1 else f"{len(unreached):,} matrices"
         yield f"ranked by magnitude, since no calibration token reached them: {matrices}"
-
-
-def _found_by(report: Report) -> str:
-    """How β was found, if it was not given."""
-    sparsity, increase = report.get("target_sparsity"), report.get("max_loss_increase")
-    if sparsity is not None:
-        return f", found for a target sparsity of {sparsity:.6g}"
-    if increase is not None:
-        return f", found so that the loss on calibration data rises by at most {increase:g}%"
-    return ""
 
 
 def _showing(figure: str) -> str:

@@ -131,11 +131,6 @@ def test_the_command_has_the_options_that_are_not_the_default(source: Path) -> N
     assert "- β = 0.75\n- groups: matrices\n- targets: `gate|up` without `gate`\n" in ours
 
 
-def test_the_card_says_how_beta_was_found(source: Path) -> None:
-    _, ours, _ = take_apart(pruned_card(source, None, target_sparsity=0.5))
-    assert ", found for a target sparsity of 0.5\n- groups: rows" in ours
-
-
 def test_nothing_of_a_name_breaks_the_card(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "odd `name`\n| of it", llama_config(H, F), mlp(H, F))
     _, ours, _ = take_apart(pruned_card(source, None, ignore=("a`|b",)))
