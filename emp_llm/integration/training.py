@@ -152,7 +152,9 @@ class KeepSparsity(TrainerCallback):
         model = _model(given)
         self._saving.close()  # if a training before this one failed
         hold = self._hold
-        resumed = any(isinstance(one, TrainerState) and one.global_step for one in states)
+        # Trainer gives its state by position, other loops may give it by name
+        known = *states, *given.values()
+        resumed = any(isinstance(one, TrainerState) and one.global_step for one in known)
         if resumed and hold is not None and hold.holds(model, self._parameters):
             # Not the zeros of the checkpoint: a trained weight may happen to be zero in it.
             _check_resumed(hold)

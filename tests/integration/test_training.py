@@ -11,7 +11,7 @@ from support.architectures import make_model
 from support.checkpoints import differing, load
 from support.fine_tuning import TOKENS, batch, lost_zeros, make_trainer, pruned_model
 from support.loading import load_model, state
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
 from emp_llm import CheckpointError, KeepSparsity, OptionError, densify
 
@@ -293,6 +293,17 @@ def test_a_checkpoint_that_lost_its_zeros_is_not_resumed_from(tiny_model, tmp_pa
     trainer = make_trainer(model, tmp_path / "b", [KeepSparsity()])
     with pytest.raises(CheckpointError, match=r"mlp\.(gate|down)_proj\.weight' has \d+ weights"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
+
+
+def test_a_loop_that_gives_its_state_by_name_is_seen_to_resume(tiny_model):
+    model = pruned_model("llama", tiny_model("llama"))
+    given = {"args": None, "control": TrainerControl(), "model": model}
+    keep = KeepSparsity()
+    keep.on_init_end(state=TrainerState(), **given)
+    with torch.no_grad():
+        model.get_parameter("model.layers.0.mlp.up_proj.weight").fill_(1)
+    with pytest.raises(CheckpointError, match="training is resumed from"):
+        keep.on_train_begin(state=TrainerState(global_step=1), **given)
 
 
 def test_a_model_of_which_nothing_is_known_is_refused_before_training(tmp_path):
