@@ -132,6 +132,7 @@ def test_what_the_model_ties_is_written_once_and_loads_as_the_same_model(
     written = load(tmp_path / "out")
     assert state.keys() - written.keys() == left_out
     assert report["tensors"].keys() == written.keys()
+    assert verify(tmp_path / "out", against=source)["tensors"] == len(written)
     loaded = model_class.from_pretrained(tmp_path / "out").state_dict()
     assert loaded.keys() == state.keys()
     pruned = {part for part, fields in report["tensors"].items() if fields["pruned"]}
@@ -146,6 +147,7 @@ def test_shared_bytes_that_the_model_does_not_tie_are_written_twice(tmp_path: Pa
     written = load(tmp_path / "out")
     assert written["lm_head.weight"].equal(shared)
     assert written["model.embed_tokens.weight"].equal(shared)
+    assert verify(tmp_path / "out", against=source)["tensors"] == len(tensors)
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
