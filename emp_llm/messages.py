@@ -1,4 +1,4 @@
-"""Text from strangers made safe to print: one line, printable, not too long.
+"""Untrusted text made safe to print: one line, printable, not too long.
 
 Names of tensors and files may hold line breaks, escape sequences that a terminal obeys, and marks
 that reverse the direction of writing.

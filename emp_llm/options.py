@@ -1,4 +1,4 @@
-"""What a user can ask of a pruning; values are checked when the options are made."""
+"""The options of pruning and calibration; values are checked when the options are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule as reports, cards and configs spell it, and back."""
+"""The rule as fields of reports, cards and configs, and back."""
 
 from collections.abc import Mapping
 from pathlib import Path

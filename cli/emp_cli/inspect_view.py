@@ -1,4 +1,4 @@
-"""What `inspect` found, or `prune` wrote down: tables, bars and a map that fit 80 columns.
+"""Prints a report in 80 columns: tables, bars and a map.
 
 Everything can be read without colour, and on terminals that know only ASCII.
 """

@@ -1,4 +1,4 @@
-"""Options of the command line as those of the library; contradictions are wrong usage."""
+"""Options of the command line as the library takes them; contradictions are wrong usage."""
 
 from typing import TypedDict
 

@@ -23,19 +23,19 @@ def verify(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="The model that the folder was made from, itself a folder or a model of the Hub: "
-            "decide every mask again and compare every weight.",
+            help="The model that the folder was made from, a folder or a model of the Hub: compute "
+            "every mask again and compare every weight.",
         ),
     ] = None,
     revision: Revision = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Prove that a folder is whole: hashes, structure, masks.
+    """Check that a folder is whole: hashes, structure, masks.
 
     A packed folder without emp_report.json, such as save_pretrained writes,
-    has no hashes to compare with. Then only its structure is proved, the exit
-    status is 0, and the answer says so. --against proves its weights, too.
+    has no hashes to compare with. Then only its structure is checked; the
+    output says so, and the exit status is 0. --against checks its weights, too.
     """
     clock = Clock()
     import emp_llm
@@ -57,29 +57,31 @@ def verify(
 def _lines(folder: Path, found: "Verified") -> list[str]:
     from emp_cli.tables import count, size, some
 
-    tensors = f"{found['tensors']} tensors of {size(found['bytes'])}"
-    rows = f"{count(found['rows'])} rows of {found['pruned_tensors']} pruned ones"
-    kept = f"keep {count(found['kept'])} weights"
+    tensors = f"{found['tensors']} tensors ({size(found['bytes'])})"
+    pruned = (
+        f"{found['pruned_tensors']} pruned tensors keep {count(found['kept'])} weights "
+        f"in {count(found['rows'])} rows"
+    )
     if found["against"]:
         derived, repaired = found["masks_derived"], found["repaired_tensors"]
-        just = "just what" if derived and not repaired else "nothing but what"
-        others = f", {repaired} of them repaired, the others" if repaired else ""
-        masks = "those that the rule keeps"
+        as_pruned = "exactly" if derived and not repaired else "consistent with"
+        others = f", {repaired} of them repaired: the others" if repaired else ""
+        masks = "their masks are those of the rule"
         if not derived:
-            masks = "by masks that came from data and were not decided again"
+            masks = "their masks came from data and were not computed again"
         first = (
-            f"{folder}: whole, and {just} pruning leaves of {found['against']}. {tensors}{others} "
-            f"are the same bit for bit; {rows} {kept}, {masks}"
+            f"{folder}: whole, and {as_pruned} what pruning {found['against']} gives. "
+            f"{tensors}{others} are the same bit for bit; {pruned}; {masks}"
         )
     elif found["hashes"]:
-        first = f"{folder}: whole. {tensors} have the hashes of the report; {rows} {kept}"
+        first = f"{folder}: whole. {tensors} have the hashes of the report; {pruned}"
     else:
         first = (
-            f"{folder}: sound in structure. {tensors}; {rows} {kept}. It has no emp_report.json, "
+            f"{folder}: valid in structure. {tensors}; {pruned}. It has no emp_report.json, "
             "so there are no hashes to compare with: changed values would not show"
         )
     unchecked = found["other_files"]
-    notes = [f"also there, and not checked: {some(unchecked)}"] if unchecked else []
+    notes = [f"other files, not checked: {some(unchecked)}"] if unchecked else []
     if found["unfinished_run"]:
-        notes.append("beside it lies what a run that did not end has left (.emp-llm-unfinished)")
+        notes.append("it also holds the files of an unfinished run (.emp-llm-unfinished)")
     return [first, *notes]

@@ -1,4 +1,4 @@
-"""Activations of samples that wait: in memory up to a limit, on disk beyond it.
+"""Activations between units, which wait in memory up to a limit and on disk beyond it.
 
 A model may hold an activation anywhere, in its own variables or in a graph for gradients. So
 tensors are not replaced: their storages are resized to nothing while they wait, and filled again.

@@ -1,4 +1,4 @@
-"""The β that a bound on the loss allows: bisection on the calibration data, in few evaluations.
+"""Search for the smallest β whose loss on the calibration data stays within a bound, by bisection.
 
 The loss is the mean cross entropy of the samples in nats per token, of the model as it would be
 written: pruned by the criterion, and repaired if that is asked for.

@@ -1,4 +1,4 @@
-"""All masks and repairs from data, in order: samples → units → statistics → scores → masks.
+"""Calibration, step by step: samples → units → statistics → scores → masks and repair.
 
 A unit is a decoder block, or a module outside of decoder blocks that holds targets.
 

@@ -1,4 +1,4 @@
-"""How much each weight is worth: from the weight, and from what calibration found of its matrix.
+"""Criteria: scores of weights, from the weights and from statistics of their matrix's inputs.
 
 A criterion is a class. Those of this file are registered by name; a criterion of one's own is
 registered by `register_criterion`, or named as ``module:Class``.

@@ -1,4 +1,4 @@
-"""Criteria by name: those of this package, registered ones, and any class of a module."""
+"""Criteria by name: built-in ones, registered ones, and any class given as module:Class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The walk that most criteria need: units are pruned, or scored, as the samples come to them.
+"""The forward walk, which most criteria use: each unit is pruned or scored when samples reach it.
 
 A unit is a decoder block, or a module outside of decoder blocks that holds targets.
 

@@ -1,4 +1,4 @@
-"""Freed memory, returned to the system.
+"""Returns freed memory to the operating system.
 
 The C library keeps memory that was freed, to use it again. Weights and statistics come in many
 sizes, so what it keeps in gaps between others would add up to several decoder blocks.

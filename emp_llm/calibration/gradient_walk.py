@@ -1,4 +1,4 @@
-"""The walk for criteria that need gradients: forward through the dense model, and back.
+"""The walk for criteria that need gradients: forward through the dense model, then backward.
 
 A unit is a decoder block, or a module outside of decoder blocks that holds targets. Units are
 scored, or pruned, on the way back; all gradients are those of the dense model.

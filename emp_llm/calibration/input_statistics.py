@@ -1,4 +1,4 @@
-"""Statistics of what each target is multiplied by, observed at the matrix products themselves.
+"""Statistics of the inputs of each target, gathered at the matrix products themselves.
 
 Every layer, ``nn.Linear``, ``Conv1D``, experts one by one or stacked, comes down to a few kinds of
 matrix products. So no module has to be known: a product is a target's if one of its factors lies in

@@ -1,4 +1,4 @@
-"""The scores of one matrix to its mask, by the rule.
+"""The mask of one matrix from its scores, by the rule.
 
 Scores are float32, finite and not negative. The bit patterns of such numbers, read as integers, are
 in the order of the numbers themselves, so the kernels that rank weights by magnitude rank scores as

@@ -1,4 +1,4 @@
-"""Kept weights, or biases, that restore the outputs of a pruned matrix on the calibration data.
+"""Repair: new weights or biases that restore a pruned matrix's outputs on the calibration data.
 
 Shapes in names: R rows (outputs) and C columns (inputs) of a matrix, B columns of a batch.
 """

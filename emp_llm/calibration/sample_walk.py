@@ -1,4 +1,4 @@
-"""The model's own forward on all samples, stopped at each unit.
+"""Runs the model's own forward on all samples at once, stopping at each unit.
 
 A unit is a decoder block, or a module outside of decoder blocks that holds targets.
 

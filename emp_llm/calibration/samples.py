@@ -1,4 +1,4 @@
-"""The tokens that a calibration runs on: stretches of a text that start at random places.
+"""The samples of a calibration: sequences of tokens that start at random places of a text.
 
 Shapes in names: N samples of L tokens.
 """

@@ -1,4 +1,4 @@
-"""Where the statistics of a unit's targets go: to masks, or to scores that wait.
+"""What becomes of the statistics of a unit's targets: masks at once, or scores stored for later.
 
 A unit is a decoder block, or a module outside of decoder blocks that holds targets.
 """

@@ -1,4 +1,4 @@
-"""What calibration finds of one matrix.
+"""The statistics of one matrix that calibration gathers: norms, means, Hessian or gradient.
 
 Shapes in names: T tokens, R rows (outputs) and C columns (inputs) of the matrix.
 """

@@ -1,4 +1,4 @@
-"""Scores that wait on disk until all are there, and the masks that they give together.
+"""Scores stored on disk until those of all targets are known, and the masks computed from them.
 
 Shapes in names: E matrices of a stack, R rows and C columns of a matrix.
 """

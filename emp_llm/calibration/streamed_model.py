@@ -1,4 +1,4 @@
-"""A model on the meta device whose units get their weights from the checkpoint and lose them again.
+"""A model on the meta device whose units are loaded from the checkpoint and freed again.
 
 A **unit** is what is loaded at a time: a decoder block, or a module outside of all decoder blocks
 that holds targets. What a tensor of the checkpoint becomes in the model, merged, split or renamed,

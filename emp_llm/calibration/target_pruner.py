@@ -1,4 +1,4 @@
-"""One target: scored by a criterion, masked by the rule, repaired.
+"""Prunes one target from data: scores by a criterion, mask by the rule, repair.
 
 Shapes in names: R rows (outputs) and C columns (inputs) of a matrix.
 """

@@ -1,4 +1,4 @@
-"""Tensors of the checkpoint as torch's, read when they are needed."""
+"""Reads tensors of the checkpoint as torch tensors when they are needed."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 regular_file        opens regular files only: no pipe, no device
 small_files         files beside the weights, and links that are refused
-json_files          JSON from strangers, parsed in bounded memory
+json_files          untrusted JSON, parsed in bounded memory
 dtypes              the dtypes of tensors by name
-header              what a file of weights says it holds
+header              the tensors that a file of weights holds, by its header
 source_file         a file of weights, open for reading
 extents             where the bytes of a tensor lie in files
 assembled_file      a file of weights that is assembled from others

@@ -1,4 +1,4 @@
-"""What a file of weights says it holds, in whichever format it is."""
+"""The header of a file of weights: the tensors that it holds, whatever its format."""
 
 import os
 from collections.abc import Callable, Iterator

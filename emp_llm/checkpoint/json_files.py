@@ -1,4 +1,4 @@
-"""JSON from strangers, parsed in bounded memory.
+"""Untrusted JSON, parsed in bounded memory.
 
 Three bytes of JSON can become seventy in Python, and a single character outside Latin-1 makes all
 of a text two to four times as large. The limits here are far above what a checkpoint of 10^12

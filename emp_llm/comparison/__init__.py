@@ -1,12 +1,12 @@
-"""Fair controls: what keeping the same number of other weights costs.
+"""Controls for EMP: what keeping the same number of other weights costs.
 
 allocation     how many weights each group keeps, for a given total
 pq_index       the PQ index of Diao et al., as a count for each group
 control_model  a model loaded with the weights that a control keeps
 bench          one model in memory at a time, measured
-costs          what was measured
+costs          the results, relative to the dense model and EMP
 choices        how many weights each control keeps of each group
-plot           a comparison as a picture
+plot           a comparison as a figure
 
 Of the tensors that EMP prunes, a control keeps exactly as many weights as EMP does.
 """

@@ -1,4 +1,4 @@
-"""One model in memory at a time: loaded, pruned on the way or not, measured, freed."""
+"""Loads one model at a time, pruned or not, measures it and frees it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What was measured: the cost of each way to prune, beside the dense model's and EMP's."""
+"""The results of a comparison: each method's perplexity, relative to the dense model and EMP."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""A comparison as a picture: perplexity over sparsity, and how far each control is from EMP."""
+"""A figure of a comparison: perplexity over sparsity, and each control relative to EMP."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,12 +1,12 @@
-"""One file a verb, named as the command: what `emp_llm` and the command line offer.
+"""The commands as functions, one file each: what `emp_llm` and the command line offer.
 
-verify    prove that a folder is whole
+verify    check that a folder is whole, and what pruning its source gives
 report    the report of a model pruned before
 inspect   what pruning would do
 unpack    packed to dense
 diff      how two checkpoints differ
-prune     the straight line: checkpoint in, pruned checkpoint out
-push      a folder to the Hub
-evaluate  perplexity and answers (command: eval)
-compare   EMP beside fair controls
+prune     the main path: checkpoint in, pruned checkpoint out
+push      upload a folder to the Hub
+evaluate  perplexity and zero-shot accuracy (command: eval)
+compare   EMP beside controls that keep as many weights
 """

@@ -1,4 +1,4 @@
-"""What EMP costs in perplexity, and what keeping as many weights of another choice costs.
+"""Compare: perplexity of EMP and of other ways to keep the same number of weights.
 
     dense → for each β: EMP → at the number of weights that EMP keeps: every control
 

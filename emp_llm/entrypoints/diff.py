@@ -1,4 +1,4 @@
-"""How two checkpoints differ, packed or dense: in one pass over both, in bounded memory.
+"""Diff: how two checkpoints differ, packed or dense, in one pass over both, in bounded memory.
 
 A, B → headers → tensors of both: pairs of row blocks, counted → kinds of layers, totals
 """

@@ -1,4 +1,4 @@
-"""What pruning cost: a model's perplexity and its answers, beside those of the dense one.
+"""Evaluate: a model's perplexity and zero-shot accuracy, beside those of the dense model.
 
 texts and tasks → model found, verified → loaded, scored, freed → the same for the dense one
 """

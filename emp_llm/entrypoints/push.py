@@ -1,4 +1,4 @@
-"""A written folder to the Hugging Face Hub.
+"""Push: uploads a written folder to the Hugging Face Hub.
 
     folder → whole? → repository, branch → the card with the model's name → files that are missing
 

@@ -1,4 +1,4 @@
-"""The report of a model that was pruned before: found, and checked before it is shown."""
+"""Report: finds the report of a model that was pruned before, and checks it."""
 
 import os
 

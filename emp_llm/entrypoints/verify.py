@@ -1,4 +1,4 @@
-"""`verify`: is a folder as it was written, and what pruning its source gives?
+"""Verify: is a folder as it was written, and is it what pruning its source gives?
 
 folder → configuration → tensors, compared with the source if it is given → the whole
 """

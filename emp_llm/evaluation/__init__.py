@@ -1,11 +1,11 @@
-"""What pruning cost: perplexity and zero-shot answers of a model.
+"""What pruning cost: perplexity and zero-shot accuracy of a model.
 
-perplexity     the protocols behind published perplexities
+perplexity     perplexity, by the protocols of published results
 tasks          tasks of lm-eval, found by name
-zero_shot      a model's answers to them, scored
-found_model    a model that is to be evaluated, found and verified
-model_loading  the same, loaded with its tokenizer
-options        what a user can ask for
-scores         what was measured
+zero_shot      a model's accuracy on them
+found_model    finds and verifies the model that is to be evaluated
+model_loading  loads it and its tokenizer
+options        the options of an evaluation
+scores         the results
 saving         results, saved beside the model and in its card
 """

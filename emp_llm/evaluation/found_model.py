@@ -1,4 +1,4 @@
-"""A model that is to be evaluated, found: fetched if it is of the Hub, verified if it is packed."""
+"""Finds the model that is to be evaluated: downloads it if need be, verifies it if it is packed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that was found, and its tokenizer, loaded for an evaluation."""
+"""Loads the model that is to be evaluated, and its tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can ask of an evaluation."""
+"""The options of an evaluation."""
 
 from __future__ import annotations
 

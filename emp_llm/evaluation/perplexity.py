@@ -1,4 +1,4 @@
-"""How well a model predicts a text: the protocols behind the perplexities that papers print.
+"""Perplexity of a model on a text, by the protocols that published results use.
 
 Shapes in names: n tokens of one window, V the size of the vocabulary.
 """

@@ -1,4 +1,4 @@
-"""What an evaluation measured: number by number, as JSON, and as a model card takes it."""
+"""The results of an evaluation: score by score, as JSON, and for the model card."""
 
 from __future__ import annotations
 

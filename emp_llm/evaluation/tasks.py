@@ -1,4 +1,4 @@
-"""Tasks of lm-eval, found by name with their data, before any model is loaded."""
+"""Finds tasks of lm-eval by name, with their data, before any model is loaded."""
 
 from __future__ import annotations
 

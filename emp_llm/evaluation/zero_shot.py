@@ -1,4 +1,4 @@
-"""How well a model answers: tasks of lm-eval, on a model that is loaded already."""
+"""Zero-shot accuracy: runs tasks of lm-eval on a model that is loaded already."""
 
 from __future__ import annotations
 

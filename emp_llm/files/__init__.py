@@ -1,6 +1,6 @@
-"""Writing files so that each is whole on disk or not there at all.
+"""Atomic writing of files: each is whole on disk or not there at all.
 
-atomic       files written whole: under another name, flushed, renamed
+atomic       small files: written under another name, flushed, renamed
 checksum     checksums of tensors, named by their algorithm
 direct_file  large files, written past the page cache by many threads
 """

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written under another name, flushed, renamed."""
+"""Small files, written atomically: under another name, flushed, renamed."""
 
 import json
 import os

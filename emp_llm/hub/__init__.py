@@ -4,11 +4,11 @@ hub_library      what is used of huggingface_hub beyond its types
 download_errors  why a download failed, in one line
 upload_errors    why an upload failed, in one line
 destination      the repository that an upload goes to
-download_report  how far a download is
-cached_files     files of the cache, deleted when they are done with
+download_report  progress of a download
+cached_files     files of the cache, deleted after use
 remote_file      byte ranges of a file on the Hub
 repository       a repository in the Hub's cache
-ranges           targets read by byte ranges, of which nothing is kept
+ranges           targets read by byte ranges; nothing is kept
 arrivals         shards used as soon as each is downloaded
 source           a model by its name: a folder or a repository
 """

@@ -1,4 +1,4 @@
-"""Shards that are downloaded one after the other while those before them are in use."""
+"""Downloads shards one after the other while those before them are in use."""
 
 import sys
 import threading

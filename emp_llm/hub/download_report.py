@@ -1,4 +1,4 @@
-"""How far a download is, by way of the progress bar that huggingface_hub would draw."""
+"""Progress of a download, taken from the progress bar that huggingface_hub would draw."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Shards on the Hub of which only the targets are read, by byte ranges; nothing is kept.
+"""Reads only the targets of shards on the Hub, by byte ranges, and keeps nothing.
 
 It is known beforehand what will be read, and in which order. So several requests run at once, ahead
 of the work, while no more than a fixed amount is in memory, except for what the work waits for.

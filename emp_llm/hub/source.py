@@ -1,4 +1,4 @@
-"""A model by its name: a local folder, or a repository of the Hugging Face Hub.
+"""Finds a model by its name: a local folder, or a repository of the Hugging Face Hub.
 
     name → is it a folder? → yes: that folder
                            → no: the snapshot in the Hub's cache; shards may still be missing

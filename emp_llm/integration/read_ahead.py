@@ -1,4 +1,4 @@
-"""Tensors that are asked for one after the other, made on all cores a little earlier."""
+"""Reads tensors ahead, on all cores, in the order in which transformers asks for them."""
 
 import threading
 from collections.abc import Callable

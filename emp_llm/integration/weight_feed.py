@@ -1,4 +1,4 @@
-"""transformers' weight conversions, which get tensors that are already pruned or unpacked.
+"""transformers' weight conversions, fed with tensors that are already pruned or unpacked.
 
 For each parameter, transformers collects the checkpoint's tensors that become it, converts them and
 sets the result. The converters here collect tensors from `Feed` instead of reading the file. So

@@ -1,4 +1,4 @@
-"""The pruned parameters of a model: found, their zeros kept as masks, and put back."""
+"""Finds the pruned parameters of a model, keeps masks of their zeros, and zeroes them again."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a run has finished, recorded beside it, so that the same command can go on from there.
+"""The journal: what a run has finished, so that the same command can resume it.
 
     .run.json               what the run is: options, source and release
     .finished/SHARD.json    what became of the tensors of a shard that is on disk, one file a shard

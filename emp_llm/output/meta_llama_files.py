@@ -1,4 +1,4 @@
-"""What Hugging Face's layout has beside the weights, made from a checkpoint in Meta's format."""
+"""Config and tokenizer in Hugging Face's layout, made from a checkpoint in Meta's format."""
 
 from pathlib import Path
 from typing import Final

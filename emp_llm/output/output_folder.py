@@ -1,4 +1,4 @@
-"""The folder that a run writes: whole, or not there.
+"""The output folder of a run: whole, or not there.
 
 Everything is written to a staging folder, hidden inside it and so on the same file system, and
 moved to its place at the end. What a run had finished when it broke off stays in the staging

@@ -1,4 +1,4 @@
-"""Files moved from the staging folder to their place in one step that can be undone.
+"""Moves files from the staging folder to their place in one step that can be undone.
 
 A folder of many files cannot be replaced at once. So what is going to be moved is noted first; the
 files that the new ones replace are set aside; the files that make a folder look like a model are

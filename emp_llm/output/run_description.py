@@ -1,4 +1,4 @@
-"""What a run is: all that the bytes of its result depend on, to compare it with an earlier one."""
+"""Describes a run by all that its bytes depend on, to compare it with an earlier one."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -1,12 +1,12 @@
 """From shard to pruned shard: the work of one run, planned and done.
 
-shard_writer  a safetensors file written as its tensors come
-shard_output  the loop that writes shards, whatever becomes of their tensors
+shard_writer  a safetensors file written before the sizes of all tensors are known
+shard_output  the loop that writes shards, for `prune` and `unpack`
 copy_job      a tensor copied as it is
 target_job    what all jobs on a target have in common
-pack_job      a target packed, or measured as if it were
+pack_job      a target packed, or the bytes that packing it would give
 dense_job     a target with zeros in it
-shard_plan    what becomes of one shard
+shard_plan    the tensors of one new shard, their order, and the work on each
 plan          a checkpoint with its targets decided
 stages        find β, select what stays, work shard by shard
 plan_report   the report of a plan that was carried out

@@ -1,4 +1,4 @@
-"""A tensor whose rows come row block by row block and take as many bytes as they did."""
+"""Writes a tensor's rows dense, row block by row block: pruned, with zeros in them, or unpacked."""
 
 from emp_kernels.dispatch import prune_rows
 from emp_kernels.rows import Patterns, PrunedRows, Workspace

@@ -1,4 +1,4 @@
-"""A target that is packed, or measured as if it were."""
+"""Packs a target, or measures the bytes that packing it would give."""
 
 import numpy as np
 import numpy.typing as npt

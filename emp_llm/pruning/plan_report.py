@@ -1,4 +1,4 @@
-"""The report of a plan that was carried out."""
+"""Builds the report of a plan that was carried out."""
 
 import os
 from collections.abc import Mapping

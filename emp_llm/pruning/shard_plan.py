@@ -1,4 +1,4 @@
-"""What becomes of one shard: which tensors the new file holds, in which order, and the work.
+"""The plan of one new shard: its tensors, their order in the file, and the work on each.
 
 Tensors whose bytes are a multiple of 16, as those of packed ones always are, come first, by name,
 which mixes those that keep the processor busy with those that are copied. The few others follow,

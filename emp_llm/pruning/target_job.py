@@ -1,4 +1,4 @@
-"""What all jobs on a target have in common: its row blocks are read, decided on and counted."""
+"""What all jobs on a target have in common: its row blocks are read, pruned and counted."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

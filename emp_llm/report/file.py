@@ -1,4 +1,4 @@
-"""The report of a written folder, written, and read with every check of its form."""
+"""Writes the report of a folder, and reads it with every check of its form."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command that makes the weights that a report describes."""
+"""The `emp-llm prune` command that gives the weights that a report describes."""
 
 from emp_llm.options import CalibrationOptions, PruneOptions
 from emp_llm.report.fields import Report

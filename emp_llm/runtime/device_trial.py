@@ -1,4 +1,4 @@
-"""Whether the kernels run on a GPU: one of them is run there, on a single row."""
+"""Tests whether the kernels run on a GPU, by running one of them on a single row."""
 
 from __future__ import annotations
 

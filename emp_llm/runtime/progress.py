@@ -1,4 +1,4 @@
-"""How far long work is, reported while it goes on."""
+"""Progress of long work, reported while it runs."""
 
 import threading
 from typing import Protocol

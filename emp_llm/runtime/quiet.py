@@ -1,4 +1,4 @@
-"""Other libraries kept quiet for a while: what they log, the bars they draw, what they warn of."""
+"""Silences other libraries for a while: their logs, progress bars and warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights of each row block stay, by the weights alone.
+"""Masks of row blocks, decided by the weights alone.
 
 `row`     each row is a group: nothing has to be known of other rows.
 `layer`   each matrix is a group: a pass of exact histograms gives its count and threshold.

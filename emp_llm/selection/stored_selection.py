@@ -1,4 +1,4 @@
-"""Masks and weights from the store, in place of those that the weights alone decide."""
+"""Masks and repaired weights read from the store, instead of masks decided by the weights alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace

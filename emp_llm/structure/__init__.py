@@ -1,9 +1,9 @@
-"""The structure of a checkpoint's model, and so which of its tensors are targets.
+"""The structure of a checkpoint's model, and which of its tensors are targets.
 
 auto_class       the class of transformers that loads it
 meta_model       the model without its weights, on the meta device
 places           what each parameter of the model is
 landing          the parameter that each tensor of the checkpoint is loaded into
 targets          which tensors are targets, and why the others are not
-targets_process  the same, decided in a process of its own
+targets_process  decides the targets in a process of its own
 """

@@ -1,4 +1,4 @@
-"""Reading through the library `datasets`: what it refuses, in one line."""
+"""Reads data sets through the library `datasets`; its errors become one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, loaded with no log messages of transformers but errors."""
+"""Loads a checkpoint's tokenizer; transformers logs nothing but errors meanwhile."""
 
 from __future__ import annotations
 

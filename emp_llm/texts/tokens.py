@@ -1,4 +1,4 @@
-"""A text as a model's tokens, and whether the model can take them."""
+"""Tokenizes a text, and checks that the model can take the tokens."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Proofs: a written folder is whole, and is what pruning its source gives.
+"""Checks of a written folder: it is whole, and it is what pruning its source gives.
 
-folder_checks       files that are no tensors
+folder_checks       the files beside the weights
 tensor_checks       one tensor of a written folder
 finished_shards     shards of an unfinished run
 written_folder      a folder by itself

@@ -1,4 +1,4 @@
-"""The shards that an unfinished run has finished: those that are still as it wrote them."""
+"""Finds the finished shards of an unfinished run that are still as it wrote them."""
 
 from functools import partial
 from itertools import chain

@@ -1,4 +1,4 @@
-"""The source of a written folder: what pruning makes of it, compared with the folder bit by bit.
+"""Prunes the source again and compares the result with a written folder, bit by bit.
 
     source → decide targets → select → every row block: read, prune, compare with the folder's
 

@@ -87,7 +87,7 @@ class ComparedTarget(TargetJob[_ComparedRows]):
         elif not found:
             because = ", for the rule keeps it"
         return self._check.fault(
-            f"{_place(self.target, block, row, column)} is {is_}; by {self._source} it must be "
+            f"{_place(self.target, block, row, column)} is {is_}, but pruning {self._source} gives "
             f"{must_be}{because}",
             NOT_OF_SOURCE,
         )
@@ -115,7 +115,7 @@ class RepairedTarget(ComparedTarget):
         checked = self._check.read(block, workspace, memory)
         scores = geometry.number_format.magnitudes(weights).astype(np.float32)
         if isinstance(rule, Given):
-            raise TypeError("masks from data cannot be decided once more")
+            raise TypeError("masks from data cannot be computed again")
         decided = select_rows(
             scores.view(np.uint32), _of_scores(rule, geometry.number_format), workspace=workspace
         )
@@ -245,6 +245,6 @@ def _other_count(
     row = int(bad.argmax())
     return check.fault(
         f"row {target.geometry.first_row(block) + row:,} keeps {kept[row]:,} weights, which is not "
-        f"as many as its magnitudes in {source} say",
+        f"what the rule gives for its magnitudes in {source}",
         NOT_OF_SOURCE,
     )

@@ -37,8 +37,8 @@ __all__ = [
     "shard_checks",
 ]
 
-NOT_OF_SOURCE = "that is not what prune makes of it; prune it again, or give the right source"
-"""The remedy where a tensor is whole, and is not what the source gives."""
+NOT_OF_SOURCE = "prune again, or give the source that it was made from"
+"""The remedy where a tensor is whole, and is not what pruning the source gives."""
 
 _AGAIN = "the folder is not as it was written; download or prune it again"
 

@@ -1,4 +1,4 @@
-"""Is a written folder whole? Checksums, structure, and the mask of every packed row.
+"""Checks a written folder by itself: checksums, structure, and the mask of every packed row.
 
 report → config → small files → shards, tensor by tensor → index and headers → totals
 """

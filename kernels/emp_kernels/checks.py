@@ -1,4 +1,4 @@
-"""Arguments are checked here before a kernel reads them: kernels themselves check no bounds."""
+"""Checks of arguments before a kernel reads them: kernels themselves check no bounds."""
 
 from collections.abc import Sequence
 

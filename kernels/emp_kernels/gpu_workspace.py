@@ -1,4 +1,4 @@
-"""What one thread needs to work on a GPU: pinned memory, memory of the device, and a stream."""
+"""What one thread needs to work on a GPU: pinned memory, memory of the GPU, and a stream."""
 
 import threading
 from collections.abc import Iterator

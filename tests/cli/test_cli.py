@@ -233,15 +233,15 @@ def test_verify_of_a_damaged_folder_exits_with_1(source: Path, tmp_path: Path) -
 def test_verify_tells_what_was_proved(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prune(source, out)
-    assert run("verify", out).stdout.startswith(f"{out}: whole. 3 tensors of ")
+    assert run("verify", out).stdout.startswith(f"{out}: whole. 3 tensors (")
     proved = run("verify", out, "--against", source).stdout
-    assert proved.startswith(f"{out}: whole, and just what pruning leaves of {source}. 3 tensors")
+    assert proved.startswith(f"{out}: whole, and exactly what pruning {source} gives. 3 tensors")
     assert json.loads(run("verify", out, "--json").stdout)["whole"] is True
     (out / "emp_report.json").unlink()
     (out / "notes.txt").write_text("mine")
     result = run("verify", out)
     assert result.exit_code == 0
-    assert "sound in structure" in result.stdout
+    assert "valid in structure" in result.stdout
     assert "there are no hashes to compare with: changed values would not show" in result.stdout
     assert json.loads(run("verify", out, "--json").stdout)["whole"] is False
     assert json.loads(run("verify", out, "--against", source, "--json").stdout)["whole"] is True
@@ -252,7 +252,7 @@ def test_verify_against_another_source_exits_with_1(source: Path, tmp_path: Path
     other = write_checkpoint(tmp_path / "other", llama_config(H, F), few_mlp())
     result = run("verify", tmp_path / "out", "--against", other)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "that is not what prune makes of it" in result.stderr
+    assert "prune again, or give the source that it was made from" in result.stderr
 
 
 def few_mlp():

@@ -138,7 +138,7 @@ def test_a_kept_weight_with_a_flipped_bit_is_named_with_both_values(
     assert repr(GATE) in message
     assert f"row {row} column {column} is" in message
     assert f"(0x{bits ^ 1:04x})" in message
-    assert f"it must be {float(weights[row, column]):.9g} (0x{bits:04x})" in message
+    assert f"gives {float(weights[row, column]):.9g} (0x{bits:04x})" in message
 
 
 def test_a_row_of_a_transposed_tensor_is_a_column_of_the_matrix(

@@ -157,8 +157,8 @@ class TestMasksFromData:
         )
         assert result.exit_code == 0
         told = " ".join(result.stdout.split())
-        assert f"whole, and nothing but what pruning leaves of {source}. 4 tensors of" in told
-        assert "by masks that came from data and were not decided again" in told
+        assert f"whole, and consistent with what pruning {source} gives. 4 tensors (" in told
+        assert "their masks came from data and were not computed again" in told
         assert "repaired" not in told
 
     def test_diff_and_unpack_take_it_as_any_other(self, source, tmp_path) -> None:
@@ -273,8 +273,8 @@ class TestRepairedMagnitudes:
             app, ["verify", str(tmp_path / "out"), "--against", str(source)]
         )
         told = " ".join(result.stdout.split())
-        assert "3 of them repaired, the others are the same bit for bit" in told
-        assert told.endswith("those that the rule keeps")
+        assert "3 of them repaired: the others are the same bit for bit" in told
+        assert told.endswith("their masks are those of the rule")
 
     def test_of_a_folder_without_a_report_all_targets_may_be_repaired(
         self, source, tmp_path

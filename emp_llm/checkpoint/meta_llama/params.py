@@ -1,4 +1,4 @@
-"""What the params.json of Meta's original Llama checkpoints says, as a config of transformers.
+"""The params.json of Meta's original Llama checkpoints, converted to a config of transformers.
 
 params.json does not say which Llama it is; transformers' own converter asks its user. Here that is
 recognized as follows:

@@ -1,4 +1,4 @@
-"""What both kinds of files that torch.save wrote hold: tensors in storages."""
+"""What a file of torch.save holds, zip or legacy: tensors, and the storages they lie in."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""A file whose bytes are had by range, as the standard library's readers want one."""
+"""A file object over byte ranges, for the readers of the standard library."""
 
 import os
 

@@ -1,8 +1,8 @@
 """The model card of a written folder.
 
-metadata      YAML metadata and text, apart
+metadata      a card split into YAML metadata and text
 loading_code  the lines that load the model
 figure        the figure, as SVG
-text          what the card says
-card          the source's card with ours on top
+text          the text of the section on the pruning
+card          the source's card below that section
 """

@@ -1,4 +1,4 @@
-"""What a model card says of a pruned model: how to load it, how it was made, how large it is."""
+"""The text of a model card: how to load the model, how it was pruned, how large it is."""
 
 import re
 import shlex

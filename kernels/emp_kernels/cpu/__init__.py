@@ -8,8 +8,8 @@ histogram  bit patterns counted
 pack       rows to packed records
 unpack     packed records to rows
 masks      scores to masks, and rows packed by given masks
-sweep      what rows would come to at many counts at once
-turn       a matrix turned, so that its columns become rows
+sweep      bytes and sums of rows at many numbers of kept weights
+turn       transposes matrices
 """
 
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Masks without weights: scores to masks, and rows packed by masks that are given.
+"""Masks from scores, and rows packed by masks that are given.
 
 Legend: s_RC are bit patterns of scores, w_RC of weights; mask_RB their masks, B = ⌈C/8⌉ bytes a
 row, bit i of byte b for column 8b + i; table_R3 and stats_R3 as in `emp_kernels.cpu.pack`.

@@ -1,4 +1,4 @@
-"""Rows of weights to packed records: which weights stay, mask, window, values, codes, escapes.
+"""Packs rows of weights: which of them stay, then mask, window, values, codes and escapes.
 
 A row is worked on alone, from its weights to its finished record, so that after the first of the
 passes over it all read it from the L1 or L2 cache. Loops are written for LLVM to vectorize: no

@@ -1,4 +1,4 @@
-"""What rows of weights would come to at many counts at once, from one sort of each row.
+"""Bytes and sums of rows at many numbers of kept weights at once, from one sort of each row.
 
 To prune and pack a row for each of some hundred values of β would read it that often. Here its keys
 are sorted once. Where k weights stay, they are the first k of the sorted ones: binary searches find

@@ -1,4 +1,4 @@
-"""Matrices turned, so that columns become rows.
+"""Transposes matrices of bit patterns, so that columns become rows.
 
 Square patches of _PATCH_BYTES a side go through a buffer. Where lines lie a power of two of bytes
 apart, the same column of all of them falls into a few sets of the cache, which cannot hold a patch

@@ -1,4 +1,4 @@
-"""Packed records to rows of weights; all that a record says is checked on the way.
+"""Unpacks records to rows of weights; all that a record says is checked on the way.
 
 A record comes from a file that may be damaged, so no count in it is trusted: the row table's counts
 are within bounds (see `emp_kernels.checks`), and here mask and values must agree with them.

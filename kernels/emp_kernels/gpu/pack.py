@@ -1,4 +1,4 @@
-"""Rows of weights on a device to packed records on it."""
+"""Packs rows of weights that are on a GPU, to records on it."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Rows of weights to packed records on a device: one kernel, which reads each weight once.
+"""The kernel that packs rows of weights on a GPU; it reads each weight once.
 
 A program takes rows by number, one after the other. Of each row it finds out what stays, and
 thereby the window; writes what the record has of each kept weight to scratch memory of its own,

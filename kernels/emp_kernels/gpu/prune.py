@@ -1,4 +1,4 @@
-"""Rows of weights on a device: +0.0 in place of those that go, or masks of those that stay."""
+"""Prunes rows of weights on a GPU: writes +0.0 for pruned weights, or only the masks."""
 
 import numpy as np
 import numpy.typing as npt

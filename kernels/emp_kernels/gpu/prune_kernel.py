@@ -1,4 +1,4 @@
-"""Rows of weights to the same rows with +0.0 where weights go, or to masks: one kernel for both."""
+"""The kernel that prunes rows of weights on a GPU, or gives their masks."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Packed records to rows of weights on a device."""
+"""Unpacks records on a GPU to rows of weights on it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Packed records to rows of 16-bit weights whose values are bytes: four weights at a time.
+"""The kernel that unpacks 16-bit weights whose values are bytes: four weights at a time.
 
 That is bf16 with its whole mantissa, the layout of most models: sign and 7 bits are a byte, and so
 is a code. `unpack_kernel` takes 32 bits of a register for each weight. Here all arithmetic is on

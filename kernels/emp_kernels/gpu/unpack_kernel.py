@@ -1,4 +1,4 @@
-"""Packed records to rows of weights of any layout; all that a record says is checked on the way.
+"""The kernel that unpacks rows of any layout; all that a record says is checked on the way.
 
 A program unpacks a row, tile by tile. A weight's place in the record depends on how many are kept
 before it, which is a scan over the tile's mask. Nothing that a damaged record says makes a program
