@@ -73,7 +73,7 @@ class CalibrationOptions:
                 )
         if self.samples > _MOST_SAMPLES:
             raise OptionError(
-                f"calibration: samples is {self.samples}; each one waits in a thread of its own: "
+                f"calibration: samples is {self.samples}, and each one needs a thread of its own: "
                 f"give {_MOST_SAMPLES} or fewer, and a larger length for more tokens"
             )
 
@@ -88,7 +88,7 @@ class PruneOptions:
         target_sparsity: Share of the targets' weights to prune, above 0 and below 1; the β that
             prunes so many is found.
         max_loss_increase: By how many per cent the loss on the calibration data may rise at most,
-            finite and above 0; a β that keeps to it is found.
+            finite and above 0; the smallest β that keeps to it is searched for.
         granularity: Which weights are ranked together: those of a ``row`` (all inputs of one output
             neuron), of a ``layer`` (one weight matrix) or of the ``model`` (all targets).
         targets: Which tensors are pruned: ``mlp``, ``attention``, ``all-linear``, or a regular
@@ -96,10 +96,10 @@ class PruneOptions:
         ignore: Regular expressions; a target is left as it is if one of them is found in its name
             in the checkpoint. Patterns are Python's: one that repeats a repeat, such as
             ``(a+)+$``, can take forever on a name.
-        criterion: What weights are ranked by: a name of `emp_llm.calibration.criteria`, or
-            ``module:Class`` of one's own.
-        count_by: What the effective number is computed from, which says how many weights stay: the
-            scores of the ``criterion``, or the weights' ``magnitude``.
+        criterion: How weights are ranked: a name of `emp_llm.calibration.criteria`, or a class of
+            your own as ``module:Class``.
+        count_by: What the effective number, which sets how many weights stay, is computed from:
+            the scores of the ``criterion``, or the weights' ``magnitude``.
         repair: What is changed to restore the outputs of pruned layers: ``none``, ``obs`` (the
             kept weights) or ``bias`` (the biases).
         calibration: The data, for a criterion, repair or search that needs any.

@@ -26,13 +26,13 @@ __all__ = [
 
 
 class SampleFields(TypedDict):
-    """What the samples of a calibration turned out to be.
+    """The samples that a calibration used.
 
     Attributes:
         text: The data set's or file's name.
         samples: How many samples there are.
         length: Tokens in each.
-        seed: Of the places that they were taken from.
+        seed: Seed of the places that they were taken from.
         hash: Checksum of their tokens, with the name of the algorithm.
     """
 

@@ -17,7 +17,7 @@ from emp_cli.verify import verify
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Effective Model Pruning: the weights say how many of them to keep.",
+    help="Effective Model Pruning: how many weights to keep is computed from the weights.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -41,7 +41,7 @@ def compare(
         typer.Option(
             "--perplexity",
             metavar="TEXT",
-            help="What the models predict: wikitext2, ptb, c4, a file, or "
+            help="The text to predict: wikitext2, ptb, c4, a file, or "
             "DATASET[:CONFIG[:SPLIT]] of the Hub.",
             show_default=False,
         ),
@@ -67,7 +67,7 @@ def compare(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what EMP costs in perplexity, and what other choices of as many weights cost."""
+    """Measure the perplexity of EMP, and of other ways to keep the same number of weights."""
     clock = Clock()
     multipliers = _numbers(betas)
     if plot is not None:

@@ -169,7 +169,7 @@ class _View:
         rest = totals["model"]["bytes_before"] - totals["targets"]["bytes_before"]
         betas, asked = curve["beta"], self._report["rule"]["beta"]
         shown = [b for b in sorted({*_CURVE, asked}) if b in betas]
-        self._say("what each β would come to; bars are bytes of the whole model, packed")
+        self._say("sparsity and size at each β; bars are bytes of the whole model, packed")
         table = self._table(["β", "sparsity", "mass", "targets", "model", "ratio", ""])
         for beta in dict.fromkeys([*shown, betas[-1]]):
             at, targets = betas.index(beta), curve["targets"]
@@ -189,7 +189,7 @@ class _View:
         counts, rows = self._report["standing_out_counts"], self._report["standing_out"]
         found = [f"{number:,} {why}" for why, number in counts.items() if number]
         if not found:
-            self._say("no row stands out: none is dead, uniform or ruled by a few weights")
+            self._say("no row stands out: none is dead, uniform or dominated by a few weights")
             self._console.print()
             return
         more = "; the worst" if len(rows) > _ROWS else ""
@@ -210,7 +210,7 @@ class _View:
         reasons = left_alone(self._report)
         if not reasons:
             return
-        table = self._table(["left as they are, because", "tensors", "bytes"])
+        table = self._table(["not pruned, because", "tensors", "bytes"])
         for reason, part in reasons.items():
             self._add(table, [reason, f"{len(part['names'])}", size(part["bytes"])])
         self._console.print(table)

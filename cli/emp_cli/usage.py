@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name.
 
     Args:
-        arguments: Those behind the program's name.
+        arguments: Arguments of the command line, without the program's name.
 
     Returns:
         The exit status; 2 for wrong usage, of which stderr says what it is.

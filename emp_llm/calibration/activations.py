@@ -173,7 +173,7 @@ class Activations:
             count = self._file.readinto(view)
             if not count:
                 raise OutputError(
-                    f"{self._folder}: activations that waited there are gone: run the command again"
+                    f"{self._folder}: activations stored there are gone: run the command again"
                 )
             view = view[count:]
         storage.resize_(nbytes)

@@ -1,7 +1,7 @@
 """Criteria: scores of weights, from the weights and from statistics of their matrix's inputs.
 
-A criterion is a class. Those of this file are registered by name; a criterion of one's own is
-registered by `register_criterion`, or named as ``module:Class``.
+A criterion is a class. Those of this file are registered by name; your own is registered by
+`register_criterion`, or named as ``module:Class``.
 
 Shapes in names: R rows (outputs) and C columns (inputs) of a matrix, r some of the rows.
 """
@@ -35,9 +35,9 @@ _LEAST, _MOST = 2.0**-64, 2.0**127
 
 
 class Criterion(ABC):
-    """Turns weights, and statistics of their matrix's inputs, into scores; larger ones stay.
+    """Computes scores from weights and statistics of their inputs; the largest scores stay.
 
-    A criterion of one's own is a class with `scores`, and with `needs` if it needs data:
+    Your own criterion is a class with `scores`, and with `needs` if it needs data:
 
     >>> import torch
     >>> from emp_llm import Criterion

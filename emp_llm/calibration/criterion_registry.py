@@ -122,7 +122,7 @@ def _check_class(criterion: object, shown: str) -> type[Criterion]:
         )
     if isabstract(criterion):
         raise OptionError(
-            f"criterion {shown!r} has no method scores(weight_RC, statistics): write it"
+            f"criterion {shown!r} has no method scores(weight_RC, statistics): define it"
         )
     if not isinstance(criterion.needs, Set):
         raise OptionError(
@@ -132,13 +132,13 @@ def _check_class(criterion: object, shown: str) -> type[Criterion]:
     unknown = sorted(map(str, set(criterion.needs) - set(get_args(Need))))
     if unknown:
         raise OptionError(
-            f"criterion {shown!r} needs {', '.join(unknown)}; calibration finds "
+            f"criterion {shown!r} needs {', '.join(unknown)}; calibration gathers "
             f"{', '.join(get_args(Need))}"
         )
     if "gradient" in criterion.needs and len(criterion.needs) > 1:
         raise OptionError(
-            f"criterion {shown!r} needs {', '.join(sorted(criterion.needs))}; gradients are found "
-            "on a walk of their own: need the gradient alone, or none"
+            f"criterion {shown!r} needs {', '.join(sorted(criterion.needs))}; gradients are "
+            "computed in a pass of their own: need the gradient alone, or no gradient"
         )
     return criterion
 

@@ -97,8 +97,8 @@ class _Runner:
                 self._thread.start()
             except RuntimeError as error:
                 raise OptionError(
-                    f"calibration: there is no thread for sample {self.sample} ({error}): each one "
-                    "waits in a thread of its own; give fewer samples"
+                    f"calibration: no thread can be started for sample {self.sample} ({error}), "
+                    "and each sample needs one: give fewer samples"
                 ) from error
         else:
             self._go.release()
@@ -223,7 +223,7 @@ class Walk:
             names = {runner.unit for runner in waiting}
             if len(names) > 1 or len(waiting) < len(self._runners):
                 raise CheckpointError(
-                    f"samples take different ways through the model ({', '.join(sorted(names))}): "
+                    f"samples reach different layers at a time ({', '.join(sorted(names))}): "
                     "calibrate with a single sample"
                 )
             yield names.pop(), [runner.call for runner in waiting if runner.call is not None]
@@ -255,8 +255,8 @@ class Walk:
             # such as a tensor that a model makes on the device of a weight, and passes to layers
             if any(tensor.is_meta for tensor in tensors):
                 raise CheckpointError(
-                    f"{runner.unit}: the model puts data where weights lie that are not in memory "
-                    "at that time: it cannot be calibrated; use the criterion magnitude"
+                    f"{runner.unit}: the model makes data on the device of weights that are not in "
+                    "memory then, so it cannot be calibrated: use the criterion magnitude"
                 )
             # found anew each time: models fill caches, such as rotary tables, as they run
             self.activations.exempt(_held(self._outside))

@@ -53,7 +53,7 @@ def compare(
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Measure what EMP costs in perplexity, and what other choices of as many weights cost.
+    """Measure the perplexity of EMP, and of other ways to keep the same number of weights.
 
     For each β, EMP (groups are rows, scores are magnitudes) says how many weights of the targets
     stay. Each control keeps the same number of weights of the same tensors:
@@ -77,7 +77,7 @@ def compare(
 
     Args:
         model: A folder, or a model of the Hugging Face Hub: a dense causal language model.
-        text: What the models predict.
+        text: The text that the models predict.
         betas: EMP's multipliers.
         targets: As for `PruneOptions`.
         ignore: As for `PruneOptions`.

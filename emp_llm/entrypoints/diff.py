@@ -60,7 +60,7 @@ class TensorDifference(CountFields):
 
 
 class Both(TypedDict):
-    """What A and B have of one thing."""
+    """A value of A beside that of B."""
 
     a: object
     b: object
@@ -71,12 +71,12 @@ class Difference(TypedDict):
 
     Attributes:
         same_weights: Whether both hold the same tensors, to the bit.
-        a: The one.
-        b: The other.
+        a: The first checkpoint.
+        b: The second checkpoint.
         only_in_a: Names of tensors that B lacks.
         only_in_b: Names of tensors that A lacks.
-        other_kind: Dtype and shape of tensors that have another one in B, by name; these are not
-            compared.
+        other_kind: By name, dtype and shape of tensors that differ in these between A and B; they
+            are not compared.
         rule: Fields of the rule that differ.
         config: Fields of the configuration that differ.
         totals: Counts over all tensors that were compared.

@@ -103,8 +103,8 @@ def inspect(
     options = options or PruneOptions()
     if needs_masks(options):
         raise OptionError(
-            f"criterion {options.criterion!r} with repair {options.repair!r}: what scores from "
-            "data and repair come to is known by pruning only; inspect by magnitude"
+            f"criterion {options.criterion!r} with repair {options.repair!r}: inspect cannot "
+            "predict scores from data or repair; run prune, or inspect by magnitude"
         )
     if options.max_loss_increase is not None:
         raise OptionError("max_loss_increase: inspect runs no model; let prune search for β")

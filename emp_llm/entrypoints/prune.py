@@ -156,8 +156,8 @@ def _check_discarding(discard_source: bool, options: PruneOptions) -> None:
     """Refuse to delete shards that are read again."""
     if discard_source and (needs_masks(options) or options.max_loss_increase is not None):
         raise OptionError(
-            "discard_source: scores from data and repair, and a search for β, read the source "
-            "twice, before the first shard is pruned and after: leave it out"
+            "discard_source: scores from data, repair and a search for β read the source twice: "
+            "leave it out"
         )
     together, sought = options.granularity == "model", options.target_sparsity is not None
     if not discard_source or not (together or sought):
@@ -344,7 +344,7 @@ def _finished_outcomes(journal: Journal, name: str) -> dict[str, Outcome]:
     outcomes = journal.outcomes(name)
     if outcomes is None:  # such as another machine's, on a file system that shows it late
         raise OutputError(
-            f"{name}: was finished, and its journal cannot be read or says otherwise: run the "
+            f"{name}: was finished, but its entry in the journal is missing or damaged: run the "
             "command again"
         )
     return outcomes

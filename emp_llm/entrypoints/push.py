@@ -70,12 +70,12 @@ class Pushed(TypedDict):
 
     Attributes:
         repo_id: The repository.
-        url: Of the model or the pull request.
+        url: Address of the model or the pull request.
         commit: The commit's hash.
         revision: The branch, or that of the pull request; None for the default one.
-        branch_made: Whether the branch was made for this.
-        files: How many files the model has there, those that had been sent before among them.
-        bytes: Their bytes.
+        branch_made: Whether the branch was created by this call.
+        files: How many files the model has there, including those that an earlier call uploaded.
+        bytes: Total size of these files.
         edited_files: Paths of those that were edited since `prune` wrote them.
         load: Lines of Python that load the model.
     """

@@ -32,12 +32,12 @@ class Verified(TypedDict):
         tensors: How many tensors.
         pruned_tensors: How many of them are pruned.
         repaired_tensors: How many have other weights than the source gives, by report or config.
-        rows: Rows of the pruned ones.
+        rows: Rows of the pruned tensors.
         kept: Weights that are kept in these rows.
         bytes: Bytes of all tensors' data.
         hashes: Whether there were checksums to compare with.
         against: The source as it was given; None without one.
-        masks_derived: Whether every mask was decided once more; None without a source.
+        masks_derived: Whether every mask was computed again; None without a source.
         other_files: Paths of files that were not checked, since nothing says what they must hold.
         unfinished_run: Whether a run that did not end has left files in the folder.
     """
@@ -64,7 +64,7 @@ def verify(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verified:
-    """Prove that a folder is as `prune` or `unpack` wrote it.
+    """Check that a folder is as `prune` or `unpack` wrote it.
 
     It checks the checksum of every tensor, header and file; the structure of every packed row
     (mask, counts, escapes, finite values) and the number of weights that it keeps; and index,
@@ -75,14 +75,15 @@ def verify(
     structure is checked, but changed values are not found. A folder that has no report and is not
     packed is refused.
 
-    With `against`, every decision of the rule is made once more on the source: which tensors are
-    pruned, what each group keeps, and every number of the report. The folder must be, bit for bit,
-    what pruning the source leaves: kept weights and all other tensors as they are there, +0.0 in
-    the place of the pruned ones. Configuration and small files must be the source's.
+    With `against`, the rule is applied to the source again: which tensors are pruned, what each
+    group keeps, and every number of the report. The folder must be, bit for bit, what pruning the
+    source gives: kept weights and all other tensors as in the source, +0.0 for pruned weights.
+    Configuration and small files must be the source's.
 
-    Where scores came from data, masks cannot be decided again. Then every weight must be the
+    Where scores came from data, masks cannot be computed again. Then every weight must be the
     source's or +0.0, and with granularity `row` and `count_by="magnitude"` each row must keep as
-    many as its magnitudes say. Weights and biases that the report calls repaired may be any.
+    many weights as the rule gives for its magnitudes. Weights and biases that the report calls
+    repaired may have any value.
 
     >>> from emp_llm import prune, verify
     >>> report = prune("demo/model", "sparse")
@@ -117,7 +118,7 @@ def verify(
     """
     if against is None and revision is not None:
         raise OptionError(
-            f"revision is {revision!r}, which is that of the source: give against as well"
+            f"revision is {revision!r}, which selects a version of the source: give against as well"
         )
     written = open_written(Path(folder))
     if written.edited:

@@ -143,7 +143,7 @@ def _tokenize(
 def _windows(text: Text, ids: list[int], context: int, protocol: Protocol) -> list[list[int]]:
     if len(ids) < 2:
         raise OptionError(
-            f"{text.name} is {len(ids)} tokens long; it takes two to predict one: give more"
+            f"{text.name} is {len(ids)} tokens long; perplexity needs 2: give a longer text"
         )
     if protocol == "gptq" and len(ids) < context:
         raise OptionError(

@@ -29,12 +29,12 @@ def check_can_save(folder: str | os.PathLike[str]) -> None:
     path = Path(folder)
     if not (path / CONFIG_NAME).is_file():
         raise OptionError(
-            f"{path}: is no folder of a model, so there is nowhere to save to: download or prune "
-            "it to a folder first, or leave save out"
+            f"{path}: is not a model's folder, so nothing can be saved in it: download or prune "
+            "the model to a folder first, or leave save out"
         )
     if not (path / REPORT_NAME).is_file() and not is_packed(read_json_object(path / CONFIG_NAME)):
         raise OptionError(
-            f"{path}: was not written by emp-llm, and its card is not emp-llm's to change: leave "
+            f"{path}: was not written by emp-llm, which changes no other model's card: leave "
             "save out"
         )
     if not os.access(path, os.W_OK):

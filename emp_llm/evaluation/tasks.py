@@ -74,7 +74,7 @@ def find_tasks(names: Sequence[str], include_path: Path | None = None) -> Tasks:
         HubError: If the data is not in the cache and the Hub cannot be reached.
     """
     if include_path is not None and not include_path.is_dir():
-        raise OptionError(f"{include_path}: is no folder; give one with files of YAML for lm-eval")
+        raise OptionError(f"{include_path}: is not a folder; give one with lm-eval YAML files")
     asked = [part for name in names for part in (PAPER7 if name == "paper7" else (name,))]
     unique = tuple(dict.fromkeys(asked))
     with quiet_datasets(need("datasets")):
@@ -134,10 +134,10 @@ def _check_runnable(tasks: Mapping[str, object]) -> None:
     for name, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
             raise OptionError(
-                f"task {name}: runs code that the model writes, which emp-llm does not: use lm-eval"
+                f"task {name}: runs code that the model writes; emp-llm runs none: use lm-eval"
             )
         if getattr(task, "MULTIMODAL", False):
-            raise OptionError(f"task {name}: is not one of text alone: use lm-eval")
+            raise OptionError(f"task {name}: needs more than text: use lm-eval")
 
 
 @contextmanager

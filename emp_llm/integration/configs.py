@@ -35,7 +35,7 @@ class EmpConfig(QuantizationConfigMixin):
 
     Args:
         beta: Multiplier of the effective number; finite and positive. 1.0 is the paper's rule.
-        granularity: What one group of weights is: ``row``, ``layer`` or ``model``.
+        granularity: Which weights are ranked together: ``row``, ``layer`` or ``model``.
         criterion: How weights are ranked; only ``magnitude``.
         targets: ``mlp``, ``attention``, ``all-linear``, or a regular expression searched in the
             names of the checkpoint's tensors.
@@ -56,7 +56,7 @@ class EmpConfig(QuantizationConfigMixin):
         ignore: str | Sequence[str] = (),
     ) -> None:
         if criterion != "magnitude":
-            raise OptionError(f"criterion is {criterion!r}; while loading it can be 'magnitude'")
+            raise OptionError(f"criterion is {criterion!r}; while loading it must be 'magnitude'")
         self.quant_method = PRUNE_METHOD  # type: ignore[assignment]
         self.beta = beta
         self.granularity: Granularity = granularity

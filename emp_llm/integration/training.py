@@ -1,4 +1,4 @@
-"""Fine-tuning that keeps pruned weights at zero, with ``Trainer`` or in a loop of one's own."""
+"""Fine-tuning that keeps pruned weights at zero, with ``Trainer`` or in your own loop."""
 
 import weakref
 from collections.abc import Mapping, Sequence

@@ -131,7 +131,9 @@ def _matching(pattern: str, everything: Pruned, model: nn.Module) -> list[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise OptionError(f"parameters: {pattern!r} is no regular expression: {error}") from error
+        raise OptionError(
+            f"parameters: {pattern!r} is not a regular expression: {error}; correct it"
+        ) from error
     # No biases: they often start at zero, and are to be trained all the same.
     matrices = [name for name, (first, *_) in everything.items() if first.ndim > 1]
     found = [name for name in matrices if expression.search(name)]

@@ -22,11 +22,11 @@ class DenseRows:
 
     Args:
         entry: The tensor as the file will have it.
-        geometry: How its rows run.
+        geometry: How its rows lie in the file.
         writer: The file.
 
     Attributes:
-        hash: Of its weights, row by row, once all are placed.
+        hash: Hash of its weights in the order of rows; complete once all are placed.
     """
 
     def __init__(self, entry: TensorEntry, geometry: Geometry, writer: ShardWriter) -> None:

@@ -28,7 +28,7 @@ def report_on(
 
     Args:
         plan: The plan, with the β that was used.
-        outcomes: Of every tensor that was worked on.
+        outcomes: What was done to each tensor.
         origin: Name and revision of the model.
         calibrated: What scores from data found; None without any.
     """

@@ -34,7 +34,7 @@ class WriteJob(Protocol):
 
     @property
     def checksum(self) -> str:
-        """Of what was written, once all pieces are settled, as reports hold it."""
+        """Checksum of what was written, once all pieces are settled, as reports hold it."""
 
     def pieces(self) -> Iterator[Piece]:
         """The work, in order."""

@@ -54,12 +54,12 @@ def file_order(entry: TensorEntry, *, packed: bool = False) -> tuple[bool, int, 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A source shard and what is to become of it.
+    """A source shard and the new shard that it gives.
 
     Attributes:
         shard: The source.
         entries: Its tensors, in the order of the new file.
-        targets: Those of them that are pruned, by name.
+        targets: The entries that are pruned, by name.
         output_format: Whether targets are packed or stay dense.
     """
 
@@ -72,12 +72,12 @@ class ShardPlan:
     def make(
         cls, shard: Shard, targets: Iterable[Target], output_format: OutputFormat
     ) -> "ShardPlan":
-        """Plan what becomes of a shard.
+        """Plan the new shard that a source shard gives.
 
         Args:
             shard: The source.
-            targets: Those of its tensors that are pruned.
-            output_format: Whether they are packed or stay dense.
+            targets: Its tensors that are pruned.
+            output_format: Whether targets are packed or stay dense.
         """
         by_name = {target.name: target for target in targets}
         packed = by_name if output_format == "packed" else {}

@@ -32,8 +32,8 @@ class TargetJob(ABC, Generic[Rows]):
 
     Attributes:
         entry: The tensor's place in the source.
-        statistics: What pruning does to it, once all is settled.
-        hash: Of the bytes that were written, once they are settled.
+        statistics: Statistics of its pruning; complete once all pieces are settled.
+        hash: Hash of the bytes that are written; complete once all pieces are settled.
     """
 
     statistics: TensorStatistics
@@ -50,7 +50,7 @@ class TargetJob(ABC, Generic[Rows]):
 
     @property
     def checksum(self) -> str:
-        """Of the bytes that were written, once they are settled, as reports hold it."""
+        """`hash` as reports hold it."""
         return hash_name(self.hash)
 
     def pieces(self) -> Iterator[Piece]:

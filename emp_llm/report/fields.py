@@ -273,7 +273,7 @@ class Trial(TypedDict):
 
 
 class CurveTotals(TypedDict):
-    """What some targets come to, one number for each β of a curve."""
+    """Sums over some targets, one number for each β of a curve."""
 
     kept: list[int]
     bytes: list[int]
@@ -282,7 +282,7 @@ class CurveTotals(TypedDict):
 
 
 class Curve(TypedDict):
-    """What each β would come to; see `emp_llm.pruning.beta_curve.build_curve`."""
+    """Sums at each of many β; see `emp_llm.pruning.beta_curve.build_curve`."""
 
     beta: list[float]
     targets: CurveTotals
@@ -320,7 +320,7 @@ class ExtraFields(TypedDict):
             weights as they would be written.
         standing_out: Rows unlike the others, the worst of them.
         standing_out_counts: How many such rows there are, by what is unusual about them.
-        curve: What other β would come to; None if that was not counted.
+        curve: Sums at many other β; None if they were not counted.
     """
 
     target_sparsity: NotRequired[float]

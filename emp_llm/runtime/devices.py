@@ -61,8 +61,8 @@ class Devices:
         ):
             return error
         explained = DeviceError(
-            f"{self._gpu(thread)}: has no room for the blocks of its threads "
-            f"({first_line(error)}): end what else runs on it, give fewer --threads, or "
+            f"{self._gpu(thread)}: has no room for its threads' row blocks "
+            f"({first_line(error)}): end other programs on it, give fewer --threads, or "
             "--device cpu"
         )
         explained.__cause__ = error

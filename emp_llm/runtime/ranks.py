@@ -202,8 +202,8 @@ class _Ranks(Team):
                 self.check()
                 if time.monotonic() > give_up:
                     raise RankError(
-                        f"not all of the {self.size} ranks came within {MEETING_SECONDS} s: "
-                        "see what became of the others, and start them together"
+                        f"not all of the {self.size} ranks started within {MEETING_SECONDS} s: "
+                        "look at the others' output, and start all of them together"
                     )
                 # values come within milliseconds or, while another rank works, within minutes
                 time.sleep(pause)

@@ -191,8 +191,8 @@ def beta_for_sparsity(
         bounds = search.least, search.most
         sparsest, densest = (1 - kept / weights if weights else 0.0 for kept in bounds)
         raise OptionError(
-            f"target_sparsity is {target_sparsity:g}; of these targets a share of {densest:.6g} to "
-            f"{sparsest:.6g} can be pruned, for zeros stay zeros and each group keeps one weight"
+            f"target_sparsity is {target_sparsity:g}; give {densest:.6g} to {sparsest:.6g} for "
+            "these targets: zeros stay zeros, and each group keeps at least one weight"
         )
     return search.beta(wanted)
 

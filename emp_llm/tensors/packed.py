@@ -108,8 +108,8 @@ class PackedTensor:
             packed = cls._of_fields(fields)
         except (ValueError, CheckpointError) as error:
             raise FormatError(
-                f"{name!r}: its emp_meta {fields} describes no packed tensor: {error}; download or "
-                "pack it again"
+                f"{name!r}: its emp_meta {fields} is not that of a packed tensor: {error}; "
+                "download or pack it again"
             ) from error
         # the encoding is unique, so whatever else the bytes hold shows as a difference
         if packed.encode_meta() != data:

@@ -136,7 +136,7 @@ class PackedReader:
 
         Args:
             block: Which rows.
-            workspace: Of the GPU.
+            workspace: The GPU's workspace.
             out: int16 or int32 [rows, columns] on the GPU, of any strides; written.
 
         Raises:

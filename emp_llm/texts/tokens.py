@@ -41,7 +41,7 @@ def tokenized(
 
     Args:
         tokenizer: The tokenizer; it is not changed.
-        text: Of any length.
+        text: Text of any length.
         embeddings: How many tokens the model has embeddings for.
         offsets: Whether to ask for ``offset_mapping``, which fast tokenizers have.
 

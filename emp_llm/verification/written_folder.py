@@ -82,7 +82,7 @@ class CheckedTensors:
         names: Their names.
         pruned: How many of them are pruned.
         repaired: How many have other weights than the source gives.
-        rows: Rows of the pruned ones.
+        rows: Rows of the pruned tensors.
         kept: Weights that are kept in these.
         statistics: Of pruned tensors, where the source was pruned once more, by name.
     """

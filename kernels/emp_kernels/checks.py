@@ -41,7 +41,7 @@ def check_kept(shape: Sequence[int], rule: PerRow | Threshold, kept: Counts | No
         or (kept < 0).any()
         or (kept > columns).any()
     ):
-        raise ValueError(f"kept goes with PerRow, and is int64 [{rows}] from 0 to {columns}")
+        raise ValueError(f"kept needs PerRow, and must be int64 [{rows}] from 0 to {columns}")
 
 
 def check_payload(payload: Bytes, table: Table, layout: RowLayout) -> npt.NDArray[np.int64]:

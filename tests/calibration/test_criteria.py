@@ -279,7 +279,7 @@ def test_a_gradient_is_found_alone():
         def scores(self, weight_RC, _found):
             return weight_RC.abs()
 
-    assert "needs gradient, norms; gradients are found on a walk of their own" in refusal(Both)
+    assert "needs gradient, norms; gradients are computed in a pass of their own" in refusal(Both)
 
 
 def test_what_is_no_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_what_is_no_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "other_scores.py) has no Nobody: name a class" in refusal("other_scores:Nobody")
     assert "has no method scores(weight_RC, statistics)" in refusal("other_scores:Empty")
     assert "cannot be made without arguments (" in refusal("other_scores:Sized")
-    assert "needs moon; calibration finds norms, means, hessian, gradient" in refusal(
+    assert "needs moon; calibration gathers norms, means, hessian, gradient" in refusal(
         "other_scores:Needy"
     )
     assert refusal("other_scores:Broken").startswith(

@@ -274,7 +274,7 @@ def test_a_disk_that_does_not_give_activations_back(
     monkeypatch.setattr("emp_llm.calibration.activations.TemporaryFile", Forgets)
     out = text.parent / "out"
     options = PruneOptions(criterion="wanda", calibration=calibration(text, activation_memory=0))
-    with pytest.raises(OutputError, match="activations that waited there are gone: run the"):
+    with pytest.raises(OutputError, match="activations stored there are gone: run the"):
         prune(llama, out, options)
     assert not out.exists()
 

@@ -258,7 +258,7 @@ BAD_PARTS = {
         changed(0, f"layers.{LAYERS}.attention_norm.weight", torch.ones(DIM)),
         f"has 'layers.{LAYERS}.attention_norm.weight', which the dense Llama",
     ),
-    "too many parts": ([whole_model()] * 16, "8 heads and 8 of keys and values are not whole"),
+    "too many parts": ([whole_model()] * 16, "8 heads and 8 key/value heads cannot be divided"),
 }
 
 
@@ -272,14 +272,14 @@ def test_parts_of_no_dense_llama_are_refused(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"dim": None}, "dim is None; of a dense Llama it must be a whole number from 1"),
-        ({"n_heads": 5}, "dim is 32; of a dense Llama it must be an even number for each of 5"),
-        ({"n_kv_heads": 3}, "n_kv_heads is 3; of a dense Llama it must be a divisor of 8 heads"),
-        ({"norm_eps": "x"}, "norm_eps is 'x'; of a dense Llama it must be a number above 0"),
+        ({"dim": None}, "dim is None; for a dense Llama it must be a whole number from 1"),
+        ({"n_heads": 5}, "dim is 32; for a dense Llama it must be an even number for each of 5"),
+        ({"n_kv_heads": 3}, "n_kv_heads is 3; for a dense Llama it must be a divisor of 8 heads"),
+        ({"norm_eps": "x"}, "norm_eps is 'x'; for a dense Llama it must be a number above 0"),
         ({"rope_theta": -1}, "rope_theta is -1"),
         ({"rope_theta": 10**400}, "rope_theta is 1000"),
         ({"norm_eps": float("nan")}, "norm_eps is nan"),
-        ({"model": 3}, "model is 3; of a dense Llama it must be an object"),
+        ({"model": 3}, "model is 3; for a dense Llama it must be an object"),
     ],
 )
 def test_impossible_params_are_refused(tmp_path: Path, fields: dict, reason: str) -> None:

@@ -295,7 +295,7 @@ def test_a_line_without_an_end_is_refused_in_little_time(tmp_path: Path) -> None
     path = tmp_path / "a.bin"
     path.write_bytes(b"I" + b"1" * (8 << 20))
     start = time.process_time()
-    assert "is no file of torch.save" in refusal(path)
+    assert "is not a file of torch.save" in refusal(path)
     assert time.process_time() - start < 3
 
 
@@ -362,7 +362,7 @@ def test_archives_that_are_none_of_torch_save_say_what_they_are(tmp_path: Path) 
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert "git lfs pull" in refusal(path)
     path.write_bytes(b"\x93NUMPY")
-    assert "is no file of torch.save" in refusal(path)
+    assert "is not a file of torch.save" in refusal(path)
     path.write_bytes(
         LEGACY_MAGIC + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": False}, 2)
     )

@@ -125,7 +125,9 @@ def test_rows_that_stand_out_are_told_with_their_number(tmp_path: Path, printed)
 
 
 def test_a_model_whose_rows_are_alike_says_so(report: dict, printed) -> None:
-    assert "no row stands out: none is dead, uniform or ruled by a few weights" in printed(report)
+    assert "no row stands out: none is dead, uniform or dominated by a few weights" in printed(
+        report
+    )
 
 
 def test_groups_larger_than_rows_say_why_there_is_no_curve(tmp_path: Path, printed) -> None:

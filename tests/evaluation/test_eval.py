@@ -289,7 +289,7 @@ def test_bad_options_are_told_at_once(known: Path, tmp_path: Path, text: str) ->
         (lambda: evaluate(known, words(device=f"cuda:{many}")), f"device is 'cuda:{many}'; torch"),
         (
             lambda: evaluate(known, EvalOptions(tasks=("words",), include_path=tmp_path / "no")),
-            "is no folder; give one with files of YAML",
+            "is not a folder; give one with lm-eval YAML files",
         ),
         (lambda: evaluate(known_model(), words()), "tokenizer is missing"),
     ]

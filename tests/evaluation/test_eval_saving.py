@@ -48,7 +48,7 @@ def test_figures_are_saved_to_what_emp_llm_wrote_only(known: Path, tmp_path: Pat
     before = files(known)
     with pytest.raises(OptionError, match="was not written by emp-llm"):
         save_results(known, ())
-    with pytest.raises(OptionError, match="is no folder of a model"):
+    with pytest.raises(OptionError, match="is not a model's folder"):
         save_results(tmp_path / "no", ())
     assert files(known) == before
 

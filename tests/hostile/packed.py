@@ -91,11 +91,11 @@ PACKED: dict[str, Case] = {
     "a row table too long": Case(longer(ROWS, 16), "its row table has"),
     "parameters too long": Case(longer(META, 1000), "emp_meta has"),
     "a version to come": Case(parameter((0, 2)), "version 2 of the format"),
-    "a number format of 2^62": Case(parameter((1, 1 << 62)), "describes no packed tensor"),
+    "a number format of 2^62": Case(parameter((1, 1 << 62)), "is not that of a packed tensor"),
     "a negative number of bits": Case(parameter((2, -1)), "dropped_bits is -1"),
     "a radix of zero": Case(parameter((3, 0)), "radix is 0"),
     "an alignment of 2^40": Case(parameter((4, 1 << 40)), "align is 1099511627776"),
-    "a negative shape": Case(parameter((6, -20)), "describes no packed tensor"),
+    "a negative shape": Case(parameter((6, -20)), "is not that of a packed tensor"),
     "a shape that overflows": Case(parameter((6, 1 << 62), (7, 1 << 62)), "emp-llm takes up to"),
     "a row of 2^47 weights": Case(whole_row_of_zeros(1, 1 << 47), "140,737,488,355,328 columns"),
     "2^38 weights in a few bytes": Case(

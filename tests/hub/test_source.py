@@ -277,7 +277,7 @@ BROKEN = {
     ),
     "damaged weights": (
         {"config.json": b"{}", "pytorch_model.bin": b"x"},
-        "me/model: pytorch_model.bin: is no file of torch.save",
+        "me/model: pytorch_model.bin: is not a file of torch.save",
     ),
     "no config": ({"model.safetensors": b"x"}, "me/model has no config.json"),
     "a damaged index": ({**SHARDED, "model.safetensors.index.json": b"{"}, "is not JSON"),

@@ -214,7 +214,7 @@ def test_beta_must_be_finite_and_positive(beta: float) -> None:
         ("targets", "(", r"targets '\(' is not a regular expression"),
         ("ignore", ["fine", "["], r"ignore '\[' is not a regular expression"),
         ("ignore", "[", r"ignore '\[' is not a regular expression"),
-        ("criterion", "wanda", r"criterion is 'wanda'; while loading it can be 'magnitude'"),
+        ("criterion", "wanda", r"criterion is 'wanda'; while loading it must be 'magnitude'"),
     ],
 )
 def test_a_value_out_of_range_is_refused_where_it_is_given(

@@ -178,7 +178,7 @@ def test_a_tied_matrix_is_held_under_either_name():
     [
         (None, r"^this LlamaForCausalLM does not say what was pruned in it.*parameters=\['mlp'\]$"),
         ("mpl", r"^parameters: 'mpl' matches no matrix.* it has 16, such as '.*lm_head.weight'$"),
-        (["down_proj", "("], r"^parameters: '\(' is no regular expression: "),
+        (["down_proj", "("], r"^parameters: '\(' is not a regular expression: "),
         (
             "mlp",
             r"gate_proj.weight' holds no zero \(4 of 6 parameters do not\).*narrow parameters$",

@@ -239,7 +239,7 @@ def test_the_ends_of_what_can_be_reached_are_reached() -> None:
 def test_what_cannot_be_reached_is_refused_with_what_can(sparsity: float) -> None:
     rows = np.abs(gaussian(4, 10, dtype=torch.float32).numpy())
     rows[0] = 0
-    with pytest.raises(OptionError, match=r"a share of 0\.25 to 0\.925 can be pruned"):
+    with pytest.raises(OptionError, match=r"give 0\.25 to 0\.925 for these targets"):
         found_beta([rows], sparsity)
 
 

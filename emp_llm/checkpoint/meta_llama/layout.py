@@ -55,7 +55,7 @@ class Parts:
 
     Attributes:
         tied: Whether the output head is the embedding.
-        dtype: That of the weights.
+        dtype: Dtype of the weights.
         intermediate: Intermediate size of the MLPs.
         vocabulary: Tokens.
 
@@ -189,6 +189,6 @@ def _dense(part: int, entry: TensorEntry) -> StridedArray:
 
 def _not_dense(part: Shard, name: str) -> CheckpointError:
     return CheckpointError(
-        f"{part.name}: has {name!r}, which the dense Llama of its {PARAMS_NAME} has not: of Meta's "
-        "original format only dense Llamas are read, give the model in Hugging Face's layout"
+        f"{part.name}: has {name!r}, which is no tensor of the dense Llama in {PARAMS_NAME}; only "
+        "dense Llamas are read in Meta's format: give the model in Hugging Face's layout"
     )

@@ -79,8 +79,8 @@ def read_original(folder: Path, parts: Sequence[Shard], fields: Mapping[str, Any
     params = OriginalParams.of(fields)
     if params.heads % len(parts) or params.key_heads % len(parts):
         raise CheckpointError(
-            f"{PARAMS_NAME}: {params.heads} heads and {params.key_heads} of keys and values are "
-            f"not whole in each of {len(parts)} parts: give the model in Hugging Face's layout"
+            f"{PARAMS_NAME}: {params.heads} heads and {params.key_heads} key/value heads cannot be "
+            f"divided among {len(parts)} parts: give the model in Hugging Face's layout"
         )
     reading = Parts(parts, params)
     shards = tuple(_shards(folder, parts, list(reading.tensors())))

@@ -164,6 +164,6 @@ def _number(fields: Mapping[str, Any], name: str) -> float:
 
 def _wrong(name: str, value: object, expected: str) -> CheckpointError:
     return CheckpointError(
-        f"{PARAMS_NAME}: {name} is {shortened(value)}; of a dense Llama it must be {expected}: "
+        f"{PARAMS_NAME}: {name} is {shortened(value)}; for a dense Llama it must be {expected}: "
         "give the folder as Meta ships it, or the model in Hugging Face's layout"
     )

@@ -30,7 +30,7 @@ def storages_of(tensors: Mapping[str, StoredTensor]) -> dict[str, Storage]:
     storages: dict[str, Storage] = {}
     for tensor in tensors.values():
         if storages.setdefault(tensor.storage.key, tensor.storage) != tensor.storage:
-            raise UnreadableError(f"has two storages {tensor.storage.key:.40}; {DOWNLOAD_AGAIN}")
+            raise UnreadableError(f"has storage {tensor.storage.key:.40} twice; {DOWNLOAD_AGAIN}")
     return storages
 
 

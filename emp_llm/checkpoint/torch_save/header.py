@@ -96,7 +96,7 @@ def _layout(
         entries.append((entry, tensor))
     if end > _MAX_GROWTH * file_size + _SMALL:
         raise UnreadableError(
-            f"has {file_size:,} bytes, its tensors {end:,}: this is not a valid checkpoint; get "
+            f"is {file_size:,} bytes and claims {end:,} bytes of tensors, which is too many; get "
             "the weights as safetensors from their makers"
         )
     entries.sort(key=lambda pair: (pair[0].start, pair[0].end))

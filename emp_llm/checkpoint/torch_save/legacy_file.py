@@ -35,7 +35,7 @@ def legacy_contents(read: ReadRange, file_size: int) -> Contents:
     head = _Head(read, min(file_size, MAX_PICKLE_BYTES))
     file = cast("BinaryIO", RangeFile(head.read, head.size))
     if _legacy_magic(file) != _MAGIC:
-        raise UnreadableError(f"is no file of torch.save; {DOWNLOAD_AGAIN}")
+        raise UnreadableError(f"is not a file of torch.save; {DOWNLOAD_AGAIN}")
     read_pickle(file)  # the protocol's version, which never changed
     system = read_pickle(file)
     if isinstance(system, dict) and system.get("little_endian") is False:
@@ -94,5 +94,5 @@ def _legacy_keys(keys: object, storages: Mapping[str, Storage]) -> list[str]:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UnreadableError(f"has no list of its storages; {DOWNLOAD_AGAIN}")
     if len(keys) != len(storages) or set(keys) != storages.keys():
-        raise UnreadableError(f"has a list of storages that is not its tensors'; {DOWNLOAD_AGAIN}")
+        raise UnreadableError(f"lists other storages than its tensors use; {DOWNLOAD_AGAIN}")
     return keys

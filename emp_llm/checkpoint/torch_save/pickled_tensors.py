@@ -182,7 +182,7 @@ def find_storage(identity: object) -> Storage:
         )
     dtype = None if kind.name in UNTYPED else STORAGES.get(kind.name.rpartition(".")[2])
     if dtype is None and kind.name not in UNTYPED:
-        raise UnreadableError(f"has a {kind.name}, which safetensors do not know: convert it first")
+        raise UnreadableError(f"has a {kind.name}, which safetensors lack: convert it first")
     return Storage(key, dtype, count * (item_bytes(dtype) if dtype else 1))
 
 
@@ -227,7 +227,7 @@ def _dtype(storage: Storage, dtype: object) -> str:
         raise damaged()
     name = DTYPES.get(dtype.name.removeprefix("torch."))
     if name is None:
-        raise UnreadableError(f"has a tensor of {dtype.name}, which safetensors do not know")
+        raise UnreadableError(f"has a {dtype.name} tensor, which safetensors lack: convert it")
     return name
 
 

@@ -76,14 +76,14 @@ def _open_archive(
     try:
         archive = zipfile.ZipFile(cast("BinaryIO", RangeFile(read, file_size)))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-        raise UnreadableError(f"is no whole zip archive ({error}); {DOWNLOAD_AGAIN}") from error
+        raise UnreadableError(f"is a damaged zip archive ({error}); {DOWNLOAD_AGAIN}") from error
     entries = {info.filename: info for info in archive.infolist()}
     if len(entries) != len(archive.infolist()):
         raise UnreadableError(f"has two files of one name in it; {DOWNLOAD_AGAIN}")
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise UnreadableError(
-            "is a zip archive, but not one of torch.save: give the weights' own file"
+            "is a zip archive, but not of torch.save: give the file that holds the weights"
         )
     prefix = pickles[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in entries:
@@ -96,7 +96,7 @@ def _open_archive(
 def _check_stored(info: zipfile.ZipInfo) -> None:
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise UnreadableError(
-            f"has {info.filename:.80} compressed or encrypted, which torch does not: "
+            f"has {info.filename:.80} compressed or encrypted, which torch never does: "
             "load it with torch and save it again"
         )
 

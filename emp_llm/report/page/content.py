@@ -109,7 +109,7 @@ class _LineContent(TypedDict):
 
 
 class CurveContent(TypedDict):
-    """What each β comes to.
+    """Kept weights, bytes, sparsity and mass at each β.
 
     Attributes:
         beta: Ascending.
@@ -172,7 +172,7 @@ def page_content(report: Report, *, model: str | None = None) -> PageContent:
     """All that the page shows, as JSON can hold it.
 
     Args:
-        report: Of `emp_llm.inspect`, or a folder's ``emp_report.json``.
+        report: What `emp_llm.inspect` returns, or a folder's ``emp_report.json``.
         model: The model as the page's command names it; by default as the report does.
     """
     source = report["source"]

@@ -38,7 +38,7 @@ def write_page(report: Report, path: Path, *, model: str | None = None) -> None:
     """Write a report as one self-contained page, in place of an older one.
 
     Args:
-        report: Of `emp_llm.inspect`, or a folder's ``emp_report.json``.
+        report: What `emp_llm.inspect` returns, or a folder's ``emp_report.json``.
         path: The HTML file, which is replaced in one step.
         model: The model as the page's command names it; by default as the report does.
 

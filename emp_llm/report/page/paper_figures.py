@@ -66,7 +66,7 @@ def save_figures(report: Report, path: Path) -> list[Path]:
     The curve is one column wide, the others two. A report without a curve gives no such figure.
 
     Args:
-        report: Of `emp_llm.inspect`, or a folder's ``emp_report.json``.
+        report: What `emp_llm.inspect` returns, or a folder's ``emp_report.json``.
         path: As `figure_paths` takes it.
 
     Returns:

@@ -28,8 +28,8 @@ def begin_record(state_ptr, row, nbytes, WINDOW: tl.constexpr):
 
     Args:
         state_ptr: int64 [R], all zero when the kernel starts: what each row has published.
-        row: Which one.
-        nbytes: Of its record, int64.
+        row: The row's number.
+        nbytes: Bytes of its record, int64.
         WINDOW: Rows before its own that the program looks at, at a time: at least as many as it has
             threads, so that each row's state is read by one thread. With fewer rows, several
             threads would each read the same state, at different times; the reductions below may
