@@ -135,7 +135,7 @@ def rule_options(where: object, fields: Mapping[str, object]) -> PruneOptions:
         fields: The rule by the names of `RuleFields`; others may stand beside these.
 
     Raises:
-        FormatError: If it is no rule, or one that this release does not know.
+        FormatError: If it is not a rule, or one that this release does not know.
     """
     rule: dict[str, Any] = rule_part(fields)
     rule.pop("calibration", None)

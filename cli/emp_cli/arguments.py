@@ -152,7 +152,7 @@ Seed = Annotated[
     typer.Option(
         min=0,
         metavar="N",
-        help="Seed of where samples are taken from, and of the criterion random. Default: 0.",
+        help="Seed of the places that samples start at, and of the criterion random. Default: 0.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -185,7 +185,12 @@ Revision = Annotated[
     str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the Hub.")
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", metavar="", help="Replace the checkpoint in --out.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        metavar="",
+        help="Replace the checkpoint in --out, or discard an unfinished run in it.",
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -109,7 +109,7 @@ def _numbers(betas: str) -> tuple[float, ...]:
         return tuple(float(part) for part in betas.split(","))
     except ValueError as error:
         raise typer.BadParameter(
-            f"{betas!r} is no list of numbers such as 0.5,1", param_hint="--betas"
+            f"{betas!r} is not a list of numbers such as 0.5,1", param_hint="--betas"
         ) from error
 
 

@@ -32,7 +32,7 @@ def evaluate(
     model: Model,
     against: Annotated[
         str | None,
-        typer.Option(metavar="DENSE", help="Measure this model, too, and show the difference."),
+        typer.Option(metavar="DENSE", help="Measure this model too, and show the difference."),
     ] = None,
     perplexity: Annotated[
         list[str] | None,
@@ -64,7 +64,10 @@ def evaluate(
         typer.Option(min=1, metavar="N", help="Only the first N questions of each task."),
     ] = None,
     batch_size: Annotated[
-        str, typer.Option(metavar="N|auto", help="Answers that are scored together.")
+        str,
+        typer.Option(
+            metavar="N|auto", help="Answers to score at a time; auto: as many as fit on a GPU."
+        ),
     ] = "1",
     dtype: Dtype = "auto",
     device: Device = "auto",

@@ -69,7 +69,7 @@ def prune(
         typer.Option(
             "--discard-source",
             metavar="",
-            help="Delete each shard that this run downloads from the cache once it is pruned.",
+            help="Once a shard that this run downloaded is pruned, delete it from the cache.",
         ),
     ] = False,
     overwrite: Overwrite = False,

@@ -123,7 +123,7 @@ def found_lines(report: "Report") -> list[str]:
     lines = []
     if report.get("target_sparsity") is not None or report.get("search"):
         lines.append(
-            f"found: --beta {exact_beta(rule['beta'])}, by which {targets['kept']:,} of "
+            f"found: --beta {exact_beta(rule['beta'])}, with which {targets['kept']:,} of "
             f"{targets['weights']:,} weights stay"
         )
     data = rule.get("calibration")

@@ -179,7 +179,7 @@ def _sizes(weight_RC: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 class Magnitude(Criterion):
-    """|w|, by which magnitude pruning ranks (Han et al., arXiv 1506.02626), and EMP by default."""
+    """|w|: magnitude pruning (Han et al., arXiv 1506.02626), and EMP's default."""
 
     name = "magnitude"
 
@@ -253,7 +253,7 @@ class Taylor(Criterion):
 class Obs(Criterion):
     """w_rc² / [H⁻¹]_cc, H = Σ_t x_t x_tᵀ + λI: the saliency of the optimal brain surgeon.
 
-    It is the least by which the squared error of the matrix's outputs grows when the weight becomes
+    It is the smallest increase of the squared error of the matrix's outputs when the weight becomes
     zero and all others of its row adapt (Hassibi & Stork, 1992; Frantar & Alistarh, SparseGPT,
     arXiv 2301.00774, whose H is twice this one: a constant factor changes neither the order nor
     N_eff). λ is 1 % of the mean of H's diagonal, as in SparseGPT. SparseGPT updates [H⁻¹] column by

@@ -32,7 +32,7 @@ def register_criterion(criterion: type[Criterion]) -> type[Criterion]:
         The same class.
 
     Raises:
-        OptionError: If it is no such class, or another one has that name.
+        OptionError: If it is not such a class, or another one has that name.
     """
     _check_class(criterion, getattr(criterion, "__name__", repr(criterion)))
     other = _registered.setdefault(criterion.name, criterion)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from emp_llm.tensors.target import Target
 
     Matrices = Mapping[tuple[str, int], ParameterMatrix]
-    """Of each matrix of a target, the matrix of a parameter that it becomes."""
+    """By target and number of a matrix in it, the matrix of a parameter that it is loaded into."""
 
 __all__ = ["ForwardWalk"]
 

@@ -45,7 +45,7 @@ def _user_of_data(options: PruneOptions) -> str | None:
     if options.repair != "none":
         return f"repair {options.repair!r}"
     if options.max_loss_increase is not None:
-        return "max_loss_increase, by which β is searched for,"
+        return "max_loss_increase, for which β is searched,"
     return None
 
 

@@ -193,6 +193,7 @@ class _WaitingScores:
 
 
 def _score_targets(shard: Shard) -> list[Target]:
+    # scores are stored [rows, columns] even where the weights are stored transposed
     return [Target.of(shard, entry, transposed=False) for entry in shard.header.tensors]
 
 
@@ -204,5 +205,6 @@ def _mask_by_selection(
     for number, block in enumerate(scored.geometry.row_blocks()):
         rule = selection.thresholds[scored.name][number]
         rows = select_rows(scored.read(score_file, block, workspace), rule)
+        # a matrix's group is recorded once, with the first of its row blocks
         first = groups[block.matrix : block.matrix + 1] if not block.start else ()
         writer.add(scored.name, rows.mask, rows.stats, first)

@@ -8,5 +8,5 @@ costs          the results, relative to the dense model and EMP
 choices        how many weights each control keeps of each group
 plot           a comparison as a figure
 
-Of the tensors that EMP prunes, a control keeps exactly as many weights as EMP does.
+A control prunes the same tensors as EMP, and keeps exactly as many weights of them.
 """

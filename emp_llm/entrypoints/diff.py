@@ -139,7 +139,7 @@ def diff(
         How they differ.
 
     Raises:
-        CheckpointError: If one is no checkpoint.
+        CheckpointError: If one is not a checkpoint.
         HubError: If one cannot be fetched.
         FormatError: If packed data is damaged, or a report is invalid.
         OptionError: If a revision is given for a local folder.

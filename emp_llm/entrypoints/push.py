@@ -131,7 +131,7 @@ def push(
         What was uploaded, and where it is.
 
     Raises:
-        CheckpointError: If the folder is no whole checkpoint.
+        CheckpointError: If the folder is not a whole checkpoint.
         FormatError: If anything in it is not as it was written.
         HubError: If the Hub cannot be reached or refuses the upload.
         OptionError: If both `revision` and `create_pr` are given.
@@ -153,7 +153,7 @@ def check_folder(
     """Check a folder before it is uploaded; the first half of `push`, without the network.
 
     Raises:
-        CheckpointError: If it is no whole checkpoint.
+        CheckpointError: If it is not a whole checkpoint.
         FormatError: If anything in it is not as it was written.
     """
     path = Path(folder)

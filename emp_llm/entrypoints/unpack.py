@@ -216,7 +216,7 @@ class _UnpackJob:
 
     @property
     def checksum(self) -> str:
-        """Of its weights, row by row, once all are settled."""
+        """Checksum of its weights in the order of rows, once all pieces are settled."""
         return hash_name(self._rows.hash)
 
     def pieces(self) -> Iterator[Piece]:

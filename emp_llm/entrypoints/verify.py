@@ -110,7 +110,7 @@ def verify(
         What was checked.
 
     Raises:
-        CheckpointError: If the folder is no checkpoint, or nothing says what it must hold; or if
+        CheckpointError: If the folder is not a checkpoint, or nothing says what it must hold; or if
             the source cannot be pruned.
         HubError: If the source cannot be fetched.
         FormatError: At the first thing that is not as it was written, or not as the source has it.

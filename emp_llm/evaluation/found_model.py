@@ -56,7 +56,7 @@ def find_model(
         progress: Reports what is downloaded and verified.
 
     Raises:
-        CheckpointError: If it is no causal language model that can be loaded.
+        CheckpointError: If it is not a causal language model that can be loaded.
         HubError: If the Hub refuses.
         FormatError: If it is packed and not as it was written.
         OptionError: If a revision is given for a local folder.
@@ -64,7 +64,7 @@ def find_model(
     shared = SharedProgress(progress)
     source = find_source(model, revision=revision, progress=shared)
     if not (source.folder / CONFIG_NAME).is_file():
-        source.open_checkpoint()  # says what it is instead, if it is no checkpoint
+        source.open_checkpoint()  # says what it is instead, if it is not a checkpoint
         raise CheckpointError(
             f"{os.fspath(model)}: is in Meta's original format, which transformers does not load: "
             "give what `emp-llm prune` makes of it, or the model in Hugging Face's layout"

@@ -22,7 +22,7 @@ def check_can_save(folder: str | os.PathLike[str]) -> None:
     """Check that results can be added to a folder, before any work is done for them.
 
     Raises:
-        OptionError: If it is no folder that emp-llm wrote.
+        OptionError: If it is not a folder that emp-llm wrote.
         OutputError: If it cannot be written to.
         FormatError: If the results that it has are malformed.
     """
@@ -49,7 +49,7 @@ def save_results(folder: str | os.PathLike[str], results: Iterable[TaskResult]) 
     measured is part of the metric's name. Each of the two files is whole at any time.
 
     Raises:
-        OptionError: If it is no folder that emp-llm wrote.
+        OptionError: If it is not a folder that emp-llm wrote.
         OutputError: If it cannot be written to.
         FormatError: If the results that it has are malformed.
     """

@@ -62,8 +62,8 @@ class Source:
     def ranges(self, targets: "Sequence[Target]") -> OpenFiles:
         """The files of these targets' shards, to read each target once and in this order.
 
-        Of missing shards only the targets are downloaded, and nothing of them is kept. Shards that
-        ``torch.save`` wrote cannot be read in parts; if there are any, this is `files`.
+        From shards that are not in the cache only the targets are downloaded, and nothing is kept.
+        Shards that ``torch.save`` wrote cannot be read in parts; if there are any, this is `files`.
         """
         from emp_llm.hub.ranges import RangeFiles
         from emp_llm.tensors.read_order import has_ranges, spans

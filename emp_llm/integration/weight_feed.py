@@ -119,7 +119,7 @@ class Feed:
         self._loading_info: LoadStateDictInfo | None = None
 
     def __deepcopy__(self, _memo: object) -> "Feed":
-        return self
+        return self  # transformers copies converters for each tensor; all copies share one feed
 
     def offers(self, name: str) -> bool:
         """Whether a name of the checkpoint is that of a tensor, not of a plane beside it."""

@@ -20,7 +20,7 @@ _CONVERTED: Final = "tokenizer.json"
 def write_original_files(folder: Path, source: Checkpoint) -> None:
     """Write the generation config and, where there is a tokenizer.model, the tokenizer.
 
-    Of a checkpoint in another format, and of files that the source has, nothing is written.
+    Nothing is written for a checkpoint in another format, and no file that the source has.
 
     Raises:
         CheckpointError: If the tokenizer cannot be converted, or a package that it takes is not

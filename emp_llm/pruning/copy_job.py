@@ -38,7 +38,7 @@ class CopyJob:
 
     @property
     def checksum(self) -> str:
-        """Of its bytes, once all are copied."""
+        """Checksum of its bytes, once all are copied."""
         return hash_name(self._hash)
 
     @staticmethod

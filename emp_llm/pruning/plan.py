@@ -25,8 +25,8 @@ class PruningPlan:
 
     Attributes:
         source: Where the checkpoint lies.
-        checkpoint: What it holds. Of two tied tensors that are the same bytes of a file, only the
-            one that the other is tied to is here.
+        checkpoint: What it holds. If two tied tensors are the same bytes of a file, it holds only
+            the one that the other is tied to.
         options: The rule.
         decisions: The decision on every tensor, by name.
         targets: The tensors that are pruned, by the name of their shard.

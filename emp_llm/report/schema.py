@@ -37,7 +37,7 @@ from emp_llm.report.tensor_statistics import trimmed
 __all__ = ["read_report_file"]
 
 Check = Callable[[Any], str | None]
-"""Says what is wrong with a value, as what follows its name: " is no object", ".seed is 'x'"."""
+"""Says what is wrong with a value, to follow its name: " is not an object", ".seed is 'x'"."""
 
 _LARGEST_COUNT = 2**63 - 1
 _LARGEST_NUMBER = 1e60  # more than all weights of float32 add up to
@@ -74,7 +74,7 @@ def _faults(report: Report) -> Iterator[str]:
             yield f"tensors.{name}.n_eff_fraction_histogram is {shortened(counts)}"
     for name, file in report["files"].items():
         if not _is_beside(name):
-            yield f"{shortened(name)} is no file beside it"
+            yield f"{shortened(name)} is not a file beside it"
         if file.get("header_hash", file.get("hash")) is None:
             yield f"files.{name}.hash is None"
 
@@ -148,7 +148,7 @@ def _is_list(check: Check) -> Check:
 def _is_mapping(check: Check) -> Check:
     def fault(value: object) -> str | None:
         if not isinstance(value, dict):
-            return " is no object"
+            return " is not an object"
         faults = ((name, check(field)) for name, field in value.items())
         return next((f".{name}{found}" for name, found in faults if found), None)
 
@@ -179,7 +179,7 @@ def _is_object(kind: type) -> Check:
 
     def fault(value: object) -> str | None:
         if not isinstance(value, dict):
-            return " is no object"
+            return " is not an object"
         for name, check in checks.items():
             found = check(value.get(name))
             if found is not None:

@@ -62,6 +62,7 @@ def mass_bound(n: Floats, size: npt.NDArray[np.int64]) -> Floats:
     Returns:
         float64 [G]; 1 for groups without any mass.
     """
+    # with the rule's own slack, so that k is the number of weights that it keeps
     k = np.minimum(np.floor(n * (1 + 1e-9)), size)
 
     def at(j: Floats) -> Floats:

@@ -128,6 +128,7 @@ class _Run:
                 number, piece = numbered
                 settle = piece.compute(workspace)
                 write = self.settle_in_turn(number, piece.nbytes, settle)
+                # after the turn: its place in the file is fixed, so writes may overlap in any order
                 if write is not None:
                     write()
         except _StoppedError:
@@ -141,6 +142,8 @@ class _Run:
                 self.turn.notify_all()
 
     def pull(self) -> tuple[int, Piece] | None:
+        # one thread at a time: `pieces` may be a generator, which cannot be entered twice; and not
+        # under `turn`, since the next piece may have to wait for a download
         with self.pulling:
             if self.failure is not None:
                 return None

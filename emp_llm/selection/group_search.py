@@ -73,6 +73,8 @@ class GroupSearch:
         kept = exact_count(s1, s2, size, beta) if kept is None else kept
         self.group = Group(float(s1 * s1 / s2) if s2 else 0.0, size, float(s1))
         self.kept = kept
+        # a bin is the upper 15 bits of a float32 key; infinity's is above that of every weight, for
+        # a group of which nothing stays
         self.bin = F32.infinity >> 16
         self._threshold: GroupThreshold | None = None
         if not kept:
@@ -109,6 +111,8 @@ class GroupSearch:
         """Find the threshold, now that all weights of the bin are counted."""
         counts = np.zeros(LOW_PARTS, np.int64) if self._low_parts is None else self._low_parts
         self._low_parts = None
+        # from_top[i] weights have one of the i + 1 largest low parts; the threshold is the first
+        # of these with which the bin's share of the kept weights is reached
         from_top = np.cumsum(counts[::-1])
         place = int(np.searchsorted(from_top, self._rank))
         low = len(from_top) - 1 - place
@@ -169,6 +173,8 @@ class GroupSurvey:
         self._pass.run(self._targets, scan)
         self.searches = scan.searches
         if self._team is not None:
+            # the ranks exchange histograms, not sums: they are integers and add up to the same
+            # threshold on every rank, whichever read which part
             group = next(iter(self._group_of.values()))
             together = MagnitudeHistogram()
             own = scan.unfinished.get(group, MagnitudeHistogram())

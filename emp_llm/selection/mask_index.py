@@ -87,7 +87,7 @@ class UnitIndex:
         nbytes: Bytes of the data file.
         checksum: XXH3-128 of these bytes.
         tensors: The targets, by name.
-        replaced: Offset and bytes of tensors that are no targets and have changed, by name.
+        replaced: Offset and bytes of tensors that are not targets and have changed, by name.
         notes: Facts for the report, which JSON can hold.
     """
 

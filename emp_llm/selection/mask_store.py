@@ -195,11 +195,11 @@ class MaskStore:
 
     @property
     def replaced_names(self) -> list[str]:
-        """Tensors that are no targets and have new bytes, sorted."""
+        """Tensors that are not targets and have new bytes, sorted."""
         return sorted(name for index in self._indices.values() for name in index.replaced)
 
     def replaced(self, name: str) -> bytes | None:
-        """New bytes of a tensor that is no target; None if it keeps the source's.
+        """New bytes of a tensor that is not a target; None if it keeps the source's.
 
         Raises:
             CheckpointError: If they cannot be read.

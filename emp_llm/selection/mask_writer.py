@@ -82,7 +82,7 @@ class MaskWriter:
         known_groups.extend(groups)
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write the new bytes of a tensor that is no target, such as a bias.
+        """Write the new bytes of a tensor that is not a target, such as a bias.
 
         Raises:
             OSError: If they cannot be written.

@@ -92,7 +92,7 @@ class Selection:
         return target.layout(choose)
 
     def copied_from(self, _entry: TensorEntry, file: SourceFile) -> SourceFile:
-        """The file that a tensor which is no target is copied from, at the place of its entry."""
+        """The file that a tensor which is not pruned is copied from, at the place of its entry."""
         return file
 
     def _sample_rule(self, target: Target) -> Rule:

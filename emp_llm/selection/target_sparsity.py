@@ -185,7 +185,7 @@ def beta_for_sparsity(
         OptionError: If no β prunes as much, or as little.
     """
     search = _Search(groups, threads, team)
-    # as the decimal number that was typed: 0.7 is no binary fraction
+    # as the decimal number that was typed: 0.7 is not a binary fraction
     wanted = round((1 - Fraction(repr(float(target_sparsity)))) * weights)
     if not search.least <= wanted <= search.most:
         bounds = search.least, search.most

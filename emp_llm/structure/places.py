@@ -60,6 +60,7 @@ def find_places(model: "PreTrainedModel") -> dict[str, Place]:
 
 
 def _exclude_tied(places: dict[str, Place], tied: Mapping[str, str]) -> None:
+    # both ways: pruning either of two tied parameters changes the other
     pairs = [
         pair for target, source in tied.items() for pair in ((target, source), (source, target))
     ]
@@ -131,6 +132,8 @@ def _is_block(module: "nn.Module") -> bool:
         return False
     if isinstance(module, GradientCheckpointingLayer):
         return True
+    # not all models derive their blocks from that class: attention shows the others, unless the
+    # module is only a wrapper around blocks that are
     inner = list(module.named_modules())[1:]
     return any(_is_attention(name.rpartition(".")[2], part) for name, part in inner) and not any(
         isinstance(part, GradientCheckpointingLayer) for _, part in inner

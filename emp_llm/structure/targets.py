@@ -76,7 +76,7 @@ def decide_targets(
     Raises:
         CheckpointError: If no model can be built from the config (see
             `emp_llm.structure.meta_model.build_meta_model`), a tensor does not fit it, a target is
-            not float16, bfloat16 or float32, or there is no target.
+            not float16, bfloat16 or float32, or there is not a target.
     """
     shapes = {name: shape for name, (_, shape) in tensors.items()}
     landings = read_structure(folder, shapes, config)
@@ -111,6 +111,7 @@ def decide(
         name: _decide(name, shape, landings[name], kinds[name], rule)
         for name, (_, shape) in tensors.items()
     }
+    # a place names the parameter that it is tied to; a decision names the checkpoint's tensor
     holders = {landing.name: name for name, landing in landings.items() if landing is not None}
     for name, landing in landings.items():
         tied_to = landing and holders.get(landing.place.tied_to or "")
@@ -196,6 +197,8 @@ def _block_in_checkpoint(name: str, block: str) -> str:
     """
     parts = name.split(".")
     *_, list_name, index = block.split(".")
+    # the same number may occur twice, as that of an expert too: the one behind the list's name is
+    # preferred, the first one taken where the checkpoint calls the list by another name
     ends = [i for i, part in enumerate(parts) if part == index and i > 0]
     end = next((i for i in ends if parts[i - 1] == list_name), next(iter(ends), None))
     return block if end is None else ".".join(parts[: end + 1])
@@ -221,6 +224,7 @@ def _path_in_block(name: str, landing: Landing | None) -> tuple[str, ...]:
 
 
 def _kind(path: tuple[str, ...], ends: Counter[tuple[str, ...]]) -> str:
+    # 'experts.w1', not 'w1': on its own the name does not say that it is an expert's
     least = 2 if "experts" in path[-2:-1] else 1
     lengths = range(least, len(path))
     length = next((n for n in lengths if ends[path[-n:]] == 1), len(path))

@@ -51,7 +51,7 @@ def tokenized(
     Raises:
         OptionError: If it produces tokens that the model does not have.
     """
-    # verbose=False: the text is longer than the model's positions, which is no mistake here
+    # verbose=False: the text is longer than the model's positions, which is not a mistake here
     encoded = tokenizer(text.text, verbose=False, return_offsets_mapping=offsets)
     ids: list[int] = encoded["input_ids"]
     if ids and max(ids) >= embeddings:

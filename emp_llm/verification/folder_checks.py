@@ -69,7 +69,7 @@ def check_no_other_weights(checkpoint: Checkpoint) -> None:
     for name in visible_files(checkpoint.folder):
         if _WEIGHTS.fullmatch(name) and name not in known:
             raise FormatError(
-                f"{checkpoint.folder}: {name} is no part of the checkpoint, yet some programs "
+                f"{checkpoint.folder}: {name} is not a part of the checkpoint, yet some programs "
                 "would load it; take it out of the folder"
             )
 

@@ -98,6 +98,7 @@ class SourceComparison:
         if report is None:
             return
         if self.selection is not None:
+            # in the order in which the report was summed: sums of floats depend on it
             statistics = [checked.statistics[name] for name in sorted(checked.statistics)]
             compare_totals(report["totals"], "targets", mass_totals(statistics))
         check_same_config(written.checkpoint, self.checkpoint, self.name)
@@ -111,6 +112,7 @@ class SourceComparison:
             _kind(check.entry.dtype, check.entry.shape),
             _kind(entry.dtype, entry.shape),
         )
+        # of tensors that are not pruned, repair changes biases only
         check.repaired = check.name.endswith("bias") and self._is_repaired(check, "bias")
         if check.repaired:
             yield from check.pieces()

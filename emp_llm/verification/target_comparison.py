@@ -1,7 +1,7 @@
 """Targets of a source, each compared with the same tensor of a written folder.
 
-ComparedTarget    the rule decides once more, and kept weights are the source's
-RepairedTarget    the rule decides once more, and kept weights have changed
+ComparedTarget    masks are computed again, and kept weights are the source's
+RepairedTarget    masks are computed again, and kept weights have changed
 GivenTarget       masks came from data: what can be checked without them
 """
 
@@ -120,6 +120,7 @@ class RepairedTarget(ComparedTarget):
             scores.view(np.uint32), _of_scores(rule, geometry.number_format), workspace=workspace
         )
         bits = np.unpackbits(decided.mask, axis=1, count=geometry.columns, bitorder="little")
+        # the mask is compared one way only: repair may have made a kept weight zero
         fault = None
         if (at := _first((checked.rows != 0) & (bits == 0))) is not None:
             fault = self._differs(block, *at, int(checked.rows[at]), 0)

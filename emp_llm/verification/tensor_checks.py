@@ -176,6 +176,7 @@ class RowsCheck(_Check):
         """Compare the checksum, and check that no more weights are left than are kept."""
         self._checksum.update(self._reader.end_bytes)
         super().conclude()
+        # fewer are possible: a kept weight may be zero in the source
         if self._non_zero > self.kept:
             raise self.fault(
                 f"has {self._non_zero:,} weights that are not zero, the report says it keeps "

@@ -138,7 +138,7 @@ def open_written(folder: Path) -> WrittenFolder:
     """Open a written folder and check its configuration, and that it has no stray weights.
 
     Raises:
-        CheckpointError: If it is no checkpoint, or nothing says what it must hold.
+        CheckpointError: If it is not a checkpoint, or nothing says what it must hold.
         FormatError: If its configuration is not the one that was written.
     """
     unfinished = (folder / STAGING_NAME).is_dir()

@@ -2,7 +2,7 @@
 
 All formats are counted in one order, that of float32's keys: the magnitude of every bf16 and fp16
 weight is a float32 exactly, so its key there says where it ranks among weights of other formats.
-16-bit weights are counted key by key. Of float32 there are too many keys, so a first pass counts by
+16-bit weights are counted key by key. float32 has too many keys for that, so a first pass counts by
 bin (upper 15 bits), and a second one the low parts (lower 16 bits) of the bin that holds the k-th
 largest. Histograms of row blocks add up as integers, so neither the order nor the number of threads
 or machines matters.

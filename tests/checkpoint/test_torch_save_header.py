@@ -378,7 +378,7 @@ def test_archives_that_are_none_of_torch_save_say_what_they_are(tmp_path: Path) 
         ({3: BASE}, "holds a tensor as 3"),
         ({"__metadata__": BASE}, "a name that safetensors cannot hold"),
         ({"x" * 2000: BASE}, "a name that safetensors cannot hold"),
-        ({"\ud800": BASE}, "a tensor whose name is no text"),
+        ({"\ud800": BASE}, "a tensor with an invalid name"),
         ({"x": BASE.to_sparse()}, "_rebuild_sparse_tensor as 'x'"),
         ({"x": torch.empty(2, device="meta")}, "_rebuild_meta_tensor_no_storage as 'x'"),
         ({"x": BASE.to(torch.complex128)}, "torch.ComplexDoubleStorage"),

@@ -63,7 +63,7 @@ def test_the_option_that_lacks_its_companion_is_the_one_that_is_named(beta: str)
         ("--target-sparsity nan", "target_sparsity is nan"),
         ("--beta auto --max-loss-increase nan", "max_loss_increase is nan"),
         ("--beta auto --max-loss-increase 0", "max_loss_increase is 0.0"),
-        ("--beta auto --max-loss-increase 1", "max_loss_increase, by which β is searched for"),
+        ("--beta auto --max-loss-increase 1", "max_loss_increase, for which β is searched"),
         ("--criterion wanda", "criterion 'wanda' needs data: give a text"),
         ("--criterion obs --seed 1", "criterion 'obs' needs data: give a text"),
         ("--repair bias", "repair 'bias' needs data: give a text"),
@@ -160,7 +160,7 @@ def test_the_beta_that_was_found_is_told_with_what_stays(
     result = run(command, source, *out, "--target-sparsity", 0.4)
     assert result.exit_code == 0
     beta = repr(report["rule"]["beta"])
-    assert f"found: --beta {beta}, by which 432 of 720 weights stay\n" in result.stdout
+    assert f"found: --beta {beta}, with which 432 of 720 weights stay\n" in result.stdout
     assert "finding β" in result.stderr
     again = run("prune", source, "--out", tmp_path / "again", "--beta", beta)
     assert again.exit_code == 0
@@ -176,7 +176,7 @@ def test_json_holds_what_was_sought_and_found(source: Path, tmp_path: Path) -> N
     assert content["target_sparsity"] == 0.4
     assert content["totals"]["targets"]["kept"] == 432
     shown = run("report", tmp_path / "out").stdout
-    assert f"found: --beta {content['rule']['beta']!r}, by which 432 of 720 weights stay" in shown
+    assert f"found: --beta {content['rule']['beta']!r}, with which 432 of 720 weights stay" in shown
 
 
 def test_a_report_tells_what_was_tried_and_which_data_were_taken(
@@ -204,7 +204,7 @@ def test_a_report_tells_what_was_tried_and_which_data_were_taken(
         "totals": {"targets": {"kept": 1234, "weights": 5678}},
     }
     assert found_lines(report) == [
-        "found: --beta 0.875, by which 1,234 of 5,678 weights stay",
+        "found: --beta 0.875, with which 1,234 of 5,678 weights stay",
         "calibrated on c4: 9 × 64 tokens, seed 5, sequential",
         "repaired: the weights that stay have changed",
         "ranked by magnitude, for no token reached them: 2 matrices",

@@ -207,7 +207,7 @@ def test_json_has_everything_and_is_alone_on_stdout(
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--betas", "one"], 2, "is no list of numbers"),
+        (["--betas", "one"], 2, "is not a list of numbers"),
         (["--random-runs", "-1"], 2, ""),
         (["--plot", "costs.svg"], 1, "OptionError: plot is 'costs.svg'; give the name of a PNG"),
         (["--plot", "no/folder/costs.png"], 1, "OutputError: no/folder/costs.png: there is no"),

@@ -55,7 +55,7 @@ def test_every_output_file_opens_with_the_safetensors_library(
     for name in names:
         with safe_open(tmp_path / "out" / name, "pt") as shard:
             assert shard.metadata() == {"format": "pt"}
-            for key in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
+            for key in shard.keys():  # noqa: SIM118 (safe_open is not a mapping)
                 shard.get_tensor(key)
 
 
@@ -77,7 +77,7 @@ def test_the_index_lists_exactly_the_planes_and_their_size(
     written, nbytes = {}, 0
     for path in (tmp_path / "out").glob("*.safetensors"):
         with safe_open(path, "pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
+            for name in shard.keys():  # noqa: SIM118 (safe_open is not a mapping)
                 written[name] = path.name
                 nbytes += shard.get_tensor(name).nbytes
     assert index["weight_map"] == written

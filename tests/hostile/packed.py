@@ -132,7 +132,8 @@ REPORTS: dict[str, Case] = {
         lambda folder: (folder / REPORT).write_text("{}"), NONE_OF_OURS + "emp_llm_version is None"
     ),
     "tensors that are a list": Case(
-        report(lambda content: content.update(tensors=[])), NONE_OF_OURS + "tensors is no object"
+        report(lambda content: content.update(tensors=[])),
+        NONE_OF_OURS + "tensors is not an object",
     ),
     "five million lists": Case(
         lambda folder: (folder / REPORT).write_bytes(b'{"a":[' + b"[]," * 5_000_000 + b"0]}"),
@@ -152,14 +153,16 @@ REPORTS: dict[str, Case] = {
     "true for a number": Case(tensor(kept=True), f"tensors.{UP}.kept is True"),
     "no kind": Case(tensor(kind=None), f"tensors.{UP}.kind is None"),
     "a file elsewhere": Case(
-        add_file("../outside/secret.json"), NONE_OF_OURS + "'../outside/secret.json' is no file"
+        add_file("../outside/secret.json"), NONE_OF_OURS + "'../outside/secret.json' is not a file"
     ),
-    "a file by its whole path": Case(add_file("/etc/passwd"), "'/etc/passwd' is no file beside it"),
-    "a file name that no system takes": Case(add_file("n" * 5000), "is no file beside it"),
+    "a file by its whole path": Case(
+        add_file("/etc/passwd"), "'/etc/passwd' is not a file beside it"
+    ),
+    "a file name that no system takes": Case(add_file("n" * 5000), "is not a file beside it"),
     "a file name with an escape sequence": Case(add_file("\x1b[2J\0"), r"\x1b[2J\x00"),
     "no tensor": Case(report(lambda content: content["tensors"].pop(GATE)), f"'{GATE}'"),
     "other totals": Case(
-        report(lambda content: content["totals"].update(model=[])), "totals.model is no object"
+        report(lambda content: content["totals"].update(model=[])), "totals.model is not an object"
     ),
     "a rule that is none": Case(
         report(lambda content: content["rule"].update(granularity="everything")),

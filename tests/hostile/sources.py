@@ -131,7 +131,7 @@ SOURCES: dict[str, Case] = {
     "a header 100,000 objects deep": Case(
         lambda folder: rehead(folder / WEIGHTS, nested(100_000)), "too deep"
     ),
-    "metadata of 50 MB that is no text": Case(
+    "metadata of 50 MB that is not a text": Case(
         lambda folder: rehead(
             folder / WEIGHTS, b'{"__metadata__":{"a":[' + b"1," * 3_000_000 + b"1]}}"
         ),

@@ -45,7 +45,7 @@ def read_packed(path: Path) -> dict[str, np.ndarray]:
     """The packed tensors of a shard, by name."""
     found = {}
     with safe_open(path, "np") as file:
-        for meta_name in file.keys():  # noqa: SIM118 (a safe_open is no mapping)
+        for meta_name in file.keys():  # noqa: SIM118 (a safe_open is not a mapping)
             if meta_name.endswith(".emp_meta"):
                 name = meta_name.removesuffix(".emp_meta")
                 records, table = file.get_tensor(name), file.get_tensor(name + ".emp_rows")

@@ -49,7 +49,7 @@ def test_card_and_evaluation_may_be_written_again_and_other_files_are_told(packe
 )
 def test_weights_that_are_no_part_of_the_checkpoint_are_refused(packed: Path, name: str) -> None:
     (packed / name).write_bytes(b"weights")
-    assert f"{name} is no part of the checkpoint" in refusal(packed)
+    assert f"{name} is not a part of the checkpoint" in refusal(packed)
 
 
 @pytest.mark.parametrize("report", [True, False])

@@ -118,7 +118,9 @@ class TestMasksFromData:
         out = tmp_path / "out"
         prune(source, out, options_of(output_format=output_format))
         change_rule(out, count_by="magnitude")
-        assert "weights, which is not what the rule gives for its magnitudes in" in refusal(out, source)
+        assert "weights, which is not what the rule gives for its magnitudes in" in refusal(
+            out, source
+        )
 
     def test_a_tensor_that_was_not_pruned_is_compared(self, source, tmp_path) -> None:
         out = tmp_path / "out"

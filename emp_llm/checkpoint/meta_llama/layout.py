@@ -189,6 +189,6 @@ def _dense(part: int, entry: TensorEntry) -> StridedArray:
 
 def _not_dense(part: Shard, name: str) -> CheckpointError:
     return CheckpointError(
-        f"{part.name}: has {name!r}, which is no tensor of the dense Llama in {PARAMS_NAME}; only "
+        f"{part.name}: has {name!r}, which the dense Llama of {PARAMS_NAME} lacks; only "
         "dense Llamas are read in Meta's format: give the model in Hugging Face's layout"
     )

@@ -51,7 +51,7 @@ def read_torch_header_by(read: ReadRange, name: str, file_size: int) -> Header:
         the order of the state dict. Its `file_size` is that of the real file.
 
     Raises:
-        CheckpointError: If it is no whole file of torch.save, holds something else than a state
+        CheckpointError: If it is not a whole file of torch.save, holds something else than a state
             dict of tensors that safetensors know, or names code.
     """
     with unreadable_named(name):

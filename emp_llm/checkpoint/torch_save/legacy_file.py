@@ -30,7 +30,7 @@ def legacy_contents(read: ReadRange, file_size: int) -> Contents:
         file_size: Bytes of the whole file.
 
     Raises:
-        UnreadableError: If it is no such file, is not whole, or holds no state dict.
+        UnreadableError: If it is not such a file, is incomplete, or holds no state dict.
     """
     head = _Head(read, min(file_size, MAX_PICKLE_BYTES))
     file = cast("BinaryIO", RangeFile(head.read, head.size))

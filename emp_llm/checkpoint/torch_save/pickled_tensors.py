@@ -100,7 +100,7 @@ def fill_dict(fields: dict[object, object], items: Iterable[object]) -> None:
     """Put items, pairs of a key and a value, into a dict.
 
     Raises:
-        UnreadableError: If an item is no pair, or its key is not one that a state dict has.
+        UnreadableError: If an item is not a pair, or its key is not one that a state dict has.
     """
     for item in items:
         if not isinstance(item, tuple | list) or len(item) != 2 or not _is_key(item[0]):
@@ -169,7 +169,7 @@ def find_storage(identity: object) -> Storage:
     """The storage that a pickle means by ("storage", class, key, device, items, ...).
 
     Raises:
-        UnreadableError: If it is no such tuple, or the class is one that safetensors do not know.
+        UnreadableError: If it is not such a tuple, or safetensors lack the dtype of the class.
     """
     if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
         raise damaged()

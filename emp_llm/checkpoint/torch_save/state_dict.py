@@ -18,7 +18,7 @@ def tensors_of(content: object) -> dict[str, StoredTensor]:
         content: What the pickle of a checkpoint holds.
 
     Raises:
-        UnreadableError: If it is no state dict, or has a name that safetensors cannot hold.
+        UnreadableError: If it is not a state dict, or has a name that safetensors cannot hold.
     """
     if not isinstance(content, dict):
         raise UnreadableError(
@@ -39,7 +39,7 @@ def _check_name(name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise UnreadableError(f"has a tensor whose name is no text: {shortened(name)}") from error
+        raise UnreadableError(f"has a tensor with an invalid name: {shortened(name)}") from error
     if len(name) > MAX_NAME or name == METADATA_KEY:
         raise UnreadableError(
             f"has a tensor {shortened(name)}, a name that safetensors cannot hold: rename it"

@@ -32,7 +32,7 @@ def zip_contents(read: ReadRange, file_size: int) -> Contents:
         file_size: Bytes of the whole file.
 
     Raises:
-        UnreadableError: If it is no such file, is not whole, or holds no state dict.
+        UnreadableError: If it is not such a file, is incomplete, or holds no state dict.
     """
     archive, entries, prefix = _open_archive(read, file_size)
     if _small_entry(archive, entries.get(f"{prefix}byteorder")) == b"big":

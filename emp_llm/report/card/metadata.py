@@ -1,6 +1,6 @@
 """A model card split into its metadata (YAML between two lines of ---) and its text.
 
-Of the metadata only comments and layout are lost. Metadata that cannot be read is kept in the text,
+Metadata loses nothing but its comments and layout. If it cannot be parsed, it is kept in the text
 as a fenced code block.
 """
 
@@ -23,7 +23,7 @@ _MOST_METADATA = 2_000_000
 _MOST_BYTES = 16_000_000
 _UNREADABLE_NOTE = "The metadata of this card could not be read:"
 
-# what PyYAML and ModelCardData raise on metadata that is no mapping of plain values
+# what PyYAML and ModelCardData raise on metadata that is not a mapping of plain values
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 

@@ -19,8 +19,8 @@ __all__ = ["turn_lines"]
 _njit = numba.njit(nogil=True, cache=True)
 
 _PATCH_BYTES = 256
-"""Of a line of a patch: the buffer has 32 KiB for 16-bit items, and the patch lies on no more pages
-than a TLB holds."""
+"""Bytes in a line of a patch: the buffer has 32 KiB for 16-bit items, and the patch lies on no more
+pages than a TLB holds."""
 
 _VECTOR_BYTES = 16
 """SSE2 and NEON interleave two vectors of this size in two instructions, so any CPU does."""

@@ -18,7 +18,8 @@ from emp_kernels.rows import Bytes, Table, Workspace
 __all__ = ["UnpackLaunch", "unpack", "upload_records"]
 
 _LARGEST_TILE = 256
-"""Of one warp: its scans need no barrier, and most tiles have no escape or one digit only."""
+"""Weights. One warp does such a tile: its scans need no barrier, and most tiles have no escape or
+digits from one position only."""
 
 _SLACK = 32
 """Bytes past the records that may be read with the last ones of them."""

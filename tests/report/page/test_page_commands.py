@@ -145,15 +145,15 @@ TENSOR = "model.layers.1.mlp.up_proj.weight"
 DAMAGED: dict[str, tuple[Change, str]] = {
     "no version": (lambda r: r.pop("emp_llm_version"), "emp_llm_version is None"),
     "another format": (lambda r: r.update(format=["packed"]), "format is ['packed']"),
-    "no rule": (lambda r: r.pop("rule"), "rule is no object"),
+    "no rule": (lambda r: r.pop("rule"), "rule is not an object"),
     "no beta": (lambda r: r["rule"].update(beta="1"), "rule.beta is '1'"),
     "a true beta": (lambda r: r["rule"].update(beta=True), "rule.beta is True"),
     "no source": (lambda r: r["source"].update(model=None), "source.model is None"),
     "no revision": (lambda r: r["source"].pop("revision"), "source.revision is missing"),
     "totals of text": (lambda r: r["totals"]["model"].update(kept="9"), "totals.model.kept is '9'"),
-    "a list of tensors": (lambda r: r.update(tensors=[]), "tensors is no object"),
+    "a list of tensors": (lambda r: r.update(tensors=[]), "tensors is not an object"),
     "no tensors": (lambda r: r.update(tensors={}), "it prunes nothing"),
-    "a tensor that is none": (lambda r: r["tensors"].update(x=1), "tensors.x is no object"),
+    "a tensor that is none": (lambda r: r["tensors"].update(x=1), "tensors.x is not an object"),
     "no mass": (lambda r: r["tensors"][TENSOR].pop("mass"), f"tensors.{TENSOR}.mass is None"),
     "no number": (
         lambda r: r["tensors"][TENSOR].update(retained_mass="1"),
@@ -185,7 +185,7 @@ DAMAGED: dict[str, tuple[Change, str]] = {
         lambda r: r["tensors"][TENSOR].update(shape=[48]),
         f"tensors.{TENSOR}.shape is [48]",
     ),
-    "a file that is none": (lambda r: r["files"].update(x=[]), "files.x is no object"),
+    "a file that is none": (lambda r: r["files"].update(x=[]), "files.x is not an object"),
     "a file without a hash": (lambda r: r["files"].update(x={"bytes": 1}), "files.x.hash is None"),
     "a block that is none": (
         lambda r: r["tensors"][TENSOR].update(block=7),
