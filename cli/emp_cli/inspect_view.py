@@ -146,8 +146,9 @@ class _View:
         known = [mean for line in means.values() for mean in line if mean is not None]
         low = min(known)
         high = max(*known, low + _LEAST_SPAN)
-        each = "each block" if step == 1 else f"{step} blocks a mark"
-        self._say(f"sparsity by block, {each}, from {blocks[0]} to {blocks[-1]}")
+        each = "" if step == 1 else f" ({step} in each mark)"
+        last = blocks[-1] or "outside of them"
+        self._say(f"sparsity by decoder block{each}, from {blocks[0]} to {last}")
         name_width = min(max(map(len, kinds)), 24)
         for kind, line in means.items():
             text = Text(f" {_fitted(kind, name_width)}  ")

@@ -6,7 +6,7 @@ Each sample's forward runs in a thread of its own, which stops when the model ca
 samples wait at a unit, it is worked on: only then must it be in memory. Between units the model's
 own code runs, so position embeddings, attention masks, routing and whatever else a model computes
 reach each unit as they always do; no architecture has to be known here. Python cannot suspend a
-function in the midst of other functions' frames, but a thread can wait there.
+call deep inside other calls, but a thread can wait there.
 
 The threads take turns, so the order of all computation is fixed: exactly one of them, or the thread
 that walks, runs at a time.

@@ -2,8 +2,8 @@
 
 A **unit** is what is loaded at a time: a decoder block, or a module outside of all decoder blocks
 that holds targets. What a tensor of the checkpoint becomes in the model, merged, split or renamed,
-is left to transformers: each unit is loaded by the function that `from_pretrained` loads a whole
-model by.
+is left to transformers: each unit is loaded by the function with which `from_pretrained` loads a
+whole model.
 """
 
 from __future__ import annotations

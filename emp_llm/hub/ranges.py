@@ -1,7 +1,7 @@
 """Reads only the targets of shards on the Hub, by byte ranges, and keeps nothing.
 
-It is known beforehand what will be read, and in which order. So several requests run at once, ahead
-of the work, while no more than a fixed amount is in memory, except for what the work waits for.
+What will be read, and in which order, is known from the start. So several requests run at once,
+ahead of the work, with no more than a fixed amount in memory, except for what the work waits for.
 """
 
 import threading

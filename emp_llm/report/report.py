@@ -1,4 +1,4 @@
-"""The report of a pruning: what was done to every tensor, and what it came to.
+"""The report of a pruning: what was done to every tensor, and the sums over all of them.
 
 Nothing in it depends on when, where or on how many threads it was made: the same source and
 options give the same bytes.

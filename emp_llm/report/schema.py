@@ -1,7 +1,8 @@
 """The form of a report that was read: every field is of the type that `Report` gives it.
 
-A report is read from folders that others wrote: names in it lead to no file elsewhere, and numbers
-are such as can be reckoned with. The check is derived from the types in `emp_llm.report.fields`.
+A report may come from an untrusted folder: names in it must not lead to files elsewhere, and
+numbers must be small enough to compute with. The check is derived from the types in
+`emp_llm.report.fields`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Sums over the tensors of a report: the one place that adds up.
+"""Sums over the tensors of a report, all computed here.
 
 What a report holds is summed from what it says of each tensor, so that it can be checked again.
 Only masses and means come from the statistics behind it, since six digits would not add up exactly.

@@ -6,7 +6,7 @@
 
 KEY is the checksum of the unit's name; for units see `emp_llm.selection.mask_index`. The index is
 written once the data are on disk, so a unit is there whole or not at all: a run that was killed
-does the unit that it was at once more.
+repeats the unit that it was working on.
 
 Shapes in names: R rows and C columns of a matrix.
 """

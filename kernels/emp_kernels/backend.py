@@ -1,8 +1,8 @@
 """What a backend can do with row blocks.
 
-`emp_kernels.dispatch` checks arguments, picks a backend and calls it: a method here is one question
-to all of them, and its result the same bits from each. What arguments must be, and what is returned
-and raised, is said there, at the function that calls the method.
+`emp_kernels.dispatch` checks arguments, picks a backend and calls it. Every backend returns the
+same bits from a method. Arguments, results and errors are documented there, at the function that
+calls the method.
 """
 
 from collections.abc import Sequence

@@ -83,7 +83,7 @@ def test_a_gpu_without_room_is_one_line_and_finished_shards_are_kept(
         prune(sharded, tmp_path / "out", device="cuda", threads=1)
     assert str(caught.value) == (
         "cpu:0: has no room for its threads' row blocks (CUDA out of memory. Tried to allocate "
-        "16.00 MiB.): end what else runs on it, give fewer --threads, or --device cpu"
+        "16.00 MiB.): end other programs on it, give fewer --threads, or --device cpu"
     )
     assert caught.value.__notes__ == [
         f"1 file is finished and kept in {tmp_path / 'out'}: the same command goes on from there"

@@ -25,7 +25,6 @@ PARAMS_NAME: Final = "params.json"
 
 _THETA = 10_000.0
 _THETA_3 = 500_000.0
-# hidden size and layers of Llama 3.2 1B and 3B, whose rotary frequencies are scaled by 32, not 8
 _SIZES_3_2 = ((2048, 16), (3072, 28))
 _MAX = 1 << 20
 _MAX_NUMBER = 1e30
@@ -101,7 +100,7 @@ class OriginalParams:
             return 131_072 if self.scaled_rope else 8_192
         if self.rope_theta != _THETA:  # Code Llama
             return 16_384
-        # Llama 1 has this epsilon, except for 65B; Llama 2 70B, as wide, has grouped heads
+        # Llama 1 has this epsilon, except for 65B; Llama 2 70B, as wide, has n_kv_heads
         is_first = self.norm_eps == 1e-6 or (self.dim == 8192 and self.kv_heads is None)
         return 2_048 if is_first else 4_096
 

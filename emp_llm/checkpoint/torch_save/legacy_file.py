@@ -1,7 +1,7 @@
 """Files that torch.save wrote before torch 1.6: pickles, and behind them the storages.
 
 magic number, version, system, the state dict, the list of storages' keys    a pickle each
-of each storage its items' number in 8 bytes, then its bytes
+for each storage, the number of its items in 8 bytes, then its bytes
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Vector steps that no loop compiles to: keep the lanes that a mask names, and the way back.
+"""Vector compression and expansion: the lanes that a mask names, side by side, and back.
 
 numba has no vector types, and LLVM makes no compression out of a loop. So these steps are written
 as LLVM code, in its portable vector operations. On a CPU with AVX-512 VBMI2 compression and

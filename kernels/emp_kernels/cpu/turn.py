@@ -1,8 +1,8 @@
 """Transposes matrices of bit patterns, so that columns become rows.
 
-Square patches of _PATCH_BYTES a side go through a buffer. Where lines lie a power of two of bytes
-apart, the same column of all of them falls into a few sets of the cache, which cannot hold a patch
-of them. The buffer's lines lie close, so that of the matrices each piece of a line is read once and
+Square patches of _PATCH_BYTES a side go through a buffer. Where a matrix's lines lie a power of two
+of bytes apart, the items of a column fall into a few sets of the cache, which cannot hold a patch.
+The buffer's lines lie close together, so each piece of a line of the matrices is read once and
 written once, _PATCH_BYTES at a time.
 """
 

@@ -1,8 +1,8 @@
 """The k-th largest key of a row: enclosed by counts of its bins, then searched for by counting.
 
-A row has no order, and to sort it would take many passes over shared memory. To count how many keys
-reach a probe takes one read of the row, which lies in the L1 or L2 cache by then. So what is saved
-is probes, and the number of bits of a key (15 or 31) is the most that a bisection would take.
+Sorting a row would take many passes over shared memory. Counting how many keys reach a probe takes
+one read of the row, which lies in the L1 or L2 cache by then. So the search tries to need few
+probes; a bisection would need up to as many as a key has bits (15 or 31).
 """
 
 import triton
