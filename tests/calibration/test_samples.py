@@ -141,7 +141,7 @@ def test_what_cannot_be_sampled_is_one_line(
         ({"samples": 0}, "samples is 0; give a whole number, 1 or more"),
         ({"samples": 2.5}, "samples is 2.5; give a whole number, 1 or more"),
         ({"samples": True}, "samples is True; give a whole number, 1 or more"),
-        ({"samples": 10**12}, "samples is 1000000000000; each one waits in a thread of its own"),
+        ({"samples": 10**12}, "samples is 1000000000000, and each one needs a thread of its own"),
         ({"length": math.nan}, "length is nan; give a whole number, 2 or more"),
         ({"seed": "1"}, "seed is '1'; give a whole number, 0 or more"),
     ],

@@ -62,7 +62,9 @@ def test_the_curve_has_a_bar_for_each_beta_and_ends_where_all_is_kept(
     report: dict, printed
 ) -> None:
     lines = printed(report)
-    start = next(i for i, line in enumerate(lines) if line.startswith("sparsity and size at each β"))
+    start = next(
+        i for i, line in enumerate(lines) if line.startswith("sparsity and size at each β")
+    )
     rows = [line.split() for line in lines[start + 3 : start + 10]]
     betas = ["0.25", "0.5", "0.75", "1", "1.25", "1.5", f"{report['curve']['beta'][-1]:g}"]
     assert [row[0] for row in rows] == betas

@@ -277,7 +277,7 @@ def test_a_text_that_changed_meanwhile_is_refused(
 
 def test_what_is_read_twice_cannot_be_discarded(three: Path, tmp_path: Path) -> None:
     for options in ({}, {"criterion": "magnitude", "repair": "obs"}):
-        with pytest.raises(OptionError, match="discard_source: scores from data and repair"):
+        with pytest.raises(OptionError, match="discard_source: scores from data, repair"):
             prune(three, tmp_path / "out", options_of(**options), discard_source=True)
     assert not (tmp_path / "out").exists()
 
