@@ -11,10 +11,10 @@ from emp_llm._version import __version__
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError
-from emp_llm.options import PruneOptions
+from emp_llm.options import CalibrationOptions, PruneOptions
 from emp_llm.report.fields import SourceFields
 from emp_llm.report.folder_files import describe_file
-from emp_llm.rule_fields import rule_fields
+from emp_llm.rule_fields import data_fields, rule_fields
 from emp_llm.tensors.packed_config import FORMAT_VERSION
 
 __all__ = ["describe_run", "difference"]
@@ -55,6 +55,7 @@ def describe_run(
         "options": {
             "target sparsity": options.target_sparsity,
             "max loss increase": options.max_loss_increase,
+            "search data": _search_data(options),
             **_rule(options),
             "format": options.output_format,
         },
@@ -95,12 +96,25 @@ def difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
 def _rule(options: PruneOptions) -> dict[str, Any]:
     """The rule as reports hold it, with what else of its calibration the bytes depend on."""
     rule: dict[str, Any] = {**rule_fields(options)}
-    data = options.calibration
-    if "calibration" in rule and data is not None and data.text is not None:
-        path = Path(data.text)
-        content = {"content": describe_file(path)} if path.is_file() else {}
-        rule["calibration"] = {**rule["calibration"], **content, "device": data.device}
+    if "calibration" in rule and options.calibration is not None:
+        rule["calibration"] = _data(options.calibration)
     return rule
+
+
+def _search_data(options: PruneOptions) -> dict[str, Any] | None:
+    """What the loss is measured on by which β is searched for; a run that goes on keeps its β."""
+    if options.max_loss_increase is None or options.calibration is None:
+        return None
+    return _data(options.calibration)
+
+
+def _data(calibration: CalibrationOptions) -> dict[str, Any]:
+    data: dict[str, Any] = {**data_fields(calibration)}
+    if calibration.text is None:
+        return data
+    path = Path(calibration.text)
+    content = {"content": describe_file(path)} if path.is_file() else {}
+    return {**data, **content, "device": calibration.device}
 
 
 def _content(path: Path) -> str:

@@ -21,8 +21,10 @@ from support.checkpoints import (
 from support.processes import start
 
 import emp_llm
-from emp_llm import OutputError, PruneOptions, prune, unpack, verify
+from emp_llm import CalibrationOptions, OutputError, PruneOptions, prune, unpack, verify
+from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.output.output_folder import STAGING_NAME
+from emp_llm.output.run_description import describe_run, difference
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 STEPS = 75
@@ -175,6 +177,22 @@ def test_other_options_are_refused_and_the_work_is_kept(
         f"{unfinished}: holds an unfinished run that differs from this one ({difference}): repeat "
         "the command that began it, or give --overwrite to discard it"
     )
+
+
+def test_a_search_for_beta_on_other_data_is_another_run(three: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+
+    def describe(content: str, seed: int = 0) -> dict:
+        text.write_text(content)
+        data = CalibrationOptions(text=str(text), seed=seed)
+        options = PruneOptions(max_loss_increase=1.0, calibration=data)
+        source = {"model": "three", "revision": None}
+        return describe_run(open_checkpoint(three), options, source)
+
+    run = describe("one")
+    assert difference(describe("one"), run) is None
+    for other in (describe("one", seed=1), describe("two")):
+        assert str(difference(other, run)).startswith("search data was")
 
 
 def test_a_later_release_refuses_the_work_of_an_earlier_one(
