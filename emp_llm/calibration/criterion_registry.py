@@ -14,7 +14,7 @@ from emp_llm.calibration.statistics import Need
 from emp_llm.errors import OptionError
 from emp_llm.messages import first_line
 
-__all__ = ["criterion_names", "find_criterion", "register_criterion"]
+__all__ = ["find_criterion", "register_criterion"]
 
 
 _registered: dict[str, type[Criterion]] = {
@@ -42,11 +42,6 @@ def register_criterion(criterion: type[Criterion]) -> type[Criterion]:
             "choose another name"
         )
     return criterion
-
-
-def criterion_names() -> tuple[str, ...]:
-    """The names of all registered criteria, in order of registration."""
-    return tuple(_registered)
 
 
 def find_criterion(criterion: str | Criterion | type[Criterion]) -> Criterion:
