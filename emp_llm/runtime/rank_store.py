@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from emp_llm.errors import RankError
+from emp_llm.messages import first_line
 from emp_llm.runtime.launcher import Meeting
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def open_store(meeting: Meeting) -> "Store":
         where = meeting.url or "MASTER_ADDR and MASTER_PORT"
         raise RankError(
             f"rank {meeting.rank} of {meeting.size} cannot meet the others at {where}: "
-            f"{str(error).splitlines()[0]}; check that the first machine can be reached there"
+            f"{first_line(error)}; check that the first machine can be reached there"
         ) from error
 
 

@@ -12,7 +12,9 @@ from support.checkpoints import (
     Tensors,
     few_values,
     gaussian,
+    llama_config,
     pruned_by_rule,
+    write_checkpoint,
 )
 
 from emp_llm import (
@@ -38,6 +40,13 @@ def weights_with_ties(dtype: torch.dtype = torch.bfloat16) -> Tensors:
         UP: few_values(F, H, dtype=dtype, seed=3),
         NORM: gaussian(H, dtype=dtype),
     }
+
+
+def source_with_ties(folder: Path) -> Path:
+    """A checkpoint of these weights, with a file beside them."""
+    write_checkpoint(folder, llama_config(H, F), weights_with_ties())
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
 
 
 def expected(granularity: str = "row", beta: float = 1.0) -> Tensors:

@@ -24,6 +24,7 @@ from support.compared_folders import (
     TinyModel,
     expected,
     refusal,
+    source_with_ties,
     weights_with_ties,
 )
 from support.expected_targets import EXPECTED
@@ -39,9 +40,7 @@ from emp_llm import (
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    folder = write_checkpoint(tmp_path / "source", llama_config(H, F), weights_with_ties())
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
+    return source_with_ties(tmp_path / "source")
 
 
 @pytest.fixture(params=FORMATS)

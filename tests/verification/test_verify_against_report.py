@@ -15,7 +15,15 @@ from support.checkpoints import (
     llama_config,
     write_checkpoint,
 )
-from support.compared_folders import FORMATS, NORM, F, H, refusal, weights_with_ties
+from support.compared_folders import (
+    FORMATS,
+    NORM,
+    F,
+    H,
+    refusal,
+    source_with_ties,
+    weights_with_ties,
+)
 from support.hub_server import HubServer
 from support.tampering import agree, edit_json
 
@@ -31,9 +39,7 @@ from emp_llm import (
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    folder = write_checkpoint(tmp_path / "source", llama_config(H, F), weights_with_ties())
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
+    return source_with_ties(tmp_path / "source")
 
 
 @pytest.fixture(params=FORMATS)
