@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ __all__ = [
     "Repair",
     "counts_magnitudes",
     "needs_masks",
+    "patterns",
 ]
 
 
@@ -94,8 +96,8 @@ class PruneOptions:
         targets: Which tensors are pruned: ``mlp``, ``attention``, ``all-linear``, or a regular
             expression searched in the checkpoint's tensor names.
         ignore: Regular expressions; a target is left as it is if one of them is found in its name
-            in the checkpoint. Patterns are Python's: one that repeats a repeat, such as
-            ``(a+)+$``, can take forever on a name.
+            in the checkpoint. A single string is one expression. Patterns are Python's: one that
+            repeats a repeat, such as ``(a+)+$``, can take forever on a name.
         criterion: How weights are ranked: a name of `emp_llm.calibration.criteria`, or a class of
             your own as ``module:Class``.
         count_by: What the effective number, which sets how many weights stay, is computed from:
@@ -138,9 +140,27 @@ class PruneOptions:
         _check_choice("format", self.output_format, get_args(OutputFormat))
         _check_choice("count-by", self.count_by, get_args(CountBy))
         _check_choice("repair", self.repair, get_args(Repair))
-        _check_pattern("targets", self.targets)
-        for pattern in self.ignore:
-            _check_pattern("ignore", pattern)
+        _checked_pattern("targets", self.targets)
+        object.__setattr__(self, "ignore", patterns("ignore", self.ignore))  # the class is frozen
+
+
+def patterns(option: str, value: object) -> tuple[str, ...]:
+    r"""Check an option that takes regular expressions; a single string is one of them.
+
+    Args:
+        option: What the option is called.
+        value: One regular expression, or several.
+
+    Raises:
+        OptionError: If it is anything else.
+
+    >>> patterns("ignore", "down_proj")
+    ('down_proj',)
+    """
+    # the items of a string are its letters, which would match nearly every name
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return (_checked_pattern(option, value),)
+    return tuple(_checked_pattern(option, pattern) for pattern in value)
 
 
 def counts_magnitudes(options: PruneOptions) -> bool:
@@ -184,8 +204,11 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise OptionError(f"{option} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def _check_pattern(option: str, pattern: str) -> None:
+def _checked_pattern(option: str, pattern: object) -> str:
+    if not isinstance(pattern, str):
+        raise OptionError(f"{option} is {pattern!r:.120}; give a regular expression as a string")
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise OptionError(f"{option} {pattern!r} is not a regular expression: {error}") from error
+    return pattern

@@ -22,7 +22,7 @@ from emp_llm.errors import OptionError
 from emp_llm.evaluation.found_model import find_model
 from emp_llm.evaluation.model_loading import Dtype
 from emp_llm.integration.configs import EmpConfig
-from emp_llm.options import PruneOptions
+from emp_llm.options import PruneOptions, patterns
 from emp_llm.report.fields import Report
 from emp_llm.report.totals import pruned_tensors
 from emp_llm.runtime.device_choice import check_device
@@ -43,7 +43,7 @@ def compare(
     *,
     betas: Sequence[float] = BETAS,
     targets: str = "mlp",
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     context: int = 2048,
     protocol: Protocol = "paper",
     dtype: Dtype = "auto",
@@ -95,7 +95,8 @@ def compare(
         HubError: If it cannot be downloaded.
         OptionError: If an option is out of its range.
     """
-    rules = [PruneOptions(beta=b, targets=targets, ignore=tuple(ignore)) for b in betas]
+    ignored = patterns("ignore", ignore)
+    rules = [PruneOptions(beta=b, targets=targets, ignore=ignored) for b in betas]
     _check(betas, seed, random_runs, dtype)
     check_protocol(protocol)
     check_device(device)
@@ -126,7 +127,7 @@ def compare(
             "betas": list(betas),
             "granularity": "row",
             "targets": targets,
-            "ignore": list(ignore),
+            "ignore": list(ignored),
             "seeds": list(seeds),
         }
         | bench.settings,

@@ -6,7 +6,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from emp_llm.errors import FormatError, OptionError
-from emp_llm.options import Granularity, PruneOptions
+from emp_llm.options import Granularity, PruneOptions, patterns
 from emp_llm.rule_fields import rule_fields
 from emp_llm.tensors.packed_config import FORMAT_VERSION, QUANT_METHOD, quantization_config
 
@@ -39,8 +39,8 @@ class EmpConfig(QuantizationConfigMixin):
         criterion: How weights are ranked; only ``magnitude``.
         targets: ``mlp``, ``attention``, ``all-linear``, or a regular expression searched in the
             names of the checkpoint's tensors.
-        ignore: Regular expressions; a target whose name in the checkpoint matches one of them is
-            not pruned.
+        ignore: Regular expressions, or a single one; a target whose name in the checkpoint matches
+            one of them is not pruned.
 
     Raises:
         OptionError: If a value is out of its range or a regular expression does not compile.
@@ -62,7 +62,7 @@ class EmpConfig(QuantizationConfigMixin):
         self.granularity: Granularity = granularity
         self.criterion = criterion
         self.targets = targets
-        self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+        self.ignore = list(patterns("ignore", ignore))
         self.options()
 
     @classmethod

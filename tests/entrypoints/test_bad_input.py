@@ -21,7 +21,7 @@ from support.checkpoints import (
     write_checkpoint,
 )
 
-from emp_llm import CheckpointError, OptionError, PruneOptions, prune, unpack
+from emp_llm import CheckpointError, EmpConfig, OptionError, PruneOptions, prune, unpack
 
 TinyModel = Callable[..., Path]
 
@@ -56,6 +56,25 @@ def test_a_regular_expression_that_python_cannot_hold_is_refused(pattern: str) -
 def test_ignore_must_be_regular_expressions() -> None:
     with pytest.raises(OptionError, match=r"ignore '\['"):
         PruneOptions(ignore=("fine", "["))
+
+
+def test_a_single_string_is_one_regular_expression_not_its_letters() -> None:
+    assert PruneOptions(ignore="down_proj").ignore == ("down_proj",)
+    assert PruneOptions(ignore=["q", "k"]).ignore == ("q", "k")
+    assert EmpConfig(ignore="down_proj").options().ignore == ("down_proj",)
+
+
+@pytest.mark.parametrize("value", [3, None, [3], b"up"], ids=repr)
+@pytest.mark.parametrize("make", [PruneOptions, EmpConfig])
+def test_what_is_no_string_is_no_regular_expression(make: Callable[..., object], value) -> None:
+    with pytest.raises(OptionError, match=r"ignore is .*; give a regular expression as a string"):
+        make(ignore=value)
+
+
+@pytest.mark.parametrize("make", [PruneOptions, EmpConfig])
+def test_targets_is_one_regular_expression(make: Callable[..., object]) -> None:
+    with pytest.raises(OptionError, match=r"targets is \['up', 'down'\]; give a regular"):
+        make(targets=["up", "down"])
 
 
 @pytest.mark.parametrize("threads", [0, -1])
