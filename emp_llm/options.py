@@ -49,6 +49,8 @@ class CalibrationOptions:
             ``cpu``, ``cuda`` or ``cuda:N``.
         activation_memory: Bytes of activations to hold in memory, 0 or more; further ones are
             written to disk until they are needed.
+        trust_remote_code: Whether code that comes with the tokenizer may be run. The model is
+            transformers' own in any case.
 
     Raises:
         OptionError: If a value is out of its range.
@@ -61,6 +63,7 @@ class CalibrationOptions:
     sequential: bool = True
     device: str = "auto"
     activation_memory: int = 8 << 30
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in (

@@ -41,6 +41,8 @@ __all__ = [
     "TargetSparsity",
     "Targets",
     "Threads",
+    "TrustRemoteCode",
+    "TrustTokenizerCode",
 ]
 
 # headings of the help
@@ -166,6 +168,15 @@ NoSequential = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
+TrustTokenizerCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        metavar="",
+        help="Run code that comes with the tokenizer, where loading it needs that.",
+        rich_help_panel=_DATA,
+    ),
+]
 Targets = Annotated[
     str,
     typer.Option(
@@ -196,6 +207,14 @@ Threads = Annotated[
     int | None,
     typer.Option(
         min=1, metavar="N", help="Threads. Default: all cores. Results do not depend on it."
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        metavar="",
+        help="Run code that comes with the model or its tokenizer, where loading needs that.",
     ),
 ]
 Private = Annotated[

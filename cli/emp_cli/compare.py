@@ -15,6 +15,7 @@ from emp_cli.arguments import (
     Protocol,
     Revision,
     Targets,
+    TrustRemoteCode,
 )
 from emp_cli.console import Clock, command, print_json, shown_progress
 
@@ -65,6 +66,7 @@ def compare(
         Path | None, typer.Option(metavar="FILE.png", help="Also draw the result.")
     ] = None,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure the perplexity of EMP, and of other ways to keep the same number of weights."""
@@ -90,6 +92,7 @@ def compare(
             device=device,
             seed=seed,
             random_runs=random_runs,
+            trust_remote_code=trust_remote_code,
             revision=revision,
             progress=progress,
         )

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emp_cli.arguments import Context, Device, Dtype, Json, Model, Protocol, Revision
+from emp_cli.arguments import (
+    Context,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Protocol,
+    Revision,
+    TrustRemoteCode,
+)
 from emp_cli.console import Clock, command, print_json, shown_progress
 
 if TYPE_CHECKING:
@@ -72,6 +81,7 @@ def evaluate(
     dtype: Dtype = "auto",
     device: Device = "auto",
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     save: Annotated[
         bool,
         typer.Option("--save", metavar="", help="Add the results to the model's folder and card."),
@@ -96,6 +106,7 @@ def evaluate(
         num_fewshot=num_fewshot,
         limit=limit,
         batch_size=batch,
+        trust_remote_code=trust_remote_code,
     )
     if save:
         from emp_llm.evaluation.saving import check_can_save, save_results

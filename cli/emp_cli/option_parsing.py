@@ -51,6 +51,7 @@ def calibration_options(
     samples: int | None,
     length: int | None,
     device: str,
+    trust_remote_code: bool,
 ) -> CalibrationOptions | None:
     """The options of a calibration; None if there is none.
 
@@ -62,6 +63,7 @@ def calibration_options(
         samples: None if it is not given.
         length: None if it is not given.
         device: Where the work is done.
+        trust_remote_code: Whether code that comes with the tokenizer may be run.
 
     Raises:
         typer.BadParameter: If options of the data are given without data.
@@ -70,6 +72,7 @@ def calibration_options(
     given = {name: value for name, value in others.items() if value is not None}
     if text is None:
         asked = [*given, *([] if sequential else ["no-sequential"])]
+        asked += ["trust-remote-code"] if trust_remote_code else []
         if criterion == PruneOptions.criterion and seed is not None:
             asked.append("seed")
         if asked:
@@ -77,5 +80,10 @@ def calibration_options(
         if seed is None:
             return None
     return CalibrationOptions(
-        text=text, seed=seed or 0, sequential=sequential, device=device, **given
+        text=text,
+        seed=seed or 0,
+        sequential=sequential,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        **given,
     )

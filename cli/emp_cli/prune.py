@@ -28,6 +28,7 @@ from emp_cli.arguments import (
     Targets,
     TargetSparsity,
     Threads,
+    TrustTokenizerCode,
 )
 from emp_cli.console import Clock, command, leads_team, print_json, shown_progress
 from emp_cli.option_parsing import beta_options, calibration_options
@@ -53,6 +54,7 @@ def prune(
     length: Length = None,
     seed: Seed = None,
     no_sequential: NoSequential = False,
+    trust_remote_code: TrustTokenizerCode = False,
     targets: Targets = "mlp",
     ignore: Ignore = None,
     output_format: Annotated[
@@ -111,6 +113,7 @@ def prune(
             samples=samples,
             length=length,
             device=device,
+            trust_remote_code=trust_remote_code,
         ),
         **beta_options(beta, target_sparsity, max_loss_increase),
     )

@@ -76,7 +76,8 @@ class Session:
         self._progress = progress
         self._targets = {target.name: target for target in plan.all_targets}
         text = read_text(options.text, protocol="paper", part="train")
-        tokenizer = load_tokenizer(str(plan.checkpoint.folder), plan.checkpoint.folder)
+        source = plan.checkpoint.folder
+        tokenizer = load_tokenizer(str(source), source, trust_remote_code=options.trust_remote_code)
         self.model = StreamedModel(plan.checkpoint, files, self.device, self._targets)
         model = self.model.model
         with self.explaining():

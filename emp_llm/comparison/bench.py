@@ -24,6 +24,7 @@ class Bench:
         protocol: As for `emp_llm.evaluation.perplexity.perplexity`.
         dtype: As for `emp_llm.evaluation.model_loading.load_model`.
         device: As for `emp_llm.evaluation.model_loading.load_model`.
+        trust_remote_code: As for `emp_llm.evaluation.model_loading.load_model`.
         progress: Reports the tokens of each measurement.
 
     Attributes:
@@ -39,12 +40,14 @@ class Bench:
         protocol: Protocol,
         dtype: Dtype,
         device: str,
+        trust_remote_code: bool,
         progress: Progress,
     ) -> None:
         self._found = found
         self._text = text if isinstance(text, Text) else Text("text", text)
         self._context, self._protocol = context, protocol
         self._dtype, self._device = dtype, device
+        self._trust_remote_code = trust_remote_code
         self._progress = progress
         self.settings: dict[str, Any] = {
             "text": self._text.name,
@@ -61,7 +64,11 @@ class Bench:
             pruning: How to prune the model while it is loaded; None to leave it dense.
         """
         model, tokenizer = load_model(
-            self._found, dtype=self._dtype, device=self._device, pruning=pruning
+            self._found,
+            dtype=self._dtype,
+            device=self._device,
+            trust_remote_code=self._trust_remote_code,
+            pruning=pruning,
         )
         try:
             return perplexity(

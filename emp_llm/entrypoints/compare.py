@@ -50,6 +50,7 @@ def compare(
     device: str = "auto",
     seed: int = 0,
     random_runs: int = RANDOM_RUNS,
+    trust_remote_code: bool = False,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -87,6 +88,8 @@ def compare(
         device: ``auto`` (all GPUs there are, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
         seed: Seed of the first random run; each further run takes the next number.
         random_runs: How often to prune at random for each β; 0 to leave it out.
+        trust_remote_code: Whether code that comes with the model's tokenizer or with the model may
+            be run to load it. Which tensors are pruned is found without.
         revision: Branch, tag or commit of a model of the Hub.
         progress: Reports how far the work is.
 
@@ -112,6 +115,7 @@ def compare(
         protocol=protocol,
         dtype=dtype,
         device=device,
+        trust_remote_code=trust_remote_code,
         progress=progress,
     )
     choices = _choices(source.folder, reports[0], progress)

@@ -126,7 +126,12 @@ class _Work:
         try:
             # no variable holds the model, so that it is gone when its cache is cleared
             return self.score(
-                *load_model(found, dtype=options.dtype, device=options.device),
+                *load_model(
+                    found,
+                    dtype=options.dtype,
+                    device=options.device,
+                    trust_remote_code=options.trust_remote_code,
+                ),
                 name=found.name,
                 revision=found.source.revision,
                 packed=found.packed,

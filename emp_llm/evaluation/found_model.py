@@ -70,7 +70,7 @@ def find_model(
             "give what `emp-llm prune` makes of it, or the model in Hugging Face's layout"
         )
     config = read_json_object(source.folder / CONFIG_NAME)
-    if config.get("architectures") and auto_class(config) not in _CLASSES:
+    if config.get("architectures") and not _predicts(config):
         raise CheckpointError(
             f"{os.fspath(model)}: is a {config['architectures'][0]}; perplexity and tasks are "
             "measured on models that predict the next token: give one of those"
@@ -89,3 +89,11 @@ def _fetch(source: Source, progress: SharedProgress) -> None:
         progress.begin("reading", 0)
         for shard in shards:
             files.file(shard)
+
+
+def _predicts(config: Mapping[str, object]) -> bool:
+    """Whether a class that predicts the next token loads a model: transformers', or its own."""
+    own = config.get("auto_map")
+    return auto_class(config) in _CLASSES or (
+        isinstance(own, dict) and not own.keys().isdisjoint(_CLASSES)
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from emp_llm.errors import CheckpointError
+from emp_llm.messages import shortened
 from emp_llm.runtime.quiet import quiet_transformers
 from emp_llm.structure.auto_class import auto_class
-from emp_llm.texts.tokenizer import load_errors, load_tokenizer
+from emp_llm.texts.tokenizer import TRUST_REMEDY, load_errors, load_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from emp_llm.evaluation.found_model import Found
@@ -21,7 +24,12 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def load_model(
-    found: Found, *, dtype: Dtype, device: str, pruning: EmpConfig | None = None
+    found: Found,
+    *,
+    dtype: Dtype,
+    device: str,
+    trust_remote_code: bool = False,
+    pruning: EmpConfig | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer.
 
@@ -30,11 +38,12 @@ def load_model(
         dtype: What its weights are cast to; ``auto`` leaves them as they are stored.
         device: ``auto`` (all GPUs, over which accelerate spreads it, else the CPU), ``cpu``,
             ``cuda`` or ``cuda:N``.
+        trust_remote_code: Whether code that comes with it may be run.
         pruning: How to prune it while it is loaded, if at all.
 
     Raises:
-        CheckpointError: If transformers does not load it, weights are missing in it, or its
-            tokenizer has more tokens than it has embeddings.
+        CheckpointError: If transformers does not load it, weights are missing in it, its tokenizer
+            has more tokens than it has embeddings, or it needs code that may not be run.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -46,12 +55,16 @@ def load_model(
     else:
         device_map = {"": device}
     folder = found.source.folder
+    if not trust_remote_code:
+        _check_attention(found.name, found.config)
     # quantization_config=None would override what the config of a packed checkpoint says
     more = {} if pruning is None else {"quantization_config": pruning}
-    tokenizer = load_tokenizer(found.name, folder)
+    tokenizer = load_tokenizer(found.name, folder, trust_remote_code=trust_remote_code)
     with quiet_transformers(), load_errors(found.name, "it"):
         model, info = loader.from_pretrained(
             folder,
+            trust_remote_code=trust_remote_code,
+            allow_all_kernels=trust_remote_code,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             device_map=device_map,
             output_loading_info=True,
@@ -65,6 +78,18 @@ def load_model(
         )
     _check_tokenizer(found.name, model, tokenizer)
     return model, tokenizer
+
+
+def _check_attention(name: str, config: Mapping[str, object]) -> None:
+    """Refuse a config that names a repository of the Hub whose code is to compute attention."""
+    for key, value in config.items():
+        if isinstance(value, dict) and key != "attn_implementation":
+            _check_attention(name, value)
+        elif "attn_implementation" in key and "/" in str(value):
+            raise CheckpointError(
+                f"{name}: its config says that attention is computed by code from the Hub "
+                f"({key} is {shortened(value)}): remove that from config.json, or {TRUST_REMEDY}"
+            )
 
 
 def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

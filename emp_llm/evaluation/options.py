@@ -30,6 +30,7 @@ class EvalOptions:
         num_fewshot: Examples before each question; as each task has it if None.
         limit: Questions of each task; all if None.
         batch_size: Answers that are scored together; None finds the largest that fits on a GPU.
+        trust_remote_code: Whether code that comes with a model or its tokenizer may be run.
 
     Raises:
         OptionError: If there is nothing to measure or a value is out of its range.
@@ -45,6 +46,7 @@ class EvalOptions:
     num_fewshot: int | None = None
     limit: int | None = None
     batch_size: int | None = 1
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         for option in ("texts", "tasks"):

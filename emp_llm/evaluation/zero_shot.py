@@ -143,7 +143,13 @@ def _language_model(
             self._begin(requests)
             return super().generate_until(requests, disable_tqdm=True)
 
-    lm = Reporting(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    lm = Reporting(
+        pretrained=model,
+        tokenizer=tokenizer,
+        trust_remote_code=False,  # both are loaded already
+        backend="causal",
+        batch_size=batch_size,
+    )
     lm.set_cache_hook(Advance())
     return lm
 

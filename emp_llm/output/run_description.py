@@ -114,7 +114,9 @@ def _data(calibration: CalibrationOptions) -> dict[str, Any]:
         return data
     path = Path(calibration.text)
     content = {"content": describe_file(path)} if path.is_file() else {}
-    return {**data, **content, "device": calibration.device}
+    # a tokenizer's own code may give other tokens than transformers' class of the same name
+    trust = {"trust_remote_code": True} if calibration.trust_remote_code else {}
+    return {**data, **content, **trust, "device": calibration.device}
 
 
 def _content(path: Path) -> str:

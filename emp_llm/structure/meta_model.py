@@ -204,7 +204,7 @@ def _unknown(what: str, raw: Mapping[str, Any], path: Path) -> CheckpointError:
     from transformers import __version__
 
     remedy = (
-        "its code is in the checkpoint, and emp-llm runs no code from a checkpoint"
+        "its code is in the checkpoint, and emp-llm runs no code from a checkpoint to prune it"
         if raw.get("auto_map")
         else "a newer release may"
     )

@@ -188,7 +188,7 @@ def _read_file(path: Path, part: Part) -> Text:
 def _rows(shown: str, part: Part, **arguments: object) -> list[str]:
     option = "--perplexity" if part == "test" else "--calibration"
     with explained(shown, _REMEDY.format(option=option)) as datasets:
-        rows = datasets.load_dataset(**arguments)
+        rows = datasets.load_dataset(**arguments, trust_remote_code=False)
         columns = rows.column_names
         for column in _TEXT_COLUMNS:
             if column in columns:

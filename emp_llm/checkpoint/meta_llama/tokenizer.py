@@ -122,7 +122,9 @@ def _convert(folder: Path, out: Path, context: int, *, scaled_rope: bool) -> Non
     if _is_tiktoken(folder / TOKENIZER_NAME):
         tokenizer = _from_tiktoken(folder / TOKENIZER_NAME, context, scaled_rope=scaled_rope)
     else:
-        tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
+        tokenizer = LlamaTokenizer.from_pretrained(
+            folder, trust_remote_code=False, add_bos_token=True
+        )
     tokenizer.save_pretrained(out)
 
 
