@@ -13,6 +13,7 @@ torch_save/         files that torch.save wrote
 shard               one file of weights, and what it holds
 open_files          files of shards, opened once and closed together
 meta_llama/         Llamas in Meta's original format
+other_formats       formats of weights that are not read, and what helps
 weight_files        which files hold the weights
 checkpoint          a folder as a checkpoint
 """

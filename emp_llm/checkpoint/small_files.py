@@ -6,13 +6,13 @@ from typing import Final
 
 from emp_llm.errors import CheckpointError
 
-__all__ = ["CONFIG_NAME", "PICKLES", "check_link", "is_small_file", "other_files"]
+__all__ = ["CONFIG_NAME", "check_link", "is_small_file", "other_files"]
 
 CONFIG_NAME: Final = "config.json"
 
-PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _WEIGHTS = (
-    *(".safetensors", *PICKLES, ".gguf", ".ggml", ".h5", ".msgpack", ".ot", ".npz", ".pkl"),
+    *(".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pkl"),
+    *(".gguf", ".ggml", ".h5", ".msgpack", ".ot", ".npz"),
     *(".onnx", ".onnx_data", ".onnx.data", ".pb", ".tflite", ".mlmodel", ".mlpackage", ".nemo"),
 )
 _OTHER_COPIES = "original"  # where Meta's repositories hold the same weights in Meta's format

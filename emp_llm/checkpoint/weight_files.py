@@ -1,12 +1,14 @@
 """Which files hold a checkpoint's weights: those that transformers would load."""
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from emp_llm.checkpoint.json_files import read_json_object
-from emp_llm.checkpoint.small_files import CONFIG_NAME, PICKLES
+from emp_llm.checkpoint.other_formats import describe_other_format
+from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.errors import CheckpointError
 
 __all__ = [
@@ -27,6 +29,13 @@ _TORCH_NAME = "pytorch_model.bin"
 _INDEX = ".index.json"
 TORCH_INDEX_NAME = _TORCH_NAME + _INDEX
 _LONGEST_NAME = 255  # bytes, of a file on Linux
+_ADAPTERS = re.compile(r"adapter_model.*\.safetensors")
+# what save_pretrained(variant="fp16") writes: one file, shards, or their index
+_VARIANT = re.compile(
+    r"(?:model|pytorch_model)"
+    r"(?:\.(?P<file>[\w-]+?)(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)"
+    r"|\.(?:safetensors|bin)\.index\.(?P<index>[\w-]+)\.json)"
+)
 
 
 def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: object) -> str:
@@ -42,7 +51,8 @@ def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: objec
         files (``….index.json``).
 
     Raises:
-        CheckpointError: If there is none, or there are several and no index.
+        CheckpointError: If there is none, or there are several and no index, or only weights in
+            another format or in a variant of which there are several files.
     """
     present = set(names)
     chosen = config.get("transformers_weights")
@@ -52,24 +62,40 @@ def choose_weights(config: Mapping[str, Any], names: Iterable[str], where: objec
     for name in (WEIGHTS_NAME, INDEX_NAME, _TORCH_NAME, TORCH_INDEX_NAME):
         if name in present:
             return name
-    others = sorted(name for name in present if name.endswith(_SAFETENSORS))
+    others = sorted(
+        name for name in present if name.endswith(_SAFETENSORS) and not _ADAPTERS.fullmatch(name)
+    )
     if len(others) == 1:
         return others[0]
-    if others:
+    if variants := set(_variants(present)):
+        variant = min(variants)
         raise CheckpointError(
-            f"{where}: has {len(others)} safetensors files ({others[0]}, …) and no {INDEX_NAME} "
-            "to say which ones make up the model: add the index"
-        )
-    pickles = sorted(name for name in present if name.endswith(PICKLES))
-    if pickles:
-        raise CheckpointError(
-            f"{where}: has neither safetensors nor {_TORCH_NAME}, only other weights "
-            f"({pickles[0]}); convert them first: load them with transformers and call "
+            f"{where}: has its weights only in the variant {' and '.join(sorted(variants))}: save "
+            f"them without one, by from_pretrained({str(where)!r}, variant={variant!r}) and "
             "save_pretrained"
         )
+    for files, index in ((others, INDEX_NAME), (_torch_shards(present), TORCH_INDEX_NAME)):
+        if files:
+            raise CheckpointError(
+                f"{where}: has {len(files)} files of weights ({files[0]}, …) and no {index} "
+                "to say which ones make up the model: add the index"
+            )
+    if instead := describe_other_format(present):
+        raise CheckpointError(f"{where}: holds {instead}")
     raise CheckpointError(
         f"{where}: has neither {WEIGHTS_NAME} nor {INDEX_NAME}; give a checkpoint with its weights"
     )
+
+
+def _torch_shards(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if re.fullmatch(r"pytorch_model-\d+-of-\d+\.bin", name))
+
+
+def _variants(names: Iterable[str]) -> Iterator[str]:
+    """The variants, such as fp16, that files of weights or indexes are of."""
+    for name in names:
+        if match := _VARIANT.fullmatch(name):
+            yield match["file"] or match["index"]
 
 
 def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:

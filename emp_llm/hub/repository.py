@@ -15,6 +15,7 @@ from emp_llm.checkpoint.header import Header
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME
 from emp_llm.checkpoint.meta_llama.part_files import is_original, part_names
+from emp_llm.checkpoint.other_formats import describe_other_format
 from emp_llm.checkpoint.shard import Shard, read_any_header_by
 from emp_llm.checkpoint.small_files import CONFIG_NAME, is_small_file
 from emp_llm.checkpoint.weight_files import choose_weights, read_index
@@ -191,6 +192,8 @@ class Repository:
             return {CONFIG_NAME, weights}, shards
         if is_original(names):
             return {PARAMS_NAME}, set(part_names(names, self._repo_id))
+        if instead := describe_other_format(names):
+            raise HubError(f"{self._repo_id}: holds {instead}")
         raise HubError(
             f"{self._repo_id} has no {CONFIG_NAME}, so it is not a transformers model: "
             "give another repository or revision"

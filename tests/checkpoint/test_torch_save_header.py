@@ -373,7 +373,10 @@ def test_archives_that_are_none_of_torch_save_say_what_they_are(tmp_path: Path) 
     ("content", "reason"),
     [
         ([BASE], "holds a list, not a state dict"),
-        ({"model": {"x": BASE}, "epoch": 3}, "holds a dict as 'model'"),
+        (
+            {"model": {"x": BASE}, "epoch": 3},
+            "holds tensors under 'model', as a training checkpoint does: save",
+        ),
         ({"x": BASE, "epoch": 3}, "holds a int as 'epoch'"),
         ({3: BASE}, "holds a tensor as 3"),
         ({"__metadata__": BASE}, "a name that safetensors cannot hold"),

@@ -273,12 +273,13 @@ def test_a_refusal_of_the_hub_says_what_to_do(hub: HubServer, status: int, reaso
 BROKEN = {
     "no weights": (
         {"config.json": b"{}", "adapter_model.bin": b"x", "2_Dense/model.safetensors": b"y"},
-        "me/model: has neither safetensors nor pytorch_model.bin, only other weights (adapter_mod",
+        "me/model: holds a PEFT adapter, not a model: merge it into its base model first",
     ),
     "damaged weights": (
         {"config.json": b"{}", "pytorch_model.bin": b"x"},
         "me/model: pytorch_model.bin: is not a file of torch.save",
     ),
+    "no config, and GGUF": ({"model.gguf": b"x"}, "me/model: holds only model.gguf, which is GGUF"),
     "no config": ({"model.safetensors": b"x"}, "me/model has no config.json"),
     "a damaged index": ({**SHARDED, "model.safetensors.index.json": b"{"}, "is not JSON"),
     "a shard missing": (

@@ -25,6 +25,11 @@ def tensors_of(content: object) -> dict[str, StoredTensor]:
             f"holds {_kind(content)}, not a state dict; save the model's state_dict() instead"
         )
     for name, value in content.items():
+        if isinstance(value, dict) and any(isinstance(v, StoredTensor) for v in value.values()):
+            raise UnreadableError(
+                f"holds tensors under {shortened(name)}, as a training checkpoint does: save that "
+                f"state dict alone, torch.load(FILE)[{shortened(name)}]"
+            )
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             raise UnreadableError(
                 f"holds {_kind(value)} as {shortened(name)}, where a state dict has tensors; "
