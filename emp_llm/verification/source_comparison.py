@@ -15,6 +15,7 @@ from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
+from emp_llm.files.checksum import COPY_BYTES
 from emp_llm.hub.source import Source
 from emp_llm.options import PruneOptions, Repair
 from emp_llm.pruning.plan import PruningPlan
@@ -89,8 +90,12 @@ class SourceComparison:
             FormatError: If something is missing or differs.
         """
         folder, report = written.checkpoint.folder, written.report
-        # of two tied tensors that are the same bytes, prune writes one
-        missing = self.plan.checkpoint.tensors.keys() - checked.names
+        # of two tied tensors that are the same bytes, prune and save_pretrained write one
+        missing = {
+            name
+            for name in self.plan.checkpoint.tensors.keys() - checked.names
+            if not self._is_given_by_tie(name, checked)
+        }
         if missing:
             raise FormatError(
                 f"{folder}: lacks tensor {min(missing)!r} of {self.name} ({len(missing)} missing)"
@@ -103,6 +108,27 @@ class SourceComparison:
             compare_totals(report["totals"], "targets", mass_totals(statistics))
         check_same_config(written.checkpoint, self.checkpoint, self.name)
         check_same_small_files(written.checkpoint, report["files"], self.checkpoint, self.name)
+
+    def _is_given_by_tie(self, name: str, checked: CheckedTensors) -> bool:
+        """Whether a tensor is tied to one in the folder whose weights the source has twice."""
+        decisions = self.plan.decisions
+        root = decisions[name].tied_to or name
+        tied = {one for one, other in decisions.items() if root in (one, other.tied_to)} - {name}
+        return any(self._same_bytes(name, twin) for twin in tied & checked.names)
+
+    def _same_bytes(self, name: str, other: str) -> bool:
+        """Whether two tensors of the source are of one dtype, and the same to the bit."""
+        (shard_a, a), (shard_b, b) = (self.checkpoint.tensors[one] for one in (name, other))
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        files = self.files.file(shard_a), self.files.file(shard_b)
+        for start in range(0, a.nbytes, COPY_BYTES):
+            stretches = [bytearray(min(COPY_BYTES, a.nbytes - start)) for _ in files]
+            for file, entry, stretch in zip(files, (a, b), stretches, strict=True):
+                file.read_into(entry.start + start, memoryview(stretch))
+            if stretches[0] != stretches[1]:
+                return False
+        return True
 
     def _bytes_pieces(
         self, check: BytesCheck, entry: TensorEntry, file: SourceFile

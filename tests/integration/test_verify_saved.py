@@ -1,10 +1,12 @@
 """verify and diff of folders that save_pretrained wrote, which have no report."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.loading import load_model
 
 from emp_llm import EmpConfig, FormatError, diff, verify
@@ -24,6 +26,40 @@ def test_what_was_pruned_while_loading_is_what_the_source_gives(
     assert not found["hashes"]
     assert [found[name] for name in ("rows", "kept")] == [written[n] for n in ("rows", "kept")]
     assert diff(tmp_path, pruned_model(architecture))["totals"]["same_masks"] == found["tensors"]
+
+
+def with_every_name(source: Path, folder: Path, architecture: str) -> Path:
+    """The same checkpoint, with tied weights stored under each of their names."""
+    shutil.copytree(source, folder)
+    state = load_model(architecture, source).state_dict()
+    copies = {name: tensor.clone() for name, tensor in state.items()}
+    save_file(copies, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tied"), [("llama-tied", 1), ("gpt2", 1), ("t5", 3), ("bert", 2)]
+)
+def test_tied_weights_that_the_source_has_twice_are_saved_once(
+    tiny_model: TinyModel, tmp_path: Path, architecture: str, tied: int
+) -> None:
+    source = with_every_name(tiny_model(architecture), tmp_path / "source", architecture)
+    model = load_model(architecture, source, quantization_config=EmpConfig())
+    model.save_pretrained(tmp_path / "out")
+    found = verify(tmp_path / "out", against=source)
+    assert found["tensors"] == len(model.state_dict()) - tied
+    assert len(diff(source, tmp_path / "out")["only_in_a"]) == tied
+
+
+def test_a_tied_tensor_of_its_own_weights_is_missed(tiny_model: TinyModel, tmp_path: Path) -> None:
+    source = with_every_name(tiny_model("llama-tied"), tmp_path / "source", "llama-tied")
+    model = load_model("llama-tied", source, quantization_config=EmpConfig())
+    model.save_pretrained(tmp_path / "out")
+    weights = load_file(source / "model.safetensors")
+    weights["lm_head.weight"][-1, -1] += 1
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FormatError, match=r"lacks tensor 'lm_head\.weight' of"):
+        verify(tmp_path / "out", against=source)
 
 
 def test_a_weight_that_changed_since_is_found_by_the_source(
