@@ -118,7 +118,7 @@ def _tried(one: "Trial", dense: float | None) -> Row:
 
 
 def found_lines(report: "Report") -> list[str]:
-    """Lines that say how β was found and which data were used; none if there was neither."""
+    """Lines that say how β was found, which data were used and what is missing, as far as any."""
     targets, rule = report["totals"]["targets"], report["rule"]
     lines = []
     if report.get("target_sparsity") is not None or report.get("search"):
@@ -137,6 +137,11 @@ def found_lines(report: "Report") -> list[str]:
         lines.append(f"repaired: {_REPAIRED[rule['repair']]} have changed")
     if unreached := report.get("calibration", {}).get("without_tokens"):
         lines.append(f"ranked by magnitude, for no token reached them: {len(unreached)} matrices")
+    if missing := report.get("missing"):
+        lines.append(
+            f"not in the checkpoint: {len(missing)} parameters of the model, such as "
+            f"{missing[0]!r}, which transformers initialises at random"
+        )
     return [printable(line) for line in lines]
 
 

@@ -7,7 +7,7 @@ is pruned is what is used.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.meta_llama.original import read_original
 from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME, OriginalParams
 from emp_llm.checkpoint.meta_llama.part_files import is_original, part_names
+from emp_llm.checkpoint.other_formats import describe_other_format
 from emp_llm.checkpoint.shard import Shard, read_shard
 from emp_llm.checkpoint.small_files import CONFIG_NAME, other_files
 from emp_llm.checkpoint.weight_files import (
@@ -31,6 +32,7 @@ from emp_llm.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "check_all_listed",
     "open_checkpoint",
 ]
 
@@ -54,6 +56,8 @@ class Checkpoint:
         other_files: Paths, relative to the folder, of the small files that are needed to use it
             (tokenizer, generation config, chat template, code, licence), sorted. Neither
             ``config.json`` nor weights of any kind are among them.
+        absent: The tensors that the index lists and no shard has, with the file that it names for
+            each. That is no fault where the model does without them, such as a tied head.
         original: The content of ``params.json`` if it is in Meta's original format, otherwise None.
             `shards` and `config` are then in Hugging Face's layout, and not in any file.
     """
@@ -65,6 +69,7 @@ class Checkpoint:
     config: dict[str, Any]
     described_by: tuple[Path, ...]
     other_files: tuple[Path, ...]
+    absent: Mapping[str, str] = field(default_factory=dict)
     original: OriginalParams | None = None
 
     @cached_property
@@ -101,9 +106,9 @@ def open_checkpoint(
     4. the only ``*.safetensors`` of the folder.
 
     An index only says which files these are. transformers loads every tensor in them, listed or
-    not, so every one belongs to the checkpoint here as well. Two mistakes that transformers
-    overlooks are refused: a listed tensor that its shard lacks (transformers would initialise it at
-    random) and a name in two shards (the last would be taken).
+    not, so every one belongs to the checkpoint here as well. A listed tensor that no file has is
+    noted (`Checkpoint.absent`): whether the model needs it, only its structure tells. A name in two
+    shards is refused, of which transformers would take the last.
 
     Args:
         folder: A local folder, maybe a snapshot in the Hub's cache.
@@ -118,7 +123,7 @@ def open_checkpoint(
     names = _file_names(folder)
     if CONFIG_NAME not in names and is_original([*names, *to_come]):
         return _open_original(folder, [*names, *to_come], to_come)
-    config = _read_config(folder)
+    config = _read_config(folder, names)
     weights = choose_weights(config, [*names, *to_come], folder)
     has_index = is_index(weights)
     weight_map, index_metadata = read_index(folder / weights) if has_index else ({}, {})
@@ -126,11 +131,14 @@ def open_checkpoint(
     leads = weights if has_index else CONFIG_NAME
     _check_present(folder, [name for name in shard_names if name not in to_come], leads)
     shards = tuple(_open_shards(folder, shard_names, to_come))
-    _check_tensors(shards, weight_map)
+    holders = _holders(shards)
+    absent = {tensor: name for tensor, name in weight_map.items() if tensor not in holders}
     index_name = None if not has_index else INDEX_NAME if weights == TORCH_INDEX_NAME else weights
     described_by = (Path(CONFIG_NAME), *([Path(weights)] if has_index else []))
     small = other_files(folder)
-    return Checkpoint(folder, shards, index_name, index_metadata, config, described_by, small)
+    return Checkpoint(
+        folder, shards, index_name, index_metadata, config, described_by, small, absent
+    )
 
 
 def _open_original(folder: Path, names: Iterable[str], to_come: Mapping[str, Header]) -> Checkpoint:
@@ -144,7 +152,7 @@ def _open_original(folder: Path, names: Iterable[str], to_come: Mapping[str, Hea
         model.config,
         (Path(PARAMS_NAME),),
         tuple(file for file in other_files(folder) if not _is_of_original(file)),
-        model.params,
+        original=model.params,
     )
 
 
@@ -168,12 +176,10 @@ def _file_names(folder: Path) -> list[str]:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     if not (folder / CONFIG_NAME).is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{folder}: holds a PEFT adapter, not a model: merge it into its base model first"
-            )
+        if instead := describe_other_format(names):
+            raise CheckpointError(f"{folder}: holds {instead}")
         raise CheckpointError(
             f"{folder}: has no {CONFIG_NAME}, which says what kind of model this is; "
             "give the folder that save_pretrained wrote"
@@ -205,19 +211,28 @@ def _open_shards(
         yield shard
 
 
-def _check_tensors(shards: tuple[Shard, ...], weight_map: dict[str, str]) -> None:
-    holder: dict[str, str] = {}
+def _holders(shards: tuple[Shard, ...]) -> dict[str, str]:
+    """The name of the shard that holds each tensor, by the tensor's name."""
+    holders: dict[str, str] = {}
     for shard in shards:
         for entry in shard.header.tensors:
-            first = holder.setdefault(entry.name, shard.name)
+            first = holders.setdefault(entry.name, shard.name)
             if first != shard.name:
                 raise CheckpointError(
                     f"tensor {entry.name!r} is in {first} and again in {shard.name}; "
                     "only one of them can be meant: save the checkpoint again"
                 )
-    for tensor, name in weight_map.items():
-        if holder.get(tensor) != name:
-            raise CheckpointError(
-                f"{name}: lacks tensor {tensor!r}, which the index says it holds: "
-                "index and shards are not of one checkpoint, download it again"
-            )
+    return holders
+
+
+def check_all_listed(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose index lists a tensor that no shard has.
+
+    Raises:
+        CheckpointError: If there is one.
+    """
+    for tensor, name in checkpoint.absent.items():
+        raise CheckpointError(
+            f"{name}: lacks tensor {tensor!r}, which the index says it holds: "
+            "index and shards are not of one checkpoint, download it again"
+        )

@@ -309,6 +309,6 @@ class _Kinds:
         if self._question is not None:
             # a model of unknown structure can be compared, too
             with suppress(CheckpointError):
-                decisions = self._question.answer()
+                decisions = self._question.answer().tensors
                 kinds |= {name: decision.kind for name, decision in decisions.items()}
         return {name: kinds.get(name) or module_name(name) for name in names}

@@ -13,7 +13,7 @@ from typing import Final
 
 from emp_kernels.rows import Patterns, Workspace
 
-from emp_llm.checkpoint.checkpoint import Checkpoint
+from emp_llm.checkpoint.checkpoint import Checkpoint, check_all_listed
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError, FormatError
@@ -85,7 +85,7 @@ def unpack(
         HubError: If it cannot be downloaded.
         FormatError: If packed data is damaged or of another version.
         OptionError: If the kernels have no such device to run on.
-        OutputError: If `out` cannot be written, or overlaps the source.
+        OutputError: If `out` cannot be written.
         DeviceError: If a GPU has no room for the work.
     """
     devices = asked_devices(device, Team())
@@ -94,6 +94,7 @@ def unpack(
     source = find_source(model, revision=revision, token=token, progress=shared)
     checkpoint = source.open_checkpoint()
     _check_packed(checkpoint)
+    check_all_listed(checkpoint)  # as it was written, it has a correct index
     packed_report = read_report(source.folder)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
         workers = Workers.find(

@@ -5,6 +5,5 @@ sidecar_files     index, config and other files beside the weights
 journal           what a run has finished
 run_description   what the bytes of a result depend on
 publication       moves files to their place in one step
-overlap           refuses an output folder that overlaps the source
 output_folder     the folder itself: staged, resumed, published
 """

@@ -11,7 +11,7 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.hub.source import Source
 from emp_llm.options import PruneOptions
 from emp_llm.runtime.team import Team
-from emp_llm.structure.targets import TargetDecision
+from emp_llm.structure.targets import Decisions, TargetDecision
 from emp_llm.structure.targets_process import TargetsQuestion
 from emp_llm.tensors.planes import check_names
 from emp_llm.tensors.target import Target
@@ -29,6 +29,8 @@ class PruningPlan:
             the one that the other is tied to.
         options: The rule.
         decisions: The decision on every tensor, by name.
+        missing: Parameters of the model that no tensor fills, so that transformers initialises
+            them.
         targets: The tensors that are pruned, by the name of their shard.
     """
 
@@ -36,6 +38,7 @@ class PruningPlan:
     checkpoint: Checkpoint
     options: PruneOptions
     decisions: Mapping[str, TargetDecision]
+    missing: Sequence[str]
     targets: Mapping[str, Sequence[Target]]
 
     @classmethod
@@ -55,7 +58,7 @@ class PruningPlan:
         """
         if options.output_format == "packed":
             check_names(checkpoint.tensors)
-        decisions = _decide(checkpoint, options, team or Team())
+        decisions, missing = _decide(checkpoint, options, team or Team())
         checkpoint = checkpoint.without(_stored_twice(checkpoint, decisions))
         targets = {
             shard.name: [
@@ -70,6 +73,7 @@ class PruningPlan:
             checkpoint=checkpoint,
             options=options,
             decisions=decisions,
+            missing=missing,
             targets=targets,
         )
 
@@ -91,10 +95,10 @@ class PruningPlan:
         return sum(target.entry.nbytes for target in self.targets_of(shards))
 
 
-def _decide(checkpoint: Checkpoint, options: PruneOptions, team: Team) -> dict[str, TargetDecision]:
+def _decide(checkpoint: Checkpoint, options: PruneOptions, team: Team) -> Decisions:
     """Have the first rank decide which tensors are targets."""
 
-    def ask() -> dict[str, dict[str, Any]]:
+    def ask() -> tuple[dict[str, dict[str, Any]], list[str]]:
         tensors = checkpoint.tensors.items()
         with TargetsQuestion(
             checkpoint.folder,
@@ -102,13 +106,19 @@ def _decide(checkpoint: Checkpoint, options: PruneOptions, team: Team) -> dict[s
             targets=options.targets,
             ignore=options.ignore,
             config=checkpoint.config if checkpoint.original else None,
+            absent=checkpoint.absent,
         ) as question:
             load_backend()  # takes seconds, in which the other process reads the model's code
-            return {name: asdict(decision) for name, decision in question.answer().items()}
+            answer = question.answer()
+        decisions = {name: asdict(decision) for name, decision in answer.tensors.items()}
+        return decisions, answer.missing
 
     if not team.leads:
         load_backend()
-    return {name: TargetDecision(**fields) for name, fields in team.share(ask).items()}
+    decisions, missing = team.share(ask)
+    return Decisions(
+        {name: TargetDecision(**fields) for name, fields in decisions.items()}, missing
+    )
 
 
 def _stored_twice(checkpoint: Checkpoint, decisions: Mapping[str, TargetDecision]) -> list[str]:

@@ -32,7 +32,7 @@ def report_on(
         origin: Name and revision of the model.
         calibrated: What scores from data found; None without any.
     """
-    return build_report(
+    report = build_report(
         (
             tensor_report(plan, name, outcomes.get(name, Outcome()))
             for name in plan.checkpoint.tensors
@@ -41,6 +41,9 @@ def report_on(
         origin,
         calibrated or Calibrated(),
     )
+    if plan.missing:
+        report["missing"] = list(plan.missing)
+    return report
 
 
 def tensor_report(plan: PruningPlan, name: str, outcome: Outcome) -> TensorReport:

@@ -316,6 +316,7 @@ class ExtraFields(TypedDict):
         search_data: What that loss was measured on.
         calibration: What a calibration met.
         search: The β that were tried, in order.
+        missing: Parameters of the model that no tensor fills, which transformers initialises.
         files: The files beside the report, by their paths in the folder; of `inspect`, files of
             weights as they would be written.
         standing_out: Rows unlike the others, the worst of them.
@@ -328,6 +329,7 @@ class ExtraFields(TypedDict):
     search_data: NotRequired[DataFields]
     calibration: NotRequired[NoteFields]
     search: NotRequired[list[Trial]]
+    missing: NotRequired[list[str]]
     files: NotRequired[Annotated[dict[str, FileFields], IN_FILES]]
     standing_out: NotRequired[Annotated[list[OutlierRow], NOT_IN_FILES]]
     standing_out_counts: NotRequired[Annotated[dict[str, int], NOT_IN_FILES]]

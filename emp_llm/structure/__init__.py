@@ -4,6 +4,9 @@ auto_class       the class of transformers that loads it
 meta_model       the model without its weights, on the meta device
 places           what each parameter of the model is
 landing          the parameter that each tensor of the checkpoint is loaded into
+wrapped_names    names that a wrapper around the model has changed
+stored_forms     weights that are quantized or empty, though the config does not say so
+completeness     what the model needs and the checkpoint lacks
 targets          which tensors are targets, and why the others are not
 targets_process  decides the targets in a process of its own
 """

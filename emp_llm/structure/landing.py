@@ -1,18 +1,15 @@
 """Which parameter of a model each tensor of a checkpoint is loaded into, transposed or not."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from emp_llm.runtime.quiet import calm
-from emp_llm.structure.meta_model import build_meta_model
 from emp_llm.structure.places import Place, find_places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.core_model_loading import WeightTransform
 
-__all__ = ["Landing", "land", "read_structure"]
+__all__ = ["Landing", "land"]
 
 
 class Landing(NamedTuple):
@@ -23,48 +20,14 @@ class Landing(NamedTuple):
         place: What that parameter is.
         whole: Whether the tensor is the parameter, neither split nor fused nor converted.
         flipped: Whether its last two dimensions are swapped when it is loaded.
+        others: Names of the further parameters that the tensor is split into.
     """
 
     name: str
     place: Place
     whole: bool
     flipped: bool
-
-
-def read_structure(
-    folder: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    config: Mapping[str, Any] | None = None,
-) -> dict[str, Landing | None]:
-    """Find, for each tensor of a checkpoint, the parameter that transformers loads it into.
-
-    A **decoder block** (or encoder block) is an element of a ``ModuleList`` that holds a linear
-    layer, and that is a ``GradientCheckpointingLayer`` of transformers, as decoder and encoder
-    layers are, or holds an attention module but no such layer. If these are nested, the outermost
-    counts.
-
-    A module is **attention**, with all that it holds, if the name of its class says so
-    (``LlamaAttention``, ``T5LayerSelfAttention``; not ``JambaAttentionDecoderLayer`` and the like,
-    which hold an MLP as well), or the name of its attribute (``attn``, ``self_attn``,
-    ``linear_attn``, ``attention``).
-
-    A **router** is known by the name of its class or attribute (``router``, ``gate``,
-    ``shared_expert_gate``), because in some models it is a plain linear layer.
-
-    Args:
-        folder: The checkpoint's folder; only its ``config.json`` is read.
-        shapes: Shape of each tensor of the checkpoint, by name.
-        config: The content of ``config.json`` if the folder has none.
-
-    Returns:
-        The parameter for each name; None if the model has no parameter for it.
-
-    Raises:
-        CheckpointError: See `emp_llm.structure.meta_model.build_meta_model`.
-    """
-    with calm():
-        model = build_meta_model(folder, len(shapes), config)
-        return land(model, shapes)
+    others: tuple[str, ...] = ()
 
 
 def land(
@@ -104,9 +67,7 @@ def _land(
 
     renamings = [e for e in entries if isinstance(e, core_model_loading.WeightRenaming)]
     converters = [e for e in entries if isinstance(e, core_model_loading.WeightConverter)]
-    operations = {
-        p: converter.operations for converter in converters for p in converter.source_patterns
-    }
+    by_pattern = {p: converter for converter in converters for p in converter.source_patterns}
     prefix, state = model.base_model_prefix, model.state_dict()
     rename = core_model_loading.rename_source_key
     # in transformers' order, because some renamings depend on the names that came before
@@ -117,10 +78,15 @@ def _land(
         if found not in places:
             yield name, None
             continue
-        flipped = pattern is not None and _flips(
-            operations[pattern], same_shape=shapes[name] == places[found].shape
-        )
-        yield name, Landing(found, places[found], pattern is None, flipped)
+        if pattern is None:
+            yield name, Landing(found, places[found], whole=True, flipped=False)
+            continue
+        converter = by_pattern[pattern]
+        flipped = _flips(converter.operations, same_shape=shapes[name] == places[found].shape)
+        # the name is made by the first of the converter's target patterns
+        first, *further = converter.target_patterns
+        others = tuple(found.replace(first, target) for target in further)
+        yield name, Landing(found, places[found], whole=False, flipped=flipped, others=others)
 
 
 def _flips(operations: Iterable[object], *, same_shape: bool) -> bool:

@@ -5,17 +5,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from emp_llm.checkpoint.dtypes import PRUNABLE
 from emp_llm.errors import CheckpointError
-from emp_llm.structure.landing import Landing, read_structure
+from emp_llm.structure.completeness import check_complete, read_structure
+from emp_llm.structure.landing import Landing
 from emp_llm.structure.places import Place
+from emp_llm.structure.stored_forms import check_gathered, check_not_quantized
 
-__all__ = ["TargetDecision", "decide", "decide_targets", "module_name"]
+__all__ = ["Decisions", "TargetDecision", "decide", "decide_all", "decide_targets", "module_name"]
 
 _NAMED_TARGETS = ("mlp", "attention", "all-linear")
 _EXAMPLES = 3
+_REMEDIES = {
+    "F64": "Cast the checkpoint (from_pretrained(..., dtype='float32'), save_pretrained), or",
+    **dict.fromkeys(("BOOL", "C64"), "To leave such weights as they are,"),
+}
+"""What helps against a dtype of a target that is no sign of quantized weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +54,33 @@ class TargetDecision:
     tied_to: str | None = None
 
 
+class Decisions(NamedTuple):
+    """The decisions on all tensors of a checkpoint.
+
+    Attributes:
+        tensors: The decision on each tensor, by its name.
+        missing: Names of the parameters of the model that no tensor fills, so that transformers
+            initialises them, as it does with a head that is still to be trained.
+    """
+
+    tensors: dict[str, TargetDecision]
+    missing: list[str]
+
+
 def decide_targets(
     folder: Path,
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
     *,
     targets: str = "mlp",
     ignore: Sequence[str] = (),
-    config: Mapping[str, Any] | None = None,
 ) -> dict[str, TargetDecision]:
     """Decide by the model's structure which tensors of a checkpoint are targets.
 
     Targets are matrices of linear layers: ``nn.Linear``, transformers' ``Conv1D`` and the fused
     weights of experts, whether the checkpoint holds them fused or one by one. Embeddings, the
     output head and what is tied to them, norms, biases and routers are never targets. See
-    `emp_llm.structure.landing.read_structure` for what is a decoder block, attention or a router.
+    `emp_llm.structure.completeness.read_structure` for what is a decoder block, attention or a
+    router.
 
     Args:
         folder: The checkpoint's folder; only its ``config.json`` is read.
@@ -68,19 +89,47 @@ def decide_targets(
             of attention), ``all-linear`` (both), or a regular expression searched in the
             checkpoint's names, which finds linear layers outside decoder blocks as well.
         ignore: Regular expressions; a tensor in whose name one of them is found is not a target.
-        config: The content of ``config.json`` if the folder has none.
 
     Returns:
         The decision for each tensor by name, in the given order.
 
     Raises:
+        CheckpointError: As `decide_all` does.
+    """
+    return decide_all(folder, tensors, targets=targets, ignore=ignore).tensors
+
+
+def decide_all(
+    folder: Path,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    *,
+    targets: str,
+    ignore: Sequence[str],
+    config: Mapping[str, Any] | None = None,
+    absent: Mapping[str, str] = MappingProxyType({}),
+) -> Decisions:
+    """`decide_targets`, and what the checkpoint lacks.
+
+    Args:
+        folder: As for `decide_targets`.
+        tensors: As for `decide_targets`.
+        targets: As for `decide_targets`.
+        ignore: As for `decide_targets`.
+        config: The content of ``config.json`` if the folder has none.
+        absent: The tensors that the checkpoint's index lists and no file has, with the file that
+            it names.
+
+    Raises:
         CheckpointError: If no model can be built from the config (see
-            `emp_llm.structure.meta_model.build_meta_model`), a tensor does not fit it, a target is
-            not float16, bfloat16 or float32, or there is not a target.
+            `emp_llm.structure.meta_model.build_meta_model`), a tensor does not fit it or is missing
+            (see `emp_llm.structure.completeness.check_complete`), a target is not float16, bfloat16
+            or float32, or there is not a target.
     """
     shapes = {name: shape for name, (_, shape) in tensors.items()}
-    landings = read_structure(folder, shapes, config)
-    return decide(str(folder), tensors, landings, targets=targets, ignore=ignore)
+    structure = read_structure(folder, shapes, config, absent)
+    check_complete(str(folder), structure, absent)
+    decisions = decide(str(folder), tensors, structure.landings, targets=targets, ignore=ignore)
+    return Decisions(decisions, list(structure.missing))
 
 
 def decide(
@@ -103,26 +152,42 @@ def decide(
     Raises:
         CheckpointError: As `decide_targets` does, but for the config.
     """
+    check_gathered(where, {name: shape for name, (_, shape) in tensors.items()}, landings)
     for name, (_, shape) in tensors.items():
-        _check_shape(name, shape, landings[name])
+        _check_shape(where, name, shape, landings)
     kinds = _kinds(landings)
     rule = _Rule(targets, tuple(ignore))
     decisions = {
         name: _decide(name, shape, landings[name], kinds[name], rule)
         for name, (_, shape) in tensors.items()
     }
-    # a place names the parameter that it is tied to; a decision names the checkpoint's tensor
-    holders = {landing.name: name for name, landing in landings.items() if landing is not None}
-    for name, landing in landings.items():
-        tied_to = landing and holders.get(landing.place.tied_to or "")
-        if tied_to:
-            decisions[name] = replace(decisions[name], tied_to=tied_to)
+    for name, tied_to in _ties(landings).items():
+        decisions[name] = replace(decisions[name], tied_to=tied_to)
     for name, (dtype, _) in tensors.items():
-        if decisions[name].prune:
-            _check_dtype(decisions[name], dtype)
+        if decisions[name].prune and dtype not in PRUNABLE:
+            check_not_quantized(where, landings)
+            raise _not_prunable(decisions[name], dtype)
     if not any(decision.prune for decision in decisions.values()):
+        check_not_quantized(where, landings)
         raise _nothing_matches(where, landings, kinds, rule)
     return decisions
+
+
+def _ties(landings: Mapping[str, Landing | None]) -> dict[str, str]:
+    """By tensor, the tensor of the parameter that its own is tied to.
+
+    If the checkpoint has none for that one, it is the first of the others that are tied to it.
+    """
+    # a place names the parameter that it is tied to; a decision names the checkpoint's tensor
+    holders = {landing.name: name for name, landing in landings.items() if landing is not None}
+    ties = {}
+    for name, landing in landings.items():
+        if landing is None or landing.place.tied_to is None:
+            continue
+        holder = holders.setdefault(landing.place.tied_to, name)
+        if holder != name:
+            ties[name] = holder
+    return ties
 
 
 @dataclass(frozen=True)
@@ -241,22 +306,26 @@ def module_name(name: str) -> str:
     return parts[-2] if len(parts) > 1 else name
 
 
-def _check_shape(name: str, shape: tuple[int, ...], landing: Landing | None) -> None:
+def _check_shape(
+    where: str, name: str, shape: tuple[int, ...], landings: Mapping[str, Landing | None]
+) -> None:
+    landing = landings[name]
     if landing is None or not landing.whole or landing.place.shape in (None, shape):
         return
+    check_not_quantized(where, landings)
     raise CheckpointError(
         f"{name!r} has the shape {list(shape)}, but by config.json {landing.name!r} has "
         f"{list(landing.place.shape or ())}: the weights and the config do not belong together"
     )
 
 
-def _check_dtype(decision: TargetDecision, dtype: str) -> None:
-    if dtype not in PRUNABLE:
-        layer = decision.kind.rpartition(".")[2]
-        raise CheckpointError(
-            f"{decision.name!r} is {dtype}; emp-llm prunes float16, bfloat16 and float32. "
-            f"Load a dequantized checkpoint or add --ignore {layer!r}."
-        )
+def _not_prunable(decision: TargetDecision, dtype: str) -> CheckpointError:
+    layer = decision.kind.rpartition(".")[2]
+    remedy = _REMEDIES.get(dtype, "Load a dequantized checkpoint or")
+    return CheckpointError(
+        f"{decision.name!r} is {dtype}; emp-llm prunes float16, bfloat16 and float32. "
+        f"{remedy} add --ignore {layer!r}."
+    )
 
 
 def _nothing_matches(

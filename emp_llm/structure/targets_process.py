@@ -1,4 +1,4 @@
-"""`decide_targets` in a process of its own, which ends once it has answered.
+"""`decide_all` in a process of its own, which ends once it has answered.
 
 It imports torch and transformers, which takes seconds and 300 MB, and pruning by magnitude needs
 neither afterwards. If this process has imported transformers already, it decides itself.
@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from emp_llm import errors
-from emp_llm.structure.targets import TargetDecision, decide_targets
+from emp_llm.structure.targets import Decisions, TargetDecision, decide_all
 
 __all__ = ["TargetsQuestion"]
 
@@ -34,11 +35,12 @@ class TargetsQuestion:
     ends the process.
 
     Args:
-        folder: As for `decide_targets`.
-        tensors: As for `decide_targets`.
-        targets: As for `decide_targets`.
-        ignore: As for `decide_targets`.
-        config: As for `decide_targets`.
+        folder: As for `decide_all`.
+        tensors: As for `decide_all`.
+        targets: As for `decide_all`.
+        ignore: As for `decide_all`.
+        config: As for `decide_all`.
+        absent: As for `decide_all`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TargetsQuestion:
         targets: str,
         ignore: Sequence[str],
         config: Mapping[str, Any] | None = None,
+        absent: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._question: dict[str, Any] = {
             "folder": str(folder),
@@ -56,6 +59,7 @@ class TargetsQuestion:
             "targets": targets,
             "ignore": list(ignore),
             "config": config,
+            "absent": dict(absent),
         }
         self._process = None if "transformers" in sys.modules else _start(self._question)
 
@@ -67,11 +71,11 @@ class TargetsQuestion:
             self._process.kill()
             self._process.communicate()
 
-    def answer(self) -> dict[str, TargetDecision]:
-        """The decision for each tensor by name; waits until they are made.
+    def answer(self) -> Decisions:
+        """The decisions; waits until they are made.
 
         Raises:
-            CheckpointError: As `decide_targets` does.
+            CheckpointError: As `decide_all` does.
         """
         if self._process is None:
             return _decide(self._question)
@@ -87,7 +91,8 @@ class TargetsQuestion:
         answer = json.loads(output)
         if "error" in answer:
             raise getattr(errors, answer["error"])(answer["message"])
-        return {name: TargetDecision(**fields) for name, fields in answer["decisions"].items()}
+        decisions = {name: TargetDecision(**fields) for name, fields in answer["decisions"].items()}
+        return Decisions(decisions, answer["missing"])
 
 
 def _start(question: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
@@ -107,10 +112,10 @@ def _start(question: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
     return process
 
 
-def _decide(question: Mapping[str, Any]) -> dict[str, TargetDecision]:
+def _decide(question: Mapping[str, Any]) -> Decisions:
     tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in question["tensors"].items()}
-    more = {name: question[name] for name in ("targets", "ignore", "config")}
-    return decide_targets(Path(question["folder"]), tensors, **more)
+    more = {name: question[name] for name in ("targets", "ignore", "config", "absent")}
+    return decide_all(Path(question["folder"]), tensors, **more)
 
 
 def _main() -> None:
@@ -121,9 +126,9 @@ def _main() -> None:
     # keeps torch from importing Triton, which takes 90 MB: nothing is compiled here
     sys.modules["triton"] = None  # type: ignore[assignment]
     try:
-        decisions = _decide(json.load(sys.stdin))
-        answer = {"decisions": {name: asdict(decision) for name, decision in decisions.items()}}
-        json.dump(answer, sys.stdout)
+        found = _decide(json.load(sys.stdin))
+        decisions = {name: asdict(decision) for name, decision in found.tensors.items()}
+        json.dump({"decisions": decisions, "missing": found.missing}, sys.stdout)
     except errors.EmpError as error:
         json.dump({"error": type(error).__name__, "message": str(error)}, sys.stdout)
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from emp_llm.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from emp_llm.checkpoint.checkpoint import Checkpoint, check_all_listed, open_checkpoint
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.errors import CheckpointError, FormatError
@@ -153,6 +153,7 @@ def open_written(folder: Path) -> WrittenFolder:
             "`emp-llm unpack` wrote"
         )
     checkpoint = open_checkpoint(folder)
+    check_all_listed(checkpoint)
     report = read_report(folder)
     if report is not None:
         _check_reported_config(checkpoint, report)

@@ -296,7 +296,7 @@ def test_it_prints_nothing(llama, tmp_path):
     # transformers warns of this config: its rope scaling contradicts itself.
     rope = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
     folder = with_config(tmp_path, llama, rope_parameters={**rope, "rope_theta": 10000.0})
-    shapes = {"model.layers.0.mlp.up_proj.weight": ("BF16", (24, 16))}
+    shapes = {f"model.layers.{n}.mlp.up_proj.weight": ("BF16", (24, 16)) for n in (0, 1)}
     process = start(decide_targets, folder, shapes, output=tmp_path / "printed")
     process.join(60)
     assert process.exitcode == 0

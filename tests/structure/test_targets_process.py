@@ -39,7 +39,7 @@ def test_another_process_decides_as_this_one_does_without_triton(
         question = ask(folder, targets="all-linear", ignore=["down"])
     with question:
         assert question._process is not None
-        decisions = question.answer()
+        decisions = question.answer().tensors
     expected = decide_targets(folder, read_tensors(folder), targets="all-linear", ignore=["down"])
     assert decisions == expected
     assert list(decisions) == list(expected)
@@ -50,7 +50,7 @@ def test_where_transformers_is_imported_no_process_is_started(tiny_model) -> Non
 
     with ask(tiny_model("llama")) as question:
         assert question._process is None
-        decisions = question.answer()
+        decisions = question.answer().tensors
     assert {name for name, it in decisions.items() if it.prune} == set(LLAMA.mlp)
 
 
