@@ -103,5 +103,8 @@ def __dir__() -> list[str]:
 
 
 register_post_import_hook(
+    "emp_llm.integration.registration:wrap_configs", "transformers.configuration_utils"
+)
+register_post_import_hook(
     "emp_llm.integration.registration:register", "transformers.modeling_utils"
 )

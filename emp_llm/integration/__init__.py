@@ -11,7 +11,8 @@ zeros           the pruned parameters of a model, found and set to zero again
 training        `KeepSparsity` and `SparsityHold`, which keep the zeros while a model is trained
 adapters        `merge_adapter`, which keeps them while adapters are merged
 quantizers      what happens before, while and after weights are loaded
-registration    makes `configs` and `quantizers` known to transformers
+save_call       a call of `save_pretrained`: what it packs, and whether config.json says so
+registration    makes `configs`, `quantizers` and `save_call` known to transformers
 
 ``quantization_config`` is transformers' name; nothing here quantizes. The loaded model is an
 ordinary one: dense weights with zeros in them, no hooks, no modules of emp-llm.

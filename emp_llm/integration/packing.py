@@ -54,8 +54,13 @@ def pack_tensor(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[s
         The planes by name: records and row table uint8 [bytes], meta int64 [numbers].
 
     Raises:
-        OutputError: If it holds NaN or infinity.
+        OutputError: If it holds NaN or infinity, or is on the meta device.
     """
+    if tensor.is_meta:
+        raise OutputError(
+            f"{name!r} is on the meta device, where there are no weights to save: load the model "
+            "again"
+        )
     geometry = Geometry(
         number_format=NUMBER_FORMATS[tensor.dtype],
         shape=tuple(tensor.shape),

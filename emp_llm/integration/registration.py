@@ -1,27 +1,44 @@
-"""Makes emp-llm's configurations known to transformers."""
+"""Makes emp-llm known to transformers: configurations, quantizers, and how models are saved.
+
+transformers has no place to register what is done on saving, nor on reading a configuration. So two
+of its methods are wrapped; for models and configurations that are not packed they do what they
+always do.
+"""
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from emp_llm.tensors.packed_config import QUANT_METHOD
+from wrapt import wrap_function_wrapper
+
+from emp_llm.tensors.packed_config import QUANT_METHOD, is_packed
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
     from transformers.quantizers.base import HfQuantizer
 
     from emp_llm.integration.configs import EmpConfig, PackedConfig
 
-__all__ = ["register"]
+__all__ = ["register", "wrap_configs"]
 
 
-def register(_modeling_utils: ModuleType) -> None:
+def wrap_configs(configuration_utils: ModuleType) -> None:
+    """Have a packed checkpoint's configuration read as it is, whatever a script asks for.
+
+    Args:
+        configuration_utils: The module ``transformers.configuration_utils``.
+    """
+    wrap_function_wrapper(configuration_utils, "PreTrainedConfig.from_dict", _from_dict)
+
+
+def register(modeling_utils: ModuleType) -> None:
     """Register the configurations, and quantizers that are imported when a model is loaded.
 
     transformers may be in the middle of being imported, by a module of ours too. So nothing is
     imported here that needs ``transformers.modeling_utils``, as the quantizers do.
 
     Args:
-        _modeling_utils: The module ``transformers.modeling_utils``; nothing loads a model
+        modeling_utils: The module ``transformers.modeling_utils``; nothing loads a model
             without it.
     """
     from transformers.quantizers import auto
@@ -32,6 +49,33 @@ def register(_modeling_utils: ModuleType) -> None:
     auto.register_quantizer(QUANT_METHOD)(_deferred(_unpacking))
     auto.register_quantization_config(PRUNE_METHOD)(EmpConfig)
     auto.register_quantizer(PRUNE_METHOD)(_deferred(_pruning))
+    wrap_function_wrapper(modeling_utils, "PreTrainedModel.save_pretrained", _save_pretrained)
+
+
+def _from_dict(
+    from_dict: Callable[..., Any], _: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> object:
+    """Take ``quantization_config=None`` for left out.
+
+    transformers' auto classes would put None over what config.json says, and then take packed bytes
+    for a weight of another shape.
+    """
+    if is_packed(args[0] if args else kwargs.get("config_dict", {})):
+        given = kwargs.pop("quantization_config", None)
+        if given is not None:
+            kwargs["quantization_config"] = given
+    return from_dict(*args, **kwargs)
+
+
+def _save_pretrained(
+    save_pretrained: Callable[..., Any],
+    model: "PreTrainedModel",
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> object:
+    from emp_llm.integration.save_call import save
+
+    return save(save_pretrained, model, args, kwargs)
 
 
 def _deferred(make: Callable[..., "HfQuantizer"]) -> "type[HfQuantizer]":

@@ -21,6 +21,7 @@ from emp_llm.errors import OptionError
 from emp_llm.integration.packing import PackedBefore, pack_tensor
 from emp_llm.integration.tensor_readers import NUMBER_FORMATS
 from emp_llm.integration.weight_feed import ANYTHING, AsItIs, copy_slots
+from emp_llm.structure.places import find_places
 
 if TYPE_CHECKING:
     from transformers.utils.loading_report import LoadStateDictInfo
@@ -29,11 +30,14 @@ __all__ = [
     "PackingConverter",
     "PackingPlainWeights",
     "Record",
+    "conversions_in_use",
     "conversions_of",
     "densify",
+    "own_names_packed",
     "record",
     "saved_as_in_memory",
     "set_conversions",
+    "without_packing",
 ]
 
 
@@ -172,6 +176,43 @@ def set_conversions(model: PreTrainedModel, conversions: list[WeightTransform]) 
     model._weight_conversions = conversions  # type: ignore[assignment]
 
 
+@contextmanager
+def conversions_in_use(
+    model: PreTrainedModel, conversions: list[WeightTransform]
+) -> Iterator[None]:
+    """Have a model saved with other conversions inside the block."""
+    before = model._weight_conversions
+    set_conversions(model, conversions)
+    try:
+        yield
+    finally:
+        model._weight_conversions = before
+
+
+def without_packing(model: PreTrainedModel) -> list[WeightTransform]:
+    """The conversions of a model without what packs."""
+    return [
+        conversion.original if isinstance(conversion, PackingConverter) else conversion
+        for conversion in conversions_of(model)
+        if not isinstance(conversion, PackingPlainWeights)
+    ]
+
+
+def own_names_packed(model: PreTrainedModel, known: Record) -> list[WeightTransform]:
+    """Conversions that pack parameters under their own names.
+
+    Args:
+        model: A model.
+        known: Its record.
+    """
+    places = find_places(model)
+    tensors = {
+        name: known.find(name) or PackedBefore(places[name].transposed)
+        for name in known.parameters & places.keys()
+    }
+    return [PackingPlainWeights(Record(tensors, known.parameters, model.base_model_prefix))]
+
+
 def record(model: PreTrainedModel) -> Record | None:
     """What was pruned or packed in a model; None if it was not loaded through emp-llm."""
     for conversion in conversions_of(model):
@@ -209,12 +250,7 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
             "packed checkpoint nor pruned by EmpConfig"
         )
     _save_as_before(model)
-    ordinary = [
-        conversion.original if isinstance(conversion, PackingConverter) else conversion
-        for conversion in conversions_of(model)
-        if not isinstance(conversion, PackingPlainWeights)
-    ]
-    set_conversions(model, ordinary)
+    set_conversions(model, without_packing(model))
     del model.config.quantization_config
     return model
 

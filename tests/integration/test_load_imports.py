@@ -55,6 +55,7 @@ def test_plain_from_pretrained_loads_a_packed_folder_whichever_was_imported_firs
         "    import emp_llm\n"
         "    from transformers import AutoModelForCausalLM\n"
         "    model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "    AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=None)\n"
         f"    weights = model.get_parameter({NAME!r}).data\n"
         "    torch.save(weights, f'{sys.argv[2]}/{before}.pt')\n"
         "    break\n"

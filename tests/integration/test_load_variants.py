@@ -252,6 +252,33 @@ def test_auto_classes_and_plain_options_work(both: Any, option: dict[str, Any]) 
     assert_same(both("llama", loader=loader, attn_implementation="eager", **option))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ignore_mismatched_sizes": True}, {"dtype": torch.float32}, {"dtype": "auto"}],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("architecture", "loader"),
+    [
+        ("llama", AutoModelForCausalLM),
+        ("llama", transformers.LlamaForCausalLM),
+        ("gpt2", AutoModel),
+        ("mixtral", AutoModelForCausalLM),
+    ],
+)
+def test_no_quantization_config_is_as_if_it_was_left_out(
+    pruned_model: TinyModel, architecture: str, loader: Any, options: dict[str, Any]
+) -> None:
+    packed = pruned_model(architecture)
+    found = loader.from_pretrained(packed, quantization_config=None, **options)
+    dense = pruned_model(architecture, output_format="dense")
+    assert_same((found, loader.from_pretrained(dense, **options)))
+    config, rest = AutoConfig.from_pretrained(
+        packed, quantization_config=None, return_unused_kwargs=True
+    )
+    assert (config.quantization_config["quant_method"], rest) == ("emp", {})
+
+
 def test_the_written_config_is_the_original_one_but_for_the_rule(
     asked: Any, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
