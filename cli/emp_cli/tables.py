@@ -138,9 +138,9 @@ def found_lines(report: "Report") -> list[str]:
     if unreached := report.get("calibration", {}).get("without_tokens"):
         lines.append(f"ranked by magnitude, for no token reached them: {len(unreached)} matrices")
     if missing := report.get("missing"):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         lines.append(
-            f"not in the checkpoint: {len(missing)} parameters of the model, such as "
-            f"{missing[0]!r}, which transformers initialises at random"
+            f"not in the checkpoint, so transformers initialises it at random: {missing[0]}{more}"
         )
     return [printable(line) for line in lines]
 

@@ -33,6 +33,7 @@ from emp_llm.selection.selection import select
 from emp_llm.structure.landing import land
 from emp_llm.structure.places import find_places
 from emp_llm.structure.targets import decide, decide_targets
+from emp_llm.structure.wrapped_names import check_names
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.tensors.target import Target
@@ -184,6 +185,7 @@ class PruningQuantizer(_Quantizer):
         shapes = {name: shape for name, (_, shape) in tensors.items()}
         self._landings = land(model, shapes, copy.deepcopy(conversions))
         folder = self._shards[0].path.parent
+        check_names(str(folder), model, shapes, self._landings)
         rule: _Rule = {"targets": options.targets, "ignore": options.ignore}
         if options.granularity == "model":
             # The group is all targets of the checkpoint; the class that is loaded may lack some.

@@ -58,7 +58,7 @@ class PruningPlan:
         """
         if options.output_format == "packed":
             check_names(checkpoint.tensors)
-        decisions, missing = _decide(checkpoint, options, team or Team())
+        decisions, missing = _decide(source, checkpoint, options, team or Team())
         checkpoint = checkpoint.without(_stored_twice(checkpoint, decisions))
         targets = {
             shard.name: [
@@ -95,7 +95,7 @@ class PruningPlan:
         return sum(target.entry.nbytes for target in self.targets_of(shards))
 
 
-def _decide(checkpoint: Checkpoint, options: PruneOptions, team: Team) -> Decisions:
+def _decide(source: Source, checkpoint: Checkpoint, options: PruneOptions, team: Team) -> Decisions:
     """Have the first rank decide which tensors are targets."""
 
     def ask() -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -107,6 +107,7 @@ def _decide(checkpoint: Checkpoint, options: PruneOptions, team: Team) -> Decisi
             ignore=options.ignore,
             config=checkpoint.config if checkpoint.original else None,
             absent=checkpoint.absent,
+            where=source.repo_id,
         ) as question:
             load_backend()  # takes seconds, in which the other process reads the model's code
             answer = question.answer()

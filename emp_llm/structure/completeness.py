@@ -6,6 +6,7 @@ linear layer that other decoder blocks have, and of what the checkpoint's own in
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Structure", "check_complete", "read_structure"]
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_INCOMPLETE = (
+    "the checkpoint is incomplete, or its config describes more blocks than were saved; save or "
+    "download it again"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,7 @@ def read_structure(
     shapes: Mapping[str, tuple[int, ...]],
     config: Mapping[str, Any] | None = None,
     listed: Iterable[str] = (),
+    where: str | None = None,
 ) -> Structure:
     """Find the parameter that each tensor of a checkpoint is loaded into, and which get none.
 
@@ -72,6 +78,7 @@ def read_structure(
         shapes: Shape of each tensor of the checkpoint, by name.
         config: The content of ``config.json`` if the folder has none.
         listed: Names of tensors that the checkpoint's index lists and no file has.
+        where: What the user calls the checkpoint, for errors; by default its folder.
 
     Raises:
         CheckpointError: As `emp_llm.structure.meta_model.build_meta_model` and
@@ -80,7 +87,7 @@ def read_structure(
     with calm():
         model = build_meta_model(folder, len(shapes), config)
         landings = land(model, shapes)
-        check_names(str(folder), model, shapes, landings)
+        check_names(str(folder) if where is None else where, model, shapes, landings)
         missing = _missing(model, landings)
         to_come = land(model, dict.fromkeys(listed, ())).items()
         return Structure(
@@ -127,9 +134,9 @@ def check_complete(where: str, structure: Structure, listed: Mapping[str, str]) 
         listed: The tensors that its index lists and no file has, with the file that it names.
 
     Raises:
-        CheckpointError: If a listed tensor would fill a missing parameter; if a linear layer is
-            missing that other decoder blocks have; or if the checkpoint has other layers in the
-            place of missing ones.
+        CheckpointError: If a listed tensor would fill a missing parameter; if a linear layer, or
+            one of its experts, is missing that other decoder blocks have; or if the checkpoint has
+            other layers in the place of missing ones.
     """
     lost = [name for name, place in structure.missing.items() if place.block and not place.why_not]
     if structure.lacking or lost:
@@ -141,20 +148,38 @@ def check_complete(where: str, structure: Structure, listed: Mapping[str, str]) 
             f"{structure.model} needs ({len(structure.lacking)} missing): fetch that file again "
             "or, if it is published so, ask its makers for a complete one"
         )
-    if not lost:
-        return
     present = {_any_block(one.name) for one in structure.landings.values() if one is not None}
     if odd := next((name for name in lost if _any_block(name) in present), None):
         raise CheckpointError(
             f"{where}: no tensor gives {odd!r} of {structure.model} ({len(lost)} linear layers "
-            "missing), which other blocks have: the checkpoint is incomplete, or its config "
-            "describes more blocks than were saved; save or download it again"
+            f"missing), which other blocks have: {_INCOMPLETE}"
+        )
+    for name, found, others in _partly_given(structure.landings):
+        raise CheckpointError(
+            f"{where}: {found} tensors give {name!r} of {structure.model}, and {others} in another "
+            f"block: {_INCOMPLETE}"
         )
     if stray := next(_in_place_of(lost, structure.landings), None):
         raise CheckpointError(
             f"{where}: {structure.model} has no place for {stray!r}, and no tensor gives its "
             f"{lost[0]!r}: the weights and the config do not belong together"
         )
+
+
+def _partly_given(landings: Mapping[str, Landing | None]) -> Iterator[tuple[str, int, int]]:
+    """Parameters that are merged of fewer tensors, such as experts, than in another block.
+
+    Yields:
+        The parameter's name, how many tensors it is merged of, and the most that another one is.
+    """
+    merged = [one for one in landings.values() if one is not None and not (one.whole or one.others)]
+    counts = Counter((one.name, _any_block(one.name), one.place.shape) for one in merged)
+    most: Counter[tuple[str, tuple[int, ...] | None]] = Counter()
+    for (_, anywhere, shape), count in counts.items():
+        most[anywhere, shape] = max(most[anywhere, shape], count)
+    for (name, anywhere, shape), count in counts.items():
+        if count < most[anywhere, shape]:
+            yield name, count, most[anywhere, shape]
 
 
 def _any_block(name: str) -> str:

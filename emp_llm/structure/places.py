@@ -34,6 +34,7 @@ class Place:
         expert: Whether it belongs to an expert of a mixture of experts.
         transposed: Whether it is stored [.., in, out] rather than [.., out, in].
         tied_to: Name, in the model, of the parameter that transformers ties it to, or None.
+        saved: Whether `save_pretrained` writes it; not if the model computes it when it is made.
     """
 
     shape: tuple[int, ...] | None
@@ -43,6 +44,7 @@ class Place:
     expert: bool
     transposed: bool
     tied_to: str | None = None
+    saved: bool = True
 
 
 def find_places(model: "PreTrainedModel") -> dict[str, Place]:
@@ -56,6 +58,8 @@ def find_places(model: "PreTrainedModel") -> dict[str, Place]:
     """
     places = dict(_walk(model, _Scope(heads=frozenset(_heads(model)))))
     _exclude_tied(places, getattr(model, "all_tied_weights_keys", {}))
+    for name in places.keys() & set(model._keys_to_ignore_on_save or ()):
+        places[name] = replace(places[name], saved=False)
     return places
 
 

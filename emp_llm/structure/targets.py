@@ -43,6 +43,8 @@ class TargetDecision:
             run along dimension -2; otherwise they run along dimension -1.
         tied_to: Name of the tensor that it is tied to in the model, so that the model is complete
             without this one; None if there is none.
+        saved: Whether transformers writes it when it saves the model: the model has it, and does
+            not compute it anew.
     """
 
     name: str
@@ -52,6 +54,7 @@ class TargetDecision:
     block: str | None
     transposed: bool
     tied_to: str | None = None
+    saved: bool = True
 
 
 class Decisions(NamedTuple):
@@ -107,6 +110,7 @@ def decide_all(
     ignore: Sequence[str],
     config: Mapping[str, Any] | None = None,
     absent: Mapping[str, str] = MappingProxyType({}),
+    where: str | None = None,
 ) -> Decisions:
     """`decide_targets`, and what the checkpoint lacks.
 
@@ -118,6 +122,7 @@ def decide_all(
         config: The content of ``config.json`` if the folder has none.
         absent: The tensors that the checkpoint's index lists and no file has, with the file that
             it names.
+        where: What the user calls the checkpoint, for errors; by default its folder.
 
     Raises:
         CheckpointError: If no model can be built from the config (see
@@ -125,10 +130,11 @@ def decide_all(
             (see `emp_llm.structure.completeness.check_complete`), a target is not float16, bfloat16
             or float32, or there is not a target.
     """
+    where = str(folder) if where is None else where
     shapes = {name: shape for name, (_, shape) in tensors.items()}
-    structure = read_structure(folder, shapes, config, absent)
-    check_complete(str(folder), structure, absent)
-    decisions = decide(str(folder), tensors, structure.landings, targets=targets, ignore=ignore)
+    structure = read_structure(folder, shapes, config, absent, where)
+    check_complete(where, structure, absent)
+    decisions = decide(where, tensors, structure.landings, targets=targets, ignore=ignore)
     return Decisions(decisions, list(structure.missing))
 
 
@@ -207,6 +213,7 @@ def _decide(
             kind=kind,
             block=None,
             transposed=False,
+            saved=False,
         )
     place = landing.place
     why_not = _why_not(name, shape, place, rule)
@@ -217,6 +224,7 @@ def _decide(
         kind=kind,
         block=_block_in_checkpoint(name, place.block) if place.block else None,
         transposed=place.why_not is None and place.transposed != landing.flipped,
+        saved=place.saved,
     )
 
 

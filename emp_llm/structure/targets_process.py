@@ -41,6 +41,7 @@ class TargetsQuestion:
         ignore: As for `decide_all`.
         config: As for `decide_all`.
         absent: As for `decide_all`.
+        where: As for `decide_all`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class TargetsQuestion:
         ignore: Sequence[str],
         config: Mapping[str, Any] | None = None,
         absent: Mapping[str, str] = MappingProxyType({}),
+        where: str | None = None,
     ) -> None:
         self._question: dict[str, Any] = {
             "folder": str(folder),
@@ -60,6 +62,7 @@ class TargetsQuestion:
             "ignore": list(ignore),
             "config": config,
             "absent": dict(absent),
+            "where": where,
         }
         self._process = None if "transformers" in sys.modules else _start(self._question)
 
@@ -114,7 +117,7 @@ def _start(question: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
 
 def _decide(question: Mapping[str, Any]) -> Decisions:
     tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in question["tensors"].items()}
-    more = {name: question[name] for name in ("targets", "ignore", "config", "absent")}
+    more = {name: question[name] for name in ("targets", "ignore", "config", "absent", "where")}
     return decide_all(Path(question["folder"]), tensors, **more)
 
 

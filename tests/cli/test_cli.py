@@ -1,6 +1,7 @@
 """The command line: exit statuses, what goes to stdout and to stderr, nothing heavy for --help."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,6 +74,25 @@ def test_version_is_the_one_of_the_library() -> None:
     import emp_llm
 
     assert run("--version").stdout == f"emp-llm {emp_llm.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["prune", "--out", "out"], ["inspect"]])
+def test_what_transformers_will_initialise_is_said_and_reported(
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = Path(shutil.copytree(tiny_model("llama"), "source"))
+    config = json.loads((source / "config.json").read_text())
+    config["architectures"] = ["LlamaForSequenceClassification"]
+    (source / "config.json").write_text(json.dumps(config))
+    line = "not in the checkpoint, so transformers initialises it at random: score.weight"
+    command, *more = arguments
+    assert line in " ".join(run(command, "source", *more).stdout.split())
+    more = [part.replace("out", "json") if part == "out" else part for part in more]
+    assert json.loads(run(command, "source", *more, "--json").stdout)["missing"] == ["score.weight"]
 
 
 @pytest.mark.parametrize(

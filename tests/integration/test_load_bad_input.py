@@ -316,6 +316,16 @@ def test_a_state_dict_is_refused(tiny_model: TinyModel) -> None:
     assert "state_dict" in refusal(None, CheckpointError, **options)
 
 
+def test_names_that_a_wrapper_has_changed_are_refused_with_its_name(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_model("llama"), tmp_path / "source"))
+    tensors = {f"_orig_mod.{name}": tensor for name, tensor in load(source).items()}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"'_orig_mod\.', which torch\.compile adds"):
+        load_model("llama", source, quantization_config=EmpConfig())
+
+
 def test_targets_that_match_nothing_are_refused(tiny_model: TinyModel) -> None:
     config = EmpConfig(targets="no_such_layer")
     message = refusal(tiny_model("llama"), CheckpointError, quantization_config=config)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.loading import load_model
+from transformers import MarianConfig, MarianMTModel
 
 from emp_llm import EmpConfig, FormatError, diff, verify
 
@@ -49,6 +50,39 @@ def test_tied_weights_that_the_source_has_twice_are_saved_once(
     found = verify(tmp_path / "out", against=source)
     assert found["tensors"] == len(model.state_dict()) - tied
     assert len(diff(source, tmp_path / "out")["only_in_a"]) == tied
+
+
+def test_what_the_model_has_no_place_for_is_not_missed(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_model("llama"), tmp_path / "source"))
+    weights = load_file(source / "model.safetensors")
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(weights | old, source / "model.safetensors", {"format": "pt"})
+    model = load_model("llama", source, quantization_config=EmpConfig())
+    model.save_pretrained(tmp_path / "out")
+    assert verify(tmp_path / "out", against=source)["tensors"] == len(weights)
+
+
+def test_what_the_model_computes_and_transformers_never_saves_is_not_missed(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "vocab_size": 32, "pad_token_id": 1, "max_position_embeddings": 8}
+    parts = {
+        f"{part}_{size}": 2 for part in ("encoder", "decoder") for size in ("layers", "ffn_dim")
+    }
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = MarianConfig(**sizes, **parts, **heads, decoder_start_token_id=1)
+    made = MarianMTModel(config)
+    made.save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "model.safetensors").unlink()
+    torch.save(made.state_dict(), tmp_path / "source" / "pytorch_model.bin")
+    model = MarianMTModel.from_pretrained(tmp_path / "source", quantization_config=EmpConfig())
+    model.save_pretrained(tmp_path / "out")
+    lost = diff(tmp_path / "source", tmp_path / "out")["only_in_a"]
+    assert {name for name in lost if "embed_positions" in name} == {
+        "model.decoder.embed_positions.weight",
+        "model.encoder.embed_positions.weight",
+    }
+    assert verify(tmp_path / "out", against=tmp_path / "source")["pruned_tensors"] == 8
 
 
 def test_a_tied_tensor_of_its_own_weights_is_missed(tiny_model: TinyModel, tmp_path: Path) -> None:

@@ -102,6 +102,21 @@ def test_a_layer_that_other_blocks_have_is_named(part: str, count: int, tiny_mod
     assert message.startswith(f"{folder}: no tensor gives 'model.layers.1.")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "part", "says"),
+    [
+        ("mixtral", ".1.block_sparse_moe.experts.2.w2", "3 tensors give 'model.layers.1.mlp."),
+        ("qwen3-moe", ".0.mlp.experts.3.up_proj", "7 tensors give 'model.layers.0.mlp."),
+    ],
+)
+def test_an_expert_that_other_blocks_have_is_missed(
+    architecture: str, part: str, says: str, tiny_model
+) -> None:
+    message = refusal(tiny_model(architecture), part)
+    assert says in message
+    assert "in another block: the checkpoint is incomplete" in message
+
+
 def test_a_config_with_more_blocks_than_were_saved_is_refused(tiny_model, tmp_path) -> None:
     folder = with_config(tmp_path, tiny_model("llama"), num_hidden_layers=3)
     with pytest.raises(CheckpointError, match=r"'model.layers.2.*more blocks than were saved"):
