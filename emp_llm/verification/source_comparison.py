@@ -90,8 +90,8 @@ class SourceComparison:
             FormatError: If something is missing or differs.
         """
         folder, report = written.checkpoint.folder, written.report
-        # Of tied tensors that are the same bytes of a file, prune writes one. transformers writes one
-        # of those that are equal, and nothing that the model lacks or computes.
+        # Of tied tensors that are the same bytes of a file, prune writes one; transformers writes
+        # one of those that are equal, and nothing that the model lacks or computes.
         decisions = self.plan.decisions
         missing = {
             name
