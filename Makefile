@@ -9,7 +9,7 @@ ALL_CORES := --numprocesses auto --dist worksteal
 KERNEL_TESTS := $(addprefix tests/kernels/test_,$(addsuffix .py,counting histogram kernels masks sweep)) \
 	tests/tensors/test_layout_choice.py
 # the tests of calibration that run models of transformers
-WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repaired_models scores walk))
+WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repaired_models scores shared_blocks walk))
 # even where the environment says not to: every process would compile it again
 unexport PYTHONDONTWRITEBYTECODE
 

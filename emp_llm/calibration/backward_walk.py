@@ -24,8 +24,9 @@ from emp_llm.calibration.activations import tensors_of
 from emp_llm.calibration.tensor_loading import unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from torch import nn
     from torch.autograd.graph import GradientEdge
 
     from emp_llm.calibration.activations import Activations
@@ -137,38 +138,46 @@ class Backward:
         self,
         parameters: Callable[[str], Collection[str]],
         forward: Callable[[str], Callable[..., object]],
-        passed: Callable[[], None],
+        passed: Callable[[str], None],
     ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """Go back through all units, once the gates behind the last ones have their gradients.
 
         Args:
             parameters: Returns the names of a unit's parameters whose gradients are wanted.
             forward: Returns a unit's own forward.
-            passed: Called each time all samples have passed a unit.
+            passed: Called with each unit that all samples have passed, each time.
 
         Yields:
-            Each unit, which is loaded, with the sums of its gradients over all samples: float32,
-            by the names of its parameters. A unit that samples pass several times comes once.
+            Each unit with the sums of its gradients over all samples: float32, by the names of its
+            parameters. A unit comes once, when the first use of its weights is passed: samples may
+            pass it several times, and other units may borrow its weights.
         """
-        visits = [passages[0].unit for passages in self._passages]
+        model = self._model
+        uses = [model.multiplied_units(passages[0].unit) for passages in self._passages]
         sums: dict[str, dict[str, torch.Tensor]] = {}
         while self._passages:
-            passages = self._passages.pop()
+            passages, used = self._passages.pop(), uses.pop()
             unit = passages[0].unit
-            self._model.load(unit, unchanged)
-            found = sums.setdefault(unit, {})
-            for name in parameters(unit):
-                parameter = self._model.model.get_parameter(name)
-                parameter.requires_grad_()
-                total = found.setdefault(name, torch.zeros_like(parameter, dtype=torch.float32))
-                hook: Any = parameter.register_post_accumulate_grad_hook
-                hook(_adding_to(total))
+            model.load(unit, unchanged)
+            for one in used:
+                if one in sums:
+                    self._activations.bring_back(one)
+                else:
+                    sums[one] = {name: self._zeros(name) for name in parameters(one)}
+                _add_gradients(model.multiplied(unit), sums[one])
             while passages:
                 self._back(passages.pop(), forward(unit))
-            passed()
-            if unit not in visits[: len(self._passages)]:  # it was not passed before this time
-                yield unit, sums.pop(unit)
-            self._model.release(unit)
+            passed(unit)
+            model.release(unit)
+            for one in used:
+                if any(one in before for before in uses):
+                    self._activations.put_away(one, sums[one].values())
+                else:
+                    yield one, sums.pop(one)
+
+    def _zeros(self, parameter: str) -> torch.Tensor:
+        shape = self._model.model.get_parameter(parameter).shape
+        return torch.zeros(shape, dtype=torch.float32, device=self._model.device)
 
     def _gated(self, output: object, passage: _Passage) -> object:
         """A unit's output, with a gate at each leaf that can have a gradient."""
@@ -225,8 +234,16 @@ def _edge(leaf: object) -> GradientEdge | None:
     return None
 
 
+def _add_gradients(weights: Mapping[str, nn.Parameter], sums: Mapping[str, torch.Tensor]) -> None:
+    """Have the gradients of weights added to sums, as soon as they are there."""
+    for name in sums.keys() & weights.keys():
+        weights[name].requires_grad_()
+        hook: Any = weights[name].register_post_accumulate_grad_hook
+        hook(_adding_to(sums[name]))
+
+
 def _adding_to(total: torch.Tensor) -> Callable[[torch.Tensor], None]:
-    """A hook that moves a parameter's gradient to a sum in float32 as soon as it is there."""
+    """A hook that moves a parameter's gradient to a sum in float32."""
 
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is not None:

@@ -184,8 +184,10 @@ class Calibration:
 
     def _bias_name(self, target: Target) -> str | None:
         """The bias of a target's layer, if the target is one matrix with a bias of its own."""
-        single = target.geometry.matrices == 1
-        return self._session.model.map.bias_of(target.name) if single else None
+        geometry = target.geometry
+        if geometry.matrices > 1:
+            return None
+        return self._session.model.map.bias_of(target.name, geometry.matrix_rows)
 
     def _bias_to_repair(self, target: Target) -> tuple[str, torch.Tensor] | None:
         name = self._bias_name(target) if self._options.repair == "bias" else None

@@ -9,11 +9,17 @@ two lanes side by side: through the pruned units and through the dense ones (as 
 arXiv 2504.02692). A unit is then processed in stages, in the order in which its targets are
 multiplied: the inputs of a later target are gathered once the earlier ones are pruned and repaired,
 so that no error is compensated twice.
+
+Samples may come to a unit several times, and a unit may borrow the weights of another one, to which
+they are tied. The weights are processed at their last use, with the statistics of all uses, and are
+dense until then; there are no stages, for which all uses would have to be repeated.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from emp_llm.calibration.input_statistics import (
@@ -25,6 +31,8 @@ from emp_llm.calibration.tensor_loading import unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import torch
 
     from emp_llm.calibration.parameter_map import ParameterMatrix
     from emp_llm.calibration.sample_walk import Call, Walk
@@ -38,6 +46,23 @@ if TYPE_CHECKING:
     """By target and number of a matrix in it, the matrix of a parameter that it is loaded into."""
 
 __all__ = ["ForwardWalk"]
+
+
+@dataclass(frozen=True)
+class _Lanes:
+    """All samples at a unit.
+
+    Attributes:
+        walk: Their walk.
+        unit: The unit.
+        own: Their calls on the way through the pruned units.
+        dense: Their calls on the way through the dense units, if they go through these as well.
+    """
+
+    walk: Walk
+    unit: str
+    own: Sequence[Call]
+    dense: Sequence[Call]
 
 
 class ForwardWalk:
@@ -69,93 +94,146 @@ class ForwardWalk:
         self._without_data = without_data
         self._paired = paired
         self._tokens = session.samples.ids_NL.shape[1]
-        self._changed = sink.changed if session.options.sequential else unchanged
+        self._later: frozenset[str] = frozenset()
+        self._collected: dict[str, Gathering] = {}
 
     def run(self) -> None:
         """Give the sink the statistics of all units that samples come to and it does not have."""
         session, count = self._session, len(self._session.samples.ids_NL)
         left = {unit for unit in self._units if not self._sink.has(unit)}
+        uses = [session.model.multiplied_units(unit) for unit in session.visits]
         session.begin("calibrating")
         with session.walk(lanes=2 if self._paired else 1) as walk:
-            for unit, calls in session.stops(walk):
+            for visit, (unit, calls) in enumerate(session.stops(walk)):
+                self._later = frozenset(one for used in uses[visit + 1 :] for one in used)
                 # first the lane through the pruned units, then the one through the dense units
-                own, dense = calls[:count], calls[count:]
-                if unit in left:
-                    left.remove(unit)
-                    if self._paired:
-                        self._process_in_stages(walk, unit, own, dense)
-                    else:
-                        self._process_at_once(walk, unit, own)
+                lanes = _Lanes(walk, unit, calls[:count], calls[count:])
+                for used in session.model.multiplied_units(unit):
+                    if used in left:
+                        self._use(lanes, used)
+                left &= self._later
                 if not left:  # nobody needs to know what comes behind the last target
                     return
-                for lane, change in ((own, self._changed), (dense, unchanged)):
+                for lane, change in ((lanes.own, self._changed), (lanes.dense, unchanged)):
                     if lane:
                         session.pass_on(walk, unit, lane, change)
 
-    def _process_at_once(self, walk: Walk, unit: str, calls: Sequence[Call]) -> None:
-        targets = self._units[unit]
-        statistics_of = self._gather_at_once(walk, unit, calls, targets)
-        # by now the unit's weights are released: they and the statistics need not fit together
-        self._sink.process(unit, targets, statistics_of)
+    def _changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the checkpoint as it is loaded for the lane through the pruned units.
 
-    def _gather_at_once(
-        self, walk: Walk, unit: str, calls: Sequence[Call], targets: Sequence[Target]
-    ) -> StatisticsOf:
-        session = self._session
-        session.model.load(unit, self._changed)
-        matrices = session.model.matrices(unit, [target.name for target in targets])
-        parameters = session.model.parameters(unit)
+        A unit that is used again later stays dense until then, even if an earlier run has pruned
+        it: every run gives the same statistics.
+        """
+        if not self._session.options.sequential or self._session.model.unit_of(name) in self._later:
+            return tensor
+        return self._sink.changed(name, tensor)
 
-        def gather(gathering: Gathering) -> None:
-            for call in calls:
-                with walk.present(call), ProductObserver(parameters, gathering.observe):
-                    session.output(walk, unit, call)
-                gathering.forget_last()
+    def _use(self, lanes: _Lanes, unit: str) -> None:
+        """Gather statistics of the targets of a unit, and process it if this is its last use."""
+        if unit in self._later or unit in self._collected:
+            self._collect(lanes, unit)
+        elif self._paired:
+            self._process_in_stages(lanes, unit)
+        else:
+            self._process_at_once(lanes, unit)
 
-        statistics_of = self._statistics_of(matrices, gather)
-        session.model.release(unit)
-        return statistics_of
+    def _collect(self, lanes: _Lanes, unit: str) -> None:
+        """Gather statistics at one of several uses of a unit, and process it at the last one."""
+        activations, matrices = lanes.walk.activations, self._matrices(unit)
+        gathering = self._collected.pop(unit, None)
+        if gathering is None:
+            # other inputs may be multiplied at the next use, so that matrices share no statistics
+            gathering = Gathering(set(matrices.values()), self._needs, self._tokens, shared=False)
+        else:
+            activations.bring_back(gathering)
+        self._loaded(lanes)(gathering)
+        self._session.model.release(lanes.unit)
+        if unit in self._later:
+            activations.put_away(gathering, gathering.tensors())
+            self._collected[unit] = gathering
+        else:
+            self._sink.process(unit, self._units[unit], self._statistics_of(matrices, gathering))
 
-    def _process_in_stages(
-        self, walk: Walk, unit: str, own: Sequence[Call], dense: Sequence[Call]
-    ) -> None:
-        session, model = self._session, self._session.model
+    def _loaded(self, lanes: _Lanes) -> Callable[[Gathering], None]:
+        """Load a unit, and return what gathers statistics at it."""
+        model, unit = self._session.model, lanes.unit
+        if not self._paired:
+            model.load(unit, self._changed)
+            return partial(self._gather, lanes)
         model.load(unit, unchanged)
-        matrices = model.matrices(unit, [target.name for target in self._units[unit]])
         dense_weights = model.parameters(unit)
-        for stage, targets in enumerate(self._stages(walk, unit, own[0], matrices)):
+        model.release(unit)
+        model.load(unit, self._changed)
+        return partial(self._gather_both, lanes, dense_weights, model.parameters(unit))
+
+    def _process_at_once(self, lanes: _Lanes, unit: str) -> None:
+        matrices = self._matrices(unit)
+        gathering = self._gathered(matrices, self._needs, self._loaded(lanes))
+        # the unit's weights are released: they and the statistics need not fit together
+        self._session.model.release(unit)
+        self._sink.process(unit, self._units[unit], self._statistics_of(matrices, gathering))
+
+    def _process_in_stages(self, lanes: _Lanes, unit: str) -> None:
+        model = self._session.model
+        model.load(unit, unchanged)
+        matrices = self._matrices(unit)
+        dense_weights = model.parameters(unit)
+        # in the first stage nothing of this unit is pruned yet, but what it borrows may be
+        borrows = len(model.multiplied_units(unit)) > 1
+        for stage, targets in enumerate(self._stages(lanes, unit, matrices)):
             if self._sink.has(unit, stage):
                 continue
-            names = {target.name for target in targets}
-            if stage:  # what the stages before have changed is loaded again
+            own_weights = dense_weights
+            if stage or borrows:  # what the stages before have changed is loaded again
+                model.release(unit)
                 model.load(unit, self._changed)
-            # in the first stage nothing of this unit is pruned yet: both lanes share its weights
-            own_weights = model.parameters(unit) if stage else dense_weights
-
-            def gather(gathering: Gathering, own_weights: Weights = own_weights) -> None:
-                # sample by sample in both lanes, so that the dense inputs of one sample are held
-                for own_call, dense_call in zip(own, dense, strict=True):
-                    model.place(dense_weights)
-                    observer = ProductObserver(dense_weights, gathering.observe_dense)
-                    with walk.present(dense_call), observer:
-                        session.output(walk, unit, dense_call)
-                    model.place(own_weights)
-                    with walk.present(own_call), ProductObserver(own_weights, gathering.observe):
-                        session.output(walk, unit, own_call)
-                    gathering.forget_last()
-
+                own_weights = model.parameters(unit)
+            gather = partial(self._gather_both, lanes, dense_weights, own_weights)
+            names = {target.name for target in targets}
             of_stage = {key: matrix for key, matrix in matrices.items() if key[0] in names}
-            statistics_of = self._statistics_of(of_stage, gather)
+            gathering = self._gathered(of_stage, self._needs, gather)
             model.release(unit)
-            del own_weights
-            self._sink.process(unit, targets, statistics_of, stage)
-            del statistics_of  # the Hessians of two stages need not fit together
+            del own_weights, gather
+            self._sink.process(unit, targets, self._statistics_of(of_stage, gathering), stage)
+            del gathering  # the Hessians of two stages need not fit together
 
-    def _statistics_of(
-        self, matrices: Matrices, gather: Callable[[Gathering], None]
-    ) -> StatisticsOf:
+    def _gather(self, lanes: _Lanes, gathering: Gathering) -> None:
+        """Gather statistics at a unit, which is loaded."""
+        for call in lanes.own:
+            self._run(lanes, call, gathering.observe)
+            gathering.forget_last()
+
+    def _gather_both(
+        self, lanes: _Lanes, dense_weights: Weights, own_weights: Weights, gathering: Gathering
+    ) -> None:
+        """Gather statistics at a unit, for which these weights are loaded, in both lanes."""
+        # sample by sample in both lanes, so that the dense inputs of one sample are held
+        for own_call, dense_call in zip(lanes.own, lanes.dense, strict=True):
+            self._session.model.place(dense_weights)
+            self._run(lanes, dense_call, gathering.observe_dense)
+            self._session.model.place(own_weights)
+            self._run(lanes, own_call, gathering.observe)
+            gathering.forget_last()
+
+    def _run(
+        self,
+        lanes: _Lanes,
+        call: Call,
+        observe: Callable[[ParameterMatrix, torch.Tensor], None],
+    ) -> None:
+        """Run a unit, which is loaded, on a sample, and have every product observed."""
+        weights = self._session.model.multiplied(lanes.unit)
+        with lanes.walk.present(call), ProductObserver(weights, observe):
+            self._session.output(lanes.walk, lanes.unit, call)
+
+    def _matrices(self, unit: str) -> Matrices:
+        names = [target.name for target in self._units[unit]]
+        # the parts that loading splits a tensor into have the same inputs: the first one's count
+        found = self._session.model.matrices(unit, names)
+        return {key: matrices[0] for key, matrices in found.items()}
+
+    def _statistics_of(self, matrices: Matrices, gathering: Gathering) -> StatisticsOf:
         """The statistics of the targets that become some matrices."""
-        gathering = self._gathered(matrices, self._needs, gather)
 
         def statistics_of(target: Target, matrix: int) -> Statistics:
             without_data = self._without_data(target, matrix)
@@ -178,19 +256,15 @@ class ForwardWalk:
             gather(gathering)
         return gathering
 
-    def _stages(
-        self, walk: Walk, unit: str, call: Call, matrices: Matrices
-    ) -> Iterator[list[Target]]:
+    def _stages(self, lanes: _Lanes, unit: str, matrices: Matrices) -> Iterator[list[Target]]:
         """The targets of a unit, which is loaded, in the order in which a sample multiplies them.
 
         Those with the same inputs are one stage, as gate and up projections are, and so are those
         of all experts that differ only in the expert's number.
         """
-        parameters = self._session.model.parameters(unit)
 
         def gather(gathering: Gathering) -> None:
-            with walk.present(call), ProductObserver(parameters, gathering.observe):
-                self._session.output(walk, unit, call)
+            self._run(lanes, lanes.own[0], gathering.observe)
             gathering.forget_last()
 
         gathering = self._gathered(matrices, frozenset(), gather)

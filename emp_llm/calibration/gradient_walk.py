@@ -62,18 +62,19 @@ class GradientWalk:
             for unit, sums in backward.gradients(
                 self._target_parameters, walk.own_forward, session.passed
             ):
-                gradients = model.map.to_checkpoint(sums)
-                model.release(unit)
-                if unit in self._units and not sink.has(unit):
-                    sink.process(unit, self._units[unit], self._statistics_of(gradients))
+                targets = self._units.get(unit, ())
+                gradients = model.map.to_checkpoint(sums, [target.name for target in targets])
+                if targets and not sink.has(unit):
+                    sink.process(unit, targets, self._statistics_of(gradients))
                 # they are as large as the weights in float32: gone before the next unit's are made
                 gradients.clear()
                 sums.clear()
 
     def _target_parameters(self, unit: str) -> set[str]:
-        """The parameters of a unit, which is loaded, that its targets become."""
+        """The parameters of a unit that its targets become."""
         targets = [target.name for target in self._units.get(unit, ())]
-        return {name for name, _ in self._session.model.matrices(unit, targets).values()}
+        parts = self._session.model.matrices(unit, targets).values()
+        return {name for matrices in parts for name, _ in matrices}
 
     def _statistics_of(self, gradients: Mapping[str, torch.Tensor]) -> StatisticsOf:
         samples, tokens = self._session.samples.ids_NL.shape

@@ -245,6 +245,14 @@ class Gathering:
         """The matrix whose statistics a matrix shares; itself, if it was not multiplied yet."""
         return self._leaders.get(matrix, matrix)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """The sums, which can wait elsewhere between two uses of the matrices."""
+        sums = (
+            (inputs.squares_C, inputs.sums_C, inputs.hessian_CC, inputs.cross_CC)
+            for inputs in self._inputs.values()
+        )
+        return [tensor for some in sums for tensor in some if tensor is not None]
+
     def statistics(self, matrix: ParameterMatrix, known: Statistics) -> Statistics:
         """The statistics of a matrix, on the device where they were gathered.
 

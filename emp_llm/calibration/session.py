@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from emp_llm.calibration.input_statistics import UnsharedInputsError
 from emp_llm.calibration.sample_walk import Walk
 from emp_llm.calibration.samples import read_samples
 from emp_llm.calibration.streamed_model import StreamedModel
+from emp_llm.calibration.tensor_loading import unchanged
 from emp_llm.errors import CheckpointError, EmpError, OptionError
 from emp_llm.messages import first_line
 from emp_llm.structure.auto_class import auto_class
@@ -109,7 +111,8 @@ class Session:
 
     def begin(self, stage: str, rounds: int = 1) -> None:
         """Begin a stage of progress, in which all samples come to each unit so many times."""
-        self._progress.begin(stage, rounds * len(self.model.units), "blocks")
+        self._to_come = dict.fromkeys(self.model.units, rounds)
+        self._progress.begin(stage, sum(self._to_come.values()), "blocks")
 
     def stops(self, walk: Walk) -> Iterator[tuple[str, list[Call]]]:
         """The units that samples come to, with their calls; see `Walk.stops`."""
@@ -117,15 +120,38 @@ class Session:
             # between units, the model may have called embeddings or the output head
             self.model.release_temporary()
             yield unit, calls
-            self.passed()
+            self.passed(unit)
+
+    @cached_property
+    def visits(self) -> list[str]:
+        """The units in the order in which samples come to them; some may come several times.
+
+        Only the model's own code knows it: the first sample finds it in the dense model.
+
+        Raises:
+            CheckpointError: If the model does not run.
+        """
+        visits = []
+        with self.walk(samples=1) as walk:
+            for unit, calls in walk.stops():
+                self.model.release_temporary()
+                self.pass_on(walk, unit, calls, unchanged)
+                visits.append(unit)
+        return visits
 
     @contextmanager
     def walk(
-        self, *, lanes: int = 1, loss: bool = False, gradients: bool = False
+        self,
+        *,
+        samples: int | None = None,
+        lanes: int = 1,
+        loss: bool = False,
+        gradients: bool = False,
     ) -> Iterator[Walk]:
-        """All samples on their way through the model.
+        """All samples, or only the first ones, on their way through the model.
 
         Args:
+            samples: How many there are; None for all.
             lanes: How often each sample goes through the model, side by side: the calls of the
                 first lane come first in `stops`, then those of the second.
             loss: Whether the result of each sample is its share of the mean loss in nats per token,
@@ -136,7 +162,7 @@ class Session:
         Raises:
             CheckpointError: If a loss is needed and the model predicts no next token.
         """
-        count = len(self.samples.ids_NL)
+        count = len(self.samples.ids_NL) if samples is None else samples
         activations = Activations(self.options.activation_memory, self._folder)
         units = {unit: self.model.module(unit) for unit in self.model.units}
         forward: Callable[[int, bool], object] = self._run
@@ -196,9 +222,11 @@ class Session:
                 walk.pass_on(call, self.output(walk, unit, call))
         self.model.release(unit)
 
-    def passed(self) -> None:
-        """Advance progress by a unit that all samples have passed."""
-        self._progress.advance(1)
+    def passed(self, unit: str) -> None:
+        """Advance progress by a unit that all samples have passed, unless it has counted before."""
+        if self._to_come[unit]:
+            self._to_come[unit] -= 1
+            self._progress.advance(1)
 
     def loss(self, change: Change) -> float:
         """The mean loss of all samples in nats per token.

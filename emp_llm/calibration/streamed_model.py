@@ -3,7 +3,8 @@
 A **unit** is what is loaded at a time: a decoder block, or a module outside of all decoder blocks
 that holds targets. What a tensor of the checkpoint becomes in the model, merged, split or renamed,
 is left to transformers: each unit is loaded by the function with which `from_pretrained` loads a
-whole model.
+whole model. Weights that are tied to those of another unit are *borrowed* from it: they are loaded
+from its tensors.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from emp_llm.calibration.tensor_loading import LazyTensor, TensorLoader, compute
 from emp_llm.errors import CheckpointError
 from emp_llm.runtime.quiet import calm, transformers_without_bars
 from emp_llm.structure.meta_model import build_meta_model
+from emp_llm.structure.places import find_places
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from torch import nn
     from transformers import PreTrainedModel
@@ -81,8 +83,13 @@ class StreamedModel:
             self.map = ParameterMap(self.model, shapes)
         # the parameters on the meta device, which take the place of weights that are released
         self._meta = dict(self.model.named_parameters(remove_duplicate=False))
-        self._tied = dict(getattr(self.model, "all_tied_weights_keys", {}))
+        self._tensors_at: dict[str, list[str]] = {}
+        for name, where in self.map.landings.items():
+            self._tensors_at.setdefault(where.name, []).append(name)
+        self._tied = self._find_tied()
         self.units = self._find_units(set(targets))
+        self._unit_of_tensor = {name: unit for unit, names in self.units.items() for name in names}
+        self._borrowed = {unit: self._find_borrowed(unit) for unit in self.units}
         self._temporary: set[str] = set()
         self._load_outside()
 
@@ -120,6 +127,13 @@ class StreamedModel:
         """
         self._loader.change = change
         self._load(self.units[unit])
+        borrowed = self._borrowed[unit]
+        sources = set(borrowed.values())
+        self._load(tensor for source in sorted(sources) for tensor in self._tensors_at[source])
+        for name, source in borrowed.items():
+            self._set(name, self.model.get_parameter(source))
+        for source in sources:  # only this unit is loaded
+            self._set(source, self._meta[source])
         for name, parameter in self.module(unit).named_parameters(prefix=unit):
             if parameter.is_meta:
                 self._tie(name)
@@ -127,6 +141,20 @@ class StreamedModel:
     def parameters(self, unit: str) -> Weights:
         """The weights of a unit that is loaded."""
         return dict(self.module(unit).named_parameters(prefix=unit))
+
+    def unit_of(self, tensor: str) -> str | None:
+        """The unit that loads a tensor of the checkpoint; None outside of units."""
+        return self._unit_of_tensor.get(tensor)
+
+    def multiplied_units(self, unit: str) -> list[str]:
+        """The units whose weights a unit multiplies by: those that it borrows from, and itself."""
+        lenders = {self._unit_holding(source): None for source in self._borrowed[unit].values()}
+        return [*(lender for lender in lenders if lender is not None), unit]
+
+    def multiplied(self, unit: str) -> Weights:
+        """The weights of a unit that is loaded; those that it borrows by their lender's names."""
+        borrowed = self._borrowed[unit]
+        return {borrowed.get(name, name): weight for name, weight in self.parameters(unit).items()}
 
     def place(self, weights: Weights) -> None:
         """Put weights back that `parameters` returned."""
@@ -157,17 +185,23 @@ class StreamedModel:
             self._set(name, self._meta[name])
         self._temporary.clear()
 
-    def matrices(self, unit: str, targets: Iterable[str]) -> dict[tuple[str, int], ParameterMatrix]:
-        """Which matrix of which parameter each matrix of a target becomes, or becomes part of.
+    def matrices(
+        self, unit: str, targets: Collection[str]
+    ) -> dict[tuple[str, int], list[ParameterMatrix]]:
+        """Which matrices of parameters each matrix of a target becomes, or becomes part of.
 
         Args:
-            unit: The targets' unit, which is loaded.
+            unit: The targets' unit.
             targets: Names of tensors in the checkpoint.
 
         Returns:
-            By tensor, and number of the matrix in it.
+            By tensor, and number of the matrix in it; several where loading splits the matrix.
+
+        Raises:
+            CheckpointError: If transformers cannot say which parameters a tensor becomes.
         """
-        return self.map.matrices(self.parameters(unit), targets)
+        inside = {name: self._meta[name] for name in self._meta if name.startswith(f"{unit}.")}
+        return self.map.matrices(inside, targets)
 
     def _build(self, tensors: int) -> PreTrainedModel:
         checkpoint = self._checkpoint
@@ -198,7 +232,42 @@ class StreamedModel:
             unit = where.place.block or (self.map.module_of(name) if name in targets else None)
             if unit is not None:
                 units.setdefault(unit, []).append(name)
+        # a decoder block may have no tensor of its own, as of a decoder that is tied to an encoder
+        places = find_places(self.model) if self._tied else {}
+        for name in self._tied:
+            if (block := places[name].block) is not None:
+                units.setdefault(block, [])
         return units
+
+    def _find_tied(self) -> dict[str, str]:
+        """For each parameter that is tied and has no tensor: the one that it is tied to and has."""
+        tied: dict[str, str] = dict(getattr(self.model, "all_tied_weights_keys", {}))
+        groups: dict[str, list[str]] = {}
+        for name, source in tied.items():
+            while source in tied:
+                source = tied[source]
+            groups.setdefault(source, [source]).append(name)
+        # as in `from_pretrained`, any of them may be the one that the checkpoint holds
+        return {
+            name: next((one for one in group if one in self._tensors_at), group[0])
+            for group in groups.values()
+            for name in group
+            if name not in self._tensors_at and name in self._meta
+        }
+
+    def _find_borrowed(self, unit: str) -> dict[str, str]:
+        """The parameters of a unit that are tied to those of other units, and these."""
+        return {
+            name: source
+            for name, source in self._tied.items()
+            if name.startswith(f"{unit}.")
+            and source in self._tensors_at
+            and self._unit_holding(source) not in (None, unit)
+        }
+
+    def _unit_holding(self, parameter: str) -> str | None:
+        """The unit that a parameter is in."""
+        return next((unit for unit in self.units if parameter.startswith(f"{unit}.")), None)
 
     def _load_outside(self) -> None:
         """Load what lies outside of units: small weights now, others when the model calls them."""
@@ -243,20 +312,15 @@ class StreamedModel:
     def _tie(self, name: str) -> None:
         """Have a parameter share what it is tied to, which is loaded if need be."""
         source = self._tied.get(name)
-        if source is None:
+        if source is None or source not in self._tensors_at:
             raise CheckpointError(
                 f"{self._checkpoint.folder}: has no weights for {name!r}, which the model needs: "
                 "give a checkpoint with all of its weights"
             )
-        parameter = self.model.get_parameter(source)
-        if parameter.is_meta:
+        if self.model.get_parameter(source).is_meta:
             self._temporary.add(source)
-            self._load(n for n, where in self.map.landings.items() if where.name == source)
-            parameter = self.model.get_parameter(source)
-        if parameter.is_meta:  # the source is tied in turn
-            self._tie(source)
-            parameter = self.model.get_parameter(source)
-        self._set(name, parameter)
+            self._load(self._tensors_at[source])
+        self._set(name, self.model.get_parameter(source))
 
     def _set(self, name: str, parameter: nn.Parameter) -> None:
         module, _, own = name.rpartition(".")

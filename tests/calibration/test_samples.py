@@ -165,7 +165,7 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
 
     with pytest.raises(CheckpointError) as caught:
-        load_tokenizer("mine", tmp_path)
+        load_tokenizer("mine", tmp_path, trust_remote_code=False)
 
     message = str(caught.value)
     assert message.startswith("mine: transformers does not load its tokenizer: ")
