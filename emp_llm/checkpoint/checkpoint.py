@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from emp_llm.checkpoint.header import Header, TensorEntry
 from emp_llm.checkpoint.json_files import read_json_object
@@ -108,7 +108,8 @@ def open_checkpoint(
     An index only says which files these are. transformers loads every tensor in them, listed or
     not, so every one belongs to the checkpoint here as well. A listed tensor that no file has is
     noted (`Checkpoint.absent`): whether the model needs it, only its structure tells. A name in two
-    shards is refused, of which transformers would take the last.
+    shards is refused, of which transformers would take the last; so is an index that lists more
+    tensors that are not there than there are.
 
     Args:
         folder: A local folder, maybe a snapshot in the Hub's cache.
@@ -133,6 +134,8 @@ def open_checkpoint(
     shards = tuple(_open_shards(folder, shard_names, to_come))
     holders = _holders(shards)
     absent = {tensor: name for tensor, name in weight_map.items() if tensor not in holders}
+    if len(absent) > len(holders):  # as many are no left-overs, and are not worth a look
+        _refuse_absent(absent)
     index_name = None if not has_index else INDEX_NAME if weights == TORCH_INDEX_NAME else weights
     described_by = (Path(CONFIG_NAME), *([Path(weights)] if has_index else []))
     small = other_files(folder)
@@ -231,8 +234,13 @@ def check_all_listed(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: If there is one.
     """
-    for tensor, name in checkpoint.absent.items():
-        raise CheckpointError(
-            f"{name}: lacks tensor {tensor!r}, which the index says it holds: "
-            "index and shards are not of one checkpoint, download it again"
-        )
+    if checkpoint.absent:
+        _refuse_absent(checkpoint.absent)
+
+
+def _refuse_absent(absent: Mapping[str, str]) -> NoReturn:
+    tensor, name = next(iter(absent.items()))
+    raise CheckpointError(
+        f"{name}: lacks tensor {tensor!r}, which the index says it holds ({len(absent)} missing): "
+        "index and shards are not of one checkpoint, download it again"
+    )

@@ -79,9 +79,10 @@ def _check_dense(raw: Mapping[str, Any], path: Path) -> None:
         if not quantization:
             continue
         method = quant_method({"quantization_config": quantization})
+        by = f"quant_method {method!r}" if method else "no quant_method is given, as by MLX"
         raise CheckpointError(
-            f"{path}: the checkpoint is quantized (quant_method {method!r}); emp-llm prunes "
-            "float16, bfloat16 and float32. Load a dequantized checkpoint."
+            f"{path}: the checkpoint is quantized ({by}); emp-llm prunes float16, bfloat16 and "
+            "float32. Load a dequantized checkpoint."
         )
 
 

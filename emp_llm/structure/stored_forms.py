@@ -15,6 +15,7 @@ __all__ = ["check_gathered", "check_not_quantized", "quantized_by"]
 _QUANTIZERS: Final = (
     (r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$", "bitsandbytes"),
     (r"\.quant_state\.\w+$", "bitsandbytes"),
+    (r"\.biases$", "MLX"),  # beside scales, which GPTQ has too
     (r"\.(qweight|qzeros|scales|g_idx)$", "GPTQ or AWQ"),
     (r"\.weight_scale_inv$", "FP8"),
     (r"\.weight_(packed|shape|zero_point|global_scale)$", "compressed-tensors"),
@@ -23,7 +24,8 @@ _QUANTIZERS: Final = (
     (r"\.weight\._(data|scale|shift)$", "Quanto"),
     (r"\.W_q$", "HQQ"),
 )
-"""The end of a name that only a quantized checkpoint has, and what it was quantized by."""
+"""The end of a name that only a quantized checkpoint has, and by what it was quantized; the first
+that is found counts."""
 
 
 def quantized_by(names: Iterable[str]) -> tuple[str, str] | None:
@@ -35,8 +37,9 @@ def quantized_by(names: Iterable[str]) -> tuple[str, str] | None:
     >>> quantized_by(["model.layers.0.mlp.up_proj.weight.absmax"])
     ('bitsandbytes', 'model.layers.0.mlp.up_proj.weight.absmax')
     """
-    for name in names:
-        for ending, method in _QUANTIZERS:
+    present = list(names)
+    for ending, method in _QUANTIZERS:
+        for name in present:
             if re.search(ending, name):
                 return method, name
     return None

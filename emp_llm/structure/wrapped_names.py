@@ -59,6 +59,11 @@ def check_names(
     added = [part for part in (*_ADAPTER, *_WRAPPERS) if _occurs(part, lost)]
     if added and fit_without(added):
         raise CheckpointError(f"{found}: {_explanation(added, lost)}")
+    if flat := next((name for name in lost if name.endswith("flat_param")), None):
+        raise CheckpointError(
+            f"{found}, such as {flat!r}, in which FSDP keeps the parameters of a module one behind "
+            "the other: save a full state dict (StateDictType.FULL_STATE_DICT)"
+        )
     if filled:
         return
     for prefix in _common_prefixes(lost):

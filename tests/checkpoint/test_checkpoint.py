@@ -254,6 +254,13 @@ def test_a_listed_tensor_that_no_shard_has_is_noted(sharded: Path) -> None:
     assert list(checkpoint.tensors) == ["a", "b", "c"]
 
 
+def test_an_index_of_another_checkpoint_is_refused(sharded: Path) -> None:
+    write_index(sharded, {"a": FIRST, **dict.fromkeys("defg", SECOND)})
+    assert f"{SECOND}: lacks tensor 'd', which the index says it holds (4 missing)" in refusal(
+        sharded
+    )
+
+
 def test_a_tensor_may_be_in_another_shard_than_the_index_says(sharded: Path) -> None:
     # transformers takes it from where it is
     write_index(sharded, {"a": SECOND, "b": FIRST})

@@ -123,8 +123,8 @@ def _check_sound(checkpoint: Checkpoint, folder: Path) -> None:
             assert (folder / path).is_file()
     if checkpoint.index_name:
         weight_map = json.loads((folder / checkpoint.index_name).read_bytes())["weight_map"]
-        held = {entry.name: shard.name for shard, entry in checkpoint.tensors.values()}
-        assert weight_map.items() <= held.items()
+        absent = {name: file for name, file in weight_map.items() if name not in seen}
+        assert checkpoint.absent == absent
 
 
 def fresh(folder: Path) -> Path:

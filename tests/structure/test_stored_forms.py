@@ -37,6 +37,7 @@ def with_linear(tensors: Tensors, *stored: tuple[str, str]) -> Tensors:
         ([("weight", "U8"), ("weight.absmax", "F32"), ("weight.quant_map", "F32")], "bitsandbytes"),
         ([("weight", "U8"), ("weight.quant_state.bitsandbytes__nf4", "U8")], "bitsandbytes"),
         ([("qweight", "I32"), ("qzeros", "I32"), ("scales", "F16")], "GPTQ or AWQ"),
+        ([("weight", "U32"), ("scales", "BF16"), ("biases", "BF16")], "MLX"),
         ([("weight_packed", "I32"), ("weight_shape", "I64")], "compressed-tensors"),
         ([("W_q", "U8"), ("meta", "U8")], "HQQ"),
         ([("weight._data", "I8"), ("weight._scale", "BF16")], "Quanto"),

@@ -30,6 +30,12 @@ def test_a_quantized_checkpoint_is_refused(llama, tmp_path):
     assert "dequantized" in message
 
 
+def test_a_quantized_checkpoint_that_names_no_method_is_refused(llama, tmp_path):
+    folder = with_config(tmp_path, llama, quantization_config={"group_size": 64, "bits": 4})
+    message = _refusal(folder, read_tensors(llama))
+    assert "is quantized (no quant_method is given, as by MLX)" in message
+
+
 def test_a_quantized_part_of_a_model_is_refused(tiny_model, tmp_path):
     config = json.loads((tiny_model("llava") / "config.json").read_text())
     text_config = {**config["text_config"], "quantization_config": {"quant_method": "awq"}}

@@ -79,6 +79,14 @@ def test_names_inside_a_peft_model_are_to_be_merged(rename, tiny_model) -> None:
     assert "is a name inside a PEFT model: merge the adapter first (merge_and_unload)" in message
 
 
+def test_the_flattened_parameters_of_fsdp_are_to_be_saved_whole(tiny_model) -> None:
+    folder = tiny_model("llama")
+    tensors = {name: kind for name, kind in read_tensors(folder).items() if "layers.1." not in name}
+    tensors["model.layers.1._fsdp_wrapped_module._flat_param"] = ("BF16", (1888,))
+    with pytest.raises(CheckpointError, match=r"'model\.layers\.1\..*full state dict"):
+        decide_targets(folder, tensors)
+
+
 @pytest.mark.parametrize("prefix", ["net.", "policy.net.", "trainer.student.net."])
 def test_any_other_prefix_is_named(prefix: str, tiny_model) -> None:
     message = refusal(tiny_model("llama"), lambda name: prefix + name)
