@@ -17,6 +17,7 @@ from emp_llm.hub.source import Source, find_source
 from emp_llm.options import OutputFormat
 from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
+from emp_llm.report.folder_files import not_described
 from emp_llm.rule_fields import rule_part
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
@@ -204,6 +205,8 @@ class _Side:
         source = find_source(model, revision=revision, token=token, progress=progress)
         checkpoint = source.open_checkpoint()
         report = read_report(source.folder)
+        if report is not None and not_described(source.folder, report) is not None:
+            report = None  # of a model that another one was saved over
         return cls(os.fspath(model), source, checkpoint, stored_tensors(checkpoint), report)
 
     @property

@@ -30,6 +30,7 @@ from emp_llm.report.file import read_report
 from emp_llm.report.file_names import CARD_NAME, EVAL_NAME, FIGURE_NAME, REPORT_NAME
 from emp_llm.runtime.progress import Progress
 from emp_llm.tensors.packed_config import is_packed
+from emp_llm.tensors.planes import holds_planes
 from emp_llm.verification.written_folder import check_written
 
 __all__ = ["Pushed", "WholeFolder", "check_folder", "push", "upload"]
@@ -160,7 +161,7 @@ def check_folder(
     checkpoint = open_checkpoint(path)
     has_report = (path / REPORT_NAME).is_file()
     edited: tuple[str, ...] = ()
-    if has_report or is_packed(checkpoint.config):
+    if has_report or is_packed(checkpoint.config) or holds_planes(checkpoint.tensors):
         edited = check_written(path, progress=progress)
     report = read_report(path)
     read_results(path)

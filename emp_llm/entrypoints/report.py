@@ -1,11 +1,13 @@
 """Report: finds the report of a model that was pruned before, and checks it."""
 
 import os
+from pathlib import Path
 
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.hub.source import find_file
 from emp_llm.report.fields import Report
 from emp_llm.report.file_names import REPORT_NAME
+from emp_llm.report.folder_files import check_described
 from emp_llm.report.schema import read_report_file
 
 __all__ = ["find_report"]
@@ -39,7 +41,7 @@ def find_report(
     Raises:
         CheckpointError: If it has no report.
         HubError: If the report cannot be fetched.
-        FormatError: If it is not one that emp-llm wrote.
+        FormatError: If it is not one that emp-llm wrote, or a model was saved over the pruned one.
     """
     path = find_file(model, REPORT_NAME, revision=revision, token=token)
     if path is None:
@@ -52,4 +54,6 @@ def find_report(
         raise FormatError(
             f"{path}: is not a report that emp-llm wrote: it prunes nothing; prune again"
         )
+    if Path(model).is_dir():
+        check_described(Path(model), report)
     return report

@@ -30,8 +30,8 @@ from emp_llm.report.card.card import write_card
 from emp_llm.report.card.figure import write_figure
 from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report, write_report
-from emp_llm.report.file_names import CARD_NAME, REPORT_NAME
-from emp_llm.report.folder_files import describe_files
+from emp_llm.report.file_names import CARD_NAME, NOT_AS_WRITTEN, REPORT_NAME
+from emp_llm.report.folder_files import check_described, describe_files
 from emp_llm.report.report import dense_report
 from emp_llm.runtime.device_choice import asked_devices
 from emp_llm.runtime.pipeline import Piece, thread_count
@@ -41,6 +41,7 @@ from emp_llm.runtime.workers import Workers
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.packed_config import is_packed, quant_method
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
+from emp_llm.tensors.planes import holds_planes
 
 __all__ = ["unpack"]
 
@@ -122,8 +123,9 @@ def unpack(
 
 
 def _check_packed(checkpoint: Checkpoint) -> None:
-    if not is_packed(checkpoint.config):
-        method = quant_method(checkpoint.config)
+    method = quant_method(checkpoint.config)
+    unsaid = method is None and holds_planes(checkpoint.tensors)
+    if not is_packed(checkpoint.config) and not unsaid:
         found = f"quant_method is {method!r}" if method else "it has no quantization_config"
         raise CheckpointError(
             f"{checkpoint.folder}: is not packed by emp-llm ({found} in config.json); "
@@ -137,6 +139,7 @@ def _write_report(
     """Write the report of the dense folder, and its figure, if the packed folder has one."""
     if packed_report is None:
         return None
+    check_described(source, packed_report)
     _check_report(source, packed_report, jobs)
     report = dense_report(packed_report, {job.entry.name: job.checksum for job in jobs})
     report["files"] = describe_files(staging)
@@ -152,10 +155,7 @@ def _check_report(folder: Path, report: Report, jobs: Sequence[WriteJob]) -> Non
     odd = sorted(name for name in listed | found if listed.get(name) != found.get(name))
     if odd or not any(found.values()):
         what = f"and the shards differ on tensor {odd[0]!r}" if odd else "prunes nothing"
-        raise FormatError(
-            f"{folder}: {REPORT_NAME} {what}: the folder is not as it was written; download or "
-            "prune it again"
-        )
+        raise FormatError(f"{folder}: {REPORT_NAME} {what}: {NOT_AS_WRITTEN}")
 
 
 def _write_shards(

@@ -13,6 +13,7 @@ from emp_llm.report.card.card import write_card
 from emp_llm.report.evaluation_results import TaskResult, read_results
 from emp_llm.report.file import read_report
 from emp_llm.report.file_names import CARD_NAME, EVAL_NAME, REPORT_NAME
+from emp_llm.report.folder_files import check_described
 from emp_llm.tensors.packed_config import is_packed
 
 __all__ = ["check_can_save", "save_results"]
@@ -24,7 +25,7 @@ def check_can_save(folder: str | os.PathLike[str]) -> None:
     Raises:
         OptionError: If it is not a folder that emp-llm wrote.
         OutputError: If it cannot be written to.
-        FormatError: If the results that it has are malformed.
+        FormatError: If the results that it has are malformed, or its report is of other weights.
     """
     path = Path(folder)
     if not (path / CONFIG_NAME).is_file():
@@ -39,6 +40,9 @@ def check_can_save(folder: str | os.PathLike[str]) -> None:
         )
     if not os.access(path, os.W_OK):
         raise OutputError(f"{path}: cannot be written to; leave save out, or copy the folder")
+    report = read_report(path)
+    if report is not None:
+        check_described(path, report)
     read_results(path)
 
 

@@ -1,6 +1,13 @@
 """The files that a pruned folder holds beside its weights, by name."""
 
-__all__ = ["CARD_NAME", "EVAL_NAME", "FIGURE_NAME", "OF_THEIR_OWN", "REPORT_NAME"]
+__all__ = [
+    "CARD_NAME",
+    "EVAL_NAME",
+    "FIGURE_NAME",
+    "NOT_AS_WRITTEN",
+    "OF_THEIR_OWN",
+    "REPORT_NAME",
+]
 
 CARD_NAME = "README.md"
 REPORT_NAME = "emp_report.json"
@@ -9,3 +16,9 @@ EVAL_NAME = "emp_eval.json"
 
 OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
 """Files that a report does not describe: itself, and what people, `eval` and `push` may rewrite."""
+
+NOT_AS_WRITTEN = (
+    "the folder is not as it was written; download or prune it again, or delete "
+    f"{REPORT_NAME} if another model was saved over the pruned one"
+)
+"""The remedy where a report is not that of the files beside it."""

@@ -2,16 +2,23 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from emp_llm.checkpoint.regular_file import open_regular
 from emp_llm.checkpoint.safetensors_header import read_header
-from emp_llm.errors import CheckpointError
+from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.files.checksum import COPY_BYTES, hash_name, new_hash
-from emp_llm.report.fields import FileFields
-from emp_llm.report.file_names import OF_THEIR_OWN
+from emp_llm.report.fields import FileFields, Report
+from emp_llm.report.file_names import NOT_AS_WRITTEN, OF_THEIR_OWN, REPORT_NAME
 
-__all__ = ["describe_file", "describe_files", "visible_files"]
+__all__ = [
+    "check_described",
+    "describe_file",
+    "describe_files",
+    "not_described",
+    "visible_files",
+]
 
 
 _SHARD = ".safetensors"
@@ -66,3 +73,37 @@ def describe_file(path: Path) -> FileFields:
     if is_shard:
         return {"bytes": nbytes, "header_hash": hash_name(checksum)}
     return {"bytes": nbytes, "hash": hash_name(checksum)}
+
+
+def check_described(folder: Path, report: Report) -> None:
+    """Check that a folder's weights are not others than those that its report describes.
+
+    Raises:
+        FormatError: If `not_described` finds a file.
+    """
+    name = not_described(folder, report)
+    if name is not None:
+        raise FormatError(
+            f"{folder}: {name} is not the file that {REPORT_NAME} describes: {NOT_AS_WRITTEN}"
+        )
+
+
+def not_described(folder: Path, report: Report) -> str | None:
+    """A file of weights in a folder that is another one than its report describes.
+
+    Only sizes and headers are compared, since the data would have to be read. A file that is not
+    there, or is no safetensors, such as a pointer of Git LFS, is not compared.
+
+    Returns:
+        The first such file; None if there is none.
+    """
+    shards = {
+        name: fields for name, fields in report.get("files", {}).items() if "header_hash" in fields
+    }
+    there = [name for name in shards if (folder / name).is_file()]
+    for name in there:
+        with suppress(CheckpointError):
+            if describe_file(folder / name) != shards[name]:
+                return name
+    others = sorted(path.name for path in folder.glob(f"model*{_SHARD}"))
+    return others[0] if shards and others and not there else None

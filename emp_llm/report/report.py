@@ -22,6 +22,7 @@ from emp_llm.report.fields import (
     SourceFields,
     TensorFields,
 )
+from emp_llm.report.file_names import NOT_AS_WRITTEN
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import count_totals, mass_totals
 from emp_llm.rule_fields import SampleFields, data_fields, rule_fields
@@ -167,8 +168,8 @@ def dense_report(report: Report, hashes: Mapping[str, str]) -> Report:
     others = hashes.keys() ^ report["tensors"].keys()
     if others:
         raise FormatError(
-            f"tensor {min(others)!r} is in the report or in the folder, but not in both: the "
-            "folder is not as it was written; download or prune it again"
+            f"tensor {min(others)!r} is in the report or in the folder, but not in both: "
+            f"{NOT_AS_WRITTEN}"
         )
     fields = {name: _dense(tensor, hashes[name]) for name, tensor in report["tensors"].items()}
     targets, model = count_totals(fields)

@@ -8,7 +8,7 @@ from typing import Final
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.errors import CheckpointError, FormatError
 
-__all__ = ["META_SUFFIX", "ROWS_SUFFIX", "Planes", "check_names", "find_packed"]
+__all__ = ["META_SUFFIX", "ROWS_SUFFIX", "Planes", "check_names", "find_packed", "holds_planes"]
 
 ROWS_SUFFIX: Final = ".emp_rows"
 META_SUFFIX: Final = ".emp_meta"
@@ -26,6 +26,11 @@ class Planes:
     def nbytes(self) -> int:
         """Bytes of the three together."""
         return self.records.nbytes + self.rows.nbytes + self.meta.nbytes
+
+
+def holds_planes(names: Iterable[str]) -> bool:
+    """Whether some tensor is named like a plane, so that a checkpoint holds packed tensors."""
+    return any(name.endswith((ROWS_SUFFIX, META_SUFFIX)) for name in names)
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from emp_llm.checkpoint.weight_files import read_index
 from emp_llm.errors import FormatError
 from emp_llm.output.sidecar_files import small_files
 from emp_llm.report.fields import FileFields
-from emp_llm.report.file_names import OF_THEIR_OWN, REPORT_NAME
+from emp_llm.report.file_names import NOT_AS_WRITTEN, OF_THEIR_OWN, REPORT_NAME
 from emp_llm.report.folder_files import describe_file, visible_files
 
 __all__ = [
@@ -45,7 +45,8 @@ def file_fault(folder: Path, name: str) -> FormatError:
     """The error that names a small file which has changed."""
     state = "is not as it was written" if (folder / name).is_file() else "is missing"
     return FormatError(
-        f"{folder}: {name} {state}, by {REPORT_NAME}; take it from the source, or prune again"
+        f"{folder}: {name} {state}, by {REPORT_NAME}; take it from the source, "
+        f"prune again, or delete {REPORT_NAME} if another model was saved over the pruned one"
     )
 
 
@@ -110,8 +111,8 @@ def check_written_alike(checkpoint: Checkpoint, described: Mapping[str, FileFiel
         found, stated = describe_file(checkpoint.folder / name), described.get(name)
         if found != stated:
             raise FormatError(
-                f"{checkpoint.folder}: {name} has {found}, {REPORT_NAME} says {stated}: the folder "
-                "is not as it was written; download or prune it again"
+                f"{checkpoint.folder}: {name} has {found}, {REPORT_NAME} says {stated}: "
+                f"{NOT_AS_WRITTEN}"
             )
 
 

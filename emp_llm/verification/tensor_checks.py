@@ -21,7 +21,7 @@ from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
 from emp_llm.files.checksum import COPY_BYTES, hash_name, new_hash
 from emp_llm.report.fields import TensorFields
-from emp_llm.report.file_names import REPORT_NAME
+from emp_llm.report.file_names import NOT_AS_WRITTEN, REPORT_NAME
 from emp_llm.report.tensor_statistics import TensorStatistics, ratio
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.tensors.geometry import Geometry, RowBlock
@@ -39,8 +39,6 @@ __all__ = [
 
 NOT_OF_SOURCE = "prune again, or give the source that it was made from"
 """The remedy where a tensor is whole, and is not what pruning the source gives."""
-
-_AGAIN = "the folder is not as it was written; download or prune it again"
 
 
 class _Check(ABC):
@@ -103,7 +101,7 @@ class _Check(ABC):
             if found != stated:
                 raise self.fault(f"has {name} = {found}, the report says {stated}")
 
-    def fault(self, what: str, remedy: str = _AGAIN) -> FormatError:
+    def fault(self, what: str, remedy: str = NOT_AS_WRITTEN) -> FormatError:
         """The error that says what is wrong with the tensor."""
         return FormatError(f"{self._where}: tensor {self.name!r} {what}: {remedy}")
 

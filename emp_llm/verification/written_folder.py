@@ -17,7 +17,7 @@ from emp_llm.options import PruneOptions
 from emp_llm.output.output_folder import STAGING_NAME
 from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
-from emp_llm.report.file_names import REPORT_NAME
+from emp_llm.report.file_names import NOT_AS_WRITTEN, REPORT_NAME
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import check_totals
 from emp_llm.rule_fields import rule_options
@@ -25,6 +25,7 @@ from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
 from emp_llm.tensors.packed_config import FORMAT_VERSION, is_packed, quantization_config
+from emp_llm.tensors.planes import holds_planes
 from emp_llm.verification.folder_checks import (
     changed_files,
     check_index,
@@ -159,6 +160,12 @@ def open_written(folder: Path) -> WrittenFolder:
         _check_reported_config(checkpoint, report)
     elif is_packed(checkpoint.config):
         _check_version(checkpoint)
+    elif holds_planes(checkpoint.tensors):
+        raise FormatError(
+            f"{folder}: holds packed tensors, yet config.json has no quantization_config that says "
+            "so: `emp-llm unpack` writes an ordinary checkpoint, or take config.json from where "
+            "the model was pruned"
+        )
     else:
         raise CheckpointError(
             f"{folder}: has no {REPORT_NAME} and is not packed, so nothing says what it must "
@@ -184,7 +191,7 @@ def _check_reported_config(checkpoint: Checkpoint, report: Report) -> None:
     if found != expected:
         raise FormatError(
             f"{checkpoint.folder}: quantization_config in config.json is {found}, by the report it "
-            f"must be {expected}: one of the two files is not the one that was written"
+            f"must be {expected}: {NOT_AS_WRITTEN}"
         )
 
 
@@ -244,7 +251,8 @@ def check_whole(written: WrittenFolder, checked: CheckedTensors) -> None:
     if report is None:
         if not checked.pruned:
             raise FormatError(
-                f"{checkpoint.folder}: is packed by config.json, but no tensor of it is"
+                f"{checkpoint.folder}: is packed by config.json, but no tensor of it is; "
+                "`emp-llm unpack` writes the ordinary checkpoint that it is"
             )
         check_index(checkpoint, sizes=False)
         return

@@ -132,13 +132,28 @@ def test_another_version_of_the_format_is_refused(packed: Path, tmp_path: Path) 
         unpack(packed, tmp_path / "dense")
 
 
+def test_packed_tensors_are_unpacked_though_config_json_no_longer_says_that_they_are(
+    packed: Path, tmp_path: Path
+) -> None:
+    # transformers advises to delete it, where emp_llm was not imported
+    unpack(packed, tmp_path / "before")
+    config = json.loads((packed / "config.json").read_text())
+    del config["quantization_config"]
+    (packed / "config.json").write_text(json.dumps(config))
+    unpack(packed, tmp_path / "dense")
+    assert files(tmp_path / "dense") == files(tmp_path / "before")
+
+
 @pytest.mark.parametrize("method", [None, "gptq"])
 def test_a_folder_that_is_not_packed_is_refused(
     packed: Path, tmp_path: Path, method: str | None
 ) -> None:
-    config = json.loads((packed / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method} if method else None
-    (packed / "config.json").write_text(json.dumps(config))
+    if method is None:
+        packed = tmp_path / "source"
+    else:
+        config = json.loads((packed / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": method}
+        (packed / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="is not packed by emp-llm"):
         unpack(packed, tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
