@@ -130,7 +130,7 @@ class ForwardWalk:
 
     def _use(self, lanes: _Lanes, unit: str) -> None:
         """Gather statistics of the targets of a unit, and process it if this is its last use."""
-        if unit in self._later or unit in self._collected:
+        if unit in self._later or unit in self._collected or unit != lanes.unit:
             self._collect(lanes, unit)
         elif self._paired:
             self._process_in_stages(lanes, unit)
@@ -138,7 +138,10 @@ class ForwardWalk:
             self._process_at_once(lanes, unit)
 
     def _collect(self, lanes: _Lanes, unit: str) -> None:
-        """Gather statistics at one of several uses of a unit, and process it at the last one."""
+        """Gather statistics at one of several uses of a unit, and process it at the last one.
+
+        A unit that borrows its weights uses it as well.
+        """
         activations, matrices = lanes.walk.activations, self._matrices(unit)
         gathering = self._collected.pop(unit, None)
         if gathering is None:
