@@ -99,8 +99,8 @@ def compare(
         OptionError: If an option is out of its range.
     """
     ignored = patterns("ignore", ignore)
-    rules = [PruneOptions(beta=b, targets=targets, ignore=ignored) for b in betas]
     _check(betas, seed, random_runs, dtype)
+    rules = [PruneOptions(beta=b, targets=targets, ignore=ignored) for b in betas]
     check_protocol(protocol)
     check_device(device)
     seeds = range(seed, seed + random_runs)
@@ -140,6 +140,8 @@ def compare(
 
 
 def _check(betas: Sequence[float], seed: int, random_runs: int, dtype: str) -> None:
+    if not isinstance(betas, list | tuple):
+        raise OptionError(f"betas is {betas!r}; give a list of numbers, such as [1.0]")
     if not betas or len(set(betas)) != len(betas):
         raise OptionError(f"betas are {list(betas)}; give one or more, each once")
     for name, number in (("seed", seed), ("random_runs", random_runs)):

@@ -164,6 +164,19 @@ def check_complete(where: str, structure: Structure, listed: Mapping[str, str]) 
             f"{where}: {structure.model} has no place for {stray!r}, and no tensor gives its "
             f"{lost[0]!r}: the weights and the config do not belong together"
         )
+    if blocks := _lists_of_blocks(structure.missing.values()) - _lists_of_blocks(
+        one.place for one in structure.landings.values() if one is not None
+    ):
+        raise CheckpointError(
+            f"{where}: no tensor belongs to the blocks {min(blocks)!r} of {structure.model}: save "
+            "all of the model or, if it is a part, name the part's class under architectures in "
+            "config.json"
+        )
+
+
+def _lists_of_blocks(places: Iterable[Place]) -> set[str]:
+    """The lists of decoder blocks that parameters are in, by the name of any of their blocks."""
+    return {_any_block(place.block) for place in places if place.block is not None}
 
 
 def _partly_given(landings: Mapping[str, Landing | None]) -> Iterator[tuple[str, int, int]]:

@@ -20,8 +20,8 @@ __all__ = ["Decisions", "TargetDecision", "decide", "decide_all", "decide_target
 _NAMED_TARGETS = ("mlp", "attention", "all-linear")
 _EXAMPLES = 3
 _REMEDIES = {
-    "F64": "Cast the checkpoint (from_pretrained(..., dtype='float32'), save_pretrained), or",
-    **dict.fromkeys(("BOOL", "C64"), "To leave such weights as they are,"),
+    "F64": "Cast the checkpoint: from_pretrained(..., dtype='float32') and save_pretrained.",
+    **dict.fromkeys(("BOOL", "C64"), "To leave such weights as they are, add --ignore {layer!r}."),
 }
 """What helps against a dtype of a target that is no sign of quantized weights."""
 
@@ -329,10 +329,10 @@ def _check_shape(
 
 def _not_prunable(decision: TargetDecision, dtype: str) -> CheckpointError:
     layer = decision.kind.rpartition(".")[2]
-    remedy = _REMEDIES.get(dtype, "Load a dequantized checkpoint or")
+    remedy = _REMEDIES.get(dtype, "Load a dequantized checkpoint or add --ignore {layer!r}.")
     return CheckpointError(
         f"{decision.name!r} is {dtype}; emp-llm prunes float16, bfloat16 and float32. "
-        f"{remedy} add --ignore {layer!r}."
+        f"{remedy.format(layer=layer)}"
     )
 
 

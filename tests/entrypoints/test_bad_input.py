@@ -21,7 +21,7 @@ from support.checkpoints import (
     write_checkpoint,
 )
 
-from emp_llm import CheckpointError, EmpConfig, OptionError, PruneOptions, prune, unpack
+from emp_llm import CheckpointError, EmpConfig, OptionError, PruneOptions, compare, prune, unpack
 
 TinyModel = Callable[..., Path]
 
@@ -90,6 +90,12 @@ def test_targets_that_match_nothing_are_refused_with_examples_of_what_there_is(
     message = refusal(source, tmp_path / "out", targets="no_such_layer")
     assert "no_such_layer" in message
     assert "mlp.up_proj.weight" in message
+
+
+@pytest.mark.parametrize("betas", ["0.5", 1.0])
+def test_compare_takes_a_list_of_betas(source: Path, betas: object) -> None:
+    with pytest.raises(OptionError, match=r"betas is .*; give a list of numbers, such as \[1\.0\]"):
+        compare(source, "text", betas=betas)
 
 
 # The source
@@ -196,7 +202,7 @@ def test_a_quantized_model_is_refused(source: Path, tmp_path: Path) -> None:
     assert "gptq" in refusal(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bool], ids=str)
 def test_a_target_of_another_dtype_is_refused_by_name(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = mlp(H, F) | {UP: gaussian(F, H).to(dtype)}
     source = write_checkpoint(tmp_path / "source", llama_config(H, F), tensors)

@@ -133,6 +133,18 @@ def test_layers_of_another_architecture_are_named_beside_what_they_stand_for(tin
     ) in str(caught.value)
 
 
+def test_a_part_of_a_model_is_to_be_called_by_its_class(tiny_model, tmp_path) -> None:
+    folder = tiny_model("t5")
+    assert refusal(folder, "decoder.block.", "decoder.final") == (
+        f"{folder}: no tensor belongs to the blocks 'decoder.block.*' of "
+        "T5ForConditionalGeneration: save all of the model or, if it is a part, name the part's "
+        "class under architectures in config.json"
+    )
+    part = with_config(tmp_path, folder, architectures=["T5EncoderModel"])
+    tensors = {n: kind for n, kind in read_tensors(folder).items() if "decoder." not in n}
+    assert decide_all(part, tensors, targets="mlp", ignore=()).missing == []
+
+
 def test_a_head_that_is_still_to_be_trained_is_a_notice(tiny_model, tmp_path) -> None:
     folder = with_config(
         tmp_path, tiny_model("llama"), architectures=["LlamaForSequenceClassification"]

@@ -100,8 +100,10 @@ def test_float64_is_to_be_cast(tiny_model) -> None:
     folder = tiny_model("llama")
     tensors = {name: ("F64", shape) for name, (_, shape) in read_tensors(folder).items()}
     message = refusal(folder, tensors)
-    assert "Cast the checkpoint (from_pretrained(..., dtype='float32'), save_pretrained)" in message
-    assert "dequantized" not in message
+    assert message == (
+        "'model.layers.0.mlp.down_proj.weight' is F64; emp-llm prunes float16, bfloat16 and "
+        "float32. Cast the checkpoint: from_pretrained(..., dtype='float32') and save_pretrained."
+    )
 
 
 @pytest.mark.parametrize("dtype", ["BOOL", "C64"])

@@ -6,7 +6,7 @@ from support.architectures import pruned, read_tensors, with_config
 from support.expected_targets import LLAMA
 
 from emp_llm.errors import CheckpointError
-from emp_llm.structure.targets import decide_targets
+from emp_llm.structure.targets import decide, decide_targets
 
 
 @pytest.fixture
@@ -165,6 +165,6 @@ def test_nothing_to_prune_is_refused_with_examples(llama):
     assert "layers.1.mlp.down_proj.weight'" in message
 
 
-def test_a_checkpoint_without_linear_layers_says_so(llama):
-    tensors = {"model.embed_tokens.weight": ("BF16", (32, 16))}
-    assert "no linear layer that can be pruned" in _refusal(llama, tensors)
+def test_a_checkpoint_without_linear_layers_says_so():
+    with pytest.raises(CheckpointError, match=r"^here: nothing .*no linear layer that can be prun"):
+        decide("here", {}, {}, targets="mlp", ignore=())

@@ -215,7 +215,8 @@ def test_a_tensor_that_is_swapped_on_loading_is_transposed_before(as_on_the_hub,
     config.save_pretrained(tmp_path)
     name = "model.language_model.layers.0.mlp.experts.down_proj"
     shape = (4, 8, 16) if as_on_the_hub else (4, 16, 8)  # the Hub's lie [expert, in, out]
-    decision = decide_targets(tmp_path, {name: ("BF16", shape)})[name]
+    tensors = {name: ("BF16", shape), "model.visual.blocks.0.norm1.weight": ("BF16", (16,))}
+    decision = decide_targets(tmp_path, tensors)[name]
     assert decision.prune
     assert decision.transposed is as_on_the_hub
 
