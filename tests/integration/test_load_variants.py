@@ -253,18 +253,14 @@ def test_auto_classes_and_plain_options_work(both: Any, option: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"ignore_mismatched_sizes": True}, {"dtype": torch.float32}, {"dtype": "auto"}],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    ("architecture", "loader"),
+    ("architecture", "loader", "options"),
     [
-        ("llama", AutoModelForCausalLM),
-        ("llama", transformers.LlamaForCausalLM),
-        ("gpt2", AutoModel),
-        ("mixtral", AutoModelForCausalLM),
+        ("llama", AutoModelForCausalLM, {"ignore_mismatched_sizes": True}),
+        ("llama", transformers.LlamaForCausalLM, {}),
+        ("gpt2", AutoModel, {"dtype": torch.float32}),
+        ("mixtral", AutoModelForCausalLM, {"dtype": "auto"}),
     ],
+    ids=["sizes", "class", "dtype", "experts"],
 )
 def test_no_quantization_config_is_as_if_it_was_left_out(
     pruned_model: TinyModel, architecture: str, loader: Any, options: dict[str, Any]
