@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emp_cli.tables import count, found_lines, rule_in_short, search_table, size
+from emp_cli.tables import count, file_lines, found_lines, rule_in_short, search_table, size
 from emp_llm.messages import printable
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def show_report(report: "Report") -> None:
     view.curve()
     view.standing_out()
     view.left_alone()
+    view.files()
     view.totals()
 
 
@@ -216,6 +217,14 @@ class _View:
             self._add(table, [reason, f"{len(part['names'])}", size(part["bytes"])])
         self._console.print(table)
         self._console.print()
+
+    def files(self) -> None:
+        """The files of the source that are copied, and those that are not."""
+        beside = file_lines(self._report.get("carried"), self._report.get("left_behind"))
+        for line in beside:
+            self._say(line)
+        if beside:
+            self._console.print()
 
     def totals(self) -> None:
         """The sizes and the sparsity of the whole model."""

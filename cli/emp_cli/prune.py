@@ -148,11 +148,19 @@ def prune(
             content["pushed"] = send(out, push_to_hub, private=private)
         print_json(content)
         return
-    from emp_cli.tables import found_lines, pruned_kinds, search_table, size, totals_line
+    from emp_cli.tables import (
+        file_lines,
+        found_lines,
+        pruned_kinds,
+        search_table,
+        size,
+        totals_line,
+    )
 
     pruned_kinds(report)
     search_table(report)
-    for line in found_lines(report):
+    beside = file_lines(report.get("carried"), report.get("left_behind"))
+    for line in (*found_lines(report), *beside):
         typer.echo(line)
     rate = report["totals"]["model"]["bytes_before"] / clock.seconds
     typer.echo(totals_line(report))

@@ -1,16 +1,19 @@
 """Numbers for people, in tables that fit 80 columns."""
 
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from emp_llm.messages import printable
 from emp_llm.report.prune_command import exact_beta
 
 if TYPE_CHECKING:
-    from emp_llm.report.fields import Report, TargetTotals, Trial
+    from emp_llm.checkpoint.left_behind import LeftBehind
+    from emp_llm.report.fields import FileCount, Report, TargetTotals, Trial
 
 __all__ = [
     "count",
+    "file_lines",
     "found_lines",
     "pruned_kinds",
     "rule_in_short",
@@ -23,6 +26,10 @@ __all__ = [
 
 _NAMED = 5
 """How many names are listed; the rest is counted."""
+
+_COLUMNS = 80
+_LARGE = 10_000_000
+"""Bytes of copied files that are worth a line."""
 
 _REPAIRED = {
     "obs": "the weights that stay",
@@ -143,6 +150,27 @@ def found_lines(report: "Report") -> list[str]:
             f"not in the checkpoint, so transformers initialises it at random: {missing[0]}{more}"
         )
     return [printable(line) for line in lines]
+
+
+def file_lines(
+    carried: "FileCount | None", left_behind: "Sequence[LeftBehind] | None"
+) -> list[str]:
+    """Lines of 80 columns on the files of a source that are copied and that are not, and why.
+
+    Files that are copied are only worth a line if they are large, or others are not.
+    """
+    lines = []
+    if carried is not None and (carried["bytes"] >= _LARGE or left_behind):
+        files = "1 file" if carried["files"] == 1 else f"{carried['files']} files"
+        lines.append(f"copied beside the weights: {files} ({size(carried['bytes'])})")
+    reasons: dict[str, list[LeftBehind]] = {}
+    for entry in left_behind or ():
+        reasons.setdefault(entry["reason"], []).append(entry)
+    for reason, entries in reasons.items():
+        names, nbytes = [entry["path"] for entry in entries], sum(e["bytes"] for e in entries)
+        line = printable(f"left behind, {reason}: {some(names)} ({size(nbytes)})")
+        lines += wrap(line, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+    return lines
 
 
 def _numbers(part: "TargetTotals") -> Row:

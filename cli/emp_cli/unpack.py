@@ -35,8 +35,10 @@ def unpack(
     if as_json:
         print_json({"out": str(out)} | summary | clock.to_dict())
         return
-    from emp_cli.tables import size
+    from emp_cli.tables import file_lines, size
 
+    for line in file_lines(summary["carried"], summary["left_behind"]):
+        typer.echo(line)
     typer.echo(
         f"{out}: {size(summary['bytes_before'])} → {size(summary['bytes_after'])}, "
         f"{summary['packed_tensors']} of {summary['tensors']} tensors unpacked in "

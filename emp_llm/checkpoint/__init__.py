@@ -1,7 +1,9 @@
 """What the files of a local checkpoint hold, and how their bytes are read. None of its code is run.
 
 regular_file        opens regular files only: no pipe, no device
-small_files         files beside the weights, and links that are refused
+links               links out of a checkpoint are refused
+left_behind         which files travel with the weights, and why others stay behind
+folder_files        the files of a folder, and which of them travel
 json_files          untrusted JSON, parsed in bounded memory
 dtypes              the dtypes of tensors by name
 header              the tensors that a file of weights holds, by its header

@@ -1,6 +1,6 @@
-"""A checkpoint in a local folder: its config, its shards and the small files beside them.
+"""A checkpoint in a local folder: its config, its shards and the files beside them.
 
-    config.json → weights file → index → shards → headers → the small files beside them
+    config.json → weights file → index → shards → headers → the files beside them
 
 Only headers are read. The checkpoint is what transformers would load from the folder, so that what
 is pruned is what is used.
@@ -13,14 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from emp_llm.checkpoint.folder_files import beside_weights
 from emp_llm.checkpoint.header import Header, TensorEntry
 from emp_llm.checkpoint.json_files import read_json_object
+from emp_llm.checkpoint.left_behind import CONFIG_NAME, BesideWeights
 from emp_llm.checkpoint.meta_llama.original import read_original
 from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME, OriginalParams
 from emp_llm.checkpoint.meta_llama.part_files import is_original, part_names
 from emp_llm.checkpoint.other_formats import describe_other_format
 from emp_llm.checkpoint.shard import Shard, read_shard
-from emp_llm.checkpoint.small_files import CONFIG_NAME, other_files
 from emp_llm.checkpoint.weight_files import (
     INDEX_NAME,
     TORCH_INDEX_NAME,
@@ -38,7 +39,6 @@ __all__ = [
 
 
 _MAX_TENSORS = 1_000_000  # in all shards; each takes about 0.5 kB of memory
-_CHECKSUMS = ".chk"  # the ending of Meta's lists of checksums
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ class Checkpoint:
         index_metadata: The ``metadata`` of the index; empty if there is none.
         config: The content of ``config.json``.
         described_by: Paths, relative to the folder, of the files that all this is read from.
-        other_files: Paths, relative to the folder, of the small files that are needed to use it
-            (tokenizer, generation config, chat template, code, licence), sorted. Neither
-            ``config.json`` nor weights of any kind are among them.
+        beside: The other files: those that travel with its weights (tokenizer, generation config,
+            code, licence, adapters, weights of other modules), and those that stay behind.
         absent: The tensors that the index lists and no shard has, with the file that it names for
             each. That is no fault where the model does without them, such as a tied head.
         original: The content of ``params.json`` if it is in Meta's original format, otherwise None.
@@ -68,7 +67,7 @@ class Checkpoint:
     index_metadata: dict[str, Any]
     config: dict[str, Any]
     described_by: tuple[Path, ...]
-    other_files: tuple[Path, ...]
+    beside: BesideWeights
     absent: Mapping[str, str] = field(default_factory=dict)
     original: OriginalParams | None = None
 
@@ -78,6 +77,14 @@ class Checkpoint:
         return {
             entry.name: (shard, entry) for shard in self.shards for entry in shard.header.tensors
         }
+
+    @property
+    def other_files(self) -> tuple[Path, ...]:
+        """Paths, relative to the folder, of the files that travel with the weights, sorted.
+
+        ``config.json`` is not among them.
+        """
+        return tuple(sorted(map(Path, self.beside.travelling)))
 
     def without(self, names: Collection[str]) -> "Checkpoint":
         """The checkpoint without some of its tensors."""
@@ -138,15 +145,16 @@ def open_checkpoint(
         _refuse_absent(absent)
     index_name = None if not has_index else INDEX_NAME if weights == TORCH_INDEX_NAME else weights
     described_by = (Path(CONFIG_NAME), *([Path(weights)] if has_index else []))
-    small = other_files(folder)
+    beside = beside_weights(folder, [weights, *shard_names])
     return Checkpoint(
-        folder, shards, index_name, index_metadata, config, described_by, small, absent
+        folder, shards, index_name, index_metadata, config, described_by, beside, absent
     )
 
 
 def _open_original(folder: Path, names: Iterable[str], to_come: Mapping[str, Header]) -> Checkpoint:
     parts = [read_shard(folder / name, to_come.get(name)) for name in part_names(names, folder)]
     model = read_original(folder, parts, read_json_object(folder / PARAMS_NAME))
+    beside = beside_weights(folder, [part.name for part in parts], meta_llama=True)
     return Checkpoint(
         folder,
         model.shards,
@@ -154,14 +162,9 @@ def _open_original(folder: Path, names: Iterable[str], to_come: Mapping[str, Hea
         {},
         model.config,
         (Path(PARAMS_NAME),),
-        tuple(file for file in other_files(folder) if not _is_of_original(file)),
+        beside,
         original=model.params,
     )
-
-
-def _is_of_original(file: Path) -> bool:
-    """Whether a small file only describes the weights in Meta's original format."""
-    return str(file) == PARAMS_NAME or file.suffix == _CHECKSUMS
 
 
 def _file_names(folder: Path) -> list[str]:

@@ -13,8 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from emp_llm.checkpoint.links import check_link
 from emp_llm.checkpoint.regular_file import open_regular
-from emp_llm.checkpoint.small_files import check_link
 from emp_llm.errors import CheckpointError
 from emp_llm.messages import shortened
 

@@ -61,8 +61,8 @@ class PlainFile(SourceFile):
                 ) from error
             if count == 0:
                 raise CheckpointError(
-                    f"{self.name}: ends at byte {offset + filled:,}, within a tensor: it changed "
-                    "while it was read; leave it alone and start again"
+                    f"{self.name}: ends too early, at byte {offset + filled:,}: it changed while "
+                    "it was read; leave it alone and start again"
                 )
             filled += count
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from emp_llm.checkpoint.json_files import read_json_object
+from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.checkpoint.other_formats import describe_other_format
-from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.errors import CheckpointError
 
 __all__ = [

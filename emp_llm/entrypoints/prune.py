@@ -22,11 +22,12 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import OptionError, OutputError
 from emp_llm.hub.source import Source, find_source
 from emp_llm.options import PruneOptions, needs_masks
+from emp_llm.output.carried_files import carry_files
 from emp_llm.output.journal import Journal
 from emp_llm.output.meta_llama_files import write_original_files
 from emp_llm.output.output_folder import OutputFolder
 from emp_llm.output.run_description import describe_run
-from emp_llm.output.sidecar_files import copy_small_files, write_config, write_index
+from emp_llm.output.sidecar_files import write_config, write_index
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.plan_report import origin, report_on
 from emp_llm.pruning.shard_output import WriteJob, shard_output
@@ -149,7 +150,7 @@ def prune(
             finished = find_finished(plan, workers, folder)
             plan = plan.with_beta(_decide_masks(plan, workers, folder.journal))
             _write_shards(plan, workers, folder, finished)
-            return team.share(lambda: _publish(plan, folder, came_from, tried))
+            return team.share(lambda: _publish(plan, workers, folder, came_from, tried))
 
 
 def _check_discarding(discard_source: bool, options: PruneOptions) -> None:
@@ -302,6 +303,7 @@ def _record(journal: Journal, name: str, jobs: Sequence[WriteJob]) -> None:
 
 def _publish(
     plan: PruningPlan,
+    workers: Workers,
     folder: OutputFolder,
     origin: SourceFields,
     tried: Sequence[Trial],
@@ -312,6 +314,7 @@ def _publish(
         The report.
     """
     staging, checkpoint = folder.staging, plan.checkpoint
+    copied = carry_files(staging, checkpoint, workers, folder.journal)
     write_index(staging, checkpoint)
     calibrated = Calibrated()
     if needs_masks(plan.options):
@@ -320,14 +323,14 @@ def _publish(
     packed = plan.options.output_format == "packed"
     rule = rule_fields(plan.options, calibrated.samples)
     write_config(staging, checkpoint, quantization_config(rule) if packed else None)
-    copy_small_files(staging, checkpoint)
+    shards = [output_name(checkpoint, shard) for shard in checkpoint.shards]
     outcomes: dict[str, Outcome] = {}
-    for shard in checkpoint.shards:
-        outcomes |= _finished_outcomes(folder.journal, output_name(checkpoint, shard))
+    for name in shards:
+        outcomes |= _finished_outcomes(folder.journal, name)
     report = report_on(plan, outcomes, origin, calibrated)
     if tried:
         report["search"] = list(tried)
-    report["files"] = describe_files(staging)
+    report["files"] = describe_files(staging, shards, copied)
     write_report(staging, report)
     write_figure(staging, report)
     write_card(staging / CARD_NAME, plan.source.folder / CARD_NAME, report)

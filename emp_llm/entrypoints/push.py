@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 
 from emp_llm._version import __version__
 from emp_llm.checkpoint.checkpoint import open_checkpoint
-from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.checkpoint.weight_files import INDEX_NAME, WEIGHTS_NAME
 from emp_llm.hub.destination import Destination, open_destination
 from emp_llm.hub.upload_errors import upload_explained
@@ -38,6 +38,7 @@ __all__ = ["Pushed", "WholeFolder", "check_folder", "push", "upload"]
 # files of an older model that transformers or emp-llm would take for parts of the new one
 _REPLACED = (
     *(WEIGHTS_NAME, INDEX_NAME, REPORT_NAME, FIGURE_NAME, EVAL_NAME),
+    *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
     f"model-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors",
 )
 
@@ -51,7 +52,7 @@ class WholeFolder:
         files: Paths of its files, relative to it, without hidden ones.
         config: The content of its ``config.json``.
         report: The content of its ``emp_report.json``; None if it has none.
-        edited: Paths of configuration and small files that are not as the report describes them.
+        edited: Paths of files without weights that are not as the report describes them.
     """
 
     folder: Path
@@ -118,8 +119,8 @@ def push(
 
     Args:
         folder: A folder that `prune` or `unpack` wrote, whose checksums are verified first, or
-            another checkpoint, whose structure is. Configuration and small files may have been
-            edited since.
+            another checkpoint, whose structure is. Files that hold no weights may have been edited
+            since.
         repo_id: The repository, ``user/name``; made if it is not there.
         private: Whether it is made private, if it is made; None takes its owner's default.
         revision: The branch; made from the default one if it is not there.

@@ -6,21 +6,23 @@ Every shard of the source becomes one shard of the same name.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 from emp_kernels.rows import Patterns, Workspace
 
 from emp_llm.checkpoint.checkpoint import Checkpoint, check_all_listed
+from emp_llm.checkpoint.left_behind import LeftBehind
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.files.checksum import hash_name
 from emp_llm.hub.source import Source, find_source
+from emp_llm.output.carried_files import carry_files, count_files
 from emp_llm.output.output_folder import OutputFolder
-from emp_llm.output.sidecar_files import copy_small_files, write_config, write_index
+from emp_llm.output.sidecar_files import write_config, write_index
 from emp_llm.pruning.copy_job import CopyJob
 from emp_llm.pruning.dense_job import DenseRows
 from emp_llm.pruning.shard_output import NewFile, WriteJob, shard_output
@@ -28,7 +30,7 @@ from emp_llm.pruning.shard_plan import file_order, output_name
 from emp_llm.pruning.shard_writer import ShardWriter
 from emp_llm.report.card.card import write_card
 from emp_llm.report.card.figure import write_figure
-from emp_llm.report.fields import Report
+from emp_llm.report.fields import FileCount, FileFields, Report
 from emp_llm.report.file import read_report, write_report
 from emp_llm.report.file_names import CARD_NAME, NOT_AS_WRITTEN, REPORT_NAME
 from emp_llm.report.folder_files import check_described, describe_files
@@ -43,7 +45,27 @@ from emp_llm.tensors.packed_config import is_packed, quant_method
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 from emp_llm.tensors.planes import holds_planes
 
-__all__ = ["unpack"]
+__all__ = ["Unpacked", "unpack"]
+
+
+class Unpacked(TypedDict):
+    """What `unpack` wrote.
+
+    Attributes:
+        packed_tensors: How many of the `tensors` were packed.
+        tensors: How many tensors there are.
+        bytes_before: Bytes of all tensors' data in the source.
+        bytes_after: Bytes of all tensors' data in the result.
+        carried: The files that were copied from the source, byte for byte.
+        left_behind: The files of the source that were not, and why.
+    """
+
+    packed_tensors: int
+    tensors: int
+    bytes_before: int
+    bytes_after: int
+    carried: FileCount
+    left_behind: list[LeftBehind]
 
 
 def unpack(
@@ -56,15 +78,18 @@ def unpack(
     device: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, int]:
+) -> Unpacked:
     """Turn a packed checkpoint into an ordinary one: the one that pruning to dense writes.
 
     >>> from emp_llm import prune, unpack
     >>> report = prune("demo/model", "packed")
     >>> report["totals"]["model"]["bytes_after"]
     2588736
-    >>> unpack("packed", "unpacked")
-    {'packed_tensors': 12, 'tensors': 38, 'bytes_before': 2588736, 'bytes_after': 3788160}
+    >>> unpacked = unpack("packed", "unpacked")
+    >>> unpacked["packed_tensors"], unpacked["tensors"]
+    (12, 38)
+    >>> unpacked["bytes_before"], unpacked["bytes_after"]
+    (2588736, 3788160)
 
     Args:
         model: A packed folder, or a packed model of the Hugging Face Hub.
@@ -78,8 +103,7 @@ def unpack(
         progress: Shows how far the work is.
 
     Returns:
-        ``packed_tensors``: how many of the ``tensors`` were packed; ``bytes_before`` and
-        ``bytes_after`` of all tensors' data.
+        What was written.
 
     Raises:
         CheckpointError: If the source is not a packed checkpoint.
@@ -108,10 +132,10 @@ def unpack(
             team=Team(),
         )
         jobs = _write_shards(source, checkpoint, folder.staging, workers)
+        copied = carry_files(folder.staging, checkpoint, workers)
         write_index(folder.staging, checkpoint)
         write_config(folder.staging, checkpoint, None)
-        copy_small_files(folder.staging, checkpoint)
-        report = _write_report(folder.staging, source.folder, packed_report, jobs)
+        report = _write_report(folder.staging, checkpoint, packed_report, jobs, copied)
         write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
         folder.publish()
     return {
@@ -119,6 +143,8 @@ def unpack(
         "tensors": len(jobs),
         "bytes_before": checkpoint.nbytes,
         "bytes_after": sum(job.entry.nbytes for job in jobs),
+        "carried": count_files(checkpoint),
+        "left_behind": list(checkpoint.beside.left_behind),
     }
 
 
@@ -134,15 +160,21 @@ def _check_packed(checkpoint: Checkpoint) -> None:
 
 
 def _write_report(
-    staging: Path, source: Path, packed_report: Report | None, jobs: Sequence[WriteJob]
+    staging: Path,
+    source: Checkpoint,
+    packed_report: Report | None,
+    jobs: Sequence[WriteJob],
+    copied: Mapping[str, FileFields],
 ) -> Report | None:
     """Write the report of the dense folder, and its figure, if the packed folder has one."""
     if packed_report is None:
         return None
-    check_described(source, packed_report)
-    _check_report(source, packed_report, jobs)
+    check_described(source.folder, packed_report)
+    _check_report(source.folder, packed_report, jobs)
     report = dense_report(packed_report, {job.entry.name: job.checksum for job in jobs})
-    report["files"] = describe_files(staging)
+    shards = [output_name(source, shard) for shard in source.shards]
+    report["files"] = describe_files(staging, shards, copied)
+    report["carried"] = count_files(source)
     write_figure(staging, report)
     write_report(staging, report)
     return report

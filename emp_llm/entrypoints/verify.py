@@ -78,7 +78,7 @@ def verify(
     With `against`, the rule is applied to the source again: which tensors are pruned, what each
     group keeps, and every number of the report. The folder must be, bit for bit, what pruning the
     source gives: kept weights and all other tensors as in the source, +0.0 for pruned weights.
-    Configuration and small files must be the source's.
+    Configuration and all files beside the weights must be the source's.
 
     Where scores came from data, masks cannot be computed again. Then every weight must be the
     source's or +0.0, and with granularity `row` and `count_by="magnitude"` each row must keep as
@@ -120,10 +120,10 @@ def verify(
         raise OptionError(
             f"revision is {revision!r}, which selects a version of the source: give against as well"
         )
-    written = open_written(Path(folder))
+    progress = SharedProgress(progress or Silent())
+    written = open_written(Path(folder), progress)
     if written.edited:
         raise file_fault(written.checkpoint.folder, written.edited[0])
-    progress = SharedProgress(progress or Silent())
     workers = Workers(threads=thread_count(threads), progress=progress)
     if against is None:
         progress.begin("verifying", written.checkpoint.nbytes)
@@ -135,7 +135,7 @@ def verify(
         progress.begin("comparing", comparison.checkpoint.nbytes)
         checked = check_tensors(written, workers, comparison)
         check_whole(written, checked)
-        comparison.check_complete(written, checked)
+        comparison.check_complete(written, checked, progress)
         return _found(written, checked, comparison)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emp_llm.checkpoint.json_files import read_json_object
-from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.errors import CheckpointError
 from emp_llm.hub.source import Source, find_source
 from emp_llm.report.file_names import REPORT_NAME

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from emp_llm.checkpoint.json_files import read_json_object
-from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.errors import OptionError, OutputError
 from emp_llm.files.atomic import replacing, write_json
 from emp_llm.report.card.card import write_card

@@ -9,9 +9,9 @@ COPY_BYTES = 4 << 20
 """Bytes that are copied at a time."""
 
 
-def new_hash() -> xxhash.xxh3_128:
-    """A checksum of a tensor's bytes: against damage, not against malice."""
-    return xxhash.xxh3_128()
+def new_hash(data: bytes = b"") -> xxhash.xxh3_128:
+    """A checksum, begun with some bytes: against damage, not against malice."""
+    return xxhash.xxh3_128(data)
 
 
 def hash_name(checksum: xxhash.xxh3_128) -> str:

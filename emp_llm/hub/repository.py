@@ -1,23 +1,24 @@
 """A repository of the Hugging Face Hub, downloaded to the Hub's own cache.
 
-    config and index → the small files → the headers of shards, and later each shard
+    config and index → the other files → the headers of shards, and later each shard
 
 Only what a pruned checkpoint is made from is downloaded: the weights that transformers would load
-and the small files, but not the same weights in other formats. Files that are in the cache are
-taken from there.
+and the files that travel with them, but not the same weights in other formats. Files that are in
+the cache are taken from there.
 """
 
 import glob
-from collections.abc import Callable, Collection
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from emp_llm.checkpoint.header import Header
 from emp_llm.checkpoint.json_files import read_json_object
+from emp_llm.checkpoint.left_behind import CONFIG_NAME, BesideWeights, sort_files
 from emp_llm.checkpoint.meta_llama.params import PARAMS_NAME
 from emp_llm.checkpoint.meta_llama.part_files import is_original, part_names
 from emp_llm.checkpoint.other_formats import describe_other_format
 from emp_llm.checkpoint.shard import Shard, read_any_header_by
-from emp_llm.checkpoint.small_files import CONFIG_NAME, is_small_file
 from emp_llm.checkpoint.weight_files import choose_weights, read_index
 from emp_llm.errors import CheckpointError, HubError
 from emp_llm.hub.download_errors import AGAIN, check_room, explained
@@ -25,7 +26,7 @@ from emp_llm.hub.download_report import DownloadReport, bar_class
 from emp_llm.hub.remote_file import RemoteFile
 from emp_llm.runtime.progress import SharedProgress
 
-__all__ = ["IN_WORK", "Repository"]
+__all__ = ["IN_WORK", "Fetched", "Repository"]
 
 IN_WORK = 2
 """Shards on disk at once if they are discarded after use: one in use, one being downloaded."""
@@ -34,6 +35,21 @@ _LEADING = [
     *(CONFIG_NAME, "*.safetensors.index.json", "pytorch_model.bin.index.json"),
     PARAMS_NAME,
 ]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A checkpoint of a repository, of which the data of shards may still be missing.
+
+    Attributes:
+        folder: The snapshot's folder in the cache.
+        to_come: The headers of the missing shards, by file name.
+        beside: The files beside the weights, downloaded if they travel.
+    """
+
+    folder: Path
+    to_come: dict[str, Header]
+    beside: BesideWeights
 
 
 class Repository:
@@ -51,20 +67,15 @@ class Repository:
         self._progress = progress
         self._commit: str | None = None
 
-    def fetch_all_but_data(
-        self, revision: str | None, *, discard: bool, whole: bool
-    ) -> tuple[Path, dict[str, Header]]:
+    def fetch_all_but_data(self, revision: str | None, *, discard: bool, whole: bool) -> Fetched:
         """Download all of a checkpoint except for the data of shards that are not in the cache.
 
         Args:
             revision: Branch, tag or commit; the default branch if None.
             discard: Whether shards are deleted after use, so that the disk needs room for
                 `IN_WORK` of them only.
-            whole: Whether the small files and shards are wanted on disk, rather than config and
-                index alone.
-
-        Returns:
-            The snapshot's folder in the cache, and the headers of the missing shards by file name.
+            whole: Whether shards and other files are wanted on disk, rather than config and index
+                alone.
 
         Raises:
             HubError: If the Hub, or the connection to it, refuses, the repository holds no weights
@@ -73,7 +84,7 @@ class Repository:
         folder = self._snapshot(revision, _LEADING)
         self._commit = folder.name
         sizes = self._sizes(folder)
-        shards, others = self._choose(folder, sizes)
+        shards, others, beside = self._choose(folder, sizes)
         to_come = [name for name in shards if not (folder / name).is_file()]
         missing = [name for name in others if whole and not (folder / name).is_file()]
         # a shard in Meta's format needs all parts, so discarding saves no room there
@@ -85,12 +96,13 @@ class Repository:
         if missing:
             report = DownloadReport(self._progress.advance)
             self._progress.begin("downloading", nbytes)
-            # by commit: the branch may have moved since its small files were listed
+            # by commit: the branch may have moved since its files were listed
             self._snapshot(self._commit, [glob.escape(name) for name in missing], report)
         for name in sorted({*shards, *others}.difference(to_come)):
             if whole or (folder / name).is_file():
                 self._check_size(folder, name, sizes[name])
-        return folder, {name: self._remote_header(name, sizes[name]) for name in to_come}
+        headers = {name: self._remote_header(name, sizes[name]) for name in to_come}
+        return Fetched(folder, headers, beside)
 
     def file(self, name: str, size: int) -> RemoteFile:
         """A file of the repository, of so many bytes, to be read from the Hub in parts."""
@@ -164,24 +176,27 @@ class Repository:
             return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
         return {file.path: file.size for file in tree}
 
-    def _choose(self, folder: Path, names: Collection[str]) -> tuple[list[str], list[str]]:
+    def _choose(
+        self, folder: Path, sizes: Mapping[str, int]
+    ) -> tuple[list[str], list[str], BesideWeights]:
         """Choose the files that a pruned checkpoint is made from: shards, and others, by path."""
         try:
-            beside = [name for name in names if "/" not in name]
-            leads, shards = self._choose_weights(folder, beside)
+            names = [name for name in sizes if "/" not in name]
+            leads, shards = self._choose_weights(folder, names)
         except CheckpointError as error:
             raise (
                 error if isinstance(error, HubError) else HubError(f"{self._repo_id}: {error}")
             ) from error
         needed = {*leads, *shards}
-        absent = sorted(needed.difference(names))
+        absent = sorted(needed.difference(sizes))
         if absent:
             raise HubError(
                 f"{self._repo_id}: {absent[0]} is missing, in the repository or, offline, in the "
                 f"cache ({len(absent)} of {len(needed)} files): go online or give another revision"
             )
-        small = {name for name in names if is_small_file(PurePosixPath(name))}
-        return sorted(shards), sorted(needed.union(small).difference(shards))
+        beside = sort_files(sizes, needed, meta_llama=CONFIG_NAME not in leads)
+        others = leads.union(beside.travelling).difference(shards)
+        return sorted(shards), sorted(others), beside
 
     def _choose_weights(self, folder: Path, names: list[str]) -> tuple[set[str], set[str]]:
         """Choose the files that lead to the weights, and the files of the weights."""

@@ -10,13 +10,14 @@ huggingface_hub.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emp_llm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from emp_llm.checkpoint.header import Header
+from emp_llm.checkpoint.left_behind import BesideWeights
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError, OptionError
@@ -48,6 +49,7 @@ class Source:
     repo_id: str | None = None
     revision: str | None = None
     to_come: Mapping[str, Header] = field(default_factory=dict, compare=False)
+    _beside: BesideWeights | None = field(default=None, compare=False, repr=False)
     _repository: Repository | None = field(default=None, compare=False, repr=False)
     _discard: bool = field(default=False, compare=False, repr=False)
 
@@ -57,7 +59,9 @@ class Source:
         Raises:
             CheckpointError: As `emp_llm.checkpoint.checkpoint.open_checkpoint` does.
         """
-        return open_checkpoint(self.folder, self.to_come)
+        checkpoint = open_checkpoint(self.folder, self.to_come)
+        # the folder has only what was downloaded
+        return checkpoint if self._beside is None else replace(checkpoint, beside=self._beside)
 
     def ranges(self, targets: "Sequence[Target]") -> OpenFiles:
         """The files of these targets' shards, to read each target once and in this order.
@@ -105,8 +109,8 @@ def find_source(
         revision: Branch, tag or commit on the Hub; the default branch if None.
         token: Access token; None for that of the login, False for none.
         discard: Whether each shard that is downloaded is deleted after use.
-        whole: Whether all of the checkpoint is wanted; otherwise its small files are not
-            downloaded, as `Source.ranges` does not need them.
+        whole: Whether all of the checkpoint is wanted; otherwise the files beside its weights are
+            not downloaded, as `Source.ranges` does not need them.
         progress: Where downloads are reported, now and when shards are downloaded.
 
     Returns:
@@ -129,8 +133,9 @@ def find_source(
         return Source(folder)
     _check_repo_id(model)
     repository = Repository(model, token, progress)
-    folder, to_come = repository.fetch_all_but_data(revision, discard=discard, whole=whole)
-    return Source(folder, model, folder.name, to_come, repository, discard)
+    found = repository.fetch_all_but_data(revision, discard=discard, whole=whole)
+    folder, beside = found.folder, found.beside
+    return Source(folder, model, folder.name, found.to_come, beside, repository, discard)
 
 
 def find_file(

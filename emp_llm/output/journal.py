@@ -2,22 +2,25 @@
 
     .run.json               what the run is: options, source and release
     .finished/SHARD.json    what became of the tensors of a shard that is on disk, one file a shard
+    .copied/NUMBER.json     a large file that was copied and is on disk, one file each
     .masks/                 masks and repaired weights from data, see `emp_llm.selection.mask_store`
 
-Each file appears in one step, after the shard that it records. So processes on many machines can
-write to one journal, and one that is killed leaves nothing wrong in it.
+Each file appears in one step, after the shard or copy that it records. So processes on many
+machines can write to one journal, and one that is killed leaves nothing wrong in it.
 """
 
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.errors import CheckpointError
 from emp_llm.files.atomic import write_json_durably
-from emp_llm.report.folder_files import describe_file
+from emp_llm.files.checksum import new_hash
+from emp_llm.report.fields import FileFields
+from emp_llm.report.folder_files import describe_shard
 from emp_llm.report.report import Outcome
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.selection.mask_index import count_stored
@@ -26,6 +29,7 @@ __all__ = ["Journal"]
 
 _RUN = ".run.json"
 _FINISHED = ".finished"
+_COPIED = ".copied"
 _MASKS = ".masks"
 
 
@@ -61,7 +65,8 @@ class Journal:
         Raises:
             OSError: If it cannot be written.
         """
-        (self._folder / _FINISHED).mkdir(exist_ok=True)
+        for folder in (_FINISHED, _COPIED):
+            (self._folder / folder).mkdir(exist_ok=True)
         write_json_durably(self._folder / _RUN, run)
 
     def record(self, shard: str, outcomes: Mapping[str, Outcome]) -> None:
@@ -75,7 +80,7 @@ class Journal:
             OSError: If that cannot be written.
         """
         content = {
-            "file": describe_file(self._folder / shard),
+            "file": describe_shard(self._folder / shard),
             "tensors": {name: asdict(outcome) for name, outcome in outcomes.items()},
         }
         write_json_durably(self._path(shard), content)
@@ -100,10 +105,41 @@ class Journal:
             return None
         try:
             outcomes = {name: _outcome(fields) for name, fields in content["tensors"].items()}
-            sound = content["file"] == describe_file(self._folder / shard)
+            sound = content["file"] == describe_shard(self._folder / shard)
         except (KeyError, TypeError, AttributeError, CheckpointError):
             return None
         return outcomes if sound else None
+
+    def record_copy(self, file: str, fields: FileFields) -> None:
+        """Record that a file was copied into the folder and is on disk.
+
+        Args:
+            file: Its path in the folder.
+            fields: What a report says of it.
+
+        Raises:
+            OSError: If that cannot be written.
+        """
+        number = new_hash(file.encode()).hexdigest()  # since a path is no name of a file
+        write_json_durably(
+            self._folder / _COPIED / f"{number}.json", {"path": file, "file": fields}
+        )
+
+    def copied(self) -> dict[str, FileFields]:
+        """What was recorded of the copied files that are there, by path; their bytes may differ."""
+        found = {}
+        with suppress(FileNotFoundError):
+            for path in sorted((self._folder / _COPIED).iterdir()):
+                content = _read(path) or {}
+                file, fields = content.get("path"), content.get("file")
+                if (
+                    isinstance(file, str)
+                    and isinstance(fields, dict)
+                    and isinstance(fields.get("bytes"), int)
+                    and (self._folder / file).is_file()
+                ):
+                    found[file] = cast("FileFields", fields)
+        return found
 
     def forget(self, shard: str) -> None:
         """Remove a file that is not finished after all, and its record."""
@@ -112,7 +148,7 @@ class Journal:
 
     def holds(self, path: Path) -> bool:
         """Whether a file or folder in the folder is part of the journal itself."""
-        return path.relative_to(self._folder).parts[0] in (_RUN, _FINISHED, _MASKS)
+        return path.relative_to(self._folder).parts[0] in (_RUN, _FINISHED, _COPIED, _MASKS)
 
     def keeps(self, path: Path) -> bool:
         """Whether a file or folder in the folder is part of the journal, or finished."""

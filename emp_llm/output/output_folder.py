@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -193,9 +193,10 @@ class OutputFolder:
         self._remove_unfinished(keep=goes_on)
 
     def _remove_unfinished(self, *, keep: bool) -> None:
+        copied = {self.staging / name for name in self.journal.copied()} if keep else set()
         for path in self.staging.iterdir():
             if not (keep and self.journal.keeps(path)):
-                _remove(path)
+                _remove_but(copied, path)
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those above it, and remember which ones."""
@@ -235,7 +236,8 @@ class OutputFolder:
 
     def _kept(self) -> str:
         """What is finished in the staging folder, in words; empty for nothing."""
-        files, blocks = len(self.journal.finished()), self.journal.masked_units()
+        files = len(self.journal.finished()) + len(self.journal.copied())
+        blocks = self.journal.masked_units()
         if files:
             return "1 file is finished and" if files == 1 else f"{files} files are finished and"
         if blocks:
@@ -279,6 +281,17 @@ def _may_pass(error: BaseException) -> bool:
 
 def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.absolute().parent)
+
+
+def _remove_but(kept: Collection[Path], path: Path) -> None:
+    """Remove a file or folder, but not these files nor the folders that hold them."""
+    if path in kept:
+        return
+    if not any(file.is_relative_to(path) for file in kept):
+        _remove(path)
+        return
+    for inner in path.iterdir():
+        _remove_but(kept, inner)
 
 
 def _remove(path: Path) -> None:

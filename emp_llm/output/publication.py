@@ -12,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from emp_llm.checkpoint.json_files import read_json_object
-from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.left_behind import CONFIG_NAME, holds_weights
 from emp_llm.checkpoint.weight_files import INDEX_NAME, WEIGHTS_NAME, read_index
-from emp_llm.errors import CheckpointError, OutputError
+from emp_llm.errors import CheckpointError, FormatError, OutputError
 from emp_llm.files.atomic import flush_path, write_json_durably
+from emp_llm.report.file import read_report
 from emp_llm.report.file_names import FIGURE_NAME, REPORT_NAME
 
 __all__ = ["Publication"]
@@ -107,9 +108,16 @@ class Publication:
         older |= {Path(name) for name in (INDEX_NAME, WEIGHTS_NAME)}
         with suppress(CheckpointError):  # a damaged index names nothing
             older |= {Path(name) for name in read_index(self._path / INDEX_NAME)[0].values()}
+        with suppress(CheckpointError, FormatError):  # nor does a damaged report
+            older |= self._carried_weights()
         for file in sorted(older, key=lambda file: str(file) != CONFIG_NAME):
             if (self._path / file).is_file():
                 self._move(self._path / file, self._staging / _REPLACED / file)
+
+    def _carried_weights(self) -> set[Path]:
+        """Weights beside the older model's, which transformers might load with the new one's."""
+        report = read_report(self._path)
+        return {Path(name) for name in (report["files"] if report else ()) if holds_weights(name)}
 
     def _move(self, source: Path, target: Path) -> None:
         for folder in (source.parent, target.parent):

@@ -11,6 +11,7 @@ from emp_llm._version import __version__
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError
+from emp_llm.files.checksum import COPY_BYTES
 from emp_llm.options import CalibrationOptions, PruneOptions
 from emp_llm.report.fields import SourceFields
 from emp_llm.report.folder_files import describe_file
@@ -19,7 +20,7 @@ from emp_llm.tensors.packed_config import FORMAT_VERSION
 
 __all__ = ["describe_run", "difference"]
 
-_STAGING_LAYOUT = 2
+_STAGING_LAYOUT = 3
 """Version of what the staging folder holds: files that another layout named would be published."""
 
 
@@ -28,9 +29,9 @@ def describe_run(
 ) -> dict[str, Any]:
     """Describe all that the bytes of a result depend on.
 
-    Small files are described by checksums of their content. A shard, whose content is not read
-    here, is described by its header and, unless its commit is known, by the size and time of change
-    of its files.
+    Small files are described by checksums of their content. A shard or another large file, whose
+    content is not read here, is described by its header or size and, unless its commit is known, by
+    the size and time of change of its files.
 
     Args:
         checkpoint: The source.
@@ -44,7 +45,7 @@ def describe_run(
     Raises:
         CheckpointError: If a file cannot be read.
     """
-    small = [*checkpoint.described_by, *checkpoint.other_files]
+    files = [*checkpoint.described_by, *checkpoint.other_files]
     is_commit = source["revision"] is not None
     return {
         "release": {
@@ -60,7 +61,7 @@ def describe_run(
             "format": options.output_format,
         },
         "source": dict(source),
-        "files": {str(file): _content(checkpoint.folder / file) for file in small},
+        "files": {str(file): _content(checkpoint.folder / file, is_commit) for file in files},
         "shards": {
             shard.name: _header(shard) | ({} if is_commit else _state(shard.files))
             for shard in checkpoint.shards
@@ -119,7 +120,10 @@ def _data(calibration: CalibrationOptions) -> dict[str, Any]:
     return {**data, **content, **trust, "device": calibration.device}
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, is_commit: bool) -> str | dict[str, Any]:
+    state = _state([path])
+    if state["size"] > [COPY_BYTES]:
+        return {"size": state["size"]} if is_commit else state
     try:
         return xxhash.xxh3_128_hexdigest(path.read_bytes())
     except OSError as error:

@@ -1,18 +1,14 @@
-"""The files beside the weights of a written checkpoint: index, configuration and others."""
+"""Index and configuration of a written checkpoint."""
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
-from emp_llm.checkpoint.regular_file import open_regular
+from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.checkpoint.safetensors_header import read_header
-from emp_llm.checkpoint.small_files import CONFIG_NAME
-from emp_llm.errors import CheckpointError
 from emp_llm.files.atomic import write_json
-from emp_llm.report.file_names import OF_THEIR_OWN
 
-__all__ = ["copy_small_files", "small_files", "write_config", "write_index"]
+__all__ = ["write_config", "write_index"]
 
 
 def write_index(folder: Path, source: Checkpoint) -> None:
@@ -43,28 +39,3 @@ def write_config(
     if quantization_config is not None:
         config["quantization_config"] = dict(quantization_config)
     write_json(folder / CONFIG_NAME, config)
-
-
-def small_files(source: Checkpoint) -> Iterator[Path]:
-    """Paths, relative to a source's folder, of the small files that are copied from it.
-
-    They are tokenizer, generation configuration, licence and the like.
-    """
-    return (relative for relative in source.other_files if str(relative) not in OF_THEIR_OWN)
-
-
-def copy_small_files(folder: Path, source: Checkpoint) -> None:
-    """Copy the source's `small_files`.
-
-    Raises:
-        CheckpointError: If one cannot be read.
-    """
-    for relative in small_files(source):
-        target = folder / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            data = open_regular(source.folder / relative)
-        except OSError as error:
-            raise CheckpointError(f"{relative}: cannot be read: {error.strerror}") from error
-        with data, target.open("xb") as copy:
-            shutil.copyfileobj(data, copy)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emp_llm.hub.source import Source
+from emp_llm.output.carried_files import count_files
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.report.fields import Report, SourceFields
 from emp_llm.report.report import Calibrated, Outcome, TensorReport, build_report
@@ -43,6 +44,8 @@ def report_on(
     )
     if plan.missing:
         report["missing"] = list(plan.missing)
+    report["carried"] = count_files(plan.checkpoint)
+    report["left_behind"] = list(plan.checkpoint.beside.left_behind)
     return report
 
 

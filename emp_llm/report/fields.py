@@ -9,6 +9,7 @@ report is a plain dict, as JSON holds it.
 from collections.abc import Callable, Sized
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
+from emp_llm.checkpoint.left_behind import LeftBehind
 from emp_llm.options import OutputFormat
 from emp_llm.rule_fields import DataFields, RuleFields
 
@@ -19,6 +20,7 @@ __all__ = [
     "Curve",
     "CurveTotals",
     "ExtraFields",
+    "FileCount",
     "FileFields",
     "FileTotals",
     "GroupTotals",
@@ -90,6 +92,18 @@ class FileFields(TypedDict):
     bytes: int
     hash: NotRequired[str]
     header_hash: NotRequired[str]
+
+
+class FileCount(TypedDict):
+    """Some files together.
+
+    Attributes:
+        files: How many.
+        bytes: Their size.
+    """
+
+    files: int
+    bytes: int
 
 
 class _OutcomeFields(TypedDict):
@@ -319,6 +333,8 @@ class ExtraFields(TypedDict):
         missing: Parameters of the model that no tensor fills, which transformers initialises.
         files: The files beside the report, by their paths in the folder; of `inspect`, files of
             weights as they would be written.
+        carried: The files that were copied from the source, byte for byte.
+        left_behind: The files of the source that were not, and why.
         standing_out: Rows unlike the others, the worst of them.
         standing_out_counts: How many such rows there are, by what is unusual about them.
         curve: Sums at many other β; None if they were not counted.
@@ -331,6 +347,8 @@ class ExtraFields(TypedDict):
     search: NotRequired[list[Trial]]
     missing: NotRequired[list[str]]
     files: NotRequired[Annotated[dict[str, FileFields], IN_FILES]]
+    carried: NotRequired[FileCount]
+    left_behind: NotRequired[list[LeftBehind]]
     standing_out: NotRequired[Annotated[list[OutlierRow], NOT_IN_FILES]]
     standing_out_counts: NotRequired[Annotated[dict[str, int], NOT_IN_FILES]]
     curve: NotRequired[Annotated[Curve | None, NOT_IN_FILES]]

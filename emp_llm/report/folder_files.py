@@ -1,10 +1,12 @@
 """What a report says of the files beside it, by which `verify` finds those that have changed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
+from emp_llm.checkpoint.folder_files import visible_files
 from emp_llm.checkpoint.regular_file import open_regular
 from emp_llm.checkpoint.safetensors_header import read_header
 from emp_llm.errors import CheckpointError, FormatError
@@ -16,63 +18,68 @@ __all__ = [
     "check_described",
     "describe_file",
     "describe_files",
+    "describe_shard",
     "not_described",
-    "visible_files",
 ]
 
 
-_SHARD = ".safetensors"
-
-
-def describe_files(folder: Path) -> dict[str, FileFields]:
+def describe_files(
+    folder: Path, shards: Collection[str], known: Mapping[str, FileFields] = MappingProxyType({})
+) -> dict[str, FileFields]:
     """Describe the files of a written folder, by their paths in it.
 
     Left out are hidden files, the model card with its figure, the report and the evaluation.
 
+    Args:
+        folder: The folder.
+        shards: Names of the files that hold the weights.
+        known: Files that are described already.
+
     Raises:
         CheckpointError: If one cannot be read.
     """
-    return {
-        name: describe_file(folder / name)
-        for name in visible_files(folder)
-        if name not in OF_THEIR_OWN
-    }
-
-
-def visible_files(folder: Path) -> list[str]:
-    """Paths, in a folder, of all files in it that are not hidden nor in a hidden folder; sorted."""
-    return sorted(path.relative_to(folder).as_posix() for path in _walk(folder))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent) / name for name in names if not name.startswith("."))
+    found = dict(known)
+    for name in visible_files(folder):
+        if name not in OF_THEIR_OWN and name not in known:
+            describe = describe_shard if name in shards else describe_file
+            found[name] = describe(folder / name)
+    return dict(sorted(found.items()))
 
 
 def describe_file(path: Path) -> FileFields:
     """Describe one file: its ``bytes``, and the ``hash`` of all of them.
 
-    For safetensors it is the ``header_hash`` instead, of what comes before the tensors' data: the
-    report has the hash of each tensor.
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    nbytes, checksum = _checksum(path, -1)
+    return {"bytes": nbytes, "hash": checksum}
+
+
+def describe_shard(path: Path) -> FileFields:
+    """Describe one file of weights: its ``bytes``, and the ``header_hash``.
+
+    That is the checksum of what comes before the tensors' data: the report has each tensor's.
 
     Raises:
-        CheckpointError: If it cannot be read, or has the suffix of safetensors and is none.
+        CheckpointError: If it cannot be read or is not safetensors.
     """
-    is_shard = path.suffix == _SHARD
-    left = read_header(path).data_start if is_shard else -1
-    checksum = new_hash()
+    nbytes, checksum = _checksum(path, read_header(path).data_start)
+    return {"bytes": nbytes, "header_hash": checksum}
+
+
+def _checksum(path: Path, end: int) -> tuple[int, str]:
+    """The size of a file, and the checksum of its bytes up to an end; of all if that is -1."""
+    checksum, left = new_hash(), end
     try:
         with open_regular(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
-            while data := file.read(min(left, COPY_BYTES) if is_shard else COPY_BYTES):
+            while data := file.read(COPY_BYTES if end < 0 else min(left, COPY_BYTES)):
                 left -= len(data)
                 checksum.update(data)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if is_shard:
-        return {"bytes": nbytes, "header_hash": hash_name(checksum)}
-    return {"bytes": nbytes, "hash": hash_name(checksum)}
+    return nbytes, hash_name(checksum)
 
 
 def check_described(folder: Path, report: Report) -> None:
@@ -103,7 +110,7 @@ def not_described(folder: Path, report: Report) -> str | None:
     there = [name for name in shards if (folder / name).is_file()]
     for name in there:
         with suppress(CheckpointError):
-            if describe_file(folder / name) != shards[name]:
+            if describe_shard(folder / name) != shards[name]:
                 return name
-    others = sorted(path.name for path in folder.glob(f"model*{_SHARD}"))
+    others = sorted(path.name for path in folder.glob("model*.safetensors"))
     return others[0] if shards and others and not there else None

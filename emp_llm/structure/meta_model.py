@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emp_llm.checkpoint.json_files import read_json_object
-from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.errors import CheckpointError
 from emp_llm.messages import first_line, shortened
 from emp_llm.tensors.packed_config import is_packed, quant_method

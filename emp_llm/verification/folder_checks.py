@@ -2,52 +2,83 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
-from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.folder_files import visible_files
+from emp_llm.checkpoint.left_behind import CONFIG_NAME, holds_weights
 from emp_llm.checkpoint.weight_files import read_index
 from emp_llm.errors import FormatError
-from emp_llm.output.sidecar_files import small_files
+from emp_llm.output.carried_files import carried_files
 from emp_llm.report.fields import FileFields
 from emp_llm.report.file_names import NOT_AS_WRITTEN, OF_THEIR_OWN, REPORT_NAME
-from emp_llm.report.folder_files import describe_file, visible_files
+from emp_llm.report.folder_files import describe_file, describe_shard
+from emp_llm.runtime.progress import SharedProgress
 
 __all__ = [
     "changed_files",
+    "check_carried_weights",
     "check_index",
     "check_no_other_weights",
     "check_same_config",
-    "check_same_small_files",
+    "check_same_files",
     "check_written_alike",
     "file_fault",
     "other_files",
 ]
 
+_SHOWN = 100_000_000
+"""Bytes of files that are only checked with a progress bar of their own."""
+
 _WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?|pytorch_model[^/]*\.bin(\.index\.json)?")
 """Names in the folder itself that some program would load as weights of the model."""
 
 
-def changed_files(checkpoint: Checkpoint, described: Mapping[str, FileFields]) -> tuple[str, ...]:
-    """Configuration and small files that are missing, or not as the report describes them."""
-    folder = checkpoint.folder
-    return tuple(
-        name
+def changed_files(
+    checkpoint: Checkpoint, described: Mapping[str, FileFields], progress: SharedProgress
+) -> tuple[str, ...]:
+    """Files beside the weights that are missing, or not as the report describes them."""
+    files = {
+        name: fields
         for name, fields in described.items()
-        if name != checkpoint.index_name
-        and "hash" in fields  # otherwise it is a shard, whose tensors are checked
-        and not ((folder / name).is_file() and describe_file(folder / name) == fields)
-    )
+        # the index is checked by its content, and shards, which have no hash, tensor by tensor
+        if name != checkpoint.index_name and "hash" in fields
+    }
+    return tuple(_differing(checkpoint.folder, files, progress))
+
+
+def _differing(
+    folder: Path, described: Mapping[str, FileFields], progress: SharedProgress
+) -> Iterator[str]:
+    """The files of a folder that are missing, or not as they are described."""
+    nbytes = sum(fields["bytes"] for fields in described.values())
+    if nbytes > _SHOWN:
+        progress.begin("checking files", nbytes)
+    for name, fields in described.items():
+        if not (folder / name).is_file() or describe_file(folder / name) != fields:
+            yield name
+        if nbytes > _SHOWN:
+            progress.advance(fields["bytes"])
 
 
 def file_fault(folder: Path, name: str) -> FormatError:
-    """The error that names a small file which has changed."""
+    """The error that names a file beside the weights which has changed."""
     state = "is not as it was written" if (folder / name).is_file() else "is missing"
     return FormatError(
         f"{folder}: {name} {state}, by {REPORT_NAME}; take it from the source, "
         f"prune again, or delete {REPORT_NAME} if another model was saved over the pruned one"
     )
+
+
+def check_carried_weights(folder: Path, changed: Iterable[str]) -> None:
+    """Check that none of the files that have changed holds weights, which nobody edits.
+
+    Raises:
+        FormatError: If one does.
+    """
+    for name in filter(holds_weights, changed):
+        raise file_fault(folder, name)
 
 
 def other_files(
@@ -60,13 +91,19 @@ def other_files(
     return tuple(name for name in visible_files(checkpoint.folder) if name not in known)
 
 
-def check_no_other_weights(checkpoint: Checkpoint) -> None:
+def check_no_other_weights(
+    checkpoint: Checkpoint, described: Mapping[str, FileFields] | None
+) -> None:
     """Check that the folder has no further file that some program would load as its weights.
+
+    Args:
+        checkpoint: The folder.
+        described: What its report says of its files; None if it has no report.
 
     Raises:
         FormatError: If it has one.
     """
-    known = _weights_files(checkpoint)
+    known = {*_weights_files(checkpoint), *(described or {})}
     for name in visible_files(checkpoint.folder):
         if _WEIGHTS.fullmatch(name) and name not in known:
             raise FormatError(
@@ -108,7 +145,8 @@ def check_written_alike(checkpoint: Checkpoint, described: Mapping[str, FileFiel
         FormatError: If one is not.
     """
     for name in sorted(_weights_files(checkpoint)):
-        found, stated = describe_file(checkpoint.folder / name), described.get(name)
+        describe = describe_file if name == checkpoint.index_name else describe_shard
+        found, stated = describe(checkpoint.folder / name), described.get(name)
         if found != stated:
             raise FormatError(
                 f"{checkpoint.folder}: {name} has {found}, {REPORT_NAME} says {stated}: "
@@ -139,30 +177,36 @@ def check_same_config(written: Checkpoint, source: Checkpoint, name: str) -> Non
             )
 
 
-def check_same_small_files(
-    written: Checkpoint, described: Mapping[str, FileFields], source: Checkpoint, name: str
+def check_same_files(
+    written: Checkpoint,
+    described: Mapping[str, FileFields],
+    source: Checkpoint,
+    name: str,
+    progress: SharedProgress,
 ) -> None:
-    """Check that a folder's small files, as its report describes them, are its source's.
+    """Check that the files beside a folder's weights are its source's, by the folder's report.
 
     Args:
         written: The folder.
         described: What its report says of its files.
         source: The checkpoint that it was made from.
         name: What the user calls that.
+        progress: Shows how far the work is.
 
     Raises:
         CheckpointError: If a file of the source cannot be read.
         FormatError: If a file is missing, or is another one, or is not the source's.
     """
-    files = {path.as_posix() for path in small_files(source)}
+    files = {path.as_posix() for path in carried_files(source)}
     made = {CONFIG_NAME, written.index_name}
     for file, fields in described.items():
         if "hash" in fields and file not in files | made:
             raise FormatError(f"{written.folder}: {file} is not in {name}")
-    for file in sorted(files):
-        if describe_file(source.folder / file) != described.get(file):
-            state = "is not that" if file in described else "is missing, a file"
-            raise FormatError(f"{written.folder}: {file} {state} of {name}")
+    for file in sorted(files.difference(described)):
+        raise FormatError(f"{written.folder}: {file} is missing, a file of {name}")
+    same = {file: described[file] for file in sorted(files)}
+    for file in _differing(source.folder, same, progress):
+        raise FormatError(f"{written.folder}: {file} is not that of {name}")
 
 
 def _weights_files(checkpoint: Checkpoint) -> set[str]:

@@ -22,11 +22,12 @@ from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.stages import select_targets
 from emp_llm.report.totals import compare_totals, mass_totals
 from emp_llm.runtime.pipeline import Piece
+from emp_llm.runtime.progress import SharedProgress
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.selection import Selection, passes
 from emp_llm.tensors.target import Target
 from emp_llm.verification.bytes_comparison import ComparedBytes
-from emp_llm.verification.folder_checks import check_same_config, check_same_small_files
+from emp_llm.verification.folder_checks import check_same_config, check_same_files
 from emp_llm.verification.target_comparison import ComparedTarget, GivenTarget, RepairedTarget
 from emp_llm.verification.tensor_checks import NOT_OF_SOURCE, BytesCheck, RowsCheck, TensorCheck
 from emp_llm.verification.written_folder import CheckedTensors, WrittenFolder
@@ -75,15 +76,18 @@ class SourceComparison:
             return self._bytes_pieces(check, entry, file)
         return self._rows_pieces(check, self.targets[check.name], file)
 
-    def check_complete(self, written: WrittenFolder, checked: CheckedTensors) -> None:
+    def check_complete(
+        self, written: WrittenFolder, checked: CheckedTensors, progress: SharedProgress
+    ) -> None:
         """Check that nothing of the source is missing, and all beside the tensors against it.
 
-        Configuration and small files of a folder without a report, which `save_pretrained` makes
+        Configuration and other files of a folder without a report, which `save_pretrained` makes
         anew, are not compared.
 
         Args:
             written: The folder.
             checked: Its tensors, all of them compared.
+            progress: Shows how far the work on files beside the weights is.
 
         Raises:
             CheckpointError: If a file of the source cannot be read.
@@ -110,7 +114,8 @@ class SourceComparison:
             statistics = [checked.statistics[name] for name in sorted(checked.statistics)]
             compare_totals(report["totals"], "targets", mass_totals(statistics))
         check_same_config(written.checkpoint, self.checkpoint, self.name)
-        check_same_small_files(written.checkpoint, report["files"], self.checkpoint, self.name)
+        files = report["files"]
+        check_same_files(written.checkpoint, files, self.checkpoint, self.name, progress)
 
     def _is_given_by_tie(self, name: str, checked: CheckedTensors) -> bool:
         """Whether a tensor is tied to one in the folder whose weights the source has twice."""

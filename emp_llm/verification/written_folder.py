@@ -1,6 +1,6 @@
 """Checks a written folder by itself: checksums, structure, and the mask of every packed row.
 
-report → config → small files → shards, tensor by tensor → index and headers → totals
+report → config → other files → shards, tensor by tensor → index and headers → totals
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from emp_llm.checkpoint.checkpoint import Checkpoint, check_all_listed, open_checkpoint
+from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.checkpoint.open_files import OpenFiles
-from emp_llm.checkpoint.small_files import CONFIG_NAME
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.options import PruneOptions
 from emp_llm.output.output_folder import STAGING_NAME
@@ -28,6 +28,7 @@ from emp_llm.tensors.packed_config import FORMAT_VERSION, is_packed, quantizatio
 from emp_llm.tensors.planes import holds_planes
 from emp_llm.verification.folder_checks import (
     changed_files,
+    check_carried_weights,
     check_index,
     check_no_other_weights,
     check_written_alike,
@@ -53,7 +54,7 @@ class WrittenFolder:
     Attributes:
         checkpoint: What its weight files hold.
         report: Its report; None where it has none, as `save_pretrained` leaves it.
-        edited: Paths of configuration and small files that are not as they were written.
+        edited: Paths of files beside the weights that are not as they were written.
         other_files: Paths of files that neither the checkpoint nor the report accounts for.
         unfinished: Whether a run that did not end has left files in it.
     """
@@ -119,7 +120,7 @@ class Comparison(Protocol):
 
 
 def check_written(folder: Path, *, progress: Progress | None = None) -> tuple[str, ...]:
-    """Prove a folder whole as `verify` does, but allow edits of configuration and small files.
+    """Prove a folder whole as `verify` does, but allow edits of files that hold no weights.
 
     Returns:
         The paths of those that were edited or taken away.
@@ -128,14 +129,16 @@ def check_written(folder: Path, *, progress: Progress | None = None) -> tuple[st
         CheckpointError: As `verify` does.
         FormatError: As `verify` does, for all but those files.
     """
-    written = open_written(folder)
-    workers = Workers(threads=thread_count(None), progress=SharedProgress(progress or Silent()))
+    shared = SharedProgress(progress or Silent())
+    written = open_written(folder, shared)
+    check_carried_weights(folder, written.edited)
+    workers = Workers(threads=thread_count(None), progress=shared)
     workers.progress.begin("verifying", written.checkpoint.nbytes)
     check_whole(written, check_tensors(written, workers))
     return written.edited
 
 
-def open_written(folder: Path) -> WrittenFolder:
+def open_written(folder: Path, progress: SharedProgress) -> WrittenFolder:
     """Open a written folder and check its configuration, and that it has no stray weights.
 
     Raises:
@@ -172,12 +175,12 @@ def open_written(folder: Path) -> WrittenFolder:
             "hold; give a folder that `emp-llm prune` or `emp-llm unpack` wrote, or compare it "
             "with another one by `emp-llm diff`"
         )
-    check_no_other_weights(checkpoint)
     described = None if report is None else report["files"]
+    check_no_other_weights(checkpoint, described)
     return WrittenFolder(
         checkpoint=checkpoint,
         report=report,
-        edited=changed_files(checkpoint, described) if described else (),
+        edited=changed_files(checkpoint, described, progress) if described else (),
         other_files=other_files(checkpoint, described),
         unfinished=unfinished,
     )

@@ -4,14 +4,13 @@ import errno
 import json
 import os
 import shutil
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from emp_llm.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from emp_llm.checkpoint.small_files import is_small_file
 from emp_llm.errors import CheckpointError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -274,32 +273,22 @@ def test_one_name_in_two_shards_is_refused(sharded: Path) -> None:
     assert f"tensor 'a' is in {FIRST} and again in {SECOND}" in refusal(sharded)
 
 
-def test_the_small_files_travel_and_weights_of_any_kind_do_not(single: Path) -> None:
-    small = ["tokenizer.json", "LICENSE", "modeling_x.py", "1_Pooling/config.json", "a.model"]
-    weights = ["pytorch_model.bin", "model.gguf", "onnx/model.onnx", "2_Dense/model.safetensors"]
-    indexes = ["pytorch_model.bin.index.json", "model.safetensors.index.fp16.json"]
-    hidden = [".gitattributes", ".git/config", ".cache/huggingface/x", "original/params.json"]
-    for name in small + weights + indexes + hidden:
+def test_other_copies_of_the_weights_stay_behind_and_all_else_travels(single: Path) -> None:
+    travelling = ["tokenizer.json", "LICENSE", "modeling_x.py", "1_Pooling/config.json", "a.model"]
+    travelling += ["2_Dense/model.safetensors", "adapter_model.safetensors", "mmproj-f16.gguf"]
+    left = ["pytorch_model.bin", "model.gguf", "onnx/model.onnx", "original/params.json"]
+    left += ["pytorch_model.bin.index.json", "model.safetensors.index.fp16.json"]
+    hidden = [".gitattributes", ".git/config", ".cache/huggingface/x"]
+    for name in travelling + left + hidden:
         (single / name).parent.mkdir(exist_ok=True, parents=True)
-        (single / name).touch()
-    expected = sorted(Path(name) for name in small)
-    assert list(open_checkpoint(single).other_files) == expected
-
-
-@pytest.mark.parametrize(
-    ("path", "travels"),
-    [
-        ("README.md", True),
-        ("additional_chat_templates/tool.jinja", True),
-        ("sub/config.json", True),
-        ("config.json", False),
-        ("MODEL.BIN", False),
-        ("sub/.hidden/x", False),
-        ("originals.txt", True),
-    ],
-)
-def test_a_path_says_whether_a_file_travels(path: str, *, travels: bool) -> None:
-    assert is_small_file(PurePosixPath(path)) is travels
+        (single / name).write_bytes(b"12")
+    checkpoint = open_checkpoint(single)
+    assert list(checkpoint.other_files) == sorted(Path(name) for name in travelling)
+    found = {
+        entry["path"]: (entry["files"], entry["bytes"]) for entry in checkpoint.beside.left_behind
+    }
+    expected = [name.replace("params.json", "") for name in left]
+    assert found == dict.fromkeys(expected, (1, 2))
 
 
 def test_a_link_to_a_file_elsewhere_is_not_carried_along(single: Path) -> None:

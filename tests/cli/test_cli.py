@@ -231,6 +231,59 @@ def test_tables_fit_80_columns(
     assert [line for line in lines if len(line) > 80] == []
 
 
+@pytest.fixture
+def with_copies(source: Path) -> Path:
+    """A source with other copies of its weights, files of a training, and a head of its own."""
+    shards = [f"pytorch_model-{i:05}-of-00007.bin" for i in range(1, 8)]
+    for name in (*shards, "tf_model.h5", "checkpoint-5/optimizer.pt", "value_head.bin"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(bytes(1000))
+    return source
+
+
+FILE_LINES = [
+    "copied beside the weights: 1 file (1 kB)",
+    "left behind, training leftovers: checkpoint-5/ (1 kB)",
+    "left behind, the same weights in another file: pytorch_model-00001-of-00007.bin,",
+    "  pytorch_model-00002-of-00007.bin, pytorch_model-00003-of-00007.bin,",
+    "  pytorch_model-00004-of-00007.bin, pytorch_model-00005-of-00007.bin and 2 more",
+    "  (7 kB)",
+    "left behind, the same weights for TensorFlow: tf_model.h5 (1 kB)",
+]
+
+
+def test_what_is_copied_and_what_stays_behind_is_printed_with_its_reason(
+    with_copies: Path, tmp_path: Path
+) -> None:
+    texts = [
+        run("inspect", with_copies).stdout,
+        run("prune", with_copies, "--out", tmp_path / "out").stdout,
+        run("report", tmp_path / "out").stdout,
+    ]
+    for text in texts:
+        lines = [line.rstrip() for line in text.splitlines()]
+        begin = lines.index(FILE_LINES[0])
+        assert lines[begin : begin + len(FILE_LINES)] == FILE_LINES
+    (tmp_path / "out" / "flax_model.msgpack").write_bytes(bytes(1000))
+    text = run("unpack", tmp_path / "out", "--out", tmp_path / "dense").stdout
+    assert text.splitlines()[:2] == [
+        FILE_LINES[0],
+        "left behind, the same weights for Flax: flax_model.msgpack (1 kB)",
+    ]
+
+
+def test_json_lists_what_stays_behind(with_copies: Path, tmp_path: Path) -> None:
+    content = json.loads(run("prune", with_copies, "--out", tmp_path / "out", "--json").stdout)
+    assert content["carried"] == {"files": 1, "bytes": 1000}
+    assert len(content["left_behind"]) == 1 + 7 + 1
+    assert content["left_behind"][0] == {
+        "path": "checkpoint-5/",
+        "reason": "training leftovers",
+        "files": 1,
+        "bytes": 1000,
+    }
+
+
 def test_tables_have_a_line_for_each_kind_and_inspect_tells_why_the_rest_is_left(
     tiny_model: TinyModel,
 ) -> None:

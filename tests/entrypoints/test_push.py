@@ -115,6 +115,32 @@ def test_small_files_that_were_edited_are_uploaded_and_told(
     assert hub.files(REPO)["tokenizer.json"] == b'{"mine": 1}'
 
 
+def test_weights_beside_the_models_own_are_uploaded_and_an_older_models_adapter_goes(
+    hub: UploadHub, source: Path, packed_folder: Path, tmp_path: Path
+) -> None:
+    (source / "2_Dense").mkdir()
+    for name in ("2_Dense/model.safetensors", "adapter_model.safetensors"):
+        (source / name).write_bytes(name.encode())
+    prune(source, tmp_path / "with")
+    push(tmp_path / "with", REPO)
+    assert without_card(hub.files(REPO)) == without_card(files(tmp_path / "with"))
+    push(packed_folder, REPO)
+    assert "adapter_model.safetensors" not in hub.files(REPO)
+
+
+@pytest.mark.parametrize("data", [b"others", None])
+def test_weights_beside_the_models_own_that_have_changed_are_refused(
+    hub: UploadHub, source: Path, tmp_path: Path, data: bytes | None
+) -> None:
+    (source / "value_head.bin").write_bytes(b"a head")
+    prune(source, tmp_path / "out")
+    path = tmp_path / "out" / "value_head.bin"
+    path.write_bytes(data) if data else path.unlink()
+    with pytest.raises(FormatError, match=r"value_head\.bin is (not as it was written|missing)"):
+        push(tmp_path / "out", REPO)
+    assert hub.models == {}
+
+
 def test_a_packed_folder_without_a_report_is_proved_in_structure(
     hub: UploadHub, packed_folder: Path
 ) -> None:

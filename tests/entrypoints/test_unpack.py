@@ -89,6 +89,8 @@ def test_what_unpack_returns_adds_up(packed: Path, tmp_path: Path) -> None:
         "tensors": 3,
         "bytes_before": sum(tensor.nbytes for tensor in load(packed).values()),
         "bytes_after": 3 * H * F * 2,
+        "carried": {"files": 0, "bytes": 0},
+        "left_behind": [],
     }
 
 

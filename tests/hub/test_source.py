@@ -102,17 +102,32 @@ def test_a_commit_is_fetched_by_its_hash(hub: HubServer) -> None:
 
 
 def test_of_the_weights_only_the_shards_that_the_index_names_are_fetched(hub: HubServer) -> None:
-    hub.commit("me/model", {**SHARDED, "consolidated.safetensors": b"x", "mtp.safetensors": b"x"})
+    stale = "model-00003-of-00003.safetensors"
+    hub.commit("me/model", {**SHARDED, "consolidated.safetensors": b"x", stale: b"x"})
     source = fetch("me/model")
     assert contents(source.folder) == SHARDED
     assert list(source.open_checkpoint().tensors) == ["a", "b"]
 
 
-def test_weights_in_other_formats_are_not_fetched(hub: HubServer) -> None:
-    others = ["pytorch_model.bin", "model.gguf", "original/consolidated.00.pth", "flax.msgpack"]
-    others += ["original/params.json", ".gitattributes", "onnx/model.onnx"]
+def test_weights_in_other_formats_are_not_fetched_and_reported(hub: HubServer) -> None:
+    others = ["flax_model.msgpack", "model.gguf", "onnx/model.onnx", "pytorch_model.bin"]
+    others += ["original/params.json", "original/consolidated.00.pth", ".gitattributes"]
     hub.commit("me/model", {**SINGLE, **{name: name.encode() for name in others}})
-    assert contents(fetch("me/model").folder) == SINGLE
+    source = fetch("me/model")
+    assert contents(source.folder) == SINGLE
+    left = {entry["path"]: entry["bytes"] for entry in source.open_checkpoint().beside.left_behind}
+    assert left == {name: len(name) for name in others[:4]} | {"original/": 20 + 28}
+
+
+def test_weights_of_other_modules_are_fetched(hub: HubServer) -> None:
+    own = ["2_Dense/model.safetensors", "adapter_model.safetensors", "mtp.safetensors", "v.gguf"]
+    files = {**SINGLE, **{name: name.encode() for name in own}}
+    hub.commit("me/model", files)
+    source = fetch("me/model")
+    assert contents(source.folder) == files
+    assert [str(file) for file in source.open_checkpoint().other_files] == sorted(
+        [*own, "tokenizer.json"]
+    )
 
 
 def test_small_files_are_fetched_from_folders_and_under_odd_names(hub: HubServer) -> None:

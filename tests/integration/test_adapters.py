@@ -1,6 +1,7 @@
 """Adapters merged into a pruned model: kept weights get what they add, pruned ones stay +0.0."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from support.checkpoints import Tensors, bits, differing
 from support.fine_tuning import lost_zeros, make_trainer, pruned_model
 from support.loading import load_model, state
 
-from emp_llm import KeepSparsity, OptionError, SparsityHold, densify, merge_adapter
+from emp_llm import (
+    KeepSparsity,
+    OptionError,
+    PruneOptions,
+    SparsityHold,
+    densify,
+    merge_adapter,
+    prune,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft asks transformers
@@ -227,3 +236,17 @@ def test_what_cannot_be_merged_is_refused(tiny_model):
     prompted = get_peft_model(pruned_model("llama", tiny_model("llama")), prompt)
     with pytest.raises(OptionError, match=r"kind PROMPT_TUNING cannot be merged"):
         merge_adapter(prompted)
+
+
+@pytest.mark.parametrize("output_format", ["packed", "dense"])
+def test_an_adapter_that_lies_beside_the_model_is_loaded_with_the_pruned_one(
+    tiny_model, tmp_path, output_format
+):
+    source = shutil.copytree(tiny_model("llama"), tmp_path / "source")
+    with_adapter(load_model("llama", source)).save_pretrained(source)
+    before = state(load_model("llama", source))
+    expected = {name: weights for name, weights in before.items() if "lora" in name}
+    assert len(expected) > 0
+    prune(source, tmp_path / "out", PruneOptions(output_format=output_format))
+    found = state(load_model("llama", tmp_path / "out"))
+    assert differing({name: found[name] for name in expected}, expected) == []

@@ -137,7 +137,7 @@ def test_a_shard_that_cannot_be_recorded_ends_the_run(
     def fail(_path: Path) -> None:
         raise error
 
-    monkeypatch.setattr(journal, "describe_file", fail)
+    monkeypatch.setattr(journal, "describe_shard", fail)
     with pytest.raises(type(error), match=str(error)):
         prune(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()

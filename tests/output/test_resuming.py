@@ -205,8 +205,8 @@ def test_a_later_release_refuses_the_work_of_an_earlier_one(
 def test_work_in_a_staging_folder_of_another_layout_is_refused(
     three: Path, unfinished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emp_llm.output.run_description._STAGING_LAYOUT", 3)
-    assert "staging layout was 2, is 3" in refused(three, unfinished)
+    monkeypatch.setattr("emp_llm.output.run_description._STAGING_LAYOUT", 4)
+    assert "staging layout was 3, is 4" in refused(three, unfinished)
 
 
 def change_time(source: Path) -> str:

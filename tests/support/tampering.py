@@ -61,7 +61,7 @@ def replace_weights(folder: Path, name: str, weights: torch.Tensor) -> None:
 
 def agree(folder: Path) -> None:
     """Have the report describe the files as they are now."""
-    described = describe_files(folder)
+    described = describe_files(folder, [path.name for path in folder.glob("*.safetensors")])
     edit_json(folder / "emp_report.json", lambda report: report.update(files=described))
 
 

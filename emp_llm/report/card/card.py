@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emp_llm.checkpoint.json_files import read_json_object
-from emp_llm.checkpoint.small_files import CONFIG_NAME
+from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.report.card.metadata import read_card
 from emp_llm.report.card.text import describe
 from emp_llm.report.evaluation_results import TaskResult, read_results

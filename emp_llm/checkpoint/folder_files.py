@@ -1,0 +1,47 @@
+"""The files of a checkpoint's folder, by their paths in it."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from emp_llm.checkpoint.left_behind import BesideWeights, sort_files
+from emp_llm.checkpoint.links import check_link
+
+__all__ = ["beside_weights", "visible_files"]
+
+
+def visible_files(folder: Path) -> list[str]:
+    """Paths of all files in a folder that are not hidden nor in a hidden folder; sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in _walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # .git is large
+        yield from (Path(parent) / name for name in names if not name.startswith("."))
+
+
+def beside_weights(
+    folder: Path, weights: Iterable[str], *, meta_llama: bool = False
+) -> BesideWeights:
+    """Sort the files of a folder by whether they travel; see `sort_files`.
+
+    Raises:
+        CheckpointError: If one that travels is a link to anything but a file of the checkpoint.
+    """
+    sizes = {name: _size(folder / name) for name in visible_files(folder)}
+    beside = sort_files(sizes, weights, meta_llama=meta_llama)
+    for name in beside.travelling:
+        check_link(folder / name, folder)
+    # pipes and devices have never been read
+    regular = {
+        name: nbytes for name, nbytes in beside.travelling.items() if (folder / name).is_file()
+    }
+    return BesideWeights(regular, beside.left_behind)
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):  # a link that leads nowhere; whether that matters is seen later
+        return path.stat().st_size
+    return 0
