@@ -124,7 +124,8 @@ def prune(
             `model`, a target sparsity or scores from data, for which all shards are read before
             the first is pruned; if no β gives the target sparsity; if the kernels have no such
             device to run on; or as `emp_llm.calibration.option_checks` does.
-        OutputError: If `out` cannot be written, or holds an unfinished run that differs.
+        OutputError: If `out` cannot be written, overlaps the source, or holds an unfinished run
+            that differs.
         DeviceError: If a GPU has no room for the work.
         RankError: If another of the processes failed.
     """

@@ -110,7 +110,7 @@ def unpack(
         HubError: If it cannot be downloaded.
         FormatError: If packed data is damaged or of another version.
         OptionError: If the kernels have no such device to run on.
-        OutputError: If `out` cannot be written.
+        OutputError: If `out` cannot be written, or overlaps the source.
         DeviceError: If a GPU has no room for the work.
     """
     devices = asked_devices(device, Team())

@@ -18,6 +18,7 @@ from typing import Any
 from emp_llm.errors import EmpError, OutputError
 from emp_llm.files.atomic import flush_path
 from emp_llm.output.journal import Journal
+from emp_llm.output.overlap import check_apart
 from emp_llm.output.publication import Publication
 from emp_llm.output.run_description import difference
 
@@ -39,7 +40,7 @@ class OutputFolder:
         path: The folder to make.
         overwrite: Whether to replace a checkpoint that is there, and an unfinished run of another
             kind.
-        source: The folder that is read from, which must be another one.
+        source: The folder that is read from, which must share no file with `path`.
         run: What the run is, see `emp_llm.output.run_description.describe_run`; None for one that
             cannot be resumed.
 
@@ -49,8 +50,8 @@ class OutputFolder:
             checked here.
 
     Raises:
-        OutputError: On entry, if the folder cannot be written to, is not empty, is the source, or
-            holds an unfinished run that differs.
+        OutputError: On entry, if the folder cannot be written to, is not empty, overlaps the
+            source, or holds an unfinished run that differs.
     """
 
     def __init__(
@@ -157,8 +158,7 @@ class OutputFolder:
         path = self.path
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path}: is a file; give a folder to write to")
-        if path.exists() and path.resolve() == self._source.resolve():
-            raise OutputError(f"{path}: is the source itself; give another folder to write to")
+        check_apart(path, self._source)
 
     def _check_empty(self) -> None:
         if self._overwrite or not self.path.exists():

@@ -17,7 +17,7 @@ from support.checkpoints import (
     write_checkpoint,
 )
 
-from emp_llm import CheckpointError, OutputError, prune
+from emp_llm import CheckpointError, OutputError, prune, unpack
 from emp_llm.output import journal
 from emp_llm.output.output_folder import STAGING_NAME, OutputFolder
 
@@ -56,6 +56,77 @@ def test_the_source_is_not_written_to(source: Path, tmp_path: Path, overwrite: b
     for out in (source, tmp_path / "link", source / ".." / "source"):
         message = refusal(source, out, OutputError, overwrite=overwrite)
         assert "is the source itself" in message
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_inside_the_source_is_not_written_to(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """It would be one of the source's files, and copied by the next run."""
+    (tmp_path / "link").symlink_to(source)
+    (source / "there").mkdir()
+    (tmp_path / "leads in").symlink_to(source / "there")
+    inside = ["there", "sparse", "a/b/sparse", "../source/sparse", "../link/sparse"]
+    monkeypatch.chdir(source)
+    outs = [Path(name) for name in inside] + [tmp_path / "leads in", tmp_path / "link" / "sparse"]
+    for model in (source, tmp_path / "link"):
+        for out in outs:
+            message = refusal(model, out, OutputError, overwrite=overwrite)
+            assert message.startswith(f"{out}: lies inside the source")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_holds_the_source_is_not_written_to(
+    source: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    (tmp_path / "link").symlink_to(source)
+    for model, out in ((source, tmp_path), (tmp_path / "link", tmp_path / "source" / "..")):
+        message = refusal(model, out, OutputError, overwrite=overwrite)
+        assert (
+            message == f"{out}: holds the source ({model}), which is kept; give another folder "
+            "to write to"
+        )
+
+
+def test_a_folder_with_files_that_the_source_links_to_is_not_written_to(
+    source: Path, tmp_path: Path
+) -> None:
+    """As in the Hub's cache, whose snapshots are links."""
+    (tmp_path / "blobs").mkdir()
+    (source / "model.safetensors").rename(tmp_path / "blobs" / "model.safetensors")
+    (source / "model.safetensors").symlink_to("../blobs/model.safetensors")
+
+    message = refusal(source, tmp_path / "blobs", OutputError, overwrite=True)
+
+    assert f"holds the source ({source / 'model.safetensors'})" in message
+
+
+@pytest.mark.parametrize("place", ["snapshots/*/sparse", "snapshots", ".", "blobs"])
+def test_the_hubs_copy_of_the_source_is_not_written_to(
+    model: str, cache: Path, tmp_path: Path, place: str
+) -> None:
+    prune(model, tmp_path / "out")
+    snapshot = next((cache / "snapshots").iterdir())
+    before = files(cache)
+    out = cache / place.replace("*", snapshot.name)
+
+    with pytest.raises(OutputError, match=r"(lies inside|holds) the source"):
+        prune(model, out, overwrite=True)
+
+    assert files(cache) == before
+
+
+def test_a_folder_beside_the_source_whose_name_begins_alike_is_written(source: Path) -> None:
+    out = source.with_name("source-sparse")
+    prune(source, out)
+    prune(source, source / ".." / "source sparse")
+    assert files(out) == files(source.with_name("source sparse"))
+
+
+def test_unpack_does_not_write_inside_its_source(packed_folder: Path) -> None:
+    with pytest.raises(OutputError, match="lies inside the source"):
+        unpack(packed_folder, packed_folder / "dense")
+    assert not (packed_folder / "dense").exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
