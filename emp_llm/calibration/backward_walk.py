@@ -25,6 +25,7 @@ from emp_llm.calibration.tensor_loading import unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from torch import nn
     from torch.autograd.graph import GradientEdge
@@ -92,11 +93,18 @@ class Backward:
     Args:
         model: The model.
         activations: Holds the copies of the units' inputs.
+        explaining: Returns a context in which errors of the model's own code become ours.
     """
 
-    def __init__(self, model: StreamedModel, activations: Activations) -> None:
+    def __init__(
+        self,
+        model: StreamedModel,
+        activations: Activations,
+        explaining: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._model = model
         self._activations = activations
+        self._explaining = explaining
         self._passages: list[list[_Passage]] = []
         # a gate needs an input that requires a gradient; without one torch records no graph
         self._anchor = torch.zeros((), requires_grad=True)
@@ -166,7 +174,10 @@ class Backward:
                     sums[one] = {name: self._zeros(name) for name in parameters(one)}
                 _add_gradients(model.multiplied(unit), sums[one])
             while passages:
-                self._back(passages.pop(), forward(unit))
+                passage = passages.pop()
+                self._activations.bring_back(passage)
+                with self._explaining():
+                    self._back(passage, forward(unit))
             passed(unit)
             model.release(unit)
             for one in used:
@@ -192,7 +203,6 @@ class Backward:
 
     def _back(self, passage: _Passage, forward: Callable[..., object]) -> None:
         """Propagate the gradient of one passage's output to the unit's weights and inputs."""
-        self._activations.bring_back(passage)
         tracked = [
             (leaf, edge)
             for leaf, edge in zip(passage.inputs, passage.edges, strict=True)

@@ -54,7 +54,7 @@ class GradientWalk:
         session, model, sink = self._session, self._session.model, self._sink
         session.begin("calibrating", 2)
         with session.walk(gradients=True) as walk:
-            backward = Backward(model, walk.activations)
+            backward = Backward(model, walk.activations, session.explaining)
             for unit, calls in session.stops(walk):
                 model.load(unit, unchanged)
                 backward.record(walk, unit, calls, session.output)

@@ -17,6 +17,7 @@ from support.architectures import V
 from support.calibrated import calibration, save_model, save_text, save_tokenizer
 from support.checkpoints import load, refusal, visible
 from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import emp_llm
 from emp_llm import CheckpointError, OptionError, OutputError, PruneOptions, prune
@@ -211,6 +212,21 @@ def test_gradients_of_a_model_that_predicts_no_next_token(
     )
 
 
+def test_a_model_whose_code_computes_no_gradients(
+    llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(mlp: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        up = mlp.up_proj(x).exp()
+        down: torch.Tensor = mlp.down_proj(up)
+        up.add_(1)  # the gradient of exp needs what exp gave
+        return down
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    line = refused(llama, text, criterion="taylor")
+    assert line.startswith("LlamaForCausalLM: ")
+    assert "modified by an inplace operation" in line
+
+
 def test_bias_repair_of_a_model_without_biases(llama: Path, text: Path) -> None:
     line = refused(llama, text, OptionError, repair="bias")
     assert line == (
@@ -300,8 +316,6 @@ def test_a_source_that_cannot_be_read_any_more(
 def test_ctrl_c_ends_all_threads(
     llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch, criterion: str, call: int
 ) -> None:
-    from transformers.models.llama.modeling_llama import LlamaMLP
-
     forward, calls = LlamaMLP.forward, iter(range(1, 1 << 20))
 
     def interrupted(self: Any, x: torch.Tensor) -> torch.Tensor:
