@@ -13,7 +13,7 @@ WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repai
 # even where the environment says not to: every process would compile it again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types unit kernels rest oldest clean
+.PHONY: demo test lint types unit kernels rest oldest architectures clean
 
 demo: .venv/installed
 	$(BIN)/python demo/demo.py
@@ -41,6 +41,10 @@ rest: .venv/test-installed
 # What touches transformers and the Hub, once more on the oldest versions that are tested.
 oldest: .venv/oldest
 	PYTHONPATH=.venv/oldest $(PYTEST) $(ALL_CORES) tests/integration $(WALK_TESTS)
+
+# A tiny model of each of transformers' classes, for half an hour or more; no part of the tests.
+architectures: .venv/test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/check_architectures.py --jobs 2
 
 # torch first and by its exact pin: left to the resolver, a machine without a GPU pulls gigabytes of CUDA packages.
 .venv/torch: constraints.txt

@@ -22,6 +22,7 @@ import random
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -33,11 +34,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import transformers
-from architecture_check import FAILED, ROUND_TRIP, Outcome, check_class, one_line
-from common import say, write_json
+from architecture_check import (
+    FAILED,
+    NO_TARGET,
+    NOT_BUILT,
+    NOT_LOADED,
+    ROUND_TRIP,
+    TARGETS,
+    Outcome,
+    check_class,
+    one_line,
+)
+from common import say, versions, write_json
 from tiny_models import TASKS, model_classes
 
-# what is imported here, each process has from the start
 CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -51,13 +61,11 @@ def main() -> None:
             outcomes.append(outcome)
             say(f"{len(outcomes)}/{len(names)} {outcome.seconds:5.1f} s  {line(outcome)}")
     outcomes.sort(key=lambda outcome: outcome.name)
-    counts = Counter(outcome.status for outcome in outcomes)
-    print_results(outcomes, counts)
+    print_results(outcomes)
     if args.json:
         settings = {"tasks": TASKS, "only": args.only, "sample": args.sample, "seed": args.seed}
-        results = {"counts": dict(counts), "classes": list(map(asdict, outcomes))}
-        write_json(args.json, "architectures", settings, results)
-    sys.exit(1 if counts[FAILED] else 0)
+        write_json(args.json, "architectures", settings, {"classes": list(map(asdict, outcomes))})
+    sys.exit(any(outcome.status == FAILED for outcome in outcomes))
 
 
 def parse() -> argparse.Namespace:
@@ -83,6 +91,9 @@ def chosen(args: argparse.Namespace) -> list[str]:
 
 def run(names: Sequence[str], folder: Path, *, jobs: int, limit: float) -> Iterator[Outcome]:
     """Check classes, several at a time, each in a process of its own."""
+    _in_silence()
+    # what this imports and compiles, each process has from the start
+    check_class("LlamaForCausalLM", folder / "first")
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(partial(run_one, folder=folder, limit=limit), names)
 
@@ -109,15 +120,19 @@ def run_one(name: str, folder: Path, limit: float) -> Outcome:
     return replace(outcome, seconds=round(time.monotonic() - started, 1))
 
 
-def _in_process(name: str, folder: Path, answer: Connection) -> None:
+def _in_silence() -> None:
+    """Have transformers print nothing."""
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
+
+
+def _in_process(name: str, folder: Path, answer: Connection) -> None:
     folder.mkdir()
     try:
         outcome = check_class(name, folder)
     except Exception as error:
-        outcome = Outcome(name=name, status=FAILED, cause=one_line(error))
+        outcome = Outcome(name=name, status=FAILED, cause=one_line(error, folder))
     answer.send(outcome)
 
 
@@ -126,17 +141,35 @@ def line(outcome: Outcome) -> str:
     return f"{outcome.name}: {outcome.status}{f': {outcome.cause}' if outcome.cause else ''}"
 
 
-def print_results(outcomes: Sequence[Outcome], counts: Counter[str]) -> None:
-    """Print what was not a round trip, and the counts."""
-    print(f"transformers {transformers.__version__}: {len(outcomes)} classes")
-    for status, count in counts.most_common():
-        print(f"{count:4} {status}")
-    forms = Counter(outcome.form for outcome in outcomes if outcome.status == ROUND_TRIP)
-    print("round trips by how the source was saved: ", end="")
-    print(", ".join(f"{count} {form}" for form, count in sorted(forms.items())))
-    for outcome in outcomes:
-        if outcome.status != ROUND_TRIP or outcome.cause:
-            print(line(outcome))
+def print_results(outcomes: Sequence[Outcome]) -> None:
+    """Print the counts, each class that was no round trip with the cause, and the round trips."""
+    found = versions()
+    print(", ".join(f"{name} {found[name]}" for name in ("transformers", "torch", "python")))
+    counts = Counter(outcome.status for outcome in outcomes)
+    print(f"{len(outcomes)} classes: {_listed(counts)}")
+    whole = [outcome for outcome in outcomes if outcome.status == ROUND_TRIP]
+    print(f"sources of the round trips: {_listed(Counter(outcome.form for outcome in whole))}")
+    print(f"tensors in them: {sum(outcome.tensors for outcome in whole):,}", end="")
+    for targets in TARGETS:
+        pruned = sum(outcome.pruned[targets] for outcome in whole)
+        print(f"; {pruned:,} pruned by --targets {targets}", end="")
+    print()
+    for status in (FAILED, NOT_BUILT, NOT_LOADED, NO_TARGET):
+        if counts[status]:
+            print(f"\n{status}")
+        for outcome in outcomes:
+            if outcome.status == status:
+                print(f"  {outcome.name}: {outcome.cause}")
+    print(f"\n{ROUND_TRIP}")
+    for outcome in whole:
+        if outcome.cause:
+            print(f"  {outcome.name}, but {outcome.cause}")
+    names = ", ".join(outcome.name for outcome in whole if not outcome.cause)
+    print(textwrap.fill(names, 100, initial_indent="  ", subsequent_indent="  "))
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common())
 
 
 if __name__ == "__main__":

@@ -79,8 +79,11 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
     },
     "Dots3NoteTextConfig": {"num_key_value_heads": 4, "per_layer_config": {}},
+    "Dots3NoteVisionConfig": {"per_layer_config": {}},
     "Emu3Config": {"vocabulary_map": {"<image>": 3, "<|extra_200|>": 4}},
-    "Ernie4_5_VLMoeTextConfig": {"moe_num_experts": 4},
+    "Ernie4_5_VLMoeTextConfig": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    },
     "EsmConfig": {"vocab_size": V, "mask_token_id": 32, "pad_token_id": 1},
     "FalconH1Config": {**_MAMBA, "mamba_d_ssm": 64},
     "FunAsrNanoAdaptorConfig": {"intermediate_size": H // 4},
@@ -127,7 +130,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "MoonshineStreamingConfig": {"num_key_value_heads": 4},
     "MuseSparkAudioConfig": {"num_hidden_layers": 4},
     "NemotronConfig": {"num_key_value_heads": 2},
-    "NemotronH_Omni_Config": {"vision_config": {"video_temporal_patch_size": 2}},
+    "NemotronH_Omni_Reasoning_V3_Config": {"vision_config": {"video_temporal_patch_size": 2}},
     "NeoMMEConfig": {"head_dim": 16},
     "Qwen3OmniMoeTalkerConfig": {"spatial_merge_size": 2},
     "Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": F},
