@@ -210,8 +210,9 @@ def _why_not(module: "nn.Module", name: str, parameter: "Tensor", scope: _Scope)
 def _is_transposed(module: "nn.Module") -> bool:
     """Whether the module's matrices are stored [.., in, out].
 
-    Modules of fused experts have an attribute that says so. Llama 4's has not; there the shape of a
-    projection from the hidden size to another one shows it.
+    Modules of fused experts have an attribute that says so. Where it is missing, the shape shows
+    it: that of a matrix from ``in_features`` to ``out_features``, as Aria's experts have in older
+    transformers, or of a projection from the hidden size to another one, as Llama 4's have.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -219,6 +220,10 @@ def _is_transposed(module: "nn.Module") -> bool:
         return True
     if hasattr(module, "is_transposed"):
         return bool(module.is_transposed)
+    stacks = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim == 3]
+    features = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    if any(stack.shape[-2:] == features for stack in stacks):
+        return True
     hidden = getattr(module, "hidden_size", getattr(module, "hidden_dim", None))
     return any(
         parameter.ndim == 3 and parameter.shape[-2] == hidden != parameter.shape[-1]

@@ -14,8 +14,7 @@ from architecture_check import FAILED, ROUND_TRIP, check_class
 from emp_llm import EmpConfig
 
 CLASSES = [
-    "AriaForConditionalGeneration",  # experts that lie [.., in, out], renamed on loading
-    "EncoderDecoderModel",  # two models in one
+    "AriaForConditionalGeneration",  # experts that lie [.., in, out]
     "Gemma3ForConditionalGeneration",  # three parts under other names than in the checkpoint
     "JetMoeForCausalLM",  # experts in attention
     "NllbMoeForConditionalGeneration",  # experts one by one, encoder and decoder

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import save_file
 from support.architectures import ARCHITECTURES, make_model, pruned, read_tensors, with_config
@@ -13,6 +14,7 @@ from support.expected_targets import EXPECTED, GATED, LLAMA, experts, names
 from support.processes import start
 
 from emp_llm.errors import CheckpointError
+from emp_llm.structure.places import find_places
 from emp_llm.structure.targets import decide_targets
 
 
@@ -153,6 +155,18 @@ def test_experts_in_one_tensor_are_pruned_as_well(architecture, module, tiny_mod
         assert decision.prune
         assert not decision.transposed
         assert decision.kind == f"experts.{leaf}"
+
+
+@pytest.mark.parametrize(("shape", "transposed"), [((2, 4, 6), True), ((2, 6, 4), False)])
+def test_experts_lie_as_the_features_of_their_module_say(shape, transposed):
+    fused = torch.nn.Module()  # as Aria's are in older transformers
+    fused.in_features, fused.out_features = 4, 6
+    fused.weight = torch.nn.Parameter(torch.empty(shape))
+    model = transformers.PreTrainedModel(transformers.PretrainedConfig())
+    model.experts = fused
+    place = find_places(model)["experts.weight"]
+    assert place.why_not is None
+    assert place.transposed is transposed
 
 
 def test_names_without_the_models_prefix_are_understood(tiny_model):
