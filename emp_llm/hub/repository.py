@@ -184,9 +184,7 @@ class Repository:
             names = [name for name in sizes if "/" not in name]
             leads, shards = self._choose_weights(folder, names)
         except CheckpointError as error:
-            raise (
-                error if isinstance(error, HubError) else HubError(f"{self._repo_id}: {error}")
-            ) from error
+            raise self._named(error) from error
         needed = {*leads, *shards}
         absent = sorted(needed.difference(sizes))
         if absent:
@@ -240,6 +238,10 @@ class Repository:
         try:
             return read_any_header_by(file.read, name, size)
         except CheckpointError as error:
-            raise (
-                error if isinstance(error, HubError) else HubError(f"{self._repo_id}: {error}")
-            ) from error
+            raise self._named(error) from error
+
+    def _named(self, error: CheckpointError) -> HubError:
+        """An error about the repository's files as one that names the repository, once."""
+        if isinstance(error, HubError):
+            return error
+        return HubError(f"{self._repo_id}: {str(error).removeprefix(f'{self._repo_id}: ')}")
