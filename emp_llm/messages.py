@@ -7,7 +7,7 @@ that reverse the direction of writing.
 import reprlib
 from typing import Final
 
-__all__ = ["MAX_MESSAGE", "first_line", "message_line", "printable", "shortened"]
+__all__ = ["MAX_MESSAGE", "encodable", "first_line", "message_line", "printable", "shortened"]
 
 
 MAX_MESSAGE: Final = 4_000
@@ -27,6 +27,17 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def encodable(text: str) -> str:
+    r"""The text with an escape in place of each byte that is not UTF-8, as names of files may have.
+
+    Python reads such a byte as half a character, which no file in UTF-8 can hold.
+
+    >>> encodable("caf\udce9")
+    'caf\\udce9'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def message_line(text: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from emp_llm.errors import OptionError
+from emp_llm.messages import encodable
 
 __all__ = [
     "CalibrationOptions",
@@ -210,6 +211,8 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 def _checked_pattern(option: str, pattern: object) -> str:
     if not isinstance(pattern, str):
         raise OptionError(f"{option} is {pattern!r:.120}; give a regular expression as a string")
+    if encodable(pattern) != pattern:
+        raise OptionError(f"{option} {pattern!r} is not UTF-8, as the names of all tensors are")
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from emp_llm.errors import FormatError, OptionError
+from emp_llm.messages import encodable
 from emp_llm.options import (
     CalibrationOptions,
     CountBy,
@@ -109,7 +110,7 @@ def data_fields(calibration: CalibrationOptions) -> DataFields:
     if text is None:  # only the seed was needed
         return {"seed": calibration.seed}
     return {
-        "text": Path(text).name if Path(text).is_file() else text,
+        "text": encodable(Path(text).name if Path(text).is_file() else text),
         "samples": calibration.samples,
         "length": calibration.length,
         "seed": calibration.seed,

@@ -1,6 +1,7 @@
 """The command line of emp-llm: ``emp-llm COMMAND …`` or ``python -m emp_cli COMMAND …``.
 
 tables          tables and totals that fit 80 columns
+streams         stdin, stdout and stderr where one is closed, full or not read
 console         progress, errors, exit status, JSON: what every command does with the terminal
 arguments       arguments and options that several commands share
 option_parsing  options as the library takes them; contradictions are wrong usage
@@ -19,7 +20,6 @@ app             the commands, put together
 usage           runs the app; wrong usage is one short message
 """
 
-import io
 import signal
 import sys
 from types import FrameType
@@ -29,12 +29,11 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
+    from emp_cli.streams import open_streams
+
+    open_streams()
     from emp_cli.usage import run
 
-    for stream in (sys.stdout, sys.stderr):
-        # a command must not fail for a character that the terminal's encoding lacks
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 

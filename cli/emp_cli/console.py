@@ -3,6 +3,7 @@
 Progress and errors go to stderr, results to stdout.
 """
 
+import codecs
 import functools
 import json
 import os
@@ -22,7 +23,15 @@ from emp_llm.runtime.progress import Progress, Silent
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-__all__ = ["INTERRUPTED", "Clock", "command", "leads_team", "print_json", "shown_progress"]
+__all__ = [
+    "INTERRUPTED",
+    "Clock",
+    "command",
+    "leads_team",
+    "print_json",
+    "show_error",
+    "shown_progress",
+]
 
 P = ParamSpec("P")
 
@@ -40,7 +49,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         try:
             function(*args, **kwargs)
         except EmpError as error:
-            typer.echo("; ".join((f"{type(error).__name__}: {error}", *_notes(error))), err=True)
+            show_error(error)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interruption:
             kept = _notes(interruption) or ["no output was kept; run the command again"]
@@ -50,6 +59,11 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def show_error(error: EmpError) -> None:
+    """Print an error of ours as one line."""
+    typer.echo("; ".join((f"{type(error).__name__}: {error}", *_notes(error))), err=True)
+
+
 def _notes(error: BaseException) -> list[str]:
     """Notes that were added to an error, such as that finished work is kept."""
     return getattr(error, "__notes__", [])
@@ -57,7 +71,9 @@ def _notes(error: BaseException) -> list[str]:
 
 def print_json(content: Mapping[str, Any]) -> None:
     """Print the one JSON object that stdout gets."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
+    # what an encoding lacks is replaced in text, but JSON has escapes for all characters
+    utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    text = json.dumps(content, indent=2, ensure_ascii=not utf8)
     typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 

@@ -114,12 +114,13 @@ def evaluate(
         check_can_save(model)
     with shown_progress() as progress:
         found = run(model, options, against=against, revision=revision, progress=progress)
+    if save:  # first: whoever reads stdout may stop reading
+        save_results(model, found.results())
     if as_json:
         print_json(found.to_dict() | clock.to_dict())
     else:
         _show(found)
     if save:
-        save_results(model, found.results())
         typer.echo(f"{model}: results added to emp_eval.json and README.md", err=as_json)
 
 

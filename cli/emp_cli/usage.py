@@ -11,6 +11,8 @@ from typing import Any, Final
 import typer
 
 from emp_cli.app import app
+from emp_cli.console import show_error
+from emp_llm.errors import EmpError
 from emp_llm.messages import printable
 
 __all__ = ["run"]
@@ -46,10 +48,15 @@ def run(arguments: Sequence[str]) -> int:
         arguments: Arguments of the command line, without the program's name.
 
     Returns:
-        The exit status; 2 for wrong usage, of which stderr says what it is.
+        The exit status; 2 for wrong usage, of which stderr says what it is, and 1 where stdout
+        cannot be written.
     """
     try:
         status: int | None = app(list(arguments), prog_name=_PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except EmpError as error:
+        show_error(error)
+        return 1
     except typer.Abort:
         return 1
     except _UsageError as error:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from emp_llm.checkpoint.left_behind import BesideWeights, sort_files
 from emp_llm.checkpoint.links import check_link
+from emp_llm.errors import CheckpointError
+from emp_llm.messages import encodable
 
 __all__ = ["beside_weights", "visible_files"]
 
@@ -28,9 +30,15 @@ def beside_weights(
     """Sort the files of a folder by whether they travel; see `sort_files`.
 
     Raises:
-        CheckpointError: If one that travels is a link to anything but a file of the checkpoint.
+        CheckpointError: If the name of a file is not UTF-8, or one that travels is a link to
+            anything but a file of the checkpoint.
     """
     sizes = {name: _size(folder / name) for name in visible_files(folder)}
+    for name in sizes:  # reports list all of them
+        if encodable(name) != name:
+            raise CheckpointError(
+                f"{folder / name}: has a name that is not UTF-8: rename it, or move it away"
+            )
     beside = sort_files(sizes, weights, meta_llama=meta_llama)
     for name in beside.travelling:
         check_link(folder / name, folder)

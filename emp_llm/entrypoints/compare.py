@@ -22,6 +22,7 @@ from emp_llm.errors import OptionError
 from emp_llm.evaluation.found_model import find_model
 from emp_llm.evaluation.model_loading import Dtype
 from emp_llm.integration.configs import EmpConfig
+from emp_llm.messages import encodable
 from emp_llm.options import PruneOptions, patterns
 from emp_llm.report.fields import Report
 from emp_llm.report.totals import pruned_tensors
@@ -124,7 +125,7 @@ def compare(
         costs += _emp_and_controls(bench, rule, report, choices, seeds)
     return Comparison(
         source={
-            "model": source.repo_id or source.folder.resolve().name,
+            "model": encodable(source.repo_id or source.folder.resolve().name),
             "revision": source.revision,
         },
         settings={

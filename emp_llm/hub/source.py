@@ -25,7 +25,7 @@ from emp_llm.hub.arrivals import Arrivals
 from emp_llm.hub.download_errors import explained
 from emp_llm.hub.hub_library import repo_id_fault
 from emp_llm.hub.repository import Repository
-from emp_llm.messages import first_line
+from emp_llm.messages import encodable, first_line
 from emp_llm.runtime.progress import SharedProgress
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def find_source(
                 "out, or give a Hub id"
             )
         return Source(folder)
-    _check_repo_id(model)
+    _check_repo_id(model, revision)
     repository = Repository(model, token, progress)
     found = repository.fetch_all_but_data(revision, discard=discard, whole=whole)
     folder, beside = found.folder, found.beside
@@ -165,7 +165,7 @@ def find_file(
     if folder := _local_folder(model):
         _check_no_revision(model, revision)
         return folder / name if (folder / name).is_file() else None
-    _check_repo_id(model)
+    _check_repo_id(model, revision)
     from huggingface_hub import errors, hf_hub_download
 
     with explained(model, revision):
@@ -198,7 +198,7 @@ def _local_folder(model: str) -> Path | None:
     return path if is_folder and model else None
 
 
-def _check_repo_id(model: str) -> None:
+def _check_repo_id(model: str, revision: str | None) -> None:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise CheckpointError(f"{model}: there is no such folder; check the path")
     if fault := repo_id_fault(model):
@@ -206,3 +206,5 @@ def _check_repo_id(model: str) -> None:
             f"{model!r} is neither an existing folder nor a possible Hub id "
             f"({first_line(fault)}); give a folder, or an id such as 'meta-llama/Llama-2-7b-hf'"
         ) from fault
+    if revision is not None and encodable(revision) != revision:
+        raise OptionError(f"revision is {revision!r}, which is not UTF-8: check the name")

@@ -91,13 +91,15 @@ class OutputFolder:
                 self.journal.begin(self._run)
                 for folder in (self.staging, self.path, self.path.absolute().parent):
                     flush_path(folder)
-        except OSError as error:
+        except OutputError:
+            self._leave()
+            raise
+        except BaseException as error:
             if self._lock >= 0 and not self._finished():
                 self._remove_all()
             self._leave()
-            raise self._explain(error) from error
-        except OutputError:
-            self._leave()
+            if isinstance(error, OSError):
+                raise self._explain(error) from error
             raise
         return self
 

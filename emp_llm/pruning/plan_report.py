@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emp_llm.hub.source import Source
+from emp_llm.messages import encodable
 from emp_llm.output.carried_files import count_files
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.report.fields import Report, SourceFields
@@ -16,7 +17,7 @@ __all__ = ["origin", "report_on", "tensor_report"]
 def origin(model: str | os.PathLike[str], source: Source) -> SourceFields:
     """Name and revision of a model; of a local one the folder's name, not its whole path."""
     name = source.repo_id or Path(model).resolve().name
-    return {"model": name, "revision": source.revision}
+    return {"model": encodable(name), "revision": source.revision}
 
 
 def report_on(

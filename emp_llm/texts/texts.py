@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from emp_llm.errors import OptionError
+from emp_llm.messages import encodable
 from emp_llm.texts.datasets_library import explained
 
 if TYPE_CHECKING:
@@ -176,9 +177,9 @@ def _read_file(path: Path, part: Part) -> Text:
             with TemporaryDirectory(prefix="emp-llm-text-") as cache:
                 found = {"data_files": str(path), "split": "train", "cache_dir": cache}
                 rows = _rows(str(path), part, path=kind, **found)
-            return Text(path.name, _BLANK_LINE.join(rows))
+            return Text(encodable(path.name), _BLANK_LINE.join(rows))
     try:
-        return Text(path.name, path.read_bytes().decode())
+        return Text(encodable(path.name), path.read_bytes().decode())
     except OSError as error:
         raise OptionError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

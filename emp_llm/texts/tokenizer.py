@@ -62,6 +62,11 @@ def load_errors(name: str, what: str, remedy: str = "") -> Iterator[None]:
     except EmpError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        if isinstance(error, UnicodeEncodeError):
+            raise CheckpointError(
+                f"{name}: transformers does not load {what} from a path that is not UTF-8: rename "
+                "the folder, or make a link with another name to it"
+            ) from error
         if isinstance(error, ValueError) and "`trust_remote_code=True`" in str(error):
             raise CheckpointError(
                 f"{name}: loading {what} would run code from the checkpoint, which emp-llm does "
