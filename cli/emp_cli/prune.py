@@ -33,6 +33,7 @@ from emp_cli.arguments import (
 from emp_cli.console import Clock, command, leads_team, print_json, shown_progress
 from emp_cli.option_parsing import beta_options, calibration_options
 from emp_cli.push import send, show_sent
+from emp_llm.hub.address import read_address
 from emp_llm.options import OutputFormat, PruneOptions
 
 __all__ = ["prune"]
@@ -94,8 +95,11 @@ def prune(
     """
     if private and push_to_hub is None:
         raise typer.BadParameter("goes with --push-to-hub only", param_hint="--private")
-    if push_to_hub == model:
-        raise typer.BadParameter("is the model that is pruned", param_hint="--push-to-hub")
+    branch = None
+    if push_to_hub is not None:
+        push_to_hub, branch = read_address(push_to_hub)
+        if push_to_hub == read_address(model)[0]:
+            raise typer.BadParameter("is the model that is pruned", param_hint="--push-to-hub")
     clock = Clock()
     options = PruneOptions(
         granularity=granularity,
@@ -120,7 +124,7 @@ def prune(
     leads = leads_team()
     if push_to_hub is not None:
         # before the work begins, so that a missing token does not show only at its end
-        push_to_hub = _open_repository(push_to_hub, device, private=private)
+        push_to_hub = _open_repository(push_to_hub, branch, device, private=private)
     import emp_llm
 
     with shown_progress(leads) as progress:
@@ -145,7 +149,7 @@ def prune(
         summary = {name: part for name, part in report.items() if name != "tensors"}
         content = {"out": str(out)} | summary | {"kinds": kinds(report)} | written
         if push_to_hub is not None:
-            content["pushed"] = send(out, push_to_hub, private=private)
+            content["pushed"] = send(out, push_to_hub, private=private, revision=branch)
         print_json(content)
         return
     from emp_cli.tables import (
@@ -169,10 +173,10 @@ def prune(
         f"peak memory {size(clock.peak_bytes)}"
     )
     if push_to_hub is not None:
-        show_sent(send(out, push_to_hub, private=private))
+        show_sent(send(out, push_to_hub, private=private, revision=branch))
 
 
-def _open_repository(repo: str, device: str, *, private: bool) -> str:
+def _open_repository(repo: str, branch: str | None, device: str, *, private: bool) -> str:
     """Have the first process open or create the repository; if it fails, all processes fail.
 
     The device is looked for first: no repository is created for a run that cannot begin.
@@ -184,4 +188,6 @@ def _open_repository(repo: str, device: str, *, private: bool) -> str:
 
     with join_team(meeting_of(os.environ)) as team:
         find_gpus(device)
-        return team.share(lambda: open_destination(repo, private=private or None).repo_id)
+        return team.share(
+            lambda: open_destination(repo, private=private or None, revision=branch).repo_id
+        )

@@ -31,7 +31,7 @@ class Found:
     """A model that was found.
 
     Attributes:
-        name: The name that the user gave.
+        name: Its Hub id, or the folder that the user gave.
         source: Where its files are; all of them have been downloaded.
         config: The content of its ``config.json``.
         packed: Whether it is packed.
@@ -80,7 +80,9 @@ def find_model(
     packed = is_packed(config)
     if packed and (source.folder / REPORT_NAME).is_file():
         check_written(source.folder, progress=progress)
-    return Found(name=os.fspath(model), source=source, config=config, packed=packed)
+    return Found(
+        name=source.repo_id or os.fspath(model), source=source, config=config, packed=packed
+    )
 
 
 def _fetch(source: Source, progress: SharedProgress) -> None:

@@ -3,6 +3,7 @@
 hub_library      what is used of huggingface_hub beyond its types
 download_errors  why a download failed, in one line
 upload_errors    why an upload failed, in one line
+address          addresses of models, read as ids
 destination      the repository that an upload goes to
 download_report  progress of a download
 cached_files     files of the cache, deleted after use

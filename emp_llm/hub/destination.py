@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emp_llm.errors import HubError, OptionError
+from emp_llm.hub.address import read_address
 from emp_llm.hub.hub_library import repo_id_fault
 from emp_llm.hub.upload_errors import upload_explained
 from emp_llm.messages import first_line
@@ -47,7 +48,8 @@ def open_destination(
     """Make sure that there is a repository that the token may write to.
 
     Args:
-        repo_id: Its name, ``user/name``; ``name`` alone belongs to the token's owner.
+        repo_id: Its name, ``user/name``, or its address; ``name`` alone belongs to the token's
+            owner.
         private: Whether a repository that is created is private; None for its owner's default.
         revision: A branch; it is created from the default branch if it is not there.
         create_pr: Whether a pull request will be opened; then the repository must exist.
@@ -60,6 +62,7 @@ def open_destination(
             write, `revision` is not a branch, or the repository exists and is public where a
             private one is asked for.
     """
+    repo_id, revision = read_address(repo_id, revision)
     _check_name(repo_id)
     if revision == _MAIN:
         revision = None

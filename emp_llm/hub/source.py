@@ -21,6 +21,7 @@ from emp_llm.checkpoint.left_behind import BesideWeights
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError, OptionError
+from emp_llm.hub.address import read_address
 from emp_llm.hub.arrivals import Arrivals
 from emp_llm.hub.download_errors import explained
 from emp_llm.hub.hub_library import repo_id_fault
@@ -104,8 +105,8 @@ def find_source(
     """Find a model: its folder, or its repository, which is downloaded except for shards' data.
 
     Args:
-        model: A local folder, or a Hub id (``name`` or ``user/name``). A folder of that name comes
-            first.
+        model: A local folder, or a Hub id (``name`` or ``user/name``) or address, see
+            `emp_llm.hub.address.read_address`. A folder of that name comes first.
         revision: Branch, tag or commit on the Hub; the default branch if None.
         token: Access token; None for that of the login, False for none.
         discard: Whether each shard that is downloaded is deleted after use.
@@ -118,7 +119,8 @@ def find_source(
         is a valid checkpoint, `Source.open_checkpoint` checks.
 
     Raises:
-        OptionError: If a revision is given for a local folder, or one is to be discarded.
+        OptionError: If a revision is given for a local folder, or one is to be discarded; or if an
+            address names another revision than `revision`.
         CheckpointError: If ``model`` is neither an existing folder nor a possible Hub id.
         HubError: If the Hub, or the connection to it, refuses, or the repository has no weights.
     """
@@ -131,6 +133,7 @@ def find_source(
                 "out, or give a Hub id"
             )
         return Source(folder)
+    model, revision = read_address(model, revision)
     _check_repo_id(model, revision)
     repository = Repository(model, token, progress)
     found = repository.fetch_all_but_data(revision, discard=discard, whole=whole)
@@ -165,6 +168,7 @@ def find_file(
     if folder := _local_folder(model):
         _check_no_revision(model, revision)
         return folder / name if (folder / name).is_file() else None
+    model, revision = read_address(model, revision)
     _check_repo_id(model, revision)
     from huggingface_hub import errors, hf_hub_download
 
