@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from emp_llm.checkpoint.left_behind import BesideWeights, sort_files
+from emp_llm.checkpoint.left_behind import BesideWeights, LeftBehind, sort_files
 from emp_llm.checkpoint.links import check_link
 from emp_llm.errors import CheckpointError
 from emp_llm.messages import encodable
@@ -15,13 +15,16 @@ __all__ = ["beside_weights", "visible_files"]
 
 def visible_files(folder: Path) -> list[str]:
     """Paths of all files in a folder that are not hidden nor in a hidden folder; sorted."""
-    return sorted(path.relative_to(folder).as_posix() for path in _walk(folder))
+    paths = (path for _, files in _walk(folder) for path in files)
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path) -> Iterator[tuple[list[Path], list[Path]]]:
+    """The folders and the files in each folder that no link leads to, without hidden ones."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]  # .git is large
-        yield from (Path(parent) / name for name in names if not name.startswith("."))
+        visible = [name for name in names if not name.startswith(".")]
+        yield [Path(parent, name) for name in folders], [Path(parent, name) for name in visible]
 
 
 def beside_weights(
@@ -46,7 +49,21 @@ def beside_weights(
     regular = {
         name: nbytes for name, nbytes in beside.travelling.items() if (folder / name).is_file()
     }
-    return BesideWeights(regular, beside.left_behind)
+    return BesideWeights(regular, (*beside.left_behind, *_linked_folders(folder)))
+
+
+def _linked_folders(folder: Path) -> list[LeftBehind]:
+    """Folders that a link leads to, which are not looked into."""
+    links = sorted(path for folders, _ in _walk(folder) for path in folders if path.is_symlink())
+    return [
+        {
+            "path": f"{path.relative_to(folder).as_posix()}/",
+            "reason": "links to folders",
+            "files": 0,
+            "bytes": 0,
+        }
+        for path in links
+    ]
 
 
 def _size(path: Path) -> int:

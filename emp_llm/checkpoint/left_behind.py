@@ -93,8 +93,9 @@ _RULES = (
         _TRAINING,
         r"checkpoint-[^/]+/",
         r"global_step[^/]*/",
-        "runs/",
-        r"(pytorch_model_fsdp|optimizer)_\d+/",
+        "(runs|wandb|lightning_logs|last-checkpoint)/",
+        r"((pytorch_model_fsdp|optimizer)_\d+|pytorch_model)/",
+        r"((bf16_)?zero_pp_rank|mp_rank)_\d.*\.pt",
         r"(optimizer|scheduler)(_\d+)?\.(pt|pth|bin)",
         r"(rng_state|random_states)(_\d+)?\.(pth|pkl)",
         r"scaler\.pt|sampler(_\d+)?\.bin|training_args\.bin",
@@ -110,7 +111,7 @@ class LeftBehind(TypedDict):
     Attributes:
         path: The file, relative to the checkpoint's folder; or a folder, with ``/`` at its end.
         reason: Why it stays behind.
-        files: How many files it is.
+        files: How many files it is; 0 for a link to a folder, which is not looked into.
         bytes: Their size.
     """
 

@@ -312,11 +312,16 @@ def test_links_within_the_folder_are_followed(single: Path) -> None:
     assert open_checkpoint(single).other_files == (Path("alias.json"), Path("tokenizer.json"))
 
 
-def test_linked_folders_are_left_aside(single: Path, tmp_path_factory) -> None:
+def test_linked_folders_are_left_aside_and_reported(single: Path, tmp_path_factory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "file").touch()
-    (single / "link").symlink_to(elsewhere)
-    assert open_checkpoint(single).other_files == ()
+    (single / "sub" / ".hidden").mkdir(parents=True)
+    for name in ("link", ".link", "sub/draft", "sub/.hidden/link"):
+        (single / name).symlink_to(elsewhere)
+    checkpoint = open_checkpoint(single)
+    assert checkpoint.other_files == ()
+    found = [(entry["path"], entry["reason"]) for entry in checkpoint.beside.left_behind]
+    assert found == [("link/", "links to folders"), ("sub/draft/", "links to folders")]
 
 
 def test_pipes_are_left_aside(single: Path) -> None:

@@ -68,6 +68,7 @@ LEFT = {
     "training leftovers": [
         *("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "training_args.bin"),
         *("rng_state.pth", "rng_state_3.pth", "random_states_0.pkl"),
+        "mp_rank_00_model_states.pt",
     ],
 }
 
@@ -78,6 +79,7 @@ FOLDERS = {
     "coreml/": ("coreml/text/f32.mlpackage/Manifest.json", "the same weights for Core ML"),
     "checkpoint-500/": ("checkpoint-500/model.safetensors", "training leftovers"),
     "global_step500/": ("global_step500/zero_pp_rank_0.pt", "training leftovers"),
+    "pytorch_model/": ("pytorch_model/mp_rank_00_model_states.pt", "training leftovers"),
     "runs/": ("runs/Jan01_host/events.out.tfevents.1", "training leftovers"),
 }
 
