@@ -112,7 +112,12 @@ def inspect(
     whole = download or not by_row or options.target_sparsity is not None
     workers = Workers(threads=thread_count(threads), progress=SharedProgress(progress or Silent()))
     source = find_source(
-        model, revision=revision, token=token, whole=whole, progress=workers.progress
+        model,
+        revision=revision,
+        token=token,
+        whole=whole,
+        beside=download,
+        progress=workers.progress,
     )
     plan = PruningPlan.make(source, source.open_checkpoint(), options)
     plan = plan.with_beta(beta_for_target_sparsity(plan, workers))

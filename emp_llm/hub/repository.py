@@ -67,15 +67,17 @@ class Repository:
         self._progress = progress
         self._commit: str | None = None
 
-    def fetch_all_but_data(self, revision: str | None, *, discard: bool, whole: bool) -> Fetched:
+    def fetch_all_but_data(
+        self, revision: str | None, *, discard: bool, whole: bool, beside: bool
+    ) -> Fetched:
         """Download all of a checkpoint except for the data of shards that are not in the cache.
 
         Args:
             revision: Branch, tag or commit; the default branch if None.
             discard: Whether shards are deleted after use, so that the disk needs room for
                 `IN_WORK` of them only.
-            whole: Whether shards and other files are wanted on disk, rather than config and index
-                alone.
+            whole: Whether all shards are wanted on disk.
+            beside: Whether the files beside them are, not config and index alone.
 
         Raises:
             HubError: If the Hub, or the connection to it, refuses, the repository holds no weights
@@ -84,9 +86,9 @@ class Repository:
         folder = self._snapshot(revision, _LEADING)
         self._commit = folder.name
         sizes = self._sizes(folder)
-        shards, others, beside = self._choose(folder, sizes)
+        shards, others, found = self._choose(folder, sizes)
         to_come = [name for name in shards if not (folder / name).is_file()]
-        missing = [name for name in others if whole and not (folder / name).is_file()]
+        missing = [name for name in others if beside and not (folder / name).is_file()]
         # a shard in Meta's format needs all parts, so discarding saves no room there
         in_work = IN_WORK if discard and CONFIG_NAME in sizes else len(to_come)
         at_once = sorted((sizes[name] for name in to_come), reverse=True)[:in_work]
@@ -99,10 +101,10 @@ class Repository:
             # by commit: the branch may have moved since its files were listed
             self._snapshot(self._commit, [glob.escape(name) for name in missing], report)
         for name in sorted({*shards, *others}.difference(to_come)):
-            if whole or (folder / name).is_file():
+            if (folder / name).is_file():
                 self._check_size(folder, name, sizes[name])
         headers = {name: self._remote_header(name, sizes[name]) for name in to_come}
-        return Fetched(folder, headers, beside)
+        return Fetched(folder, headers, found)
 
     def file(self, name: str, size: int) -> RemoteFile:
         """A file of the repository, of so many bytes, to be read from the Hub in parts."""

@@ -100,6 +100,7 @@ def find_source(
     token: str | bool | None = None,
     discard: bool = False,
     whole: bool = True,
+    beside: bool = True,
     progress: SharedProgress,
 ) -> Source:
     """Find a model: its folder, or its repository, which is downloaded except for shards' data.
@@ -110,8 +111,8 @@ def find_source(
         revision: Branch, tag or commit on the Hub; the default branch if None.
         token: Access token; None for that of the login, False for none.
         discard: Whether each shard that is downloaded is deleted after use.
-        whole: Whether all of the checkpoint is wanted; otherwise the files beside its weights are
-            not downloaded, as `Source.ranges` does not need them.
+        whole: Whether all shards are wanted on disk; `Source.ranges` puts none there.
+        beside: Whether the files beside the weights are wanted; they are downloaded now.
         progress: Where downloads are reported, now and when shards are downloaded.
 
     Returns:
@@ -136,9 +137,9 @@ def find_source(
     model, revision = read_address(model, revision)
     _check_repo_id(model, revision)
     repository = Repository(model, token, progress)
-    found = repository.fetch_all_but_data(revision, discard=discard, whole=whole)
-    folder, beside = found.folder, found.beside
-    return Source(folder, model, folder.name, found.to_come, beside, repository, discard)
+    found = repository.fetch_all_but_data(revision, discard=discard, whole=whole, beside=beside)
+    commit = found.folder.name
+    return Source(found.folder, model, commit, found.to_come, found.beside, repository, discard)
 
 
 def find_file(

@@ -280,3 +280,15 @@ def test_gaussian_ranges_of_a_private_model_need_the_token(hub: HubServer, tmp_p
     hub.readers.add("hf_reader")
     report = inspect("me/private", token="hf_reader")
     assert without_time(report) == without_time(inspect(folder))
+
+
+def test_inspecting_fetches_no_file_beside_the_weights_and_reports_them(
+    hub: HubServer, model: str, local: Path
+) -> None:
+    own = {"2_Dense/model.safetensors": b"a dense layer", "tf_model.h5": b"a copy"}
+    hub.commit(model, files(local) | own)
+    report = inspect(model, PruneOptions(granularity="layer"))
+    assert set(hub.downloads()).isdisjoint(own)
+    assert set(SHARDS) <= set(hub.downloads())
+    assert report["carried"] == {"files": 1, "bytes": 13}
+    assert [entry["path"] for entry in report["left_behind"]] == ["tf_model.h5"]
