@@ -6,6 +6,7 @@ tensors are not replaced: their storages are resized to nothing while they wait,
 
 from __future__ import annotations
 
+from collections import UserDict
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["Activations", "tensors_of"]
+__all__ = ["Activations", "opened", "tensors_of"]
 
 
 def tensors_of(*values: object) -> list[torch.Tensor]:
     """All tensors in some values, however deep in lists, tuples and dicts."""
-    leaves, _ = _pytree.tree_flatten(values)
+    leaves, _ = _pytree.tree_flatten(opened(values))
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def opened(values: object) -> object:
+    """The same values, with each `UserDict` as a dict, which torch looks into.
+
+    Layers that share keys and values pass them in a `UserDict`.
+    """
+    found: object = _pytree.tree_map(
+        lambda leaf: dict(leaf) if isinstance(leaf, UserDict) else leaf, values
+    )
+    return found
 
 
 @dataclass

@@ -7,11 +7,13 @@ forward through the model; at each unit a copy of its inputs is put aside, and i
 computed without a graph. Then the units are visited from the last to the first: each is run again
 on its inputs, now with a graph, and the gradient of its output is propagated to its weights and its
 inputs. What the model computes between units stays in a graph of torch's own, which carries a
-gradient from one unit's inputs to the *gate* at the output of the unit before.
+gradient from one unit's inputs to the *gate* at the output of the unit before. What a unit writes
+to its arguments, as keys and values that later layers share, counts as its output.
 """
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +22,11 @@ from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree
 
-from emp_llm.calibration.activations import tensors_of
+from emp_llm.calibration.activations import opened, tensors_of
 from emp_llm.calibration.tensor_loading import unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import nn
@@ -57,6 +59,21 @@ class _Passage:
     structure: _pytree.TreeSpec
     edges: list[GradientEdge | None]
     gradients: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Written:
+    """What a unit has written to states that it was given, for a later unit to read.
+
+    Attributes:
+        states: The states, such as keys and values that layers share.
+        key: Where it was written.
+        value: A tensor, or tensors in a tuple.
+    """
+
+    states: MutableMapping[Any, object]
+    key: object
+    value: object
 
 
 class _GateContext(FunctionCtx):
@@ -127,7 +144,7 @@ class Backward:
         passages = []
         for call in calls:
             with walk.present(call):
-                leaves, structure = _pytree.tree_flatten((call.args, call.kwargs))
+                leaves, structure = _pytree.tree_flatten(opened((call.args, call.kwargs)))
                 passage = _Passage(
                     unit,
                     call.sample,
@@ -136,9 +153,13 @@ class Backward:
                     [_edge(leaf) for leaf in leaves],
                 )
                 output = run(walk, unit, call)
-                del leaves  # only the copies wait
+                written = _written(call.args, call.kwargs, leaves)
+                output, values = self._gated((output, [one.value for one in written]), passage)
+                for one, value in zip(written, values, strict=True):
+                    one.states[one.key] = value
+                del leaves, written, values  # only the copies wait
                 self._activations.put_away(passage, tensors_of(passage.inputs))
-                walk.pass_on(call, self._gated(output, passage))
+                walk.pass_on(call, output)
                 passages.append(passage)
         self._passages.append(passages)
 
@@ -190,16 +211,18 @@ class Backward:
         shape = self._model.model.get_parameter(parameter).shape
         return torch.zeros(shape, dtype=torch.float32, device=self._model.device)
 
-    def _gated(self, output: object, passage: _Passage) -> object:
-        """A unit's output, with a gate at each leaf that can have a gradient."""
+    def _gated(
+        self, output: tuple[object, list[object]], passage: _Passage
+    ) -> tuple[object, list[object]]:
+        """What a unit gives, with a gate at each leaf that can have a gradient."""
         leaves, structure = _pytree.tree_flatten(output)
         apply: Any = _Gate.apply
         gated = [
             apply(self._anchor, leaf, passage, number) if _is_float(leaf) else leaf
             for number, leaf in enumerate(leaves)
         ]
-        gated_output: object = _pytree.tree_unflatten(gated, structure)
-        return gated_output
+        result: tuple[object, list[object]] = _pytree.tree_unflatten(gated, structure)
+        return result
 
     def _back(self, passage: _Passage, forward: Callable[..., object]) -> None:
         """Propagate the gradient of one passage's output to the unit's weights and inputs."""
@@ -212,7 +235,9 @@ class Backward:
             leaf.requires_grad_()
         args, kwargs = _pytree.tree_unflatten(passage.inputs, passage.structure)
         with torch.enable_grad():
-            leaves, _ = _pytree.tree_flatten(forward(*args, **kwargs))
+            output = forward(*args, **kwargs)
+        written = _written(args, kwargs, passage.inputs)
+        leaves, _ = _pytree.tree_flatten((output, [one.value for one in written]))
         ends = [
             (leaves[number], gradient)
             for number, gradient in passage.gradients.items()
@@ -228,6 +253,20 @@ class Backward:
             torch.autograd.backward(list(edges), list(values), retain_graph=True)
         passage.inputs.clear()
         passage.edges.clear()
+
+
+def _written(
+    args: Sequence[object], kwargs: Mapping[str, object], before: Sequence[object]
+) -> list[_Written]:
+    """What a unit has written to its arguments, whose leaves were others before."""
+    known = {id(leaf) for leaf in before}
+    return [
+        _Written(states, key, value)
+        for states in (*args, *kwargs.values())
+        if isinstance(states, MutableMapping)
+        for key, value in states.items()
+        if any(id(tensor) not in known for tensor in tensors_of(value))
+    ]
 
 
 def _is_float(leaf: object) -> bool:

@@ -1,7 +1,8 @@
 """Weights that a model uses several times are scored on the inputs of all uses.
 
 Zamba and Zamba2 tie the blocks of attention of several layers, and Zamba2 has an adapter for each
-use; ALBERT runs one layer again and again. Expected values come from the model run whole.
+use; ALBERT runs one layer again and again. In Gemma 4, the last layers read the keys and values of
+earlier ones. Expected values come from the model run whole.
 """
 
 from collections.abc import Callable, Iterator
@@ -72,6 +73,23 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "AlbertForMaskedLM",
         "AlbertConfig",
         {**_COMMON, "embedding_size": 8, "num_hidden_layers": 3, "max_position_embeddings": 64},
+    ),
+    "gemma4": (
+        "Gemma4ForCausalLM",
+        "Gemma4TextConfig",
+        {
+            **_COMMON,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": V,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+        },
     ),
     "hrm": (
         "HrmTextForCausalLM",
@@ -203,8 +221,8 @@ def parameters_of(tensor: str) -> list[str]:
     return [".".join([*path, f"{part}_proj", leaf]) for part in parts] or [tensor]
 
 
-@pytest.mark.parametrize(("name", "targets"), [("zamba2", 45), ("hrm", 8)])
-def test_gradients_are_those_of_all_uses_and_of_all_parts(
+@pytest.mark.parametrize(("name", "targets"), [("zamba2", 45), ("gemma4", 32), ("hrm", 8)])
+def test_gradients_are_those_of_all_uses_of_what_is_shared_and_of_all_parts(
     models: dict[str, Path], text: Path, tmp_path: Path, name: str, targets: int
 ) -> None:
     left = pruned(models[name], tmp_path / "out", text, options={"criterion": "taylor"})
