@@ -237,10 +237,10 @@ def test_bias_repair_of_a_model_without_biases(llama: Path, text: Path) -> None:
 
 def test_weights_that_are_missing(llama: Path, text: Path) -> None:
     tensors = load(llama)
-    del tensors["model.layers.1.self_attn.q_proj.weight"]
+    del tensors["model.layers.1.input_layernorm.weight"]
     save_file(tensors, llama / "model.safetensors", {"format": "pt"})
     assert refused(llama, text) == (
-        f"{llama}: has no weights for 'model.layers.1.self_attn.q_proj.weight', which the model "
+        f"{llama}: has no weights for 'model.layers.1.input_layernorm.weight', which the model "
         "needs: give a checkpoint with all of its weights"
     )
 
