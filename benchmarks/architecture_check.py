@@ -81,7 +81,7 @@ def check_class(name: str, folder: Path, values: Sequence[str] = TARGETS) -> Out
         plain = Loaded(name, source)
     except Exception as error:
         return Outcome(**found, status=NOT_LOADED, cause=one_line(error, folder))
-    pruned, causes = {}, []
+    pruned, why_not = {}, {}
     for targets in values:
         try:
             pruned[targets] = _round_trip(name, folder / targets, source, plain, targets)
@@ -90,15 +90,17 @@ def check_class(name: str, folder: Path, values: Sequence[str] = TARGETS) -> Out
             if "nothing to prune" not in text:
                 return Outcome(**found, status=FAILED, cause=f"{targets}: {text}")
             pruned[targets] = 0
-            causes.append(f"{targets}: {text.partition('; ')[2]}")
-    status = ROUND_TRIP if any(pruned.values()) else NO_TARGET
-    return Outcome(**found, status=status, pruned=pruned, cause="; ".join(causes))
+            why_not[targets] = text.partition("; ")[2]
+    if not any(pruned.values()):
+        return Outcome(**found, status=NO_TARGET, pruned=pruned, cause=why_not[targets])
+    cause = "; ".join(f"nothing with --targets {targets}" for targets in why_not)
+    return Outcome(**found, status=ROUND_TRIP, pruned=pruned, cause=cause)
 
 
 def one_line(error: BaseException, folder: Path) -> str:
     """The kind of an error and what it says, in one line; paths from the folder on."""
     text = " ".join(str(error).replace(f"{folder}/", "").split())
-    return text if isinstance(error, Difference) else f"{type(error).__name__}: {text[:300]}"
+    return text if isinstance(error, Difference) else f"{type(error).__name__}: {text[:200]}"
 
 
 def write_source(model: PreTrainedModel, folder: Path, form: str) -> None:
