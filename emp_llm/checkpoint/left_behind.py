@@ -25,7 +25,6 @@ _INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$", re.IGNORECASE)
 
 _PART = r"(-\d{5}-of-\d{5})?"
 _VARIANT = r"(\.(fp16|float16|fp32|float32|bf16|bfloat16|fp8|int8|8bit|4bit|(no[n_]?_?)?ema))?"
-_QUANTIZED = r"(f16|fp16|bf16|f32|fp32|i?q\d\w*|tq\d\w*|mxfp\d\w*)"
 _NO_PART = (  # a name that does not say that the file holds another part of a model
     r"(?!vision|audio|.*(mmproj|projector|encoder|decoder|vocoder|codec|draft|mtp|adapter|lora))"
 )
@@ -76,8 +75,7 @@ _RULES = (
     _rule("the same weights for NeMo", rf"{_NO_PART}[^/]+\.nemo"),
     _rule(
         "the same weights for llama.cpp",
-        rf"(gguf/)?{_NO_PART}([^/]*[.-])?{_QUANTIZED}{_PART}\.gguf",
-        rf"(gguf/)?(ggml-)?model{_PART}\.gguf",
+        rf"(gguf/)?{_NO_PART}[^/]+\.gguf",
         rf"{_NO_PART}(ggml-[^/]+\.bin|[^/]+\.(ggml|llamafile))",
     ),
     _rule(

@@ -50,7 +50,8 @@ LEFT = {
     "the same weights for Paddle": ["model_state.pdparams"],
     "the same weights for NeMo": ["parakeet-tdt-0.6b.nemo"],
     "the same weights for llama.cpp": [
-        *("model.gguf", "ggml-model-q4_0.gguf", "Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf"),
+        *("gemma-2b.gguf", "2b_it_v1p1.gguf", "model.gguf", "ggml-model-q4_0.gguf"),
+        "Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf",
         *("gguf/qwen2-0_5b-fp16.gguf", "llama-BF16-00001-of-00003.gguf", "ggml-model-q4_0.bin"),
         "smollm.llamafile",
     ],
