@@ -7,6 +7,7 @@ stderr  closed, full or not read: what cannot be shown is dropped, and the work 
 
 import io
 import os
+import select
 import sys
 from typing import Final, TextIO, cast
 
@@ -44,7 +45,10 @@ class _Stdout(io.FileIO):
         if self._failed:
             return view.nbytes
         try:
-            return super().write(view)
+            written: int | None = super().write(view)
+            while written is None:  # the pipe is set not to wait, and its reader is slow
+                select.select([], [self], [])
+                written = super().write(view)
         except BrokenPipeError:
             self._failed = True
             sys.exit(READER_GONE)
@@ -54,6 +58,7 @@ class _Stdout(io.FileIO):
                 f"stdout cannot be written: {error.strerror}: direct it elsewhere; files that the "
                 "command has written are whole"
             ) from error
+        return written
 
 
 class _Stderr(io.FileIO):

@@ -43,6 +43,17 @@ def test_a_command_whose_output_nobody_reads_ends_silently(arguments: list[str])
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_a_slow_reader_gets_all_of_a_pipe_that_is_set_not_to_wait() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    code = "from emp_cli.streams import open_streams; open_streams(); print('x' * 500_000)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=writing) as process:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            assert pipe.read() == b"x" * 500_000 + b"\n"
+    assert process.returncode == 0
+
+
 def test_a_closed_stdout_takes_everything() -> None:
     done = _run(">&-", "--version")
 
