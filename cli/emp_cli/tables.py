@@ -28,6 +28,7 @@ _NAMED = 5
 """How many names are listed; the rest is counted."""
 
 _COLUMNS = 80
+_NO_BREAK = "\N{NO-BREAK SPACE}"  # at which no line is broken
 _LARGE = 10_000_000
 """Bytes of copied files that are worth a line."""
 
@@ -146,9 +147,7 @@ def found_lines(report: "Report") -> list[str]:
         lines.append(f"ranked by magnitude, for no token reached them: {len(unreached)} matrices")
     if missing := report.get("missing"):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        lines.append(
-            f"not in the checkpoint, so transformers initialises it at random: {missing[0]}{more}"
-        )
+        lines.append(f"missing, so transformers initialises it: {missing[0]}{more}")
     return [printable(line) for line in lines]
 
 
@@ -168,8 +167,11 @@ def file_lines(
         reasons.setdefault(entry["reason"], []).append(entry)
     for reason, entries in reasons.items():
         names, nbytes = [entry["path"] for entry in entries], sum(e["bytes"] for e in entries)
-        line = printable(f"left behind, {reason}: {some(names)} ({size(nbytes)})")
-        lines += wrap(line, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+        line = printable(f"left behind, {reason}: {some(names)}")
+        if nbytes:
+            line += f" ({size(nbytes).replace(' ', _NO_BREAK)})"
+        wrapped = wrap(line, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+        lines += [part.replace(_NO_BREAK, " ") for part in wrapped]
     return lines
 
 

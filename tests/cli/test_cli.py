@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emp_cli.app import app
+from emp_cli.tables import file_lines
 from support.architectures import save_tiny_model
 from support.checkpoints import F, H, files, llama_config, mlp, write_checkpoint
 from support.hub_server import HubServer
@@ -88,7 +90,7 @@ def test_what_transformers_will_initialise_is_said_and_reported(
     config = json.loads((source / "config.json").read_text())
     config["architectures"] = ["LlamaForSequenceClassification"]
     (source / "config.json").write_text(json.dumps(config))
-    line = "not in the checkpoint, so transformers initialises it at random: score.weight"
+    line = "missing, so transformers initialises it: score.weight"
     command, *more = arguments
     assert line in " ".join(run(command, "source", *more).stdout.split())
     more = [part.replace("out", "json") if part == "out" else part for part in more]
@@ -269,6 +271,17 @@ def test_what_is_copied_and_what_stays_behind_is_printed_with_its_reason(
     assert text.splitlines()[:2] == [
         FILE_LINES[0],
         "left behind, the same weights for Flax: flax_model.msgpack (1 kB)",
+    ]
+
+
+def test_a_size_stays_on_one_line_and_links_have_none() -> None:
+    index = ("model.safetensors.index.json", "the same weights in another file", 1, 75)
+    entries = [index, ("shared/", "links to folders", 0, 0)]
+    left: Any = [dict(zip(("path", "reason", "files", "bytes"), e, strict=True)) for e in entries]
+    assert file_lines(None, left) == [
+        "left behind, the same weights in another file: model.safetensors.index.json",
+        "  (75 B)",
+        "left behind, links to folders: shared/",
     ]
 
 
