@@ -104,13 +104,12 @@ def not_described(folder: Path, report: Report) -> str | None:
     Returns:
         The first such file; None if there is none.
     """
-    shards = {
-        name: fields for name, fields in report.get("files", {}).items() if "header_hash" in fields
-    }
+    files = report.get("files", {})
+    shards = {name: fields for name, fields in files.items() if "header_hash" in fields}
     there = [name for name in shards if (folder / name).is_file()]
     for name in there:
         with suppress(CheckpointError):
             if describe_shard(folder / name) != shards[name]:
                 return name
-    others = sorted(path.name for path in folder.glob("model*.safetensors"))
-    return others[0] if shards and others and not there else None
+    others = {path.name for path in folder.glob("model*.safetensors")} - files.keys()
+    return min(others) if shards and others and not there else None

@@ -102,6 +102,7 @@ def test_one_file_in_place_of_shards_is_found_by_the_report_alone(tmp_path: Path
 
 @pytest.mark.parametrize("pointer", [False, True], ids=["no weights", "Git LFS"])
 def test_a_report_is_shown_without_its_weights(source: Path, tmp_path: Path, pointer: bool) -> None:
+    (source / "model_mtp.safetensors").write_bytes(b"a file of its own, which is copied")
     written = prune(source, tmp_path / "folder")
     path = tmp_path / "folder" / "model.safetensors"
     path.unlink()
