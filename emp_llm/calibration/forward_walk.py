@@ -101,8 +101,8 @@ class ForwardWalk:
         """Give the sink the statistics of all units that samples come to and it does not have."""
         session, count = self._session, len(self._session.samples.ids_NL)
         left = {unit for unit in self._units if not self._sink.has(unit)}
+        session.begin("calibrating")  # first: finding the visits reads the whole model
         uses = [session.model.multiplied_units(unit) for unit in session.visits]
-        session.begin("calibrating")
         with session.walk(lanes=2 if self._paired else 1) as walk:
             for visit, (unit, calls) in enumerate(session.stops(walk)):
                 self._later = frozenset(one for used in uses[visit + 1 :] for one in used)

@@ -114,7 +114,7 @@ def open_checkpoint(
 
     An index only says which files these are. transformers loads every tensor in them, listed or
     not, so every one belongs to the checkpoint here as well. A listed tensor that no file has is
-    noted (`Checkpoint.absent`): whether the model needs it, only its structure tells. A name in two
+    noted (`Checkpoint.absent`): whether the model needs it, only its structure shows. A name in two
     shards is refused, of which transformers would take the last; so is an index that lists more
     tensors that are not there than there are.
 

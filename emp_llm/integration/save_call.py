@@ -136,6 +136,6 @@ def _stale_report(folder: Path) -> Iterator[str]:
     if (folder / REPORT_NAME).is_file():
         stale = [name for name in OF_THEIR_OWN if (folder / name).is_file()]
         yield (
-            f"{folder}: {', '.join(stale)} tell of the weights that are being replaced: delete "
+            f"{folder}: {', '.join(stale)} describe the weights that are being replaced: delete "
             "them, or save to another folder"
         )

@@ -197,7 +197,7 @@ def test_saving_over_a_pruned_folder_warns_of_its_report(
         (tmp_path / name).write_text("{}")
     model = densify(unpacked("llama")) if dense else unpacked("llama")
     with pytest.warns(
-        UserWarning, match=r"README.md, emp_report.json tell of the weights that"
+        UserWarning, match=r"README.md, emp_report.json describe the weights that"
     ) as w:
         model.save_pretrained(tmp_path)
     assert [Path(warning.filename) for warning in w] == [Path(__file__)]
