@@ -49,21 +49,20 @@ def beside_weights(
     regular = {
         name: nbytes for name, nbytes in beside.travelling.items() if (folder / name).is_file()
     }
-    return BesideWeights(regular, (*beside.left_behind, *_linked_folders(folder)))
+    return BesideWeights(regular, (*beside.left_behind, *_closed_folders(folder)))
 
 
-def _linked_folders(folder: Path) -> list[LeftBehind]:
-    """Folders that a link leads to, which are not looked into."""
-    links = sorted(path for folders, _ in _walk(folder) for path in folders if path.is_symlink())
-    return [
-        {
-            "path": f"{path.relative_to(folder).as_posix()}/",
-            "reason": "links to folders",
-            "files": 0,
-            "bytes": 0,
-        }
-        for path in links
-    ]
+def _closed_folders(folder: Path) -> Iterator[LeftBehind]:
+    """Folders that are not looked into: links to them are not followed, or they cannot be read."""
+    for path in sorted(path for folders, _ in _walk(folder) for path in folders):
+        if path.is_symlink():
+            reason = "links to folders"
+        elif not os.access(path, os.R_OK | os.X_OK):  # os.walk passes over it
+            reason = "folders that cannot be read"
+        else:
+            continue
+        name = f"{path.relative_to(folder).as_posix()}/"
+        yield {"path": name, "reason": reason, "files": 0, "bytes": 0}
 
 
 def _size(path: Path) -> int:

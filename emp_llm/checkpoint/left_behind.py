@@ -109,7 +109,7 @@ class LeftBehind(TypedDict):
     Attributes:
         path: The file, relative to the checkpoint's folder; or a folder, with ``/`` at its end.
         reason: Why it stays behind.
-        files: How many files it is; 0 for a link to a folder, which is not looked into.
+        files: How many files it is; 0 for a folder that is not looked into, such as a link to one.
         bytes: Their size.
     """
 

@@ -324,6 +324,15 @@ def test_linked_folders_are_left_aside_and_reported(single: Path, tmp_path_facto
     assert found == [("link/", "links to folders"), ("sub/draft/", "links to folders")]
 
 
+def test_folders_that_cannot_be_read_are_reported(single: Path, monkeypatch) -> None:
+    (single / "2_Dense").mkdir()
+    (single / "readable").mkdir()
+    # root, who may run the tests, can read all
+    monkeypatch.setattr("os.access", lambda path, _: path.name != "2_Dense")
+    [entry] = open_checkpoint(single).beside.left_behind
+    assert (entry["path"], entry["reason"]) == ("2_Dense/", "folders that cannot be read")
+
+
 def test_pipes_are_left_aside(single: Path) -> None:
     os.mkfifo(single / "pipe")
     assert open_checkpoint(single).other_files == ()
