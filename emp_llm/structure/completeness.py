@@ -151,8 +151,8 @@ def check_complete(where: str, structure: Structure, listed: Mapping[str, str]) 
     present = {_any_block(one.name) for one in structure.landings.values() if one is not None}
     if odd := next((name for name in lost if _any_block(name) in present), None):
         raise CheckpointError(
-            f"{where}: no tensor gives {odd!r} of {structure.model} ({len(lost)} linear layers "
-            f"missing), which other blocks have: {_INCOMPLETE}"
+            f"{where}: no tensor gives {odd!r} of {structure.model} ({len(lost)} missing), "
+            f"which other blocks have: {_INCOMPLETE}"
         )
     for name, found, others in _partly_given(structure.landings):
         raise CheckpointError(

@@ -69,8 +69,8 @@ def check_names(
     for prefix in _common_prefixes(lost):
         if fit_without([prefix]):
             raise CheckpointError(
-                f"{found}: their names begin with {prefix!r}, which trainers put before the names "
-                "of the model that they train: save the model itself, or cut it off"
+                f"{found}: their names begin with {prefix!r}, which a trainer or a larger model "
+                "puts before the names of the model inside: save that model itself, or cut it off"
             )
     raise CheckpointError(
         f"{found}, such as {lost[0]!r}: the config is not that of these weights, or they have "

@@ -98,7 +98,7 @@ def test_a_listed_expert_that_is_merged_when_loaded_is_needed(tiny_model) -> Non
 def test_a_layer_that_other_blocks_have_is_named(part: str, count: int, tiny_model) -> None:
     folder = tiny_model("llama")
     message = refusal(folder, part)
-    assert f"({count} linear layers missing), which other blocks have" in message
+    assert f"({count} missing), which other blocks have" in message
     assert message.startswith(f"{folder}: no tensor gives 'model.layers.1.")
 
 
