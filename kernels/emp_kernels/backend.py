@@ -27,7 +27,9 @@ from emp_kernels.rows import (
     SweptRows,
     Table,
     Threshold,
+    WholeRecords,
 )
+from emp_kernels.whole_layout import WholeLayout
 
 __all__ = ["Backend"]
 
@@ -70,6 +72,14 @@ class Backend(Protocol):
             layout: As there.
             out: As there.
         """
+
+    def pack_whole(self, weights: Patterns, layout: WholeLayout, *, emit: bool) -> WholeRecords:
+        """See `emp_kernels.dispatch.pack_whole`."""
+
+    def unpack_whole(
+        self, payload: Bytes, lengths: Counts, layout: WholeLayout, out: Patterns
+    ) -> None:
+        """See `emp_kernels.dispatch.unpack_whole`."""
 
     def count(
         self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]

@@ -8,8 +8,16 @@ import numpy.typing as npt
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Bytes, Counts, Given, Patterns, PerRow, Rule, Table, Threshold
+from emp_kernels.whole_layout import WholeLayout
 
-__all__ = ["check_kept", "check_mask", "check_payload", "check_table", "check_turned"]
+__all__ = [
+    "check_kept",
+    "check_mask",
+    "check_payload",
+    "check_table",
+    "check_turned",
+    "check_whole",
+]
 
 
 def check_mask(shape: Sequence[int], rule: Rule) -> None:
@@ -101,3 +109,31 @@ def check_turned(matrix: Patterns, out: Patterns) -> None:
                 f"the items of each line must lie side by side, one line behind the other; strides "
                 f"are {array.strides}"
             )
+
+
+def check_whole(payload: Bytes, lengths: Counts, layout: WholeLayout, out: Patterns) -> None:
+    """Check that whole records fit what they are to be decoded to.
+
+    Raises:
+        DamagedRowError: If a length is impossible, or they do not add up to the payload.
+        ValueError: If the output has another number or dtype of weights, or lies scattered.
+    """
+    storage = layout.number_format.storage
+    if (
+        lengths.shape != (layout.records(out.size),)
+        or out.dtype != storage
+        or not out.flags.c_contiguous
+    ):
+        raise ValueError(
+            f"{lengths.size} records of {layout.weights} weights are to be decoded to {out.dtype} "
+            f"{out.shape}; that must be {storage}, C-contiguous, and as many weights"
+        )
+    bad = (lengths < 0) | (lengths > layout.longest_record)
+    if bad.any():
+        record = int(np.argmax(bad))
+        raise DamagedRowError(record, f"its length, {lengths[record]} bytes, is impossible")
+    if lengths.sum() != payload.size:
+        raise DamagedRowError(
+            max(lengths.size - 1, 0),
+            f"the row table says {lengths.sum()} bytes of records, there are {payload.size}",
+        )

@@ -11,6 +11,7 @@ from emp_kernels.cpu import pack as packing
 from emp_kernels.cpu import sweep as sweeping
 from emp_kernels.cpu import turn as turning
 from emp_kernels.cpu import unpack as unpacking
+from emp_kernels.cpu_whole import CpuWhole
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import BINS, F32, LOW_PARTS, NumberFormat
@@ -46,10 +47,10 @@ _NO_RECORDS = np.empty(0, np.uint8)
 _FormatArguments = tuple[np.unsignedinteger, int, int, int, float]
 
 
-class CpuCounting:
-    """The part of `emp_kernels.backend.Backend` that needs neither buffers nor vector compression.
+class CpuCounting(CpuWhole):
+    """The part of `emp_kernels.backend.Backend` that runs on the CPU for GPUs too.
 
-    It runs on the CPU for GPUs too: there are no kernels of them for it.
+    There are no kernels of them for it.
     """
 
     def count(
@@ -113,8 +114,7 @@ class CpuBackend(CpuCounting):
     """
 
     def __init__(self, workspace: Workspace, *, simd: bool) -> None:
-        self._workspace = workspace
-        self._simd = simd
+        super().__init__(workspace, simd=simd)
 
     def pack(self, weights: Patterns, layout: RowLayout, rule: Rule, *, emit: bool) -> PackedRows:
         """See `emp_kernels.dispatch.pack_rows`."""

@@ -18,7 +18,13 @@ from typing import Literal
 import numpy as np
 
 from emp_kernels.backend import Backend
-from emp_kernels.checks import check_kept, check_mask, check_payload, check_turned
+from emp_kernels.checks import (
+    check_kept,
+    check_mask,
+    check_payload,
+    check_turned,
+    check_whole,
+)
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import (
@@ -34,8 +40,10 @@ from emp_kernels.rows import (
     SweptRows,
     Table,
     Threshold,
+    WholeRecords,
     Workspace,
 )
+from emp_kernels.whole_layout import WholeLayout
 
 __all__ = [
     "Impl",
@@ -43,6 +51,7 @@ __all__ = [
     "get_backend",
     "load_backend",
     "pack_rows",
+    "pack_whole",
     "prune_rows",
     "resolve",
     "select_rows",
@@ -50,6 +59,7 @@ __all__ = [
     "trailing_zeros",
     "turn",
     "unpack_rows",
+    "unpack_whole",
 ]
 
 Impl = Literal["auto", "reference", "scalar", "simd", "triton"]
@@ -205,6 +215,55 @@ def unpack_rows(
     payload = np.ascontiguousarray(payload)
     get_backend(impl, workspace).unpack(payload, sections, table, layout, out)
     return out
+
+
+def pack_whole(
+    weights: Patterns,
+    layout: WholeLayout,
+    *,
+    emit: bool = True,
+    impl: Impl = "auto",
+    workspace: Workspace | None = None,
+) -> WholeRecords:
+    """Pack weights that all stay, whatever they are: NaN, infinity and −0.0 keep their bits.
+
+    Args:
+        weights: uint16 or uint32, bit patterns in the layout's format, C-contiguous, of any shape:
+            each record takes `layout.weights` of them, the last one what is left.
+        layout: The tensor's layout.
+        emit: Whether to write records; otherwise the result has their lengths only.
+        impl: Backend; "triton" runs on the CPU.
+        workspace: Buffers to use again; the payload lies in them.
+    """
+    return get_backend(impl, workspace).pack_whole(weights.reshape(-1), layout, emit=emit)
+
+
+def unpack_whole(
+    payload: Bytes,
+    lengths: Counts,
+    layout: WholeLayout,
+    out: Patterns,
+    *,
+    impl: Impl = "auto",
+    workspace: Workspace | None = None,
+) -> None:
+    """Decode whole records.
+
+    Args:
+        payload: uint8 [bytes], records, one after the other, and nothing else.
+        lengths: int64 [records], bytes of each.
+        layout: The tensor's layout.
+        out: uint16 or uint32, C-contiguous, of any shape: the weights' bit patterns, written.
+        impl: Backend; "triton" runs on the CPU.
+        workspace: Buffers to use again.
+
+    Raises:
+        DamagedRowError: If a record contradicts its length or itself; its row is the record.
+        ValueError: If so many records do not hold so many weights.
+    """
+    check_whole(payload, lengths, layout, out)
+    payload = np.ascontiguousarray(payload)
+    get_backend(impl, workspace).unpack_whole(payload, lengths, layout, out.reshape(-1))
 
 
 def count_rows(

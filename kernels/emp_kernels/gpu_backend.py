@@ -42,7 +42,8 @@ class GpuBackend(CpuCounting):
     """
 
     def __init__(self, workspace: DeviceWorkspace, *, tile: int | None = None) -> None:
-        self._workspace = workspace
+        super().__init__(workspace, simd=True)
+        self._workspace: DeviceWorkspace = workspace
         self._tile = tile
 
     @classmethod

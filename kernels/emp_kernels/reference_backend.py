@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from emp_kernels import reference
+from emp_kernels import reference, whole_reference
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import BINS, F32, LOW_PARTS, NumberFormat
@@ -24,7 +24,9 @@ from emp_kernels.rows import (
     SweptRows,
     Table,
     Threshold,
+    WholeRecords,
 )
+from emp_kernels.whole_layout import WholeLayout
 
 __all__ = ["ReferenceBackend"]
 
@@ -88,6 +90,17 @@ class ReferenceBackend:
                 out[r] = reference.unpack_row(record, kept, escaped, base, layout)
             except ValueError as error:
                 raise DamagedRowError(r, str(error)) from error
+
+    def pack_whole(self, weights: Patterns, layout: WholeLayout, *, emit: bool) -> WholeRecords:
+        """See `emp_kernels.dispatch.pack_whole`."""
+        payload, lengths = whole_reference.pack_whole(weights, layout)
+        return WholeRecords(lengths, payload if emit else payload[:0])
+
+    def unpack_whole(
+        self, payload: Bytes, lengths: Counts, layout: WholeLayout, out: Patterns
+    ) -> None:
+        """See `emp_kernels.dispatch.unpack_whole`."""
+        whole_reference.unpack_whole(payload, lengths, layout, out)
 
     def count(
         self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]

@@ -28,6 +28,7 @@ __all__ = [
     "SweptRows",
     "Table",
     "Threshold",
+    "WholeRecords",
     "Workspace",
 ]
 
@@ -167,6 +168,20 @@ class MagnitudeCounts:
     counts: Counts
     low_sums: npt.NDArray[np.uint64]
     low_squares: npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class WholeRecords:
+    """Packed weights that all stay.
+
+    Attributes:
+        lengths: int64 [records], bytes of each record.
+        payload: uint8 [bytes], the records, one after the other; a view of the workspace. Empty
+            where nothing was emitted.
+    """
+
+    lengths: Counts
+    payload: Bytes
 
 
 class Workspace:

@@ -1,15 +1,18 @@
 """The kernels for CPUs, compiled by numba when they are first used and cached on disk.
 
-status     how a kernel ended
-simd       vector instructions that numba has no name for
-select     sums, k-th largest key and kept weights of one row
-decide     which weights of a row stay
-histogram  bit patterns counted
-pack       rows to packed records
-unpack     packed records to rows
-masks      scores to masks, and rows packed by given masks
-sweep      bytes and sums of rows at many numbers of kept weights
-turn       transposes matrices
+status        how a kernel ended
+simd          vector instructions that numba has no name for
+select        sums, k-th largest key and kept weights of one row
+decide        which weights of a row stay
+histogram     bit patterns counted
+pack          rows to packed records
+unpack        packed records to rows
+masks         scores to masks, and rows packed by given masks
+sweep         bytes and sums of rows at many numbers of kept weights
+turn          transposes matrices
+bit_steps     steps on stripes of bits that numba has no name for
+whole_pack    weights that all stay to whole records
+whole_unpack  whole records to weights
 """
 
 from contextlib import suppress
