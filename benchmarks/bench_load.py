@@ -33,7 +33,18 @@ from common import (
 
 import emp_llm
 
-WAYS = {"dense": "dense twin", "packed": "packed", "prune": "pruned while loading"}
+WAYS = {
+    "dense": "dense twin",
+    "packed": "packed",
+    "plain": "packed, the rest plain",
+    "prune": "pruned while loading",
+}
+OPTIONS = {
+    "dense": emp_llm.PruneOptions(output_format="dense"),
+    "packed": emp_llm.PruneOptions(),
+    "plain": emp_llm.PruneOptions(rest="plain"),
+}
+"""How the checkpoints are made that are loaded."""
 MEASURED = ("load_seconds", "read_seconds", "peak_bytes")
 PAGE = 4096
 
@@ -49,12 +60,10 @@ def main() -> None:
         make_checkpoint(
             folder / "source", layers=args.layers, dtype="bf16", shard_bytes=5 * GB, room=2
         )
-        for name in ("dense", "packed"):
+        for name, options in OPTIONS.items():
             if not (folder / name / "emp_report.json").is_file():
                 say(f"pruning to {name}")
-                emp_llm.prune(
-                    folder / "source", folder / name, emp_llm.PruneOptions(output_format=name)
-                )
+                emp_llm.prune(folder / "source", folder / name, options)
         results = measure(folder, args.rounds)
     finally:
         if not args.keep:

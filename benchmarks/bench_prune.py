@@ -2,8 +2,9 @@
 
     python benchmarks/bench_prune.py --folder SOME_FOLDER --keep --json result.json
 
-Both write the same way, to the same disk, and both have everything flushed to it at the end; the
-ratio of their times is the result. The weights are Gaussian, made once from a seed. Before any
+Beside both runs `prune --rest plain`, which copies the tensors that it does not prune. All write
+the same way, to the same disk, and have everything flushed to it at the end; the ratios of the
+times are the result. The weights are Gaussian, made once from a seed. Before any
 result is printed, rows of the output are compared with the rule in float64.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -41,6 +43,7 @@ from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
+from emp_llm.tensors.whole_reader import WholeReader
 
 SAMPLED_ROWS, SAMPLED_BYTES = 3, 1 << 16
 
@@ -97,6 +100,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     files = sorted(source.glob("*.safetensors"))
     nbytes = sum(file.stat().st_size for file in files)
     copies: list[float] = []
+    plain: list[Run] = []
     prunes: list[Run] = []
     say("warming up")
     run(prune_command(source, pruned))
@@ -106,8 +110,14 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         copies.append(time_copy(files, copy))
         remove(copy)
         prepare_cache(files, cold=args.cold)
+        plain.append(run([*prune_command(source, pruned), "--rest", "plain"]))
+        remove(pruned)
+        prepare_cache(files, cold=args.cold)
         prunes.append(run(prune_command(source, pruned)))
-        say(f"round {number + 1}: cp {copies[-1]:.2f} s, prune {prunes[-1].seconds:.2f} s")
+        say(
+            f"round {number + 1}: cp {copies[-1]:.2f} s, prune {prunes[-1].seconds:.2f} s, "
+            f"with the rest plain {plain[-1].seconds:.2f} s"
+        )
     checked = check(source, pruned)
     totals = json.loads((pruned / "emp_report.json").read_text(encoding="utf-8"))["totals"]
     seconds = [prune.seconds for prune in prunes]
@@ -117,6 +127,8 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "copy_seconds": spread(copies),
         "prune_seconds": spread(seconds),
         "ratio": spread([p / c for p, c in zip(seconds, copies, strict=True)]),
+        "plain_seconds": spread([prune.seconds for prune in plain]),
+        "plain_ratio": spread([p.seconds / c for p, c in zip(plain, copies, strict=True)]),
         "peak_bytes": spread([prune.peak_bytes for prune in prunes]),
         "user_seconds": spread([prune.user_seconds for prune in prunes]),
         "system_seconds": spread([prune.system_seconds for prune in prunes]),
@@ -174,8 +186,9 @@ def check(source: Path, pruned: Path) -> dict[str, int]:
             if entries.keys() != readers.keys() | {entry.name for entry in plain}:
                 raise AssertionError(f"{new.name} and its source hold different tensors")
             for name, reader in readers.items():
+                beta = 1.0 if isinstance(reader, PackedReader) else math.inf
                 for row in rng.integers(0, reader.geometry.rows, SAMPLED_ROWS).tolist():
-                    check_row(reader, row, old_file, entries[name].start)
+                    check_row(reader, row, beta, old_file, entries[name].start)
                     rows += 1
             for entry in plain:
                 check_bytes(old_file, entries[entry.name], new_file, entry)
@@ -183,12 +196,15 @@ def check(source: Path, pruned: Path) -> dict[str, int]:
     return {"rows": rows, "tensors": tensors}
 
 
-def check_row(reader: PackedReader, row: int, file: BinaryIO, start: int) -> None:
+def check_row(
+    reader: PackedReader | WholeReader, row: int, beta: float, file: BinaryIO, start: int
+) -> None:
     """Compare a row of a packed tensor with the rule applied to the same row of the source."""
     geometry, workspace = reader.geometry, Workspace()
     source = os.pread(file.fileno(), geometry.row_bytes, start + row * geometry.row_bytes)
     weights = np.frombuffer(source, geometry.number_format.storage)
-    keep = keep_mask(geometry.number_format.magnitudes(weights), beta=1.0)
+    magnitudes = geometry.number_format.magnitudes(weights)
+    keep = np.ones_like(weights, bool) if math.isinf(beta) else keep_mask(magnitudes, beta=beta)
     block = next(b for b in geometry.row_blocks() if row < geometry.first_row(b) + b.stop - b.start)
     found = reader.read(block, workspace).rows[row - geometry.first_row(block)]
     if not np.array_equal(found, np.where(keep, weights, 0)):
@@ -219,6 +235,8 @@ def print_results(results: dict[str, Any], *, cold: bool) -> None:
         ("cp and flush, s", "copy_seconds", 1, 2),
         ("prune, s", "prune_seconds", 1, 2),
         ("prune / cp", "ratio", 1, 2),
+        ("prune --rest plain, s", "plain_seconds", 1, 2),
+        ("prune --rest plain / cp", "plain_ratio", 1, 2),
         ("peak memory, MB", "peak_bytes", MB, 0),
         ("user CPU, s", "user_seconds", 1, 1),
         ("system CPU, s", "system_seconds", 1, 1),

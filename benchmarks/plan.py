@@ -231,7 +231,7 @@ def resident(pid: int) -> int:
 
 
 def sizes(plan: Plan, packed: dict[str, Any]) -> dict[str, Any]:
-    """Bytes before and after, by the ratio that Gaussian weights are packed to at β = 1."""
+    """Bytes before and after, by the ratio of Gaussian weights at β = 1; the rest is plain."""
     before = sum(map(nbytes, plan.shapes.values()))
     targets = sum(
         nbytes(shape)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emp_llm.entrypoints.diff import diff
     from emp_llm.entrypoints.evaluate import evaluate
     from emp_llm.entrypoints.inspect import inspect
+    from emp_llm.entrypoints.pack import pack
     from emp_llm.entrypoints.prune import prune
     from emp_llm.entrypoints.push import push
     from emp_llm.entrypoints.unpack import unpack
@@ -60,6 +61,7 @@ __all__ = [
     "inspect",
     "keep_mask",
     "merge_adapter",
+    "pack",
     "prune",
     "push",
     "register_criterion",
@@ -83,6 +85,7 @@ _HOMES = {
     "inspect": "entrypoints.inspect",
     "keep_mask": "rule",
     "merge_adapter": "integration.adapters",
+    "pack": "entrypoints.pack",
     "prune": "entrypoints.prune",
     "push": "entrypoints.push",
     "register_criterion": "calibration.criterion_registry",

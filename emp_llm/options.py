@@ -6,20 +6,23 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from emp_llm.errors import OptionError
 from emp_llm.messages import encodable
 
 __all__ = [
+    "NO_TARGETS",
     "CalibrationOptions",
     "CountBy",
     "Granularity",
     "OutputFormat",
     "PruneOptions",
     "Repair",
+    "Rest",
     "counts_magnitudes",
     "needs_masks",
+    "packs_rest",
     "patterns",
 ]
 
@@ -28,6 +31,10 @@ Granularity = Literal["row", "layer", "model"]
 OutputFormat = Literal["packed", "dense"]
 CountBy = Literal["criterion", "magnitude"]
 Repair = Literal["none", "obs", "bias"]
+Rest = Literal["packed", "plain"]
+
+NO_TARGETS: Final = "none"
+"""The `targets` with which nothing is pruned: what `emp_llm.pack` does."""
 
 _MOST_SAMPLES = 1 << 16
 
@@ -97,8 +104,8 @@ class PruneOptions:
             finite and above 0; the smallest β that keeps to it is searched for.
         granularity: Which weights are ranked together: those of a ``row`` (all inputs of one output
             neuron), of a ``layer`` (one weight matrix) or of the ``model`` (all targets).
-        targets: Which tensors are pruned: ``mlp``, ``attention``, ``all-linear``, or a regular
-            expression searched in the checkpoint's tensor names.
+        targets: Which tensors are pruned: ``mlp``, ``attention``, ``all-linear``, ``none``, or a
+            regular expression searched in the checkpoint's tensor names.
         ignore: Regular expressions; a target is left as it is if one of them is found in its name
             in the checkpoint. A single string is one expression. Patterns are Python's: one that
             repeats a repeat, such as ``(a+)+$``, can take forever on a name.
@@ -111,6 +118,9 @@ class PruneOptions:
         calibration: The data, for a criterion, repair or search that needs any.
         output_format: ``packed`` (smaller, exact) or ``dense`` (an ordinary checkpoint with
             zeros in it).
+        rest: What becomes of the tensors that are not pruned where the others are packed:
+            ``packed`` (all bits of those of 64 KiB and more, in fewer bytes) or ``plain``. In a
+            dense checkpoint they are plain in any case.
 
     Raises:
         OptionError: If a value is out of its range or a regular expression does not compile.
@@ -131,6 +141,7 @@ class PruneOptions:
     repair: Repair = "none"
     calibration: CalibrationOptions | None = None
     output_format: OutputFormat = "packed"
+    rest: Rest = "packed"
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)
@@ -142,10 +153,27 @@ class PruneOptions:
         _check_search(self.target_sparsity, self.max_loss_increase)
         _check_choice("granularity", self.granularity, get_args(Granularity))
         _check_choice("format", self.output_format, get_args(OutputFormat))
+        _check_choice("rest", self.rest, get_args(Rest))
         _check_choice("count-by", self.count_by, get_args(CountBy))
         _check_choice("repair", self.repair, get_args(Repair))
         _checked_pattern("targets", self.targets)
         object.__setattr__(self, "ignore", patterns("ignore", self.ignore))  # the class is frozen
+        self._check_lossless()
+
+    def _check_lossless(self) -> None:
+        """Check that nothing is asked for that only pruning does, where nothing is pruned."""
+        if self.targets != NO_TARGETS:
+            return
+        for name in (
+            *("beta", "target_sparsity", "max_loss_increase", "granularity", "ignore"),
+            *("criterion", "count_by", "repair", "rest"),
+        ):
+            value, usual = getattr(self, name), getattr(type(self), name)
+            if value != usual:
+                raise OptionError(
+                    f"{name} is {value!r}, but targets is {NO_TARGETS!r}, with which nothing is "
+                    "pruned and the rest is packed: leave one of them out"
+                )
 
 
 def patterns(option: str, value: object) -> tuple[str, ...]:
@@ -175,6 +203,11 @@ def counts_magnitudes(options: PruneOptions) -> bool:
 def needs_masks(options: PruneOptions) -> bool:
     """Whether masks or weights depend on more than magnitudes, so that they are found first."""
     return options.criterion != "magnitude" or options.repair != "none"
+
+
+def packs_rest(options: PruneOptions) -> bool:
+    """Whether tensors that are not pruned are packed too."""
+    return options.output_format == "packed" and options.rest == "packed"
 
 
 def _check_beta(beta: object) -> None:

@@ -19,6 +19,7 @@ from support.checkpoints import DOWN, F, H, Tensors, files, llama_config, mlp, w
 from support.hub_server import HubServer
 from support.hub_uploads import UploadHub, User
 from support.loading import load_model, logits, state
+from support.wide_models import WideModel, save_wide_model
 
 from emp_llm import PruneOptions, prune
 
@@ -107,6 +108,36 @@ def expected_model(pruned_model: TinyModel) -> Callable[..., tuple[Tensors, torc
             folder = pruned_model(architecture, dtype, sharded=sharded, output_format="dense")
             model = load_model(architecture, folder)
             made[key] = state(model), logits(model)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> WideModel:
+    """Folders of tiny models with large tensors, each made once: architecture to its path."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str) -> Path:
+        if architecture not in made:
+            folder = tmp_path_factory.mktemp(architecture) / "wide"
+            made[architecture] = save_wide_model(folder, architecture)
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def wide_packed(tmp_path_factory: pytest.TempPathFactory, wide_model: WideModel) -> WideModel:
+    """Folders of these as prune writes them, each made once: architecture, options to its path."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(architecture: str, **options: str) -> Path:
+        key = (architecture, str(sorted(options.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(architecture) / "packed"
+            prune(wide_model(architecture), folder, PruneOptions(**options))
+            made[key] = folder
         return made[key]
 
     return make

@@ -38,7 +38,7 @@ class TookTooLongError(BaseException):
     """An input took longer than INPUT_SECONDS. No reader may catch it."""
 
 
-READERS = ("header", "checkpoint", "packed", "torch", "config")
+READERS = ("header", "checkpoint", "packed", "whole", "torch", "config")
 
 
 def reader(name: str, folder: Path) -> Callable[[int], bool]:
@@ -54,6 +54,11 @@ def reader(name: str, folder: Path) -> Callable[[int], bool]:
 
         packed_files.compile_kernels()
         return lambda seed: packed_files.check_packed(packed_files.make_packed(Choices(seed)))
+    if name == "whole":
+        from fuzzing import packed_files, whole_files
+
+        whole_files.compile_kernels()
+        return lambda seed: packed_files.check_packed(whole_files.make_whole(Choices(seed)))
     from fuzzing import checkpoints_on_disk
 
     model = folder / "model"

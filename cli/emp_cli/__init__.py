@@ -14,6 +14,7 @@ inspect         emp-llm inspect
 push            emp-llm push
 prune           emp-llm prune, which can push what it wrote
 report          emp-llm report
+pack            emp-llm pack
 unpack          emp-llm unpack
 verify          emp-llm verify
 app             the commands, put together

@@ -8,6 +8,7 @@ from emp_cli.compare import compare
 from emp_cli.diff import diff
 from emp_cli.eval import evaluate
 from emp_cli.inspect import inspect
+from emp_cli.pack import pack
 from emp_cli.prune import prune
 from emp_cli.push import push
 from emp_cli.report import report
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prune, inspect, report, unpack, verify, diff, push, compare):
+for command in (prune, pack, inspect, report, unpack, verify, diff, push, compare):
     app.command()(command)
 app.command("eval")(evaluate)
 

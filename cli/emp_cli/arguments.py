@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from emp_llm.options import CountBy, Granularity, Repair
+from emp_llm.options import CountBy, Granularity, Repair, Rest
 
 __all__ = [
     "Beta",
@@ -19,6 +19,7 @@ __all__ = [
     "CountByOption",
     "Criterion",
     "Device",
+    "DiscardSource",
     "Dtype",
     "GranularityOption",
     "Html",
@@ -35,6 +36,7 @@ __all__ = [
     "Private",
     "Protocol",
     "RepairOption",
+    "RestOption",
     "Revision",
     "Samples",
     "Seed",
@@ -54,6 +56,22 @@ Model = Annotated[
 ]
 Out = Annotated[
     Path, typer.Option(metavar="FOLDER", help="The folder to write.", show_default=False)
+]
+DiscardSource = Annotated[
+    bool,
+    typer.Option(
+        "--discard-source",
+        metavar="",
+        help="Once a shard that this run downloaded is packed, delete it from the cache.",
+    ),
+]
+RestOption = Annotated[
+    Rest,
+    typer.Option(
+        "--rest",
+        metavar="packed|plain",
+        help="Pack the tensors that are not pruned too, without loss, or leave them plain.",
+    ),
 ]
 Beta = Annotated[
     float | None,

@@ -87,13 +87,15 @@ def _show(found: "Difference", *, by_tensor: bool) -> None:
 
 def _side(side: "SideFields") -> str:
     from emp_cli.tables import size
+    from emp_llm.options import NO_TARGETS
 
     rule = side["rule"]
-    words = f"β = {rule['beta']:g}, {rule['granularity']} groups" if rule else "no rule known"
-    return (
-        f"{side['model']}  {side['format']}, {words}, {side['tensors']} tensors, "
-        f"{size(side['bytes'])}"
-    )
+    made = f"{side['format']}, no rule known"
+    if rule and rule["targets"] == NO_TARGETS:
+        made = "packed without loss" if side["format"] == "packed" else "dense, nothing pruned"
+    elif rule:
+        made = f"{side['format']}, β = {rule['beta']:g}, {rule['granularity']} groups"
+    return f"{side['model']}  {made}, {side['tensors']} tensors, {size(side['bytes'])}"
 
 
 def _cells(counts: "CountFields") -> tuple[str, ...]:

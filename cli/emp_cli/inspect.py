@@ -12,6 +12,7 @@ from emp_cli.arguments import (
     Json,
     Model,
     Png,
+    RestOption,
     Revision,
     Targets,
     TargetSparsity,
@@ -33,6 +34,7 @@ def inspect(
     granularity: GranularityOption = "row",
     targets: Targets = "mlp",
     ignore: Ignore = None,
+    rest: RestOption = "packed",
     revision: Revision = None,
     download: Annotated[
         bool,
@@ -40,7 +42,7 @@ def inspect(
             "--download",
             metavar="",
             help="Download a model of the Hub into its cache, for a prune that follows. "
-            "Otherwise only the targets are read, and nothing is kept.",
+            "Otherwise only what would be packed is read, and nothing is kept.",
         ),
     ] = False,
     threads: Threads = None,
@@ -54,6 +56,7 @@ def inspect(
         granularity=granularity,
         targets=targets,
         ignore=tuple(ignore or ()),
+        rest=rest,
         **beta_options(beta, target_sparsity, None),
     )
     check_pictures(html, png)

@@ -7,8 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emp_cli.tables import count, file_lines, found_lines, rule_in_short, search_table, size
+from emp_cli.tables import (
+    count,
+    file_lines,
+    found_lines,
+    rule_in_short,
+    search_table,
+    size,
+    totals_line,
+)
 from emp_llm.messages import printable
+from emp_llm.options import NO_TARGETS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,11 +83,14 @@ def show_report(report: "Report") -> None:
         console.width = 100
     signs = _FULL if console.encoding.lower().startswith("utf") else _ASCII
     view = _View(console, signs, report)
-    view.kinds()
-    view.found()
-    view.block_map()
-    view.curve()
-    view.standing_out()
+    if report["rule"]["targets"] == NO_TARGETS:
+        view.lossless()
+    else:
+        view.kinds()
+        view.found()
+        view.block_map()
+        view.curve()
+        view.standing_out()
     view.left_alone()
     view.files()
     view.totals()
@@ -89,6 +101,12 @@ class _View:
         self._console = console
         self._signs = signs
         self._report = report
+
+    def lossless(self) -> None:
+        """That nothing is pruned."""
+        done = "packed without loss" if self._report["format"] == "packed" else "nothing pruned"
+        self._say(f"{self._report['source']['model']}  {done}", bold=True)
+        self._console.print()
 
     def kinds(self) -> None:
         """Each kind of layer, and all of them."""
@@ -168,7 +186,7 @@ class _View:
                 self._console.print()
             return
         totals = self._report["totals"]
-        rest = totals["model"]["bytes_before"] - totals["targets"]["bytes_before"]
+        rest = totals["model"]["bytes_after"] - totals["targets"]["bytes_after"]
         betas, asked = curve["beta"], self._report["rule"]["beta"]
         shown = [b for b in sorted({*_CURVE, asked}) if b in betas]
         self._say("sparsity and size at each β; bars are bytes of the whole model, packed")
@@ -206,15 +224,17 @@ class _View:
         self._console.print()
 
     def left_alone(self) -> None:
-        """Why the other tensors are left as they are."""
+        """Why the other tensors are not pruned, and what they take."""
         from emp_llm.report.totals import left_alone
 
         reasons = left_alone(self._report)
         if not reasons:
             return
-        table = self._table(["not pruned, because", "tensors", "bytes"])
+        table = self._table(["not pruned, because", "tensors", "bytes", "stored", "ratio"])
         for reason, part in reasons.items():
-            self._add(table, [reason, f"{len(part['names'])}", size(part["bytes"])])
+            share = f"{part['bytes_after'] / part['bytes']:.3f}" if part["bytes"] else ""
+            sizes = [size(part["bytes"]), size(part["bytes_after"]), share]
+            self._add(table, [reason, f"{len(part['names'])}", *sizes])
         self._console.print(table)
         self._console.print()
 
@@ -228,12 +248,8 @@ class _View:
 
     def totals(self) -> None:
         """The sizes and the sparsity of the whole model."""
-        model, files = self._report["totals"]["model"], self._report["totals"].get("files")
-        self._say(
-            f"whole model: {size(model['bytes_before'])} → {size(model['bytes_after'])} "
-            f"({model['bytes_ratio']:.3f}), {model['sparsity']:.2%} of "
-            f"{count(model['weights'])} weights are zero"
-        )
+        self._say(totals_line(self._report))
+        files = self._report["totals"].get("files")
         if files is not None:
             self._say(
                 f"files of weights: {files['bytes_before']:,} bytes → {files['bytes_after']:,} "

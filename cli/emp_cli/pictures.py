@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emp_llm.errors import OptionError
+
 if TYPE_CHECKING:
     from emp_llm.report.fields import Report
 
@@ -31,9 +33,18 @@ def write_pictures(
         html: The page.
         png: The path that the figures' names are derived from.
         model: The model as the page's command names it; by default as the report does.
+
+    Raises:
+        OptionError: If one is asked for, and nothing was pruned.
     """
     from emp_cli.tables import size
+    from emp_llm.options import NO_TARGETS
 
+    if (html or png) and report["rule"]["targets"] == NO_TARGETS:
+        raise OptionError(
+            f"{report['source']['model']}: nothing is pruned, so there is nothing to draw: leave "
+            "--html and --png out"
+        )
     paths = []
     if html is not None:
         from emp_llm.report.page.page import write_page

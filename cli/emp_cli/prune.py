@@ -10,6 +10,7 @@ from emp_cli.arguments import (
     Calibration,
     CountByOption,
     Criterion,
+    DiscardSource,
     GranularityOption,
     Ignore,
     Json,
@@ -22,6 +23,7 @@ from emp_cli.arguments import (
     Overwrite,
     Private,
     RepairOption,
+    RestOption,
     Revision,
     Samples,
     Seed,
@@ -66,15 +68,9 @@ def prune(
             help="A smaller checkpoint, or an ordinary one with zeros in it.",
         ),
     ] = "packed",
+    rest: RestOption = "packed",
     revision: Revision = None,
-    discard_source: Annotated[
-        bool,
-        typer.Option(
-            "--discard-source",
-            metavar="",
-            help="Once a shard that this run downloaded is pruned, delete it from the cache.",
-        ),
-    ] = False,
+    discard_source: DiscardSource = False,
     overwrite: Overwrite = False,
     device: KernelDevice = "auto",
     threads: Threads = None,
@@ -106,6 +102,7 @@ def prune(
         targets=targets,
         ignore=tuple(ignore or ()),
         output_format=output_format,
+        rest=rest,
         criterion=criterion,
         count_by=count_by,
         repair=repair,
@@ -157,8 +154,8 @@ def prune(
         found_lines,
         pruned_kinds,
         search_table,
-        size,
         totals_line,
+        written_line,
     )
 
     pruned_kinds(report)
@@ -166,12 +163,8 @@ def prune(
     beside = file_lines(report.get("carried"), report.get("left_behind"))
     for line in (*found_lines(report), *beside):
         typer.echo(line)
-    rate = report["totals"]["model"]["bytes_before"] / clock.seconds
     typer.echo(totals_line(report))
-    typer.echo(
-        f"{out}: written in {clock.seconds:.1f} s ({size(int(rate))}/s), "
-        f"peak memory {size(clock.peak_bytes)}"
-    )
+    typer.echo(written_line(out, report, clock.seconds, clock.peak_bytes))
     if push_to_hub is not None:
         show_sent(send(out, push_to_hub, private=private, revision=branch))
 

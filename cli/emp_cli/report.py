@@ -16,7 +16,7 @@ def report(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A folder that prune wrote, or a pruned model of the Hub."
+            metavar="MODEL", help="A folder that prune or pack wrote, or such a model of the Hub."
         ),
     ],
     html: Html = None,
@@ -24,7 +24,7 @@ def report(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Show what prune did to a model, as its report says; reads no weights."""
+    """Show what prune or pack did to a model, from its report; reads no weights."""
     clock = Clock()
     check_pictures(html, png)
     from emp_llm.entrypoints.report import find_report

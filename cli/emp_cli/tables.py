@@ -8,6 +8,8 @@ from emp_llm.messages import printable
 from emp_llm.report.prune_command import exact_beta
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from emp_llm.checkpoint.left_behind import LeftBehind
     from emp_llm.report.fields import FileCount, Report, TargetTotals, Trial
 
@@ -22,6 +24,7 @@ __all__ = [
     "size",
     "some",
     "totals_line",
+    "written_line",
 ]
 
 _NAMED = 5
@@ -85,13 +88,20 @@ def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1) -> None
 
 
 def pruned_kinds(report: "Report") -> None:
-    """Print what pruning does to each kind of layer, and to all of them."""
-    from emp_llm.report.totals import kinds
+    """Print what pruning does to each kind of layer and to all targets, and the rest's size."""
+    from emp_llm.options import NO_TARGETS
+    from emp_llm.report.totals import kinds, rest_totals
 
+    if report["rule"]["targets"] == NO_TARGETS:
+        return
     header = ("layer", "tensors", "weights", "N_eff/N", "sparsity", "mass", "bytes", "ratio")
     targets = report["totals"]["targets"]
     parts: dict[str, TargetTotals] = {**kinds(report), "all targets": targets}
-    show(_title(report), header, [(kind, *_numbers(part)) for kind, part in parts.items()])
+    rows = [(kind, *_numbers(part)) for kind, part in parts.items()]
+    rest = rest_totals(report)
+    sizes = size(rest["bytes_after"]), f"{rest['bytes_ratio']:.3f}"
+    rows.append(("the rest", f"{rest['tensors']}", count(rest["weights"]), "", "", "", *sizes))
+    show(_title(report), header, rows)
 
 
 def _title(report: "Report") -> str:
@@ -189,9 +199,21 @@ def _numbers(part: "TargetTotals") -> Row:
 
 def totals_line(report: "Report") -> str:
     """The sizes and the sparsity of the whole model, in one line."""
+    from emp_llm.options import NO_TARGETS
+
     model = report["totals"]["model"]
-    return (
+    sizes = (
         f"whole model: {size(model['bytes_before'])} → {size(model['bytes_after'])} "
-        f"({model['bytes_ratio']:.3f}), {model['sparsity']:.2%} of {count(model['weights'])} "
-        "weights are zero"
+        f"({model['bytes_ratio']:.3f})"
+    )
+    if report["rule"]["targets"] == NO_TARGETS:
+        return f"{sizes}; every weight keeps every bit"
+    return f"{sizes}, {model['sparsity']:.2%} of {count(model['weights'])} weights are zero"
+
+
+def written_line(out: "Path", report: "Report", seconds: float, peak_bytes: int) -> str:
+    """How long writing took, and the memory it needed, in one line."""
+    rate = report["totals"]["model"]["bytes_before"] / seconds
+    return (
+        f"{out}: written in {seconds:.1f} s ({size(int(rate))}/s), peak memory {size(peak_bytes)}"
     )

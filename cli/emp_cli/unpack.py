@@ -18,7 +18,7 @@ def unpack(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a packed checkpoint into an ordinary one, bit for bit the pruned model."""
+    """Turn a packed checkpoint into an ordinary one with the same weights, bit for bit."""
     clock = Clock()
     import emp_llm
 

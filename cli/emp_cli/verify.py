@@ -17,7 +17,7 @@ __all__ = ["verify"]
 @command
 def verify(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder that prune or unpack wrote.")
+        Path, typer.Argument(metavar="FOLDER", help="A folder that prune, pack or unpack wrote.")
     ],
     against: Annotated[
         str | None,
@@ -59,10 +59,14 @@ def _lines(folder: Path, found: "Verified") -> list[str]:
 
     tensors = f"{found['tensors']} tensors ({size(found['bytes'])})"
     pruned = (
-        f"{found['pruned_tensors']} pruned tensors keep {count(found['kept'])} weights "
+        "none of them is pruned"
+        if not found["pruned_tensors"]
+        else f"{found['pruned_tensors']} pruned tensors keep {count(found['kept'])} weights "
         f"in {count(found['rows'])} rows"
     )
-    if found["against"]:
+    if found["against"] and not found["pruned_tensors"]:
+        first = f"{folder}: whole. {tensors} are those of {found['against']}, bit for bit"
+    elif found["against"]:
         derived, repaired = found["masks_derived"], found["repaired_tensors"]
         as_pruned = "exactly" if derived and not repaired else "consistent with"
         others = f", {repaired} of them repaired: the others" if repaired else ""

@@ -6,6 +6,7 @@ inspect   what pruning would do
 unpack    packed to dense
 diff      how two checkpoints differ
 prune     the main path: checkpoint in, pruned checkpoint out
+pack      the same without pruning
 push      upload a folder to the Hub
 evaluate  perplexity and zero-shot accuracy (command: eval)
 compare   EMP beside controls that keep as many weights

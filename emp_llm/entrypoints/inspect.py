@@ -1,4 +1,4 @@
-"""Inspect: what pruning would do to a checkpoint, from one pass over its targets.
+"""Inspect: what pruning would do to a checkpoint, from one pass over what it would pack.
 
     source → targets → β → measure: rows, sizes, the curve over β → report
 
@@ -6,8 +6,10 @@ Nothing is written.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -25,6 +27,7 @@ from emp_llm.pruning.beta_curve import CurveJob, CurveRows, build_curve
 from emp_llm.pruning.pack_job import MeasureJob
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.plan_report import origin, report_on
+from emp_llm.pruning.rest_job import MeasureRestJob
 from emp_llm.pruning.shard_plan import ShardPlan, output_name
 from emp_llm.pruning.stages import Stage, beta_for_target_sparsity, run_stage
 from emp_llm.pruning.target_job import Rows, TargetJob
@@ -36,6 +39,7 @@ from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.selection import Selection
+from emp_llm.tensors.read_order import Span, rest_spans, target_spans
 from emp_llm.tensors.target import Target
 
 __all__ = ["inspect"]
@@ -57,7 +61,7 @@ def inspect(
     >>> from emp_llm import inspect
     >>> report = inspect("demo/model")
     >>> report["totals"]["files"]
-    {'bytes_before': 3792240, 'bytes_after': 2595600, 'bytes_dense': 3792240}
+    {'bytes_before': 3792240, 'bytes_after': 2137648, 'bytes_dense': 3792240}
     >>> curve = report["curve"]
     >>> for beta, sparsity in zip(curve["beta"], curve["targets"]["sparsity"]):
     ...     if beta in (0.5, 1.0, 1.3):
@@ -73,7 +77,7 @@ def inspect(
         token: Token for the Hub; by default the one that is logged in.
         curve: Whether to compute the curve over β; with granularity `row` only.
         download: Whether shards of the Hub that are not in its cache are downloaded to there. By
-            default only the targets are read of them, and nothing is kept; with granularity
+            default only what would be packed is read of them, and nothing is kept; with granularity
             `layer` and `model` and with a target sparsity, which read more than once, they are
             always downloaded.
         threads: Threads that read and compute; by default all cores.
@@ -121,12 +125,15 @@ def inspect(
     )
     plan = PruningPlan.make(source, source.open_checkpoint(), options)
     plan = plan.with_beta(beta_for_target_sparsity(plan, workers))
-    shards = _shards_with_targets(plan)
-    with source.files(shards) if whole else source.ranges(plan.targets_of(shards)) as files:
-        jobs, standing_out = _measure(
-            plan, workers, files, _CurveJob if curve and by_row else _MeasureJob
+    shard_plans = _plans_to_measure(plan)
+    shards = [shard_plan.shard for shard_plan in shard_plans]
+    spans = chain.from_iterable(map(_spans, shard_plans))
+    with source.files(shards) if whole else source.ranges(shards, spans) as files:
+        jobs, rest, standing_out = _measure(
+            plan, workers, files, shard_plans, _CurveJob if curve and by_row else _MeasureJob
         )
     outcomes = {job.entry.name: Outcome(job.statistics) for job in jobs}
+    outcomes |= {job.entry.name: Outcome(packed_bytes=job.packed_bytes) for job in rest}
     report = report_on(plan, outcomes, origin(model, source))
     _report_files(report, plan)
     report["standing_out"] = standing_out.worst
@@ -166,33 +173,55 @@ def _measure(
     plan: PruningPlan,
     workers: Workers,
     files: OpenFiles,
+    shard_plans: Sequence[ShardPlan],
     kind: type[_CurveJob] | type[_MeasureJob],
-) -> tuple[list[_CurveJob | _MeasureJob], StandingOut]:
-    """Read all targets.
+) -> tuple[list[_CurveJob | _MeasureJob], list[MeasureRestJob], StandingOut]:
+    """Read all that would be packed.
 
     Returns:
-        The jobs on them, done, and the rows that stand out.
+        The jobs on targets, done, those on other tensors, and the rows that stand out.
     """
     jobs: list[_CurveJob | _MeasureJob] = []
+    rest: list[MeasureRestJob] = []
     standing_out = StandingOut()
+    plans = {shard_plan.shard.name: shard_plan for shard_plan in shard_plans}
 
     def pieces(shard: Shard, selection: Selection) -> Iterator[Piece]:
+        file = files.file(shard)
         for target in plan.targets[shard.name]:
-            job = kind(target, files.file(shard), selection)
+            job = kind(target, file, selection)
             jobs.append(job)
             yield from job.pieces()
             yield Piece.note(partial(_look, standing_out, job))
+        for entry, geometry in plans[shard.name].rest_entries:
+            rest.append(MeasureRestJob(entry, geometry, file))
+            yield from rest[-1].pieces()
         yield Piece.note(partial(files.done, shard))
 
-    shards = _shards_with_targets(plan)
-    nbytes = plan.bytes_to_prune(shards)
+    shards = [shard_plan.shard for shard_plan in shard_plans]
+    nbytes = plan.bytes_to_prune(shards) + sum(shard_plan.rest_bytes for shard_plan in shard_plans)
     stage = Stage(name="measuring", nbytes=nbytes, shards=shards, files=files, pieces=pieces)
     run_stage(plan, workers, stage)
-    return jobs, standing_out
+    return jobs, rest, standing_out
 
 
-def _shards_with_targets(plan: PruningPlan) -> list[Shard]:
-    return [shard for shard in plan.checkpoint.shards if plan.targets[shard.name]]
+def _plans_to_measure(plan: PruningPlan) -> list[ShardPlan]:
+    """The plans of the packed shards that have something to measure."""
+    plans = [_shard_plan(plan, shard, "packed") for shard in plan.checkpoint.shards]
+    return [shard_plan for shard_plan in plans if shard_plan.targets or shard_plan.rest]
+
+
+def _shard_plan(plan: PruningPlan, shard: Shard, output_format: OutputFormat) -> ShardPlan:
+    options = replace(plan.options, output_format=output_format)
+    return ShardPlan.make(shard, plan.targets[shard.name], options)
+
+
+def _spans(shard_plan: ShardPlan) -> Iterator[Span]:
+    """What is read of a shard, in order."""
+    for target in shard_plan.targets.values():
+        yield from target_spans(target)
+    for entry, geometry in shard_plan.rest_entries:
+        yield from rest_spans(shard_plan.shard, entry, geometry)
 
 
 def _report_files(report: Report, plan: PruningPlan) -> None:
@@ -210,7 +239,7 @@ def _file_sizes(report: Report, plan: PruningPlan, output_format: OutputFormat) 
     )
     sizes = {}
     for shard in plan.checkpoint.shards:
-        shard_plan = ShardPlan.make(shard, plan.targets[shard.name], output_format)
+        shard_plan = _shard_plan(plan, shard, output_format)
         header = len(encode_header(shard_plan.entries_at_most(), shard.header.metadata))
         data = sum(report["tensors"][entry.name][after] for entry in shard_plan.entries)
         sizes[output_name(plan.checkpoint, shard)] = header + data

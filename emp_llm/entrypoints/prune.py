@@ -15,13 +15,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from emp_llm.calibration.option_checks import check_options
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import OptionError, OutputError
 from emp_llm.hub.source import Source, find_source
-from emp_llm.options import PruneOptions, needs_masks
+from emp_llm.options import NO_TARGETS, PruneOptions, needs_masks, packs_rest
 from emp_llm.output.carried_files import carry_files
 from emp_llm.output.journal import Journal
 from emp_llm.output.meta_llama_files import write_original_files
@@ -58,7 +59,7 @@ from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.selection.selection import Selection
 from emp_llm.selection.stored_selection import StoredSelection
-from emp_llm.tensors.packed_config import quantization_config
+from emp_llm.tensors.packed_config import format_version, quantization_config
 from emp_llm.verification.finished_shards import find_finished
 
 __all__ = ["prune"]
@@ -85,7 +86,7 @@ def prune(
     >>> report["totals"]["targets"]["sparsity"]
     0.364338
     >>> report["totals"]["model"]["bytes_before"], report["totals"]["model"]["bytes_after"]
-    (3788160, 2588736)
+    (3788160, 2128704)
     >>> half = PruneOptions(target_sparsity=0.5, output_format="dense")
     >>> report = prune("demo/model", "half", half)
     >>> report["rule"]["beta"], report["totals"]["targets"]["kept"]
@@ -283,12 +284,12 @@ def _write_shards(
 
         def pieces(shard: Shard, selection: Selection) -> Iterator[Piece]:
             targets, name = plan.targets[shard.name], output_name(plan.checkpoint, shard)
-            shard_plan = ShardPlan.make(shard, targets, plan.options.output_format)
+            shard_plan = ShardPlan.make(shard, targets, plan.options)
             new = shard_plan.new_file(name, files.file(shard), selection)
             yield from output.pieces(shard, new, partial(_record, folder.journal, name))
 
         stage = Stage(
-            name=f"pruning{workers.devices.where}",
+            name=_stage_name(plan.options, workers),
             nbytes=sum(entry.nbytes for shard in left for entry in shard.header.tensors),
             shards=shards,
             files=files,
@@ -298,8 +299,15 @@ def _write_shards(
     workers.team.gather(None)
 
 
+def _stage_name(options: PruneOptions, workers: Workers) -> str:
+    return "packing" if options.targets == NO_TARGETS else f"pruning{workers.devices.where}"
+
+
 def _record(journal: Journal, name: str, jobs: Sequence[WriteJob]) -> None:
-    journal.record(name, {job.entry.name: Outcome(job.statistics, job.checksum) for job in jobs})
+    outcomes = {
+        job.entry.name: Outcome(job.statistics, job.checksum, job.packed_bytes) for job in jobs
+    }
+    journal.record(name, outcomes)
 
 
 def _publish(
@@ -321,9 +329,7 @@ def _publish(
     if needs_masks(plan.options):
         with MaskStore(folder.journal.masks) as store:
             calibrated = store.calibrated()
-    packed = plan.options.output_format == "packed"
-    rule = rule_fields(plan.options, calibrated.samples)
-    write_config(staging, checkpoint, quantization_config(rule) if packed else None)
+    write_config(staging, checkpoint, _packed_config(plan.options, calibrated))
     shards = [output_name(checkpoint, shard) for shard in checkpoint.shards]
     outcomes: dict[str, Outcome] = {}
     for name in shards:
@@ -337,6 +343,14 @@ def _publish(
     write_card(staging / CARD_NAME, plan.source.folder / CARD_NAME, report)
     folder.publish()
     return report
+
+
+def _packed_config(options: PruneOptions, calibrated: Calibrated) -> dict[str, Any] | None:
+    """The ``quantization_config`` of the result; None if it is dense."""
+    if options.output_format != "packed":
+        return None
+    version = format_version(rest_packed=packs_rest(options))
+    return quantization_config(rule_fields(options, calibrated.samples), version)
 
 
 def _finished_outcomes(journal: Journal, name: str) -> dict[str, Outcome]:

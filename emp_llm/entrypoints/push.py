@@ -118,9 +118,9 @@ def push(
      'model = AutoModelForCausalLM.from_pretrained("me/sparse")')
 
     Args:
-        folder: A folder that `prune` or `unpack` wrote, whose checksums are verified first, or
-            another checkpoint, whose structure is. Files that hold no weights may have been edited
-            since.
+        folder: A folder that `prune`, `pack` or `unpack` wrote, whose checksums are verified
+            first, or another checkpoint, whose structure is. Files that hold no weights may have
+            been edited since.
         repo_id: The repository, ``user/name`` or its address; made if it is not there.
         private: Whether it is made private, if it is made; None takes its owner's default.
         revision: The branch; made from the default one if it is not there.

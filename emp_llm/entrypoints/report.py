@@ -1,10 +1,11 @@
-"""Report: finds the report of a model that was pruned before, and checks it."""
+"""Report: finds the report of a model that was pruned or packed before, and checks it."""
 
 import os
 from pathlib import Path
 
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.hub.source import find_file
+from emp_llm.options import NO_TARGETS
 from emp_llm.report.fields import Report
 from emp_llm.report.file_names import REPORT_NAME
 from emp_llm.report.folder_files import check_described
@@ -19,7 +20,7 @@ def find_report(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Report:
-    """Read what was done to a pruned model, without its weights.
+    """Read what was done to a pruned or packed model, without its weights.
 
     >>> from emp_llm import prune
     >>> from emp_llm.entrypoints.report import find_report
@@ -31,7 +32,8 @@ def find_report(
     False
 
     Args:
-        model: A folder that `prune` or `unpack` wrote, or such a model of the Hugging Face Hub.
+        model: A folder that `prune`, `pack` or `unpack` wrote, or such a model of the Hugging Face
+            Hub.
         revision: Branch, tag or commit of a model of the Hub.
         token: Token for the Hub; by default the one that is logged in.
 
@@ -46,11 +48,12 @@ def find_report(
     path = find_file(model, REPORT_NAME, revision=revision, token=token)
     if path is None:
         raise CheckpointError(
-            f"{model}: has no {REPORT_NAME}; give a model that `emp-llm prune` wrote, or run "
-            f"`emp-llm inspect` on it"
+            f"{model}: has no {REPORT_NAME}; give a model that `emp-llm prune` or `emp-llm pack` "
+            "wrote, or run `emp-llm inspect` on it"
         )
     report = read_report_file(path)
-    if not any(fields["pruned"] for fields in report["tensors"].values()):
+    lossless = report["rule"]["targets"] == NO_TARGETS
+    if not lossless and not any(fields["pruned"] for fields in report["tensors"].values()):
         raise FormatError(
             f"{path}: is not a report that emp-llm wrote: it prunes nothing; prune again"
         )

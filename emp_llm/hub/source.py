@@ -11,7 +11,6 @@ huggingface_hub.
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,7 @@ from emp_llm.messages import encodable, first_line
 from emp_llm.runtime.progress import SharedProgress
 
 if TYPE_CHECKING:
-    from emp_llm.tensors.target import Target
+    from emp_llm.tensors.read_order import Span
 
 __all__ = ["Source", "find_file", "find_source"]
 
@@ -64,21 +63,21 @@ class Source:
         # the folder has only what was downloaded
         return checkpoint if self._beside is None else replace(checkpoint, beside=self._beside)
 
-    def ranges(self, targets: "Sequence[Target]") -> OpenFiles:
-        """The files of these targets' shards, to read each target once and in this order.
+    def ranges(self, shards: Sequence[Shard], spans: "Iterable[Span]") -> OpenFiles:
+        """The files of these shards, to read only some spans of them, in this order.
 
-        From shards that are not in the cache only the targets are downloaded, and nothing is kept.
+        From shards that are not in the cache only the spans are downloaded, and nothing is kept.
         Shards that ``torch.save`` wrote cannot be read in parts; if there are any, this is `files`.
         """
         from emp_llm.hub.ranges import RangeFiles
-        from emp_llm.tensors.read_order import has_ranges, spans
+        from emp_llm.tensors.read_order import has_ranges
 
-        awaited = [target for target in targets if target.shard.name in self.to_come]
-        if not all(has_ranges(target.shard) for target in targets):
-            return self.files({target.shard.name: target.shard for target in targets}.values())
+        if not all(has_ranges(shard) for shard in shards):
+            return self.files(shards)
+        awaited = [span for span in spans if span.shard.name in self.to_come]
         if self._repository is None or not awaited:
             return OpenFiles()
-        return RangeFiles(self._repository, chain.from_iterable(map(spans, awaited)))
+        return RangeFiles(self._repository, awaited)
 
     def files(self, shards: Iterable[Shard]) -> OpenFiles:
         """The files of these shards, to use in this order.

@@ -6,9 +6,14 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from emp_llm.errors import FormatError, OptionError
-from emp_llm.options import Granularity, PruneOptions, patterns
+from emp_llm.options import Granularity, PruneOptions, Rest, packs_rest, patterns
 from emp_llm.rule_fields import rule_fields
-from emp_llm.tensors.packed_config import FORMAT_VERSION, QUANT_METHOD, quantization_config
+from emp_llm.tensors.packed_config import (
+    KNOWN_VERSIONS,
+    QUANT_METHOD,
+    format_version,
+    quantization_config,
+)
 
 __all__ = ["PRUNE_METHOD", "EmpConfig", "PackedConfig"]
 
@@ -41,6 +46,8 @@ class EmpConfig(QuantizationConfigMixin):
             names of the checkpoint's tensors.
         ignore: Regular expressions, or a single one; a target whose name in the checkpoint matches
             one of them is not pruned.
+        rest: What becomes of the other tensors when the model is saved: ``packed``, without loss,
+            or ``plain``.
 
     Raises:
         OptionError: If a value is out of its range or a regular expression does not compile.
@@ -54,6 +61,7 @@ class EmpConfig(QuantizationConfigMixin):
         criterion: str = "magnitude",
         targets: str = "mlp",
         ignore: str | Sequence[str] = (),
+        rest: Rest = "packed",
     ) -> None:
         if criterion != "magnitude":
             raise OptionError(f"criterion is {criterion!r}; while loading it must be 'magnitude'")
@@ -63,6 +71,7 @@ class EmpConfig(QuantizationConfigMixin):
         self.criterion = criterion
         self.targets = targets
         self.ignore = list(patterns("ignore", ignore))
+        self.rest: Rest = rest
         self.options()
 
     @classmethod
@@ -85,6 +94,7 @@ class EmpConfig(QuantizationConfigMixin):
             granularity=self.granularity,
             targets=self.targets,
             ignore=tuple(self.ignore),
+            rest=self.rest,
         )
 
 
@@ -100,18 +110,21 @@ class PackedConfig(QuantizationConfigMixin):
 
     def __init__(self, **fields: object) -> None:
         version = fields.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in KNOWN_VERSIONS:
             raise FormatError(
                 f"config.json: the checkpoint is packed in version {version} of the format; this "
-                f"emp-llm reads version {FORMAT_VERSION}: install a release that knows it"
+                f"emp-llm reads versions {KNOWN_VERSIONS[0]} to {KNOWN_VERSIONS[-1]}: install a "
+                "release that knows it"
             )
         self.__dict__.update(fields)
+        self.format_version = version
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
 
     @classmethod
     def of(cls, options: PruneOptions) -> "PackedConfig":
         """The configuration of a checkpoint that is pruned with these options."""
-        return cls(**quantization_config(rule_fields(options)))
+        version = format_version(rest_packed=packs_rest(options))
+        return cls(**quantization_config(rule_fields(options), version))
 
     def __repr__(self) -> str:
         return f"PackedConfig {self.to_json_string()}"

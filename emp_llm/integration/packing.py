@@ -4,26 +4,42 @@ transformers puts tensors that share memory into the same shard, where a reader 
 of a tensor.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
-from emp_kernels.dispatch import pack_rows
+from emp_kernels.dispatch import pack_rows, pack_whole
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.layout import RowLayout
-from emp_kernels.rows import Bytes, PackedRows, Patterns, Table, Threshold, Workspace
+from emp_kernels.rows import (
+    Bytes,
+    Counts,
+    PackedRows,
+    Patterns,
+    Table,
+    Threshold,
+    WholeRecords,
+    Workspace,
+)
 
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.errors import OutputError
 from emp_llm.integration.tensor_readers import NUMBER_FORMATS, DenseWeights
+from emp_llm.pruning.rest_job import rest_geometry
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
+from emp_llm.tensors.code_choice import SMALLEST_PACKED, choose_code, read_sample
 from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.layout_choice import choose_layout, packed_bytes, sample_rows
 from emp_llm.tensors.packed import PackedTensor, padding
 from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
+from emp_llm.tensors.whole import WholeTensor
 
-__all__ = ["PackedBefore", "pack_tensor"]
+__all__ = ["PackedBefore", "is_large", "pack_rest", "pack_tensor"]
+
+Packed = TypeVar("Packed")
 
 _WORSE: Final = 1.01
 """The layout from before is kept if a sample packed in it is at most this times the best size."""
@@ -75,7 +91,9 @@ def pack_tensor(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[s
             f"{name!r} holds NaN or infinity, which are not packed: call emp_llm.densify(model) "
             "first to save the model as it is"
         ) from error
-    return _planes(name, PackedTensor(geometry, layout), tables, records)
+    packed = PackedTensor(geometry, layout)
+    table = packed.encode_table(np.concatenate(tables))
+    return _planes(name, records, table, packed.encode_meta())
 
 
 def _layout(weights: DenseWeights, before: RowLayout | None) -> RowLayout:
@@ -105,6 +123,48 @@ def _what_is_there(rows: Patterns, geometry: Geometry) -> Threshold:
     return Threshold(0, int(np.count_nonzero(zeros)))
 
 
+def is_large(tensor: torch.Tensor) -> bool:
+    """Whether a tensor that is not pruned is packed, if its dtype can be."""
+    return tensor.ndim > 1 and tensor.nbytes >= SMALLEST_PACKED
+
+
+def pack_rest(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Pack a tensor that is not pruned, as `emp_llm.prune` does; if that does not, leave it plain.
+
+    Args:
+        name: The tensor's name in the checkpoint.
+        tensor: Of a dtype in `NUMBER_FORMATS`, on any device; it is not changed.
+
+    Returns:
+        The planes by name, as of `pack_tensor`, or the tensor by its name.
+    """
+    number_format = NUMBER_FORMATS[tensor.dtype]
+    entry = TensorEntry(name, number_format.name, tuple(tensor.shape), 0, tensor.nbytes)
+    geometry = rest_geometry(entry)
+    if geometry is None or tensor.is_meta:
+        return {name: tensor}
+    weights = DenseWeights(tensor.detach().cpu().contiguous(), geometry)
+    workspace = Workspace()
+    sample = read_sample(geometry, lambda block: weights.rows(block, workspace))
+    layout = choose_code(sample, geometry)
+    if layout is None:
+        return {name: tensor}
+    lengths: list[Counts] = []
+    records: list[Bytes] = []
+
+    def compute(block: RowBlock, workspace: Workspace) -> WholeRecords:
+        return pack_whole(weights.rows(block, workspace), layout, workspace=workspace)
+
+    def settle(packed: WholeRecords) -> None:
+        lengths.append(packed.lengths)
+        records.append(packed.payload.copy())
+
+    _run(weights, compute, settle)
+    whole = WholeTensor(geometry, layout)
+    table = whole.encode_table(np.concatenate(lengths))
+    return _planes(name, records, table, whole.encode_meta())
+
+
 def _pack_blocks(weights: DenseWeights, layout: RowLayout) -> tuple[list[Table], list[Bytes]]:
     geometry = weights.geometry
     tables: list[Table] = []
@@ -118,20 +178,27 @@ def _pack_blocks(weights: DenseWeights, layout: RowLayout) -> tuple[list[Table],
         tables.append(packed.table)
         records.append(packed.payload.copy())
 
+    _run(weights, compute, settle)
+    return tables, records
+
+
+def _run(
+    weights: DenseWeights,
+    compute: Callable[[RowBlock, Workspace], Packed],
+    settle: Callable[[Packed], None],
+) -> None:
+    """Compute each row block of a tensor on any thread, and settle what comes of it in order."""
+    geometry = weights.geometry
     pieces = (
         Piece(geometry.block_bytes(block), partial(compute, block), settle)
         for block in geometry.row_blocks()
     )
     run_pieces(pieces, threads=thread_count(None))
-    return tables, records
 
 
-def _planes(
-    name: str, packed: PackedTensor, tables: list[Table], records: list[Bytes]
-) -> dict[str, torch.Tensor]:
+def _planes(name: str, records: list[Bytes], table: bytes, meta: bytes) -> dict[str, torch.Tensor]:
     """The planes, in one buffer."""
     used = sum(part.size for part in records)
-    table, meta = packed.encode_table(np.concatenate(tables)), packed.encode_meta()
     ends = np.cumsum([used + len(padding(used)), len(table), len(meta)])
     tail = np.frombuffer(padding(used) + table + meta, np.uint8)
     buffer = torch.empty(int(ends[-1]), dtype=torch.uint8)

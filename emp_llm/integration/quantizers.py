@@ -34,9 +34,11 @@ from emp_llm.structure.landing import land
 from emp_llm.structure.places import find_places
 from emp_llm.structure.targets import decide, decide_targets
 from emp_llm.structure.wrapped_names import check_names
+from emp_llm.tensors.packed_config import WHOLE_VERSION
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.tensors.target import Target
+from emp_llm.tensors.whole_reader import WholeReader
 
 __all__ = ["PackedQuantizer", "PruningQuantizer"]
 
@@ -145,13 +147,21 @@ class _Quantizer(HfQuantizer):
         """Make it an ordinary model, except for how it is saved."""
         self._finalize()
         self._check_loaded()
-        record = Record(self._packed_before(), self._feed.parameters, model.base_model_prefix)
+        config = self._packed_config()
+        record = Record(
+            self._packed_before(),
+            self._feed.parameters,
+            model.base_model_prefix,
+            packs_rest=config.format_version == WHOLE_VERSION,
+        )
         set_conversions(
             model, [PackingPlainWeights(record), *_packing(conversions_of(model), record)]
         )
+        if self._feed.placement.tied_on_disk():  # transformers takes them for two parameters
+            model.tie_weights(recompute_mapping=False)
         _make_ordinary(model)
         model._keys_to_ignore_on_load_unexpected = self._unexpected
-        model.config.quantization_config = self._packed_config()
+        model.config.quantization_config = config
         return model
 
     def is_serializable(self) -> bool:
@@ -232,7 +242,7 @@ class PackedQuantizer(_Quantizer):
         model: PreTrainedModel,
         conversions: list[WeightTransform],
     ) -> tuple[dict[str, TensorReader], list[str]]:
-        self._packed: dict[str, PackedReader] = {}
+        self._packed: dict[str, PackedReader | WholeReader] = {}
         plain: list[TensorEntry] = []
         for shard in self._shards:
             readers, others = open_shard(shard, self._files.file(shard))
@@ -265,6 +275,7 @@ class PackedQuantizer(_Quantizer):
         return {
             name: PackedBefore(reader.geometry.transposed, reader.packed.layout)
             for name, reader in self._packed.items()
+            if isinstance(reader, PackedReader)
         }
 
     def _packed_config(self) -> PackedConfig:

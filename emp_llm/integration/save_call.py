@@ -11,9 +11,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from emp_llm.checkpoint.left_behind import CONFIG_NAME
+from emp_llm.integration.packing import is_large
 from emp_llm.integration.saving import (
     Record,
     conversions_in_use,
@@ -81,15 +83,19 @@ def _why_not(model: PreTrainedModel, known: Record, arguments: Mapping[str, Any]
     """Why nothing of what is saved can be packed; None if something can."""
     if arguments.get("distributed_checkpoint"):
         return "distributed_checkpoint=True is not packed"
-    tensors = arguments.get("state_dict")
+    tensors: Mapping[str, Tensor] | None = arguments.get("state_dict")
     if tensors is None:
         tensors = dict(model.named_parameters(remove_duplicate=False))
-    pruned = [tensors[name] for name in sorted(known.parameters) if name in tensors]
-    if not pruned:
+    packed = [
+        tensor
+        for name, tensor in sorted(tensors.items())
+        if name in known.parameters or (known.packs_rest and is_large(tensor))
+    ]
+    if not packed:
         return "none of the parameters that were pruned or packed is saved"
-    if any(tensor.dtype in NUMBER_FORMATS for tensor in pruned):
+    if any(tensor.dtype in NUMBER_FORMATS for tensor in packed):
         return None
-    dtype = str(pruned[0].dtype).removeprefix("torch.")
+    dtype = str(packed[0].dtype).removeprefix("torch.")
     return f"{dtype} is not packed; cast it to float16, bfloat16 or float32 first"
 
 

@@ -18,7 +18,7 @@ from transformers.core_model_loading import (
 )
 
 from emp_llm.errors import OptionError
-from emp_llm.integration.packing import PackedBefore, pack_tensor
+from emp_llm.integration.packing import PackedBefore, pack_rest, pack_tensor
 from emp_llm.integration.tensor_readers import NUMBER_FORMATS
 from emp_llm.integration.weight_feed import ANYTHING, AsItIs, copy_slots
 from emp_llm.structure.places import find_places
@@ -46,14 +46,21 @@ class Record:
 
     Args:
         tensors: The checkpoint's tensors by name.
-        parameters: Names of the model's parameters that they became.
+        parameters: Names of the model's parameters that those became which are pruned.
         prefix: The model's `base_model_prefix`, which a checkpoint may have left out.
+        packs_rest: Whether tensors that are not pruned are packed too, without loss.
     """
 
     def __init__(
-        self, tensors: Mapping[str, PackedBefore], parameters: Iterable[str], prefix: str
+        self,
+        tensors: Mapping[str, PackedBefore],
+        parameters: Iterable[str],
+        prefix: str,
+        *,
+        packs_rest: bool,
     ) -> None:
         self.tensors = dict(tensors)
+        self.packs_rest = packs_rest
         self.parameters = frozenset(parameters)
         self._prefix = f"{prefix}."
 
@@ -150,10 +157,14 @@ class _Packing(WeightConverter):
         for name, value in made.items():
             tensor = value[0] if isinstance(value, list) else value
             before = self.record.find(name) or self.record.find(checkpoint_name(name))
-            if before is None or tensor.dtype not in NUMBER_FORMATS:
+            if tensor.dtype not in NUMBER_FORMATS:
                 result[name] = tensor
-            else:
+            elif before is not None:
                 result.update(pack_tensor(name, tensor, before))
+            elif self.record.packs_rest:
+                result.update(pack_rest(name, tensor))
+            else:
+                result[name] = tensor
         return result
 
 
@@ -161,9 +172,8 @@ class _PackingPlainWeights(_Packing):
     __slots__ = ()
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
-        if source_key not in self.record.parameters:
-            return source_key, None
-        return source_key, ANYTHING
+        packs = self.record.packs_rest or source_key in self.record.parameters
+        return source_key, ANYTHING if packs else None
 
 
 def conversions_of(model: PreTrainedModel) -> list[WeightTransform]:
@@ -210,7 +220,8 @@ def own_names_packed(model: PreTrainedModel, known: Record) -> list[WeightTransf
         name: known.find(name) or PackedBefore(places[name].transposed)
         for name in known.parameters & places.keys()
     }
-    return [PackingPlainWeights(Record(tensors, known.parameters, model.base_model_prefix))]
+    own = Record(tensors, known.parameters, model.base_model_prefix, packs_rest=known.packs_rest)
+    return [PackingPlainWeights(own)]
 
 
 def record(model: PreTrainedModel) -> Record | None:

@@ -26,6 +26,7 @@ from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.packed_reader import PackedReader
 from emp_llm.tensors.row_reader import block_memory
 from emp_llm.tensors.target import Target
+from emp_llm.tensors.whole_reader import WholeReader
 
 __all__ = [
     "NUMBER_FORMATS",
@@ -54,7 +55,7 @@ class DenseWeights:
     def __init__(self, tensor: torch.Tensor, geometry: Geometry) -> None:
         self.tensor = tensor
         self.geometry = geometry
-        shape = geometry.matrices, *geometry.shape[-2:]
+        shape = geometry.matrices, -1, geometry.shape[-1]
         self._matrices: Patterns = patterns_of_tensor(tensor).reshape(shape)
 
     @classmethod
@@ -103,7 +104,7 @@ class DeviceWeights:
             torch.cuda.current_stream(device).synchronize()
         self._transposed = geometry.transposed
         bits = self.tensor.view(torch_integers(geometry.number_format.item_bytes))
-        self._matrices = bits.view(geometry.matrices, *geometry.shape[-2:])
+        self._matrices = bits.view(geometry.matrices, -1, geometry.shape[-1])
 
     def rows(self, block: RowBlock) -> torch.Tensor:
         """A view of a row block, int16 or int32 [rows, columns], of any strides."""
@@ -249,7 +250,7 @@ class UnpackingReader(TensorReader):
         reader: Reads its records.
     """
 
-    def __init__(self, reader: PackedReader) -> None:
+    def __init__(self, reader: PackedReader | WholeReader) -> None:
         self.geometry = reader.geometry
         self._reader = reader
 

@@ -25,6 +25,7 @@ from emp_llm.integration.read_ahead import Job, MadeElsewhere, ReadAhead, Readin
 from emp_llm.integration.tensor_readers import TensorReader
 from emp_llm.runtime.device_trial import device_of_kernels
 from emp_llm.runtime.pipeline import thread_count
+from emp_llm.tensors.geometry import WholeGeometry
 
 if TYPE_CHECKING:
     from transformers.utils.loading_report import LoadStateDictInfo
@@ -60,6 +61,7 @@ class Placement:
         self.shapes = {name: tensor.shape for name, tensor in state.items()}
         self._dtypes = {name: tensor.dtype for name, tensor in state.items()}
         self._prefix = f"{model.base_model_prefix}."
+        self._tied: dict[str, str] = model.all_tied_weights_keys
         dtype = model.config.dtype  # of the model as it is built, not as it was asked for
         self._plan: dict[str, torch.dtype] = (
             model._get_dtype_plan(dtype) if isinstance(dtype, torch.dtype) else {}
@@ -75,6 +77,14 @@ class Placement:
         names = (name, self._prefix + name, name.removeprefix(self._prefix))
         known = next((name for name in names if name in self._dtypes), None)
         return known is not None and get_device(self.device_map or {"": "cpu"}, known) == "disk"
+
+    def tied_on_disk(self) -> dict[str, str]:
+        """The parameters on the disk that are tied to others there, and these."""
+        return {
+            name: source
+            for name, source in self._tied.items()
+            if self.on_disk(name) and self.on_disk(source)
+        }
 
     def dtype(self, name: str) -> torch.dtype | None:
         """The dtype of a parameter."""
@@ -96,7 +106,7 @@ class Feed:
 
     Attributes:
         delivered: Names of the tensors that transformers has got.
-        parameters: Names, in the model, of the parameters made from them.
+        parameters: Names, in the model, of the parameters made from those that are pruned.
     """
 
     def __init__(
@@ -111,6 +121,11 @@ class Feed:
         self.delivered: set[str] = set()
         self.parameters: set[str] = set()
         self._readers = readers
+        self._pruned = {
+            name
+            for name, reader in readers.items()
+            if not isinstance(reader.geometry, WholeGeometry)
+        }
         self._sizes = sizes
         self._planes = frozenset(planes)
         self._ahead = ReadAhead(thread_count(None))
@@ -174,7 +189,7 @@ class Feed:
         parameters: Iterable[str],
         loading_info: "LoadStateDictInfo | None",
     ) -> None:
-        """Record which parameters were made.
+        """Record which parameters were made from pruned tensors.
 
         Args:
             sources: Names of the tensors that they were made from.
@@ -182,7 +197,7 @@ class Feed:
             loading_info: What transformers has recorded of the whole loading.
         """
         self._loading_info = loading_info
-        if not self._readers.keys().isdisjoint(sources):
+        if not self._pruned.isdisjoint(sources):
             self.parameters.update(parameters)
 
     @property
@@ -249,6 +264,10 @@ class FedConverter(WeightConverter):
         self.feed.note(sources, made, loading_info)
         if loading_info is not None:
             self._report_misfits(made, loading_info)
+        # transformers would read a tied parameter on the disk from the file, which may be packed
+        for name, source in self.feed.placement.tied_on_disk().items():
+            if source in made:
+                made[name] = made[source]
         return made
 
     def _report_misfits(self, made: dict[str, Any], loading_info: "LoadStateDictInfo") -> None:

@@ -96,8 +96,8 @@ def _named_by_records(model: nn.Module) -> Pruned:
                 pruned.setdefault(name if len(parts) == 1 else path + name, []).append(parameter)
     if not pruned:
         raise OptionError(
-            f"this {type(model).__name__} no longer has any of the parameters that were pruned in "
-            "it: name the ones whose zeros are to be held by parameters=[...]"
+            f"nothing was pruned in this {type(model).__name__}, or it no longer has the "
+            "parameters that were: name the ones whose zeros are to be held by parameters=[...]"
         )
     return pruned
 

@@ -171,4 +171,4 @@ def _outcome(fields: Mapping[str, Any]) -> Outcome:
         # JSON has no tuples
         lists = {name: tuple(statistics[name]) for name in ("shape", "histogram")}
         statistics = TensorStatistics(**{**statistics, **lists})
-    return Outcome(statistics, fields["checksum"])
+    return Outcome(statistics, fields["checksum"], fields["packed_bytes"])

@@ -12,11 +12,11 @@ from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError
 from emp_llm.files.checksum import COPY_BYTES
-from emp_llm.options import CalibrationOptions, PruneOptions
+from emp_llm.options import CalibrationOptions, PruneOptions, packs_rest
 from emp_llm.report.fields import SourceFields
 from emp_llm.report.folder_files import describe_file
 from emp_llm.rule_fields import data_fields, rule_fields
-from emp_llm.tensors.packed_config import FORMAT_VERSION
+from emp_llm.tensors.packed_config import WHOLE_VERSION
 
 __all__ = ["describe_run", "difference"]
 
@@ -50,7 +50,7 @@ def describe_run(
     return {
         "release": {
             "emp-llm": __version__,
-            "format": FORMAT_VERSION,
+            "format": WHOLE_VERSION,
             "staging layout": _STAGING_LAYOUT,
         },
         "options": {
@@ -59,6 +59,7 @@ def describe_run(
             "search data": _search_data(options),
             **_rule(options),
             "format": options.output_format,
+            "rest": "packed" if packs_rest(options) else "plain",
         },
         "source": dict(source),
         "files": {str(file): _content(checkpoint.folder / file, is_commit) for file in files},

@@ -5,6 +5,7 @@ shard_output  the loop that writes shards, for `prune` and `unpack`
 copy_job      a tensor copied as it is
 target_job    what all jobs on a target have in common
 pack_job      a target packed, or the bytes that packing it would give
+rest_job      a tensor that is no target packed without loss, or the bytes that packing would give
 dense_job     a target with zeros in it
 shard_plan    the tensors of one new shard, their order, and the work on each
 plan          a checkpoint with its targets decided

@@ -26,9 +26,11 @@ class CopyJob:
     Attributes:
         entry: Its place in the source.
         statistics: None; nothing is pruned.
+        packed_bytes: None; nothing is packed.
     """
 
     statistics: Final = None
+    packed_bytes: Final = None
 
     def __init__(self, entry: TensorEntry, file: SourceFile, writer: ShardWriter) -> None:
         self.entry = entry

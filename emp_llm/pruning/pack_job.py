@@ -15,7 +15,23 @@ from emp_llm.tensors.packed import PackedTensor, padding
 from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.tensors.target import Target
 
-__all__ = ["MeasureJob", "PackJob"]
+__all__ = ["MeasureJob", "PackJob", "plane_entries", "plane_entries_at_most"]
+
+
+def plane_entries(name: str, record_bytes: int, table_bytes: int, meta_bytes: int) -> list[Entry]:
+    """The header's entries of a packed tensor's planes: records, row table and meta."""
+    return [
+        (name, "U8", (record_bytes,), record_bytes),
+        (name + ROWS_SUFFIX, "U8", (table_bytes,), table_bytes),
+        (name + META_SUFFIX, "I64", (meta_bytes // 8,), meta_bytes),
+    ]
+
+
+def plane_entries_at_most(name: str, nbytes: int) -> list[Entry]:
+    """Entries with sizes that those of a packed tensor of so many dense bytes cannot exceed."""
+    # no plane comes near: what counts is how many digits the header needs for the numbers
+    most = nbytes * 8 + 64
+    return plane_entries(name, most, most, most)
 
 
 class MeasureJob(TargetJob[PackedRows]):
@@ -69,23 +85,9 @@ class PackJob(MeasureJob):
         self._tables: list[npt.NDArray[np.int64]] = []
 
     @staticmethod
-    def entries(
-        target: Target, record_bytes: int, table_bytes: int, meta_bytes: int
-    ) -> list[Entry]:
-        """The header's entries of the planes: records, row table and meta."""
-        name = target.name
-        return [
-            (name, "U8", (record_bytes,), record_bytes),
-            (name + ROWS_SUFFIX, "U8", (table_bytes,), table_bytes),
-            (name + META_SUFFIX, "I64", (meta_bytes // 8,), meta_bytes),
-        ]
-
-    @classmethod
-    def entries_at_most(cls, target: Target) -> list[Entry]:
+    def entries_at_most(target: Target) -> list[Entry]:
         """Entries with sizes that the final ones cannot exceed."""
-        # no plane comes near: what counts is how many digits the header needs for the numbers
-        most = target.geometry.nbytes * 8 + 64
-        return cls.entries(target, most, most, most)
+        return plane_entries_at_most(target.name, target.geometry.nbytes)
 
     def settle(self, block: RowBlock, rows: PackedRows) -> Write:
         """Give the records their place."""
@@ -100,7 +102,7 @@ class PackJob(MeasureJob):
         meta = packed.encode_meta()
         end = padding(self._nbytes)
         self._writer.add_entries(
-            self.entries(self.target, self._nbytes + len(end), len(table), len(meta))
+            plane_entries(self.target.name, self._nbytes + len(end), len(table), len(meta))
         )
         nbytes, _ = super().settle_end()
         return nbytes, self._append(np.frombuffer(end + table + meta, np.uint8))

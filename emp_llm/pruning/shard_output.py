@@ -33,6 +33,10 @@ class WriteJob(Protocol):
         """What pruning did to the tensor, once all pieces are settled; None if it was copied."""
 
     @property
+    def packed_bytes(self) -> int | None:
+        """Bytes that were written if it was packed without being pruned; None otherwise."""
+
+    @property
     def checksum(self) -> str:
         """Checksum of what was written, once all pieces are settled, as reports hold it."""
 

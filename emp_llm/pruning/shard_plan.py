@@ -17,13 +17,15 @@ from emp_llm.checkpoint.safetensors_header import ALIGNMENT
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.checkpoint.weight_files import WEIGHTS_NAME
-from emp_llm.options import OutputFormat
+from emp_llm.options import OutputFormat, PruneOptions, packs_rest
 from emp_llm.pruning.copy_job import CopyJob
 from emp_llm.pruning.dense_job import DenseJob
 from emp_llm.pruning.pack_job import PackJob
+from emp_llm.pruning.rest_job import RestJob, rest_geometry
 from emp_llm.pruning.shard_output import NewFile, WriteJob
 from emp_llm.pruning.shard_writer import Entry, ShardWriter
 from emp_llm.selection.selection import Selection
+from emp_llm.tensors.geometry import WholeGeometry
 from emp_llm.tensors.target import Target
 
 __all__ = ["ShardPlan", "file_order", "output_name"]
@@ -60,31 +62,50 @@ class ShardPlan:
         shard: The source.
         entries: Its tensors, in the order of the new file.
         targets: The entries that are pruned, by name.
+        rest: How the rows of other entries run that are packed without being pruned, by name.
         output_format: Whether targets are packed or stay dense.
     """
 
     shard: Shard
     entries: tuple[TensorEntry, ...]
     targets: Mapping[str, Target]
+    rest: Mapping[str, WholeGeometry]
     output_format: OutputFormat
 
     @classmethod
-    def make(
-        cls, shard: Shard, targets: Iterable[Target], output_format: OutputFormat
-    ) -> "ShardPlan":
+    def make(cls, shard: Shard, targets: Iterable[Target], options: PruneOptions) -> "ShardPlan":
         """Plan the new shard that a source shard gives.
 
         Args:
             shard: The source.
             targets: Its tensors that are pruned.
-            output_format: Whether targets are packed or stay dense.
+            options: Whether these, and others, are packed.
         """
         by_name = {target.name: target for target in targets}
-        packed = by_name if output_format == "packed" else {}
+        packed = by_name if options.output_format == "packed" else {}
         entries = sorted(
             shard.header.tensors, key=lambda entry: file_order(entry, packed=entry.name in packed)
         )
-        return cls(shard, tuple(entries), by_name, output_format)
+        rest = {
+            entry.name: geometry
+            for entry in entries
+            if packs_rest(options)
+            and entry.name not in by_name
+            and (geometry := rest_geometry(entry)) is not None
+        }
+        return cls(shard, tuple(entries), by_name, rest, options.output_format)
+
+    @property
+    def rest_entries(self) -> Iterator[tuple[TensorEntry, WholeGeometry]]:
+        """The entries that are packed without being pruned, and how their rows run."""
+        for entry in self.entries:
+            if entry.name in self.rest:
+                yield entry, self.rest[entry.name]
+
+    @property
+    def rest_bytes(self) -> int:
+        """Bytes of these in the source."""
+        return sum(entry.nbytes for entry, _ in self.rest_entries)
 
     @property
     def in_order(self) -> bool:
@@ -98,6 +119,8 @@ class ShardPlan:
         for entry in self.entries:
             if self.output_format == "packed" and entry.name in self.targets:
                 yield from PackJob.entries_at_most(self.targets[entry.name])
+            elif entry.name in self.rest:
+                yield from RestJob.entries_at_most(entry)
             else:
                 yield from CopyJob.entries(entry)
 
@@ -123,5 +146,9 @@ class ShardPlan:
         for entry in self.entries:
             if entry.name in self.targets:
                 yield prune_to(self.targets[entry.name], file, selection, writer)
+                continue
+            source = selection.copied_from(entry, file)
+            if entry.name in self.rest:
+                yield RestJob(entry, self.rest[entry.name], source, writer)
             else:
-                yield CopyJob(entry, selection.copied_from(entry, file), writer)
+                yield CopyJob(entry, source, writer)

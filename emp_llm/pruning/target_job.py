@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.rows import Patterns, RowStatistics, Workspace
@@ -34,9 +34,11 @@ class TargetJob(ABC, Generic[Rows]):
         entry: The tensor's place in the source.
         statistics: Statistics of its pruning; complete once all pieces are settled.
         hash: Hash of the bytes that are written; complete once all pieces are settled.
+        packed_bytes: None; `statistics` tell how many bytes a target takes.
     """
 
     statistics: TensorStatistics
+    packed_bytes: Final = None
 
     def __init__(self, target: Target, file: SourceFile, selection: Selection) -> None:
         self.target = target

@@ -358,9 +358,10 @@ class Report(ExtraFields):
     """The report of a pruning.
 
     Attributes:
-        emp_llm_version: The release that pruned.
+        emp_llm_version: The release that wrote the folder.
         format: ``packed`` or ``dense``.
-        format_version: The version of the packed format.
+        format_version: The version of the packed format: 2 if tensors that are not pruned may be
+            packed too, otherwise 1.
         source: Where the model came from.
         rule: What decided on the weights.
         totals: Sums over the tensors.

@@ -1,8 +1,9 @@
 """The `emp-llm prune` command that gives the weights that a report describes."""
 
-from emp_llm.options import CalibrationOptions, PruneOptions
+from emp_llm.options import NO_TARGETS, CalibrationOptions, PruneOptions, Rest
 from emp_llm.report.fields import Report
 from emp_llm.rule_fields import DataFields
+from emp_llm.tensors.packed_config import WHOLE_VERSION
 
 __all__ = ["exact_beta", "prune_words"]
 
@@ -21,7 +22,12 @@ def prune_words(
     rule, default = report["rule"], PruneOptions()
     usual_data = CalibrationOptions()
     data: DataFields = rule.get("calibration") or {"seed": usual_data.seed}
-    words = ["emp-llm", "prune", model or report["source"]["model"], "--out", out]
+    source = model or report["source"]["model"]
+    if rule["targets"] == NO_TARGETS and _rest(report) == "packed":
+        revision = report["source"]["revision"]
+        chosen = ["--revision", revision] if revision else []
+        return ["emp-llm", "pack", source, "--out", out, *chosen]
+    words = ["emp-llm", "prune", source, "--out", out]
     for option, value, usual in (
         ("--revision", report["source"]["revision"], None),
         ("--beta", exact_beta(rule["beta"]) if beta else None, exact_beta(default.beta)),
@@ -36,12 +42,20 @@ def prune_words(
         ("--length", data.get("length"), usual_data.length),
         ("--seed", data.get("seed"), usual_data.seed),
         ("--format", report["format"], default.output_format),
+        ("--rest", _rest(report), default.rest),
     ):
         if value not in (usual, None):
             words += [option, str(value)]
     if data.get("sequential", usual_data.sequential) is False:
         words.append("--no-sequential")
     return words
+
+
+def _rest(report: Report) -> Rest | None:
+    """What became of the tensors that were not pruned, where that could be chosen."""
+    if report["format"] != "packed":
+        return None
+    return "packed" if report["format_version"] >= WHOLE_VERSION else "plain"
 
 
 def exact_beta(beta: float) -> str:

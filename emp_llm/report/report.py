@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from emp_llm._version import __version__
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.errors import FormatError
-from emp_llm.options import PruneOptions
+from emp_llm.options import PruneOptions, packs_rest
 from emp_llm.report.fields import (
     ExtraFields,
     NoteFields,
@@ -27,7 +27,7 @@ from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import count_totals, mass_totals
 from emp_llm.rule_fields import SampleFields, data_fields, rule_fields
 from emp_llm.structure.targets import TargetDecision
-from emp_llm.tensors.packed_config import FORMAT_VERSION
+from emp_llm.tensors.packed_config import format_version
 
 __all__ = ["Calibrated", "Outcome", "TensorReport", "build_report", "dense_report"]
 
@@ -40,10 +40,12 @@ class Outcome:
         statistics: What pruning did to it; None if it was not pruned.
         checksum: Of its bytes in the result, with the name of the algorithm; None if nothing was
             written. A transposed dense tensor's is taken over its rows in order.
+        packed_bytes: Bytes of its data in the result if it was packed without being pruned.
     """
 
     statistics: TensorStatistics | None = None
     checksum: str | None = None
+    packed_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,7 @@ class TensorReport:
 
     def _other(self) -> OtherTensor:
         weights, nbytes = math.prod(self.entry.shape), self.entry.nbytes
+        packed_bytes = self.outcome.packed_bytes
         return {
             "pruned": False,
             "reason": self.decision.reason,
@@ -106,7 +109,7 @@ class TensorReport:
             "weights": weights,
             "kept": weights,
             "bytes_before": nbytes,
-            "bytes_after": nbytes,
+            "bytes_after": nbytes if packed_bytes is None else packed_bytes,
         }
 
 
@@ -133,7 +136,7 @@ def build_report(
     return {
         "emp_llm_version": __version__,
         "format": options.output_format,
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(rest_packed=packs_rest(options)),
         "source": source,
         "rule": rule_fields(options, calibrated.samples),
         **_extra_fields(options, calibrated.notes),
@@ -177,7 +180,14 @@ def dense_report(report: Report, hashes: Mapping[str, str]) -> Report:
         "targets": {**report["totals"]["targets"], **targets},
         "model": model,
     }
-    return {**report, "format": "dense", "totals": totals, "tensors": fields}
+    version = format_version(rest_packed=False)
+    return {
+        **report,
+        "format": "dense",
+        "format_version": version,
+        "totals": totals,
+        "tensors": fields,
+    }
 
 
 def _dense(tensor: TensorFields, checksum: str) -> TensorFields:

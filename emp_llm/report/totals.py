@@ -41,6 +41,7 @@ __all__ = [
     "left_alone",
     "mass_totals",
     "pruned_tensors",
+    "rest_totals",
     "sparsity_of",
 ]
 
@@ -60,6 +61,11 @@ def count_totals(tensors: Mapping[str, TensorFields]) -> tuple[Sums, Sums]:
     """
     everything = list(tensors.values())
     return _sums([fields for fields in everything if fields["pruned"]]), _sums(everything)
+
+
+def rest_totals(report: Report) -> Sums:
+    """The sums over the tensors of a report that were not pruned."""
+    return _sums([fields for fields in report["tensors"].values() if not fields["pruned"]])
 
 
 def _sums(tensors: Sequence[TensorFields]) -> Sums:
@@ -172,15 +178,17 @@ def sparsity_of(parts: Iterable[Sums]) -> float | None:
 
 
 class LeftAlone(TypedDict):
-    """Tensors that were left as they are for one reason.
+    """Tensors that were not pruned for one reason.
 
     Attributes:
         names: Their names, in the report's order.
-        bytes: Bytes of their data.
+        bytes: Bytes of their data in the source.
+        bytes_after: Bytes of their data in the result.
     """
 
     names: list[str]
     bytes: int
+    bytes_after: int
 
 
 def left_alone(report: Report) -> dict[str, LeftAlone]:
@@ -188,9 +196,10 @@ def left_alone(report: Report) -> dict[str, LeftAlone]:
     reasons: dict[str, LeftAlone] = {}
     for name, fields in report["tensors"].items():
         if not fields["pruned"]:
-            part = reasons.setdefault(fields["reason"], {"names": [], "bytes": 0})
+            part = reasons.setdefault(fields["reason"], {"names": [], "bytes": 0, "bytes_after": 0})
             part["names"].append(name)
             part["bytes"] += fields["bytes_before"]
+            part["bytes_after"] += fields["bytes_after"]
     return dict(sorted(reasons.items(), key=lambda item: (-item[1]["bytes"], item[0])))
 
 

@@ -1,5 +1,6 @@
 """What a run works with: threads, processes, GPUs and progress. Knows nothing of checkpoints.
 
+once           a value that the first thread to need it computes
 quiet          silences other libraries: logging, progress bars, warnings
 progress       progress of long work
 launcher       who takes part: torchrun, accelerate launch or srun

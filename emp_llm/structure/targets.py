@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from emp_llm.checkpoint.dtypes import PRUNABLE
 from emp_llm.errors import CheckpointError
+from emp_llm.options import NO_TARGETS
 from emp_llm.structure.completeness import check_complete, read_structure
 from emp_llm.structure.landing import Landing
 from emp_llm.structure.places import Place
@@ -17,7 +18,7 @@ from emp_llm.structure.stored_forms import check_gathered, check_not_quantized
 
 __all__ = ["Decisions", "TargetDecision", "decide", "decide_all", "decide_targets", "module_name"]
 
-_NAMED_TARGETS = ("mlp", "attention", "all-linear")
+_NAMED_TARGETS = ("mlp", "attention", "all-linear", NO_TARGETS)
 _EXAMPLES = 3
 _REMEDIES = {
     "F64": "Cast the checkpoint: from_pretrained(..., dtype='float32') and save_pretrained.",
@@ -89,7 +90,7 @@ def decide_targets(
         folder: The checkpoint's folder; only its ``config.json`` is read.
         tensors: Dtype, as safetensors names it ("BF16"), and shape of each tensor, by name.
         targets: ``mlp`` (linear layers of decoder blocks, without attention), ``attention`` (those
-            of attention), ``all-linear`` (both), or a regular expression searched in the
+            of attention), ``all-linear`` (both), ``none``, or a regular expression searched in the
             checkpoint's names, which finds linear layers outside decoder blocks as well.
         ignore: Regular expressions; a tensor in whose name one of them is found is not a target.
 
@@ -128,7 +129,7 @@ def decide_all(
         CheckpointError: If no model can be built from the config (see
             `emp_llm.structure.meta_model.build_meta_model`), a tensor does not fit it or is missing
             (see `emp_llm.structure.completeness.check_complete`), a target is not float16, bfloat16
-            or float32, or there is not a target.
+            or float32, or there is not a target that is asked for.
     """
     where = str(folder) if where is None else where
     shapes = {name: shape for name, (_, shape) in tensors.items()}
@@ -173,7 +174,7 @@ def decide(
         if decisions[name].prune and dtype not in PRUNABLE:
             check_not_quantized(where, landings)
             raise _not_prunable(decisions[name], dtype)
-    if not any(decision.prune for decision in decisions.values()):
+    if targets != NO_TARGETS and not any(decision.prune for decision in decisions.values()):
         check_not_quantized(where, landings)
         raise _nothing_matches(where, landings, kinds, rule)
     return decisions
@@ -251,6 +252,8 @@ def _why_not(name: str, shape: tuple[int, ...], place: Place, rule: _Rule) -> st
 def _off_target(name: str, place: Place, targets: str) -> str | None:
     if targets not in _NAMED_TARGETS:
         return None if re.search(targets, name) else "not matched by the targets"
+    if targets == NO_TARGETS:
+        return "nothing is pruned (targets=none)"
     if place.block is None:
         return "outside the blocks"
     if targets == "mlp" and place.attention:

@@ -18,7 +18,7 @@ from emp_kernels.rows import Bytes, Patterns, Workspace
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError
 
-__all__ = ["ROW_BLOCK_BYTES", "Geometry", "RowBlock"]
+__all__ = ["ROW_BLOCK_BYTES", "Geometry", "RowBlock", "WholeGeometry"]
 
 ROW_BLOCK_BYTES = 4 << 20
 """Bytes of a row block, or one row if that is longer: few enough to stay in a CPU's cache."""
@@ -219,6 +219,48 @@ class Geometry:
             return
         for column in range(len(columns)):
             yield first + column * line, column * width, (column + 1) * width
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeGeometry(Geometry):
+    """A tensor that is not pruned, seen as rows of its last dimension, as they lie in the file.
+
+    Such rows are no neurons: all of them belong to one matrix, and none is transposed.
+
+    Attributes:
+        record_rows: Rows that are packed in one record; a row block never parts them.
+    """
+
+    record_rows: int
+
+    @property
+    def matrices(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def matrix_rows(self) -> int:
+        """All rows of the tensor."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def record_weights(self) -> int:
+        """Weights of a record; the tensor's last one may have fewer."""
+        return self.record_rows * self.columns
+
+    @property
+    def records(self) -> int:
+        """Records of the tensor."""
+        return -(-self.matrix_rows // self.record_rows)
+
+    def block_records(self, block: RowBlock) -> range:
+        """The records that hold a row block, which starts with the first of a record's rows."""
+        return range(block.start // self.record_rows, -(-block.stop // self.record_rows))
+
+    @property
+    def _block_rows(self) -> int:
+        rows = super()._block_rows
+        return max(rows // self.record_rows, 1) * self.record_rows
 
 
 def _bytes(weights: Patterns) -> Bytes:

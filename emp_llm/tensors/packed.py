@@ -1,4 +1,4 @@
-"""The planes of a packed tensor, written and read; `FORMAT.md` is the specification.
+"""The planes of a packed tensor that is pruned; `FORMAT.md`, version 1, is the specification.
 
 NAME            uint8 [bytes]       the rows' records, one after the other
 NAME.emp_rows   uint8 [bytes]       per row: weights kept, escapes, base of the window
@@ -14,9 +14,10 @@ from emp_kernels.rows import Bytes, Table
 
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.tensors.geometry import Geometry
-from emp_llm.tensors.packed_config import FORMAT_VERSION
+from emp_llm.tensors.packed_config import PRUNED_VERSION
 
 __all__ = [
+    "MAX_DIMENSIONS",
     "MAX_META_BYTES",
     "PLANE_ALIGN",
     "PackedTensor",
@@ -28,9 +29,10 @@ PLANE_ALIGN = 16
 """The length of each plane is a multiple of so many bytes; so its start is one as well."""
 
 _META_FIELDS = 6
-_MAX_DIMENSIONS = 8
+MAX_DIMENSIONS = 8
+"""A packed tensor has so many dimensions at most."""
 
-MAX_META_BYTES = 8 * (_META_FIELDS + _MAX_DIMENSIONS)
+MAX_META_BYTES = 8 * (_META_FIELDS + MAX_DIMENSIONS)
 """Bytes of the longest NAME.emp_meta."""
 
 
@@ -75,7 +77,7 @@ class PackedTensor:
         """The bytes of NAME.emp_meta, padding included."""
         layout, geometry = self.layout, self.geometry
         fields = [
-            FORMAT_VERSION,
+            PRUNED_VERSION,
             geometry.number_format.code,
             layout.dropped_bits,
             layout.radix,
@@ -92,18 +94,12 @@ class PackedTensor:
 
         Args:
             name: The tensor's name, for errors.
-            data: The plane's bytes.
+            data: The plane's bytes, which start with version 1.
 
         Raises:
-            FormatError: If it is of another version, or describes no possible tensor.
+            FormatError: If it describes no possible tensor.
         """
         fields = np.frombuffer(data, "<i8").tolist()
-        version = fields[0] if fields else 0
-        if version != FORMAT_VERSION:
-            raise FormatError(
-                f"{name!r} is packed in version {version} of the format; this emp-llm reads "
-                f"version {FORMAT_VERSION}: install a release that knows it"
-            )
         try:
             packed = cls._of_fields(fields)
         except (ValueError, CheckpointError) as error:
@@ -127,7 +123,7 @@ class PackedTensor:
         # zeros behind the shape are padding: the shape has none, for no empty tensor is packed
         while shape and shape[-1] == 0:
             shape.pop()
-        if not 2 <= len(shape) <= _MAX_DIMENSIONS or min(shape) <= 0:
+        if not 2 <= len(shape) <= MAX_DIMENSIONS or min(shape) <= 0:
             raise ValueError(f"its shape is {shape}")
         if transposed not in (0, 1):
             raise ValueError(f"transposed is {transposed}")

@@ -4,23 +4,46 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 __all__ = [
-    "FORMAT_VERSION",
+    "KNOWN_VERSIONS",
+    "PRUNED_VERSION",
     "QUANT_METHOD",
+    "WHOLE_VERSION",
+    "format_version",
     "is_packed",
     "quant_method",
     "quantization_config",
 ]
 
-FORMAT_VERSION: Final = 1
-"""Version of the format that is written, and the only one that is read; see ``FORMAT.md``."""
+PRUNED_VERSION: Final = 1
+"""Version of the format that packed tensors which are pruned have; see ``FORMAT.md``."""
+
+WHOLE_VERSION: Final = 2
+"""Version that packed tensors have of which all weights stay."""
+
+KNOWN_VERSIONS: Final = (PRUNED_VERSION, WHOLE_VERSION)
+"""Versions that this release reads."""
 
 QUANT_METHOD: Final = "emp"
 """The name by which transformers finds what loads a packed checkpoint."""
 
 
-def quantization_config(rule: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``quantization_config`` of a packed checkpoint that was pruned by this rule."""
-    return {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **rule}
+def format_version(*, rest_packed: bool) -> int:
+    """The version that a packed checkpoint has by whether tensors are packed that are not pruned.
+
+    A packed checkpoint has the highest version that one of its tensors may have: if the rest is
+    plain it has version 1, which older releases can read.
+    """
+    return WHOLE_VERSION if rest_packed else PRUNED_VERSION
+
+
+def quantization_config(rule: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """The ``quantization_config`` of a packed checkpoint.
+
+    Args:
+        rule: The rule that it was pruned by.
+        version: Its version, see `format_version`.
+    """
+    return {"quant_method": QUANT_METHOD, "format_version": version, **rule}
 
 
 def quant_method(config: Mapping[str, Any]) -> object:

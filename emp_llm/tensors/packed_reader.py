@@ -1,7 +1,4 @@
-"""A packed tensor opened for reading: its row table checked, its rows decoded by row blocks.
-
-What stays in memory is where the records of each row block start: a few bytes for some megabytes.
-"""
+"""A packed tensor opened for reading: its row table checked, its rows decoded by row blocks."""
 
 from typing import TYPE_CHECKING
 
@@ -17,15 +14,19 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
 from emp_llm.tensors.geometry import Geometry, RowBlock
-from emp_llm.tensors.packed import MAX_META_BYTES, PackedTensor, padding
+from emp_llm.tensors.packed import MAX_META_BYTES, PackedTensor
+from emp_llm.tensors.packed_config import KNOWN_VERSIONS, WHOLE_VERSION
 from emp_llm.tensors.planes import Planes, find_packed
+from emp_llm.tensors.planes_reader import PlanesReader
 from emp_llm.tensors.row_reader import StoredRows, block_memory
+from emp_llm.tensors.whole import MAX_WHOLE_META_BYTES, WholeTensor
+from emp_llm.tensors.whole_reader import WholeReader
 
 if TYPE_CHECKING:
     import torch
     from emp_kernels.gpu_workspace import DeviceWorkspace
 
-__all__ = ["PackedReader", "open_shard"]
+__all__ = ["PackedReader", "open_packed", "open_shard"]
 
 # Rows that keep one weight each grow 16 times at most: their masks alone are a sixteenth of 16-bit
 # weights. Only rows of zeros have no mask.
@@ -34,78 +35,31 @@ _SMALL = 64 << 20
 _TABLE_ROWS = 1 << 16  # lines of a row table that are checked at a time
 
 
-class PackedReader:
-    """Reads one packed tensor.
+class PackedReader(PlanesReader):
+    """Reads one packed tensor that was pruned.
 
     Args:
         file: Its file.
         planes: Where its planes lie.
+        packed: What `NAME.emp_meta` says of the tensor.
 
     Attributes:
-        planes: Where its planes lie.
-        packed: What `NAME.emp_meta` says of the tensor.
         kept: How many weights all its rows keep.
 
     Raises:
         CheckpointError: If the file cannot be read.
-        FormatError: If the planes contradict each other or are of another version.
+        FormatError: If the planes contradict each other.
     """
 
-    def __init__(self, file: SourceFile, planes: Planes) -> None:
-        self.planes = planes
-        self._file = file
-        self.packed = self._read_meta()
-        if planes.rows.nbytes != self.packed.table_bytes:
-            raise self._damage(
-                f"its row table has {planes.rows.nbytes:,} bytes, its shape "
-                f"{list(self.geometry.shape)} needs {self.packed.table_bytes:,}"
-            )
-        self.kept, self._starts = self._read_table()
-        used = self._starts[-1]
-        if planes.records.nbytes != used + len(padding(used)):
-            raise self._damage(
-                f"its records have {planes.records.nbytes:,} bytes, its row table describes "
-                f"{used:,}"
-            )
-        # nothing may hide in the padding: the same weights have the same bytes and checksums
-        for plane, end in ((planes.records, used), (planes.rows, self._table_end)):
-            if any(self._read(plane.start + end, plane.nbytes - end)):
-                raise self._damage(f"the padding of {plane.name!r} is not zero")
-
-    @property
-    def name(self) -> str:
-        """The tensor's name."""
-        return self.planes.records.name
+    def __init__(self, file: SourceFile, planes: Planes, packed: PackedTensor) -> None:
+        self.packed = packed
+        self.kept = 0
+        super().__init__(file, planes, packed.table_bytes, packed.geometry.rows * packed.line_bytes)
 
     @property
     def geometry(self) -> Geometry:
         """The shape of the dense tensor, and how its rows run."""
         return self.packed.geometry
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all planes."""
-        return self.planes.nbytes
-
-    @property
-    def dense_entry(self) -> TensorEntry:
-        """The tensor's entry in a dense file that begins with it."""
-        geometry = self.geometry
-        return TensorEntry(
-            self.name, geometry.number_format.name, geometry.shape, 0, geometry.nbytes
-        )
-
-    @property
-    def end_bytes(self) -> bytes:
-        """What is stored behind the last record: padding, row table and parameters."""
-        planes, used = self.planes, self._starts[-1]
-        padding = self._read(planes.records.start + used, planes.records.nbytes - used)
-        return padding + self._plane(planes.rows) + self._plane(planes.meta)
-
-    def block_bytes(self, block: RowBlock) -> int:
-        """Bytes of a row block's records."""
-        number = self.geometry.block_number(block)
-        return self._starts[number + 1] - self._starts[number]
 
     def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64]:
         """How many weights each row of a row block keeps, int64 [rows]."""
@@ -154,80 +108,69 @@ class PackedReader:
     def _stored(self, block: RowBlock, workspace: Workspace) -> tuple[Bytes, Table]:
         """The records of a row block, and its lines of the row table."""
         first = self.geometry.first_row(block)
-        return self._records(block, workspace), self._table(first, first + block.stop - block.start)
+        table = self._table(first, first + block.stop - block.start)
+        return self.stored_block(block, workspace), table
 
-    def _records(self, block: RowBlock, workspace: Workspace) -> Bytes:
-        nbytes = self.block_bytes(block)
-        data = workspace.take("records", nbytes)[:nbytes]
-        at = self.planes.records.start + self._starts[self.geometry.block_number(block)]
-        self._file.read_into(at, data.data)
-        return data
-
-    def _read_meta(self) -> PackedTensor:
-        meta = self.planes.meta
-        data = self._read(meta.start, min(meta.nbytes, MAX_META_BYTES + 8))
-        try:
-            return PackedTensor.decode_meta(self.name, data)
-        except FormatError as error:
-            raise FormatError(f"{self._file.name}: {error}") from error
-
-    def _read_table(self) -> tuple[int, list[int]]:
-        """Check the row table.
-
-        Returns:
-            How many weights are kept, and where the records of each row block start, as offsets
-            in the plane of records; last, where they end.
-        """
+    def _find_starts(self) -> list[int]:
+        """Check the row table and count what is kept; see `PlanesReader`."""
         geometry, layout = self.geometry, self.packed.layout
         firsts = np.array([geometry.first_row(block) for block in geometry.row_blocks()])
-        kept, end, starts = 0, 0, []
+        end, starts = 0, []
         for first in range(0, geometry.rows, _TABLE_ROWS):
             stop = min(first + _TABLE_ROWS, geometry.rows)
             table = self._table(first, stop)
             try:
                 check_table(table, layout)
             except DamagedRowError as error:
-                raise self._damage(f"row {first + error.row}: {error.fault}") from error
-            kept += int(table[:, 0].sum())
+                raise self.damage(f"row {first + error.row}: {error.fault}") from error
+            self.kept += int(table[:, 0].sum())
             offsets = end + layout.offsets(table[:, 0], table[:, 1])
             here = firsts[(firsts >= first) & (firsts < stop)]
             starts.extend(offsets[here - first].tolist())
             end = int(offsets[-1])
-        return kept, [*starts, end]
+        return [*starts, end]
 
     def _table(self, first: int, stop: int) -> Table:
-        """Lines of the row table, int64 [stop - first, 3].
-
-        They are read whenever they are needed: those of a whole model would take much memory.
-        """
-        line = self.packed.line_bytes
-        data = np.empty((stop - first) * line, np.uint8)
-        self._file.read_into(self.planes.rows.start + first * line, data.data)
-        return self.packed.decode_table(data)
-
-    @property
-    def _table_end(self) -> int:
-        return self.geometry.rows * self.packed.line_bytes
-
-    def _plane(self, entry: TensorEntry) -> bytes:
-        return self._read(entry.start, entry.nbytes)
-
-    def _read(self, at: int, nbytes: int) -> bytes:
-        data = bytearray(nbytes)
-        self._file.read_into(at, memoryview(data))
-        return bytes(data)
+        """Lines of the row table, int64 [stop - first, 3]."""
+        return self.packed.decode_table(self.table_lines(first, stop, self.packed.line_bytes))
 
     def _damaged_row(self, block: RowBlock, error: DamagedRowError) -> FormatError:
-        return self._damage(f"row {self.geometry.first_row(block) + error.row}: {error.fault}")
+        return self.damage(f"row {self.geometry.first_row(block) + error.row}: {error.fault}")
 
-    def _damage(self, fault: str) -> FormatError:
-        return FormatError(
-            f"{self._file.name}: packed tensor {self.name!r} is damaged: {fault}; "
-            "download or prune it again"
+
+def open_packed(file: SourceFile, planes: Planes) -> PackedReader | WholeReader:
+    """Open a packed tensor, of whichever version of the format.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+        FormatError: If the tensor is damaged, or of a version that this release does not know.
+    """
+    name, meta = planes.records.name, planes.meta
+    longest = max(MAX_META_BYTES, MAX_WHOLE_META_BYTES) + 8
+    data = bytearray(min(meta.nbytes, longest))
+    file.read_into(meta.start, memoryview(data))
+    version = int.from_bytes(data[:8], "little", signed=True)
+    if version not in KNOWN_VERSIONS:
+        raise FormatError(
+            f"{file.name}: {name!r} is packed in version {version} of the format; this emp-llm "
+            f"reads versions {KNOWN_VERSIONS[0]} to {KNOWN_VERSIONS[-1]}: install a release that "
+            "knows it"
         )
+    try:
+        if version != WHOLE_VERSION:
+            packed = PackedTensor.decode_meta(name, bytes(data))
+        else:
+            whole = WholeTensor.decode_meta(name, bytes(data))
+    except FormatError as error:
+        raise FormatError(f"{file.name}: {error}") from error
+    if version != WHOLE_VERSION:
+        return PackedReader(file, planes, packed)
+    return WholeReader(file, planes, whole)
 
 
-def open_shard(shard: Shard, file: SourceFile) -> tuple[dict[str, PackedReader], list[TensorEntry]]:
+def open_shard(
+    shard: Shard, file: SourceFile
+) -> tuple[dict[str, PackedReader | WholeReader], list[TensorEntry]]:
     """Open all packed tensors of a shard.
 
     Args:
@@ -243,7 +186,7 @@ def open_shard(shard: Shard, file: SourceFile) -> tuple[dict[str, PackedReader],
         FormatError: If a packed tensor is damaged, incomplete or of another version.
     """
     packed, plain = find_packed(shard.name, shard.header.tensors)
-    readers = {name: PackedReader(file, planes) for name, planes in packed.items()}
+    readers = {name: open_packed(file, planes) for name, planes in packed.items()}
     stored = sum(reader.nbytes for reader in readers.values())
     dense = sum(reader.geometry.nbytes for reader in readers.values())
     if dense > _MOST_GROWTH * stored + _SMALL:

@@ -1,13 +1,16 @@
-"""The byte ranges in which the rows of a target are read, in order."""
+"""The byte ranges in which the rows of a tensor are read, in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
+from emp_llm.tensors.code_choice import sample_places
+from emp_llm.tensors.geometry import Geometry, RowBlock, WholeGeometry
 from emp_llm.tensors.layout_choice import sample_blocks
 from emp_llm.tensors.target import Target
 
-__all__ = ["Span", "has_ranges", "spans"]
+__all__ = ["Span", "has_ranges", "rest_spans", "target_spans"]
 
 
 _SMALL_TENSOR = 16 << 20
@@ -49,13 +52,21 @@ def has_ranges(shard: Shard) -> bool:
     return len(shard.parts) == 1 and type(shard) is type(shard.parts[0]) is Shard
 
 
-def spans(target: Target) -> Iterator[Span]:
-    """The spans that are read of a target, in order: a sample of rows, then all row blocks.
+def target_spans(target: Target) -> Iterator[Span]:
+    """The spans that are read of a target, in order: a sample of rows, then all row blocks."""
+    return _spans(target.shard, target.entry, target.geometry, sample_blocks(target.geometry))
 
-    The layout is chosen by the sample, so its rows are read twice.
-    """
-    geometry, shard, at = target.geometry, target.shard, target.entry.start
-    sampled = sample_blocks(geometry)
+
+def rest_spans(shard: Shard, entry: TensorEntry, geometry: WholeGeometry) -> Iterator[Span]:
+    """The spans that are read of a tensor to pack it without pruning it, likewise."""
+    return _spans(shard, entry, geometry, sample_places(geometry))
+
+
+def _spans(
+    shard: Shard, entry: TensorEntry, geometry: Geometry, sampled: Sequence[RowBlock]
+) -> Iterator[Span]:
+    """The layout is chosen by the sample, so its rows are read twice."""
+    at = entry.start
     sample_bytes = sum(geometry.block_bytes(block) for block in sampled)
     if geometry.nbytes <= _SMALL_TENSOR:
         yield Span(shard, at, at + geometry.nbytes, geometry.nbytes + sample_bytes)

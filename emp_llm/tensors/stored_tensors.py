@@ -7,10 +7,11 @@ from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
-from emp_llm.tensors.packed_reader import PackedReader
+from emp_llm.tensors.packed_reader import PackedReader, open_packed
 from emp_llm.tensors.planes import Planes, find_packed
+from emp_llm.tensors.whole_reader import WholeReader
 
-__all__ = ["PlainTensor", "StoredTensor", "stored_tensors"]
+__all__ = ["OpenTensor", "PlainTensor", "StoredTensor", "stored_tensors"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class PlainTensor:
 
     file: SourceFile
     entry: TensorEntry
+
+
+OpenTensor = PlainTensor | PackedReader | WholeReader
+"""A tensor that is open for reading."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class StoredTensor:
         """Bytes that are stored of it."""
         return self.place.nbytes
 
-    def open(self, files: OpenFiles) -> PlainTensor | PackedReader:
+    def open(self, files: OpenFiles) -> OpenTensor:
         """Open it, after waiting for its shard if that is still being downloaded.
 
         Raises:
@@ -49,7 +54,7 @@ class StoredTensor:
         """
         file = files.file(self.shard)
         if isinstance(self.place, Planes):
-            return PackedReader(file, self.place)
+            return open_packed(file, self.place)
         return PlainTensor(file, self.place)
 
 

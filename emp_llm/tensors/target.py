@@ -1,6 +1,5 @@
 """A target: where the tensor lies, how its rows run, and the layout they are packed in."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError
+from emp_llm.runtime.once import Once
 from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.row_reader import PlainReader
 
@@ -32,8 +32,7 @@ class Target:
     shard: Shard
     entry: TensorEntry
     geometry: Geometry
-    _layouts: dict[str, RowLayout] = field(default_factory=dict, init=False, repr=False)
-    _deciding: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _layout: Once[RowLayout] = field(default_factory=Once, init=False, repr=False)
 
     @classmethod
     def of(cls, shard: Shard, entry: TensorEntry, *, transposed: bool) -> "Target":
@@ -90,12 +89,9 @@ class Target:
 
     def layout(self, choose: Callable[[], RowLayout]) -> RowLayout:
         """The layout for the whole tensor; chosen by the first caller, whichever thread that is."""
-        with self._deciding:  # row blocks of one target are computed by several threads
-            if "chosen" not in self._layouts:
-                self._layouts["chosen"] = choose()
-            return self._layouts["chosen"]
+        return self._layout.get(choose)
 
     @property
     def decided_layout(self) -> RowLayout:
         """The layout, once `layout` has decided it."""
-        return self._layouts["chosen"]
+        return self._layout.value

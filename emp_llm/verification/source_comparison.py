@@ -26,10 +26,16 @@ from emp_llm.runtime.progress import SharedProgress
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.selection import Selection, passes
 from emp_llm.tensors.target import Target
-from emp_llm.verification.bytes_comparison import ComparedBytes
+from emp_llm.verification.bytes_comparison import ComparedBytes, ComparedWhole
 from emp_llm.verification.folder_checks import check_same_config, check_same_files
 from emp_llm.verification.target_comparison import ComparedTarget, GivenTarget, RepairedTarget
-from emp_llm.verification.tensor_checks import NOT_OF_SOURCE, BytesCheck, RowsCheck, TensorCheck
+from emp_llm.verification.tensor_checks import (
+    NOT_OF_SOURCE,
+    BytesCheck,
+    RowsCheck,
+    TensorCheck,
+    WholeCheck,
+)
 from emp_llm.verification.written_folder import CheckedTensors, WrittenFolder
 
 __all__ = ["SourceComparison", "compared_with"]
@@ -74,6 +80,8 @@ class SourceComparison:
         file = self.files.file(shard)
         if isinstance(check, BytesCheck):
             return self._bytes_pieces(check, entry, file)
+        if isinstance(check, WholeCheck):
+            return self._whole_pieces(check, entry, file)
         return self._rows_pieces(check, self.targets[check.name], file)
 
     def check_complete(
@@ -152,6 +160,13 @@ class SourceComparison:
             yield from check.pieces()
         else:
             yield from ComparedBytes(check, entry, file, self.name).pieces()
+
+    def _whole_pieces(
+        self, check: WholeCheck, entry: TensorEntry, file: SourceFile
+    ) -> Iterator[Piece]:
+        here = _kind(check.geometry.number_format.name, check.geometry.shape)
+        self._check_kind(check, here, _kind(entry.dtype, entry.shape))
+        return ComparedWhole(check, entry, file, self.name).pieces()
 
     def _rows_pieces(self, check: RowsCheck, target: Target, file: SourceFile) -> Iterator[Piece]:
         here, there = (

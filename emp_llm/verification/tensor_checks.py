@@ -1,6 +1,7 @@
 """The check of one tensor of a written folder, in pieces; see `emp_llm.runtime.pipeline`.
 
 RowsCheck    a tensor that was pruned: every row, decoded where it is packed
+WholeCheck   a tensor that was packed without being pruned: every record, decoded
 BytesCheck   any other tensor, byte by byte
 """
 
@@ -26,7 +27,8 @@ from emp_llm.report.tensor_statistics import TensorStatistics, ratio
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
-from emp_llm.tensors.row_reader import PlainReader, RowReader
+from emp_llm.tensors.row_reader import PlainReader, RowReader, StoredRows
+from emp_llm.tensors.whole_reader import WholeReader
 
 __all__ = [
     "NOT_OF_SOURCE",
@@ -34,6 +36,7 @@ __all__ = [
     "CheckedRows",
     "RowsCheck",
     "TensorCheck",
+    "WholeCheck",
     "shard_checks",
 ]
 
@@ -182,6 +185,45 @@ class RowsCheck(_Check):
             )
 
 
+class WholeCheck(_Check):
+    """Every record of a tensor that was packed without being pruned.
+
+    Args:
+        where: Its file.
+        reader: The tensor.
+        fields: What the report says of it; None if there is no report.
+
+    Attributes:
+        geometry: How its rows lie.
+    """
+
+    def __init__(self, where: str, reader: WholeReader, fields: TensorFields | None) -> None:
+        super().__init__(where, reader.name, fields, reader.nbytes)
+        self.geometry = reader.geometry
+        self._reader = reader
+
+    def pieces(self) -> Iterator[Piece]:
+        """The work, row block by row block."""
+        for block in self.geometry.row_blocks():
+            yield Piece(self._reader.block_bytes(block), partial(self.read, block), self.take)
+        yield Piece.note(self.conclude)
+
+    def read(
+        self, block: RowBlock, workspace: Workspace, memory: Patterns | None = None
+    ) -> StoredRows:
+        """Read a row block; on any thread. Arguments are those of `RowReader.read`."""
+        return self._reader.read(block, workspace, memory)
+
+    def take(self, block: StoredRows) -> None:
+        """Take note of a row block; in order."""
+        self._checksum.update(block.stored.data)
+
+    def conclude(self) -> None:
+        """Compare the checksum."""
+        self._checksum.update(self._reader.end_bytes)
+        super().conclude()
+
+
 class BytesCheck(_Check):
     """The bytes of a tensor that was not pruned.
 
@@ -223,7 +265,7 @@ class BytesCheck(_Check):
         self._checksum.update(data.data)
 
 
-TensorCheck = RowsCheck | BytesCheck
+TensorCheck = RowsCheck | WholeCheck | BytesCheck
 """The check of one tensor."""
 
 
@@ -249,7 +291,10 @@ def shard_checks(
                 raise FormatError(f"{shard.name}: tensor {name!r} is not in {REPORT_NAME}")
     fields = tensors or {}
     for name, reader in readers.items():
-        yield _packed_check(shard.name, reader, fields.get(name))
+        if isinstance(reader, WholeReader):
+            yield _whole_check(shard.name, reader, fields.get(name))
+        else:
+            yield _packed_check(shard.name, reader, fields.get(name))
     for entry in plain:
         yield _plain_check(shard.name, file, entry, fields.get(entry.name))
 
@@ -264,6 +309,19 @@ def _packed_check(where: str, reader: PackedReader, fields: TensorFields | None)
         if found != expected:
             raise check.fault(f"is packed as {found}, the report says {expected}")
         check.expect(kept=check.kept, bytes_before=geometry.nbytes)
+    return check
+
+
+def _whole_check(where: str, reader: WholeReader, fields: TensorFields | None) -> WholeCheck:
+    check = WholeCheck(where, reader, fields)
+    if fields is not None:
+        geometry = reader.geometry
+        check.expect(
+            pruned=False,
+            dtype=geometry.number_format.name,
+            shape=list(geometry.shape),
+            bytes_before=geometry.nbytes,
+        )
     return check
 
 

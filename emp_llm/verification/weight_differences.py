@@ -18,10 +18,11 @@ from emp_llm.files.checksum import COPY_BYTES
 from emp_llm.report.tensor_statistics import digits, ratio
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.tensors.bit_patterns import as_float32
-from emp_llm.tensors.geometry import RowBlock
+from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.packed_reader import PackedReader
 from emp_llm.tensors.row_reader import PlainReader, RowReader, block_memory
-from emp_llm.tensors.stored_tensors import PlainTensor
+from emp_llm.tensors.stored_tensors import OpenTensor, PlainTensor
+from emp_llm.tensors.whole_reader import UnpackedBytes, WholeReader
 
 __all__ = ["CountFields", "Counts", "compare", "count_differences", "kinds_in_words"]
 
@@ -123,9 +124,7 @@ class Counts:
         }
 
 
-def kinds_in_words(
-    a: PlainTensor | PackedReader, b: PlainTensor | PackedReader
-) -> tuple[str, str] | None:
+def kinds_in_words(a: OpenTensor, b: OpenTensor) -> tuple[str, str] | None:
     """Dtype and shape of two tensors that cannot be compared; None if they can be."""
     (words_a, turned_a), (words_b, turned_b) = _kind(a), _kind(b)
     if words_a != words_b:
@@ -136,17 +135,17 @@ def kinds_in_words(
     return None
 
 
-def _kind(tensor: PlainTensor | PackedReader) -> tuple[str, bool | None]:
+def _kind(tensor: OpenTensor) -> tuple[str, bool | None]:
     """Dtype and shape in words, and whether rows are columns; None if nothing says so."""
     if isinstance(tensor, PlainTensor):
         return f"{tensor.entry.dtype} {list(tensor.entry.shape)}", None
     geometry = tensor.geometry
-    return f"{geometry.number_format.name} {list(geometry.shape)}", geometry.transposed
+    # the rows of a tensor that is not pruned say nothing of its neurons
+    turned = geometry.transposed if isinstance(tensor, PackedReader) else None
+    return f"{geometry.number_format.name} {list(geometry.shape)}", turned
 
 
-def compare(
-    a: PlainTensor | PackedReader, b: PlainTensor | PackedReader, total: Counts
-) -> Iterator[Piece]:
+def compare(a: OpenTensor, b: OpenTensor, total: Counts) -> Iterator[Piece]:
     """The work of comparing two tensors that can be compared.
 
     Args:
@@ -159,15 +158,25 @@ def compare(
             nbytes = min(COPY_BYTES, a.entry.nbytes - start)
             yield Piece(2 * nbytes, partial(_compare_stretch, a, b, start, nbytes), total.add)
     else:
-        geometry = next(side.geometry for side in (a, b) if isinstance(side, PackedReader))
-        rows_a, rows_b = (
-            PlainReader(side.file, side.entry, geometry) if isinstance(side, PlainTensor) else side
-            for side in (a, b)
-        )
+        pruned = [side.geometry for side in (a, b) if isinstance(side, PackedReader)]
+        whole = [side.geometry for side in (a, b) if isinstance(side, WholeReader)]
+        geometry = (*pruned, *whole)[0]
+        rows_a, rows_b = (_rows(side, geometry) for side in (a, b))
         for block in geometry.row_blocks():
             nbytes = rows_a.block_bytes(block) + rows_b.block_bytes(block)
             yield Piece(nbytes, partial(_compare_block, rows_a, rows_b, block), total.add)
     yield Piece.note(total.end_tensor)
+
+
+def _rows(tensor: OpenTensor, geometry: Geometry) -> RowReader:
+    """The rows of a tensor by the row blocks of a geometry, that of one of the two compared."""
+    if isinstance(tensor, PlainTensor):
+        return PlainReader(tensor.file, tensor.entry, geometry)
+    if tensor.geometry == geometry:
+        return tensor
+    if isinstance(tensor, PackedReader):
+        raise TypeError(f"{tensor.name!r} is pruned, so its rows are what is compared")
+    return PlainReader(UnpackedBytes(tensor), tensor.dense_entry, geometry)
 
 
 def _compare_block(a: RowReader, b: RowReader, block: RowBlock, workspace: Workspace) -> Counts:

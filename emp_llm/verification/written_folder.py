@@ -13,7 +13,7 @@ from emp_llm.checkpoint.checkpoint import Checkpoint, check_all_listed, open_che
 from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.errors import CheckpointError, FormatError
-from emp_llm.options import PruneOptions
+from emp_llm.options import NO_TARGETS, PruneOptions
 from emp_llm.output.output_folder import STAGING_NAME
 from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
@@ -24,7 +24,7 @@ from emp_llm.rule_fields import rule_options
 from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
-from emp_llm.tensors.packed_config import FORMAT_VERSION, is_packed, quantization_config
+from emp_llm.tensors.packed_config import KNOWN_VERSIONS, is_packed, quantization_config
 from emp_llm.tensors.planes import holds_planes
 from emp_llm.verification.folder_checks import (
     changed_files,
@@ -34,7 +34,12 @@ from emp_llm.verification.folder_checks import (
     check_written_alike,
     other_files,
 )
-from emp_llm.verification.tensor_checks import RowsCheck, TensorCheck, shard_checks
+from emp_llm.verification.tensor_checks import (
+    BytesCheck,
+    RowsCheck,
+    TensorCheck,
+    shard_checks,
+)
 
 __all__ = [
     "CheckedTensors",
@@ -83,6 +88,7 @@ class CheckedTensors:
     Attributes:
         names: Their names.
         pruned: How many of them are pruned.
+        packed: How many are packed, pruned or not.
         repaired: How many have other weights than the source gives.
         rows: Rows of the pruned tensors.
         kept: Weights that are kept in these.
@@ -91,6 +97,7 @@ class CheckedTensors:
 
     names: set[str] = field(default_factory=set)
     pruned: int = 0
+    packed: int = 0
     repaired: int = 0
     rows: int = 0
     kept: int = 0
@@ -100,6 +107,7 @@ class CheckedTensors:
         """Count a tensor whose check is done."""
         self.names.add(check.name)
         self.repaired += check.repaired
+        self.packed += not isinstance(check, BytesCheck)
         if isinstance(check, RowsCheck):
             self.pruned += 1
             self.rows += check.rows
@@ -190,7 +198,7 @@ def _check_reported_config(checkpoint: Checkpoint, report: Report) -> None:
     """A packed folder must state the rule that it was pruned by; a dense one must state none."""
     found = checkpoint.config.get("quantization_config")
     packed = report["format"] == "packed"
-    expected = quantization_config(report["rule"]) if packed else None
+    expected = quantization_config(report["rule"], report["format_version"]) if packed else None
     if found != expected:
         raise FormatError(
             f"{checkpoint.folder}: quantization_config in config.json is {found}, by the report it "
@@ -200,10 +208,11 @@ def _check_reported_config(checkpoint: Checkpoint, report: Report) -> None:
 
 def _check_version(checkpoint: Checkpoint) -> None:
     version = checkpoint.config["quantization_config"].get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in KNOWN_VERSIONS:
         raise FormatError(
             f"{checkpoint.folder}: quantization_config in config.json states version {version} "
-            f"of the format; this emp-llm reads version {FORMAT_VERSION}"
+            f"of the format; this emp-llm reads versions {KNOWN_VERSIONS[0]} to "
+            f"{KNOWN_VERSIONS[-1]}"
         )
 
 
@@ -252,7 +261,9 @@ def check_whole(written: WrittenFolder, checked: CheckedTensors) -> None:
     """
     checkpoint, report = written.checkpoint, written.report
     if report is None:
-        if not checked.pruned:
+        # of a small model that is not pruned, no tensor may be large enough to be packed
+        lossless = checkpoint.config["quantization_config"].get("targets") == NO_TARGETS
+        if not checked.packed and not lossless:
             raise FormatError(
                 f"{checkpoint.folder}: is packed by config.json, but no tensor of it is; "
                 "`emp-llm unpack` writes the ordinary checkpoint that it is"

@@ -20,7 +20,9 @@ from emp_llm import prune
 
 TinyModel = Callable[..., Path]
 
-COMMANDS = ("prune", "inspect", "diff", "report", "unpack", "verify", "push", "eval", "compare")
+COMMANDS = (
+    *("prune", "pack", "inspect", "diff", "report", "unpack", "verify", "push", "eval", "compare"),
+)
 HEAVY = {"torch", "transformers", "numba", "numpy", "accelerate", "safetensors", "huggingface_hub"}
 
 

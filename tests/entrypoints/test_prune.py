@@ -217,7 +217,7 @@ def test_the_config_says_how_the_model_was_pruned_and_is_the_same_otherwise(tmp_
     config = read_json(tmp_path / "out" / "config.json")
     assert config.pop("quantization_config") == {
         "quant_method": "emp",
-        "format_version": 1,
+        "format_version": 2,
         "beta": 0.75,
         "granularity": "layer",
         "criterion": "magnitude",

@@ -11,7 +11,7 @@ from support.checkpoints import differing, files
 from support.hub_uploads import UploadHub
 from support.uploading import LEGACY_UPLOAD, REPO, refusal, without_card
 
-from emp_llm import FormatError, OptionError, PruneOptions, prune, push, unpack, verify
+from emp_llm import FormatError, OptionError, PruneOptions, pack, prune, push, unpack, verify
 from emp_llm.runtime.progress import Silent
 
 pytestmark = LEGACY_UPLOAD
@@ -363,3 +363,26 @@ def test_what_was_uploaded_loads_by_its_id(
     loaded = AutoModelForCausalLM.from_pretrained(REPO, revision=revision or "main")
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
     assert differing(loaded.state_dict(), expected.state_dict()) == []
+
+
+def test_a_lossless_folder_is_uploaded_and_packed_from_the_hub_alike(
+    hub: UploadHub, wide_model: TinyModel, wide_packed: TinyModel, tmp_path: Path
+) -> None:
+    folder = wide_packed("llama", targets="none")
+    push(folder, REPO)
+    there = hub.files(REPO)
+    assert without_card(there) == without_card(files(folder))
+    card = there["README.md"].decode()
+    assert "packed without loss" in card
+    assert f'from_pretrained("{REPO}")' in card
+    assert "pruned" not in yaml.safe_load(card.split("---")[1])["tags"]
+    assert "emp_report.svg" not in there
+    hub.commit("me/dense", files(wide_model("llama")))
+    pack("me/dense", tmp_path / "out")
+    name = "model.safetensors"
+    assert files(tmp_path / "out")[name] == files(folder)[name]
+    assert verify(tmp_path / "out", against="me/dense")["pruned_tensors"] == 0
+    unpack(REPO, tmp_path / "dense")
+    assert (
+        differing(load_file(tmp_path / "dense" / name), load_file(wide_model("llama") / name)) == []
+    )

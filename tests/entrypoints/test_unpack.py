@@ -128,9 +128,9 @@ def test_a_plane_that_is_missing_is_named(packed: Path, tmp_path: Path) -> None:
 
 def test_another_version_of_the_format_is_refused(packed: Path, tmp_path: Path) -> None:
     tensors = load(packed)
-    tensors["model.layers.0.mlp.up_proj.weight.emp_meta"][0] = 2
+    tensors["model.layers.0.mlp.up_proj.weight.emp_meta"][0] = 3
     save_file(tensors, packed / "model.safetensors")
-    with pytest.raises(FormatError, match="version 2"):
+    with pytest.raises(FormatError, match="version 3"):
         unpack(packed, tmp_path / "dense")
 
 

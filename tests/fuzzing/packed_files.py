@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from emp_kernels.dispatch import pack_rows, resolve, unpack_rows
+from emp_kernels.dispatch import pack_rows, resolve, unpack_rows, unpack_whole
 from emp_kernels.layout import DIGITS, RowLayout
 from emp_kernels.numbers import BF16, F16, F32
 from emp_kernels.rows import PerRow
@@ -23,10 +23,11 @@ from emp_llm.checkpoint.safetensors_header import encode_header, read_header_by
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import EmpError
-from emp_llm.tensors.geometry import Geometry
+from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.packed import PackedTensor, padding
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
+from emp_llm.tensors.whole_reader import WholeReader
 
 SLOW = 20_000
 """Weights from which on the specification's reader takes too long."""
@@ -58,14 +59,14 @@ def make_packed(choices: Choices) -> bytes:
         records = _fitting(choices, tensor, table, records)
     meta = tensor.encode_meta()
     if how in (5, 6):
-        meta = _spoiled_meta(choices, meta)
+        meta = spoiled_meta(choices, meta)
     if how == 6:
         tensor, records, table = _as_told(choices, meta, tensor, records, table)
     rows = tensor.encode_table(table)
     if how == 7:
         rows = damaged(choices, rows, [bytes(16), b"\xff\xff", b"\1\0"])
-    planes = {"x": _padded(choices, records), "x" + ROWS_SUFFIX: rows, "x" + META_SUFFIX: meta}
-    return _file(choices, planes, odd=how == 8)
+    planes = {"x": padded(choices, records), "x" + ROWS_SUFFIX: rows, "x" + META_SUFFIX: meta}
+    return file_of(choices, planes, odd=how == 8)
 
 
 def _packed(choices: Choices) -> tuple[PackedTensor, np.ndarray, bytes]:
@@ -109,7 +110,8 @@ def _fitting(choices: Choices, tensor: PackedTensor, table: np.ndarray, records:
     return (records + choices.data(max(size - len(records), 0)))[:size]
 
 
-def _spoiled_meta(choices: Choices, meta: bytes) -> bytes:
+def spoiled_meta(choices: Choices, meta: bytes) -> bytes:
+    """Parameters of which one is changed, and maybe more of them."""
     fields = np.frombuffer(meta, "<i8").copy()
     at = choices.place(fields.size)
     small = choices.number(0, 8)
@@ -135,7 +137,8 @@ def _as_told(
     return told, _fitting(choices, told, table, records), table
 
 
-def _padded(choices: Choices, data: bytes) -> bytes:
+def padded(choices: Choices, data: bytes) -> bytes:
+    """The plane of some records, padded, mostly as it should be."""
     if choices.once_in(20):
         return data + choices.data(-len(data) % 16)
     if choices.once_in(20):
@@ -143,7 +146,8 @@ def _padded(choices: Choices, data: bytes) -> bytes:
     return data + padding(len(data))
 
 
-def _file(choices: Choices, planes: Mapping[str, bytes], *, odd: bool) -> bytes:
+def file_of(choices: Choices, planes: Mapping[str, bytes], *, odd: bool) -> bytes:
+    """A file of a tensor's planes and a plain tensor; if it is odd, one of them is another."""
     entries: Planes = {
         name: ("I64", (len(data) // 8,), data)
         if name.endswith(META_SUFFIX)
@@ -213,36 +217,43 @@ def check_packed(content: bytes) -> bool:
     return bool(decoded)
 
 
-def _decoded(reader: PackedReader) -> tuple[PackedReader, np.ndarray]:
+def _decoded(reader: PackedReader | WholeReader) -> tuple[PackedReader | WholeReader, np.ndarray]:
     geometry = reader.geometry
     rows = np.empty((geometry.rows, geometry.columns), geometry.number_format.storage)
     workspace = GuardedWorkspace(0xFF)
     for block in geometry.row_blocks():
         first = geometry.first_row(block)
         records, weights = reader.read(block, workspace)
-        _check_backends(reader, first, weights, records)
+        _check_backends(reader, block, weights, records)
         rows[first : first + len(weights)] = weights
     return reader, rows
 
 
 def _check_backends(
-    reader: PackedReader, first: int, weights: np.ndarray, records: np.ndarray
+    reader: PackedReader | WholeReader, block: RowBlock, weights: np.ndarray, records: np.ndarray
 ) -> None:
-    table = reader._table(first, first + len(weights))
     for impl in {"scalar", "simd"} - {resolve("auto")}:
         room = guarded(weights.nbytes)
         out = room.view(weights.dtype).reshape(weights.shape)
         workspace = GuardedWorkspace(0)
-        unpack_rows(records, table, reader.packed.layout, out=out, impl=impl, workspace=workspace)
+        if isinstance(reader, WholeReader):
+            numbers = reader.geometry.block_records(block)
+            lengths, layout = reader._lengths(numbers.start, numbers.stop), reader.whole.layout
+            unpack_whole(records, lengths, layout, out, impl=impl, workspace=workspace)
+        else:
+            first = reader.geometry.first_row(block)
+            table, layout = reader._table(first, first + len(weights)), reader.packed.layout
+            unpack_rows(records, table, layout, out=out, impl=impl, workspace=workspace)
         np.testing.assert_array_equal(out, weights)
 
 
 def _check_rows(
-    reader: PackedReader, rows: np.ndarray, planes: Mapping[str, bytes], name: str
+    reader: PackedReader | WholeReader, rows: np.ndarray, planes: Mapping[str, bytes], name: str
 ) -> None:
     geometry = reader.geometry
     infinity = geometry.number_format.infinity
-    assert ((rows & geometry.number_format.key_mask) < infinity).all(), "NaN or infinity"
+    if isinstance(reader, PackedReader):
+        assert ((rows & geometry.number_format.key_mask) < infinity).all(), "NaN or infinity"
     assert np.count_nonzero(rows) <= reader.kept
     if rows.size > SLOW:
         return
@@ -260,7 +271,8 @@ def _taken_by_specification(planes: Mapping[str, bytes]) -> bool:
     if planes.keys() != KINDS_OF_PLANES.keys():
         return False
     meta = np.frombuffer(planes["x.emp_meta"], "<i8").tolist()
-    if len(meta) > 14 or any(not 0 <= size <= SLOW for size in meta[6:]):
+    shape = meta[13 if meta[:1] == [2] else 6 :]
+    if len(shape) > 9 or any(not 0 <= size <= SLOW for size in shape):
         return False
     try:
         _by_specification(planes, "x")

@@ -1,4 +1,4 @@
-"""The fuzzer for twenty seconds, four for each reader, from seeds that are new each time.
+"""The fuzzer for twenty seconds, shared by all readers, from seeds that are new each time.
 
 A failure prints the seed that makes it again; see `tests/fuzz.py`.
 """

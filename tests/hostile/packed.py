@@ -90,7 +90,7 @@ PACKED: dict[str, Case] = {
     "garbage behind the records": Case(longer(UP, 16), "its row table describes"),
     "a row table too long": Case(longer(ROWS, 16), "its row table has"),
     "parameters too long": Case(longer(META, 1000), "emp_meta has"),
-    "a version to come": Case(parameter((0, 2)), "version 2 of the format"),
+    "a version to come": Case(parameter((0, 3)), "version 3 of the format"),
     "a number format of 2^62": Case(parameter((1, 1 << 62)), "is not that of a packed tensor"),
     "a negative number of bits": Case(parameter((2, -1)), "dropped_bits is -1"),
     "a radix of zero": Case(parameter((3, 0)), "radix is 0"),

@@ -17,11 +17,14 @@ import torch
 from emp_cli.app import app
 from hostile.packed import PACKED, REPORTS
 from hostile.sources import SOURCES, harmless
-from support.checkpoints import F, H, llama_config, mlp, write_checkpoint
+from hostile.whole import EMBED, VOCABULARY, WHOLE
+from support.checkpoints import F, H, gaussian, llama_config, mlp, write_checkpoint
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 from emp_llm import FormatError, prune
+
+PLANES = PACKED | {f"not pruned, {name}": case for name, case in WHOLE.items()}
 
 MEMORY = 1 << 30
 SECONDS = 60
@@ -53,7 +56,10 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def packed(source: Path, tmp_path: Path) -> Path:
-    prune(source, tmp_path / "packed")
+    """A packed checkpoint of tensors that were pruned and one that was not, beside the source."""
+    config = llama_config(H, F) | {"vocab_size": VOCABULARY}
+    tensors = mlp(H, F) | {EMBED: gaussian(VOCABULARY, H)}
+    prune(write_checkpoint(source.with_name("larger"), config, tensors), tmp_path / "packed")
     return tmp_path / "packed"
 
 
@@ -117,23 +123,23 @@ def test_a_hostile_source_is_refused_in_one_line(case: str, source: Path, tmp_pa
     check_refused(tmp_path, SOURCES[case].refusal, "prune", source, "--out", tmp_path / "out")
 
 
-@pytest.mark.parametrize("case", PACKED)
+@pytest.mark.parametrize("case", PLANES)
 @pytest.mark.parametrize("command", ["unpack", "verify"])
 def test_hostile_planes_are_refused_in_one_line(
     case: str, command: str, packed: Path, tmp_path: Path
 ) -> None:
-    PACKED[case].spoil(packed)
+    PLANES[case].spoil(packed)
     out = ["--out", tmp_path / "out"] if command == "unpack" else []
-    check_refused(tmp_path, PACKED[case].refusal, command, packed, *out)
+    check_refused(tmp_path, PLANES[case].refusal, command, packed, *out)
 
 
-@pytest.mark.parametrize("case", PACKED)
+@pytest.mark.parametrize("case", PLANES)
 def test_hostile_planes_are_not_loaded(case: str, packed: Path, tmp_path: Path) -> None:
-    PACKED[case].spoil(packed)
+    PLANES[case].spoil(packed)
     before = tree(tmp_path)
     with limits(), pytest.raises(FormatError) as caught:
         AutoModelForCausalLM.from_pretrained(packed, dtype=torch.bfloat16)
-    assert PACKED[case].refusal in str(caught.value)
+    assert PLANES[case].refusal in str(caught.value)
     assert str(caught.value).isprintable()
     assert tree(tmp_path) == before
 

@@ -10,6 +10,7 @@ import torch
 from support.arriving import SHARDS, arrived, wait_for
 from support.checkpoints import UP, F, H, files, gaussian, llama_config, mlp, write_checkpoint
 from support.hub_server import HubServer
+from support.wide_models import EMBED, HEAD, REST_CONFIG, TARGETS, Q, with_rest
 
 from emp_llm import CheckpointError, HubError, PruneOptions, inspect
 from emp_llm.hub import ranges as read_ranges
@@ -280,6 +281,35 @@ def test_gaussian_ranges_of_a_private_model_need_the_token(hub: HubServer, tmp_p
     hub.readers.add("hf_reader")
     report = inspect("me/private", token="hf_reader")
     assert without_time(report) == without_time(inspect(folder))
+
+
+@pytest.mark.parametrize(
+    ("targets", "rest"), [("mlp", "packed"), ("mlp", "plain"), ("none", "packed")]
+)
+def test_of_what_is_not_pruned_only_what_is_packed_is_fetched(
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    targets: str,
+    rest: str,
+) -> None:
+    monkeypatch.setattr(read_order, "_SMALL_TENSOR", 1000)
+    monkeypatch.setattr("emp_llm.tensors.geometry.ROW_BLOCK_BYTES", 1 << 15)
+    tensors = with_rest()
+    folder = write_checkpoint(tmp_path / "local", REST_CONFIG, tensors)
+    hub.commit("me/model", files(folder))
+    options = PruneOptions(targets=targets, rest=rest)
+    found = inspect("me/model", options)
+    assert without_time(found) == without_time(inspect(folder, options))
+    pruned = TARGETS if targets == "mlp" else ()
+    packed = {*pruned, *((EMBED, HEAD, Q) if rest == "packed" else ())}
+    # each once, and the samples that layouts and codes are chosen by: what is not pruned has
+    # rows of 128 bytes, of which 16 are taken in 32 places, so all
+    fetched = sum(stop - start for _, start, stop in ranges(hub) if start)
+    sampled = sum(tensors[name].nbytes for name in packed - set(pruned))
+    whole = sum(tensors[name].nbytes for name in packed)
+    of_targets = fetched - whole - sampled
+    assert 0 <= of_targets <= sum(tensors[name].nbytes for name in pruned)
 
 
 def test_inspecting_fetches_no_file_beside_the_weights_and_reports_them(

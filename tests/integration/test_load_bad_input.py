@@ -137,7 +137,7 @@ def other_table(tensors: dict[str, torch.Tensor], name: str) -> None:
 
 
 def next_version(tensors: dict[str, torch.Tensor], name: str) -> None:
-    tensors[name + ".emp_meta"][0] = 2
+    tensors[name + ".emp_meta"][0] = 3
 
 
 def floats(tensors: dict[str, torch.Tensor], name: str) -> None:
@@ -152,7 +152,7 @@ DAMAGED: dict[Callable[..., None], str] = {
     short_meta: "its emp_meta [1, 1, ",
     other_mask: "is damaged: row 0: its mask names",
     other_table: "is damaged: row 0: its mask names",
-    next_version: "is packed in version 2 of the format; this emp-llm reads version 1",
+    next_version: "is packed in version 3 of the format; this emp-llm reads versions 1 to 2",
     floats: "is F32",
 }
 
@@ -191,13 +191,15 @@ def test_a_packed_tensor_of_another_shape_is_an_error(packed: Any) -> None:
 # The configuration
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
+@pytest.mark.parametrize("version", [3, 0, "1", None])
 def test_a_config_of_another_version_is_refused(packed: Any, version: Any) -> None:
     folder = packed("llama", lambda *_: None)
     method = {"quant_method": "emp", "format_version": version}
     change_config(folder, quantization_config=method)
     message = refusal(folder, FormatError)
-    assert f"packed in version {version} of the format; this emp-llm reads version 1" in message
+    assert (
+        f"packed in version {version} of the format; this emp-llm reads versions 1 to 2" in message
+    )
 
 
 def test_a_packed_folder_whose_config_was_replaced_is_an_error(

@@ -138,7 +138,7 @@ def test_the_report_tells_what_was_asked_and_what_was_found(
     }
     assert report["rule"] == rule
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["quantization_config"] == {"quant_method": "emp", "format_version": 1, **rule}
+    assert config["quantization_config"] == {"quant_method": "emp", "format_version": 2, **rule}
     blocks = [f"transformer.h.{number}.expert" for number in range(2)]
     assert report["calibration"] == {"without_tokens": blocks}
     repaired = [name for name, fields in report["tensors"].items() if fields.get("repaired")]

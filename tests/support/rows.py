@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+from collections.abc import Iterable
 
 import numpy as np
 from emp_kernels.numbers import BF16, F16, F32, NumberFormat
@@ -75,6 +76,22 @@ def make_rows(
         signs = rng.integers(0, 2, shape) << (number_format.bits - 1)
         bits = (rng.integers(0, top, shape) | signs).astype(number_format.storage)
     return bits >> dropped_bits << dropped_bits
+
+
+def golden_values(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Numbers in (−1, 1), most of them small, from a generator that every language has."""
+    values = []
+    for _ in range(int(np.prod(shape))):
+        seed = (seed * 1103515245 + 12345) % 2**31
+        values.append(((seed >> 8) / 2**22 - 1) ** 3)
+    return np.array(values).reshape(shape)
+
+
+def lists_of(exponents: Iterable[int], stored_bits: int = 7) -> tuple[tuple[int, ...], ...]:
+    """Lists of exponents for whole records: each starts one exponent later than that before it."""
+    first = tuple(exponents)
+    starts = [i % len(first) for i in range(2 ** min(2, stored_bits))]
+    return tuple(first[start:] + first[:start] for start in starts)
 
 
 def zeros_elsewhere(bits: np.ndarray, keep: np.ndarray) -> np.ndarray:

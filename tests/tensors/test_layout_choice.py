@@ -36,6 +36,7 @@ def gaussian(rows: int = 64, scale: float = 0.02) -> torch.Tensor:
 def write(folder: Path, weights: torch.Tensor) -> Path:
     config = json.loads((folder / "config.json").read_text())
     config |= {"hidden_size": COLUMNS, "head_dim": 8, "intermediate_size": len(weights)}
+    config["num_hidden_layers"] = 1
     (folder / "config.json").write_text(json.dumps(config))
     save_file({NAME: weights}, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -54,7 +54,7 @@ def test_an_edited_total_is_refused(packed: Path, part: str, field: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("beta", 0.9), ("granularity", "layer"), ("format_version", 2)]
+    ("key", "value"), [("beta", 0.9), ("granularity", "layer"), ("format_version", 1)]
 )
 def test_a_config_that_tells_of_another_rule_is_refused(
     packed: Path, key: str, value: object
@@ -114,7 +114,7 @@ def test_a_folder_that_is_packed_by_its_config_alone_is_refused(dense: Path) -> 
     assert "is packed by config.json, but no tensor of it is" in refusal(dense)
 
 
-@pytest.mark.parametrize("version", [None, 2])
+@pytest.mark.parametrize("version", [None, 3])
 def test_another_version_of_the_format_is_refused_without_a_report(
     packed: Path, version: int | None
 ) -> None:

@@ -1,4 +1,4 @@
-"""The model card of a written folder: the source's own card below a section on the pruning.
+"""The model card of a written folder: the source's own card below a section on what was done.
 
 That section stands between two marks, and is replaced when the card is written again. In the
 metadata we set ``library_name``, a few tags, ``base_model`` where the source is a model of the Hub,
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.report.card.metadata import read_card
-from emp_llm.report.card.text import describe
+from emp_llm.report.card.text import describe, is_lossless
 from emp_llm.report.evaluation_results import TaskResult, read_results
 from emp_llm.report.fields import Report
 from emp_llm.report.file_names import FIGURE_NAME
@@ -31,6 +31,7 @@ _SOURCE_NOTE = "\nThe card of the original model follows.\n"
 _EMPTY_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 
 _TAGS = ("emp", "pruned", "sparse")
+_LOSSLESS_TAGS = ("emp",)
 _PACKED_TAGS = ("emp-llm",)
 
 
@@ -61,7 +62,8 @@ def write_card(
     config = read_json_object(path.parent / CONFIG_NAME)
     results = read_results(path.parent)
     card = read_card(source_card)
-    _set_metadata(card.data, report, packed=is_packed(config))
+    tags = _LOSSLESS_TAGS if is_lossless(config, report) else _TAGS
+    _set_metadata(card.data, report, [*tags, *(_PACKED_TAGS if is_packed(config) else ())])
     index = card.data.pop("model-index")
     if repo_id is None:
         index = None
@@ -81,10 +83,10 @@ def write_card(
     path.write_text(str(card), encoding="utf-8", newline="\n")
 
 
-def _set_metadata(data: "CardData", report: Report | None, *, packed: bool) -> None:
+def _set_metadata(data: "CardData", report: Report | None, tags: Sequence[str]) -> None:
     data["library_name"] = "transformers"
     others = [tag for tag in data.get("tags", []) if tag not in (*_TAGS, *_PACKED_TAGS)]
-    data["tags"] = [*others, *_TAGS, *(_PACKED_TAGS if packed else ())]
+    data["tags"] = [*others, *tags]
     if report and report["source"]["revision"]:
         data["base_model"] = report["source"]["model"]
         data.pop("base_model_relation")  # the source's, to the model that it came from

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+from emp_llm.options import NO_TARGETS
 from emp_llm.report.fields import Report
 from emp_llm.report.file_names import FIGURE_NAME
 from emp_llm.report.page.colours import ramp_at, shown_range
@@ -86,5 +87,10 @@ def _legend(low: float, high: float) -> Iterator[str]:
 
 
 def write_figure(folder: Path, report: Report) -> None:
-    """Write the figure of a report into a folder, where the model card shows it."""
+    """Write the figure of a report into a folder, where the model card shows it.
+
+    There is none where nothing was pruned.
+    """
+    if report["rule"]["targets"] == NO_TARGETS:
+        return
     (folder / FIGURE_NAME).write_text(card_figure(report), encoding="utf-8")

@@ -4,15 +4,16 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from emp_llm.options import NO_TARGETS
 from emp_llm.report.card.loading_code import ANY_NAME, loading_code
 from emp_llm.report.evaluation_results import TaskResult
 from emp_llm.report.fields import Report, Sums, TargetTotals
 from emp_llm.report.prune_command import prune_words
-from emp_llm.report.totals import kinds
+from emp_llm.report.totals import kinds, rest_totals
 from emp_llm.rule_fields import RuleFields
 from emp_llm.tensors.packed_config import is_packed
 
-__all__ = ["describe"]
+__all__ = ["describe", "is_lossless"]
 
 _PAPER = "[Effective Model Pruning](https://arxiv.org/abs/2509.25606)"
 
@@ -56,13 +57,14 @@ def describe(
         figure: The picture that lies beside the card; None if there is none.
     """
     model = _one_line(report["source"]["model"]) if report else ""
+    done = _done(config, report)
     parts = [
-        f"# {model}, pruned by Effective Model Pruning"
-        if model
-        else "# Pruned by Effective Model Pruning",
-        _loading(config, name or ANY_NAME, revision),
+        f"# {model}, {done}" if model else f"# {done.capitalize()}",
+        _loading(config, report, name or ANY_NAME, revision),
     ]
-    if report:
+    if report and is_lossless(config, report):
+        parts += [_packing(report)]
+    elif report:
         parts += [_making(report), "## What was pruned"]
         parts += [*([_showing(figure)] if figure else []), _sizes(report)]
     if results:
@@ -70,12 +72,29 @@ def describe(
     return "\n\n".join(parts) + "\n"
 
 
-def _loading(config: Mapping[str, object], name: str, revision: str | None) -> str:
+def is_lossless(config: Mapping[str, object], report: Report | None) -> bool:
+    """Whether nothing was pruned, by the folder's report or, if it has none, its config."""
+    if report is not None:
+        return report["rule"]["targets"] == NO_TARGETS
+    quantization = config.get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("targets") == NO_TARGETS
+
+
+def _done(config: Mapping[str, object], report: Report | None) -> str:
+    if not is_lossless(config, report):
+        return "pruned by Effective Model Pruning"
+    return "packed without loss" if is_packed(config) else "nothing pruned"
+
+
+def _loading(
+    config: Mapping[str, object], report: Report | None, name: str, revision: str | None
+) -> str:
     code = "\n".join(["```python", *loading_code(config, name, revision), "```"])
     if not is_packed(config):
+        zeros = "" if is_lossless(config, report) else " with zeros in it"
         return (
-            "This is an ordinary checkpoint with zeros in it: whatever loads the original model "
-            f"loads this one.\n\n{code}"
+            f"This is an ordinary checkpoint{zeros}: whatever loads the original model loads this "
+            f"one.\n\n{code}"
         )
     source = "FOLDER" if name == ANY_NAME else name
     options = f" --revision {shlex.quote(revision)}" if revision else ""
@@ -90,16 +109,37 @@ def _loading(config: Mapping[str, object], name: str, revision: str | None) -> s
 
 
 def _making(report: Report) -> str:
-    source = report["source"]
-    revision = f" at {_code(source['revision'])}" if source["revision"] else ""
     settings = "\n".join(f"- {setting}" for setting in _settings(report))
-    command = shlex.join(prune_words(report, model=_one_line(source["model"]), out="DIR"))
+    command = _command(report)
     return (
         "## How it was made\n\n"
-        f"Made from {_code(source['model'])}{revision} with emp-llm {report['emp_llm_version']}, "
+        f"Made from {_origin(report)} with emp-llm {report['emp_llm_version']}, "
         f"by {_PAPER}.\n{_principle(report['rule'])}\n\n{settings}\n\n"
         f"This command makes the same weights again:\n\n```\n{command}\n```"
     )
+
+
+def _packing(report: Report) -> str:
+    model, command = report["totals"]["model"], _command(report)
+    sizes = f"{model['bytes_after']:,} bytes instead of {model['bytes_before']:,}"
+    smaller = f" The tensors take {sizes} ({model['bytes_ratio']:.3f})."
+    return (
+        "## How it was made\n\n"
+        f"Made from {_origin(report)} with emp-llm {report['emp_llm_version']}. Nothing was "
+        f"pruned: every weight keeps\nevery bit.{smaller if report['format'] == 'packed' else ''}"
+        "\n\n"
+        f"This command makes the same weights again:\n\n```\n{command}\n```"
+    )
+
+
+def _origin(report: Report) -> str:
+    source = report["source"]
+    revision = f" at {_code(source['revision'])}" if source["revision"] else ""
+    return f"{_code(source['model'])}{revision}"
+
+
+def _command(report: Report) -> str:
+    return shlex.join(prune_words(report, model=_one_line(report["source"]["model"]), out="DIR"))
 
 
 def _principle(rule: RuleFields) -> str:
@@ -161,13 +201,17 @@ def _sizes(report: Report) -> str:
     totals = report["totals"]
     parts: dict[str, TargetTotals] = {**kinds(report), "all targets": totals["targets"]}
     rows = [_line(label, part, f"{part['retained_mass']:.3f}") for label, part in parts.items()]
+    rest = rest_totals(report)
+    rows.append(_line("not pruned", rest, ""))
     rows.append(_line("whole model", totals["model"], ""))
     mass = "Σ|w|" if report["rule"]["criterion"] == "magnitude" else "all scores"
+    smaller = rest["bytes_after"] < rest["bytes_before"]
+    lossless = "Tensors that were not pruned keep every bit, in fewer bytes. " if smaller else ""
     return (
         f"{_table(_SIZES, rows, text_columns=1)}\n\n"
         "Sparsity is the share of weights that were set to zero. "
-        f"Retained mass is the share of {mass} that stays. `emp_report.json` has these numbers for "
-        "every tensor."
+        f"Retained mass is the share of {mass} that stays. {lossless}`emp_report.json` has these "
+        "numbers for every tensor."
     )
 
 

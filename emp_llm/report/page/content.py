@@ -133,6 +133,7 @@ class _LeftContent(TypedDict):
     reason: str
     tensors: int
     bytes: int
+    bytes_after: int
     names: list[str]
 
 
@@ -265,7 +266,7 @@ def _curve(report: Report) -> CurveContent | None:
     shown = slice(last + 1)
     parts: dict[str, tuple[TargetTotals, CurveTotals]] = {ALL: (targets, curve["targets"])}
     parts |= {kind: (by_kind[kind], curve["kinds"][kind]) for kind in by_kind}
-    rest = model["bytes_before"] - targets["bytes_before"]
+    rest = model["bytes_after"] - targets["bytes_after"]
     return {
         "beta": curve["beta"][shown],
         "whole_at": curve["beta"][-1],
@@ -296,12 +297,13 @@ def _standing_out(report: Report) -> _OutlierContent | None:
 
 
 def _left(report: Report) -> list[_LeftContent]:
-    """Why tensors were left alone: the largest part first, with a few names of each."""
+    """Why tensors were not pruned: the largest part first, with a few names of each."""
     return [
         {
             "reason": printable(reason),
             "tensors": len(part["names"]),
             "bytes": part["bytes"],
+            "bytes_after": part["bytes_after"],
             "names": [printable(name) for name in part["names"][:_EXAMPLES]],
         }
         for reason, part in left_alone(report).items()

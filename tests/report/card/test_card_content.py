@@ -79,7 +79,14 @@ def test_the_table_has_a_row_for_each_kind_and_the_totals(tmp_path: Path) -> Non
     _, ours, _ = take_apart(card)
     table = table_of(ours, "layer")
     report = json.loads((card.parent / "emp_report.json").read_text())
-    assert list(table) == ["down_proj", "gate_proj", "up_proj", "all targets", "whole model"]
+    assert list(table) == [
+        "down_proj",
+        "gate_proj",
+        "up_proj",
+        "all targets",
+        "not pruned",
+        "whole model",
+    ]
     total = after = kept = 0
     mass = kept_mass = 0.0
     unpack(card.parent, tmp_path / "dense")

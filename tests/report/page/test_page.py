@@ -126,9 +126,8 @@ def test_the_axis_of_the_curve_ends_where_nothing_more_is_pruned(content: Report
 
 
 def test_what_is_left_alone_is_told_with_its_reason(content: Report) -> None:
-    assert content["left"] == [
-        {"reason": "norm", "tensors": 1, "bytes": 64, "names": ["model.norm.weight"]}
-    ]
+    norm = {"tensors": 1, "bytes": 64, "bytes_after": 64, "names": ["model.norm.weight"]}
+    assert content["left"] == [{"reason": "norm", **norm}]
 
 
 def test_a_report_of_prune_has_the_same_numbers_but_the_curve(

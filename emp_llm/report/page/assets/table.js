@@ -95,11 +95,12 @@ function tableSection(section, released) {
 
 function leftSection(section) {
   section.append(el("table", {},
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "because"), el("th", { scope: "col", class: "figure" }, "tensors"), el("th", { scope: "col", class: "figure" }, "bytes"))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "because"), el("th", { scope: "col", class: "figure" }, "tensors"), el("th", { scope: "col", class: "figure" }, "bytes"), el("th", { scope: "col", class: "figure" }, "stored"))),
     el("tbody", {}, ...content.left.map((part) => el("tr", {},
       el("td", {}, el("details", {}, el("summary", {}, part.reason),
         ...part.names.map((name) => el("code", {}, name)),
         part.tensors > part.names.length ? el("code", {}, `and ${whole(part.tensors - part.names.length)} more`) : null)),
       el("td", { class: "figure" }, whole(part.tensors)),
-      el("td", { class: "figure" }, size(part.bytes)))))));
+      el("td", { class: "figure" }, size(part.bytes)),
+      el("td", { class: "figure" }, size(part.bytes_after)))))));
 }
