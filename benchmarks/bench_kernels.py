@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import thread_time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +26,14 @@ from emp_kernels.histogram import BlockHistogram
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import F32, NumberFormat, tensor_of_patterns
 from emp_kernels.reference import keep_mask, pack_row
-from emp_kernels.rows import PackedRows, Workspace
+from emp_kernels.rows import PackedRows, WholeRecords, Workspace
+from emp_kernels.whole_reference import pack_whole
 from kernel_basics import RULE, agree, authors_way, check_authors_counts, row_layout
 
-from emp_llm.tensors.geometry import Geometry
+from emp_llm.tensors.code_choice import choose_code, read_sample, record_rows
+from emp_llm.tensors.geometry import Geometry, WholeGeometry
 from emp_llm.tensors.packed import PackedTensor
+from emp_llm.tensors.whole import WholeTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +51,7 @@ class Case:
     dtype: str
     blocks: list[Patterns]
     layout: RowLayout
+    whole: WholeTensor
     out: Patterns
     workspace: Workspace = field(default_factory=Workspace)
 
@@ -85,6 +89,22 @@ class Case:
             impl=impl,
             workspace=self.workspace,
         )
+
+    def pack_all(self, block: Patterns, impl: Impl) -> WholeRecords:
+        """Weights to whole records."""
+        return dispatch.pack_whole(block, self.whole.layout, impl=impl, workspace=self.workspace)
+
+    def unpack_all(self, records: WholeRecords, impl: Impl) -> Patterns:
+        """Whole records to weights."""
+        dispatch.unpack_whole(
+            records.payload,
+            records.lengths,
+            self.whole.layout,
+            self.out,
+            impl=impl,
+            workspace=self.workspace,
+        )
+        return self.out
 
 
 def main() -> None:
@@ -126,11 +146,26 @@ def make_case(dtype: str, columns: int, pool: Patterns, block_bytes: int) -> Cas
     """Cut as many row blocks from the pool as there are in it."""
     number_format = DTYPES[dtype]
     rows = max(1, block_bytes // (columns * number_format.item_bytes))
+    rows += -rows % record_rows(columns)  # whole records, as in row blocks of a real run
     size = rows * columns
     starts = range(0, pool.size - size + 1, size)
     blocks = [pool[start : start + size].reshape(rows, columns) for start in starts]
     layout = row_layout(number_format, columns)
-    return Case(dtype, blocks, layout, np.empty_like(blocks[0]))
+    whole = whole_tensor(number_format, pool[: len(blocks) * size].reshape(-1, columns))
+    return Case(dtype, blocks, layout, whole, np.empty_like(blocks[0]))
+
+
+def whole_tensor(number_format: NumberFormat, weights: Patterns) -> WholeTensor:
+    """How `emp-llm pack` packs a tensor of all row blocks."""
+    columns = weights.shape[1]
+    geometry = WholeGeometry(
+        number_format=number_format, shape=weights.shape, record_rows=record_rows(columns)
+    )
+    sample = read_sample(geometry, lambda block: weights[block.start : block.stop])
+    layout = choose_code(sample, geometry)
+    if layout is None:
+        raise AssertionError("Gaussian weights get smaller")
+    return WholeTensor(geometry, layout)
 
 
 # --- the proof -----------------------------------------------------------------------------------
@@ -154,7 +189,19 @@ def check(case: Case, impls: list[Impl]) -> None:
             agree("pack_rows", impl, found, np.frombuffer(record, np.uint8))
         case.poison()
         agree("unpack_rows", impl, case.unpack(packed, impl)[rows], expected)
+        check_whole(case, impl)
     check_histogram(block[rows], case.number_format)
+
+
+def check_whole(case: Case, impl: Impl) -> None:
+    """Compare a whole record with the reference's, and what is unpacked with the weights."""
+    block, layout = case.blocks[0], case.whole.layout
+    records = case.pack_all(block, impl)
+    first, lengths = pack_whole(block.reshape(-1)[: layout.weights], layout)
+    agree("pack_whole", impl, records.lengths[0], lengths[0])
+    agree("pack_whole", impl, records.payload[: first.size], first)
+    case.poison()
+    agree("unpack_whole", impl, case.unpack_all(records, impl), block)
 
 
 def check_histogram(weights: Patterns, number_format: NumberFormat) -> None:
@@ -179,7 +226,11 @@ def measure(case: Case, impls: list[Impl], repeats: int) -> dict[str, Any]:
         PackedRows(rows.table, rows.stats, rows.payload.copy())
         for rows in (case.pack(block, impls[0]) for block in case.blocks)
     ]
-    actions = operations(case, packed, impls)
+    records = [
+        WholeRecords(whole.lengths, whole.payload.copy())
+        for whole in (case.pack_all(block, impls[0]) for block in case.blocks)
+    ]
+    actions = operations(case, packed, records, impls)
     rates: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(repeats + 1):
         for name, action in actions.items():
@@ -191,6 +242,7 @@ def measure(case: Case, impls: list[Impl], repeats: int) -> dict[str, Any]:
         "dtype": case.dtype,
         "columns": case.layout.columns,
         "packed_ratio": packed_ratio(case, packed),
+        "all_ratio": all_ratio(case, records),
         "gb_per_second": {
             name: {"best": max(each), **spread(each)} for name, each in rates.items()
         },
@@ -198,7 +250,7 @@ def measure(case: Case, impls: list[Impl], repeats: int) -> dict[str, Any]:
 
 
 def operations(
-    case: Case, packed: list[PackedRows], impls: list[Impl]
+    case: Case, packed: list[PackedRows], records: list[WholeRecords], impls: list[Impl]
 ) -> dict[str, Callable[[int], object]]:
     """What is timed, by name; each takes the number of a row block."""
     blocks = case.blocks
@@ -210,15 +262,17 @@ def operations(
         actions[f"pack {impl}"] = lambda i, impl=impl: case.pack(blocks[i], impl)
         actions[f"prune {impl}"] = lambda i, impl=impl: case.prune(blocks[i], impl)
         actions[f"unpack {impl}"] = lambda i, impl=impl: case.unpack(packed[i], impl)
+        actions[f"pack all,{impl}"] = lambda i, impl=impl: case.pack_all(blocks[i], impl)
+        actions[f"unpack all,{impl}"] = lambda i, impl=impl: case.unpack_all(records[i], impl)
     return actions
 
 
 def seconds_of(action: Callable[[int], object], count: int) -> float:
     """Seconds that an action takes over all row blocks."""
-    start = perf_counter()
+    start = thread_time()
     for i in range(count):
         action(i)
-    return perf_counter() - start
+    return thread_time() - start
 
 
 def authors_rate(case: Case) -> float:
@@ -226,9 +280,9 @@ def authors_rate(case: Case) -> float:
     block = case.blocks[0]
     dtype = case.number_format.torch_dtype
     weights = tensor_of_patterns(block).view(dtype)
-    start = perf_counter()
+    start = thread_time()
     pruned = authors_way(weights)
-    seconds = perf_counter() - start
+    seconds = thread_time() - start
     check_authors_counts(pruned, tensor_of_patterns(case.prune(block, "auto")).view(dtype))
     return block.nbytes / GB / seconds
 
@@ -241,6 +295,12 @@ def packed_ratio(case: Case, packed: list[PackedRows]) -> float:
     return (sum(rows.payload.size for rows in packed) + table) / case.nbytes
 
 
+def all_ratio(case: Case, records: list[WholeRecords]) -> float:
+    """The same of whole records, with their lengths and the parameters."""
+    size = sum(whole.payload.size for whole in records) + case.whole.table_bytes
+    return (size + len(case.whole.encode_meta())) / case.nbytes
+
+
 # --- the result ----------------------------------------------------------------------------------
 
 
@@ -251,8 +311,10 @@ def print_results(results: list[dict[str, Any]]) -> None:
     print_table(table(results, names, lambda rate, _: f"{rate:.2f}"))
     print("\ntime as a multiple of the copy's; packed / dense bytes")
     rows = table(results, names[1:], lambda rate, copy: f"{copy / rate:.1f}")
-    ratios = ["packed", "/dense", *(f"{case['packed_ratio']:.4f}" for case in results)]
-    print_table([[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)])
+    for head, key in ("packed", "packed_ratio"), ("all packed", "all_ratio"):
+        ratios = [head, "/dense", *(f"{case[key]:.4f}" for case in results)]
+        rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
+    print_table(rows)
 
 
 def table(
