@@ -120,7 +120,8 @@ def test_weights_in_other_formats_are_not_fetched_and_reported(hub: HubServer) -
 
 
 def test_weights_of_other_modules_are_fetched(hub: HubServer) -> None:
-    own = ["2_Dense/model.safetensors", "adapter_model.safetensors", "mtp.safetensors", "v.gguf"]
+    weights = ["2_Dense/model", "adapter_model", "mtp"]
+    own = [*(f"{name}.safetensors" for name in weights), "mmproj.gguf"]
     files = {**SINGLE, **{name: name.encode() for name in own}}
     hub.commit("me/model", files)
     source = fetch("me/model")
