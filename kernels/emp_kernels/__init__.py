@@ -7,14 +7,18 @@ numbers            bf16, fp16 and fp32 as bit patterns, and the integers that ho
 layout             where the bytes of a packed row lie
 whole_layout       where the bytes of a whole record lie: weights that all stay
 rows               row blocks: what is asked of a backend, and what it returns
+held               packed weights that lie in memory, checked, to be multiplied from there
 backend            what a backend can do with row blocks
 checks             arguments are checked before a kernel reads them
 counting           how many weights to keep, exactly
 reference          the rule and the packed row in plain numpy and Python
 whole_reference    weights that all stay, packed and unpacked in plain numpy
+held_reference     products from packed weights in plain numpy
 reference_backend  the reference, row by row over a row block
 cpu/               kernels for CPUs, compiled by numba
 cpu_whole          calls the kernels for CPUs on weights that all stay
+cpu_arguments      what the kernels for CPUs take for formats, layouts and buffers
+cpu_held           calls the kernels for CPUs on packed weights that are held
 cpu_backend        calls the other kernels for CPUs
 gpu_devices        which GPUs the kernels can run on
 gpu_workspace      memory and a stream of a GPU for one thread

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from emp_kernels.held import HeldRows
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import (
@@ -80,6 +81,24 @@ class Backend(Protocol):
         self, payload: Bytes, lengths: Counts, layout: WholeLayout, out: Patterns
     ) -> None:
         """See `emp_kernels.dispatch.unpack_whole`."""
+
+    def hold_rows(
+        self, payload: Bytes, sections: npt.NDArray[np.int64], table: Table, layout: RowLayout
+    ) -> HeldRows:
+        """See `emp_kernels.dispatch.hold_rows`; arguments are as for `unpack`."""
+
+    def multiply_rows(
+        self, held: HeldRows, x: Patterns, out: Patterns, bias: Patterns, threads: int | None
+    ) -> None:
+        """See `emp_kernels.dispatch.multiply_rows`; where there is no bias, it has no items."""
+
+    def unpack_held_rows(
+        self, held: HeldRows, first: int, out: Patterns, threads: int | None
+    ) -> None:
+        """See `emp_kernels.dispatch.unpack_held_rows`; as many rows as `out` has."""
+
+    def gather_rows(self, held: HeldRows, rows: Counts, out: Patterns, threads: int | None) -> None:
+        """See `emp_kernels.dispatch.gather_rows`."""
 
     def count(
         self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]

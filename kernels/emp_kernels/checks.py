@@ -6,14 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 from emp_kernels.errors import DamagedRowError
+from emp_kernels.held import HeldRows
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Bytes, Counts, Given, Patterns, PerRow, Rule, Table, Threshold
 from emp_kernels.whole_layout import WholeLayout
 
 __all__ = [
+    "check_held",
     "check_kept",
     "check_mask",
     "check_payload",
+    "check_product",
     "check_table",
     "check_turned",
     "check_whole",
@@ -136,4 +139,44 @@ def check_whole(payload: Bytes, lengths: Counts, layout: WholeLayout, out: Patte
         raise DamagedRowError(
             max(lengths.size - 1, 0),
             f"the row table says {lengths.sum()} bytes of records, there are {payload.size}",
+        )
+
+
+def check_product(held: HeldRows, x: Patterns, out: Patterns, bias: Patterns) -> None:
+    """Check that arrays fit a product with held rows; a bias without items is none.
+
+    Raises:
+        ValueError: If a shape or dtype is wrong, or an array lies scattered.
+    """
+    columns, storage = held.layout.columns, held.layout.number_format.storage
+    shapes = x.shape, out.shape, bias.shape
+    if (
+        x.ndim != 2
+        or x.shape[1] != columns
+        or out.shape != (len(x), held.rows)
+        or (bias.size and bias.shape != (held.rows,))
+    ):
+        raise ValueError(
+            f"held rows are {(held.rows, columns)}; x, the result and the bias of shapes "
+            f"{', '.join(map(str, shapes))} do not fit"
+        )
+    for array in (x, out, bias):
+        if array.dtype != storage or not array.flags.c_contiguous:
+            raise ValueError(
+                f"x, the result and the bias must be {storage} and C-contiguous; one is "
+                f"{array.dtype} with strides {array.strides}"
+            )
+
+
+def check_held(held: HeldRows, rows: int, out: Patterns) -> None:
+    """Check that so many held rows can be decoded to an array.
+
+    Raises:
+        ValueError: If its shape or dtype is wrong, or it lies scattered.
+    """
+    storage, shape = held.layout.number_format.storage, (rows, held.layout.columns)
+    if out.shape != shape or out.dtype != storage or not out.flags.c_contiguous:
+        raise ValueError(
+            f"rows are to be decoded to {out.dtype} {out.shape}; that must be {storage} {shape}, "
+            "C-contiguous"
         )

@@ -11,7 +11,14 @@ from emp_kernels.cpu import pack as packing
 from emp_kernels.cpu import sweep as sweeping
 from emp_kernels.cpu import turn as turning
 from emp_kernels.cpu import unpack as unpacking
-from emp_kernels.cpu_whole import CpuWhole
+from emp_kernels.cpu_arguments import (
+    FAULTS,
+    format_arguments,
+    key_mask,
+    layout_arguments,
+    row_scratch,
+)
+from emp_kernels.cpu_held import CpuHeld
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import BINS, F32, LOW_PARTS, NumberFormat
@@ -36,18 +43,10 @@ from emp_kernels.rows import (
 
 __all__ = ["CpuBackend", "CpuCounting"]
 
-_FAULTS = {
-    status.BAD_MASK: "its mask names another number of weights than its table line",
-    status.BAD_ESCAPES: "it marks another number of escapes than its table line",
-    status.NOT_FINITE: "it holds NaN or infinity",
-}
-
 _NO_RECORDS = np.empty(0, np.uint8)
 
-_FormatArguments = tuple[np.unsignedinteger, int, int, int, float]
 
-
-class CpuCounting(CpuWhole):
+class CpuCounting(CpuHeld):
     """The part of `emp_kernels.backend.Backend` that runs on the CPU for GPUs too.
 
     There are no kernels of them for it.
@@ -60,7 +59,7 @@ class CpuCounting(CpuWhole):
         stats = np.empty((len(weights), 2), np.float64)
         kept = np.empty((len(weights), len(betas)), np.int64)
         slack = np.array(betas, np.float64) * SLACK
-        arguments = _format_arguments(number_format)
+        arguments = format_arguments(number_format)
         ended, row = sweeping.count_block(weights, arguments, slack, stats, kept)
         if ended == status.NOT_FINITE:
             raise NonFiniteRowError(int(row))
@@ -71,7 +70,7 @@ class CpuCounting(CpuWhole):
     def sweep(self, weights: Patterns, kept: Counts, layouts: Sequence[RowLayout]) -> SweptRows:
         """See `emp_kernels.dispatch.sweep_rows`."""
         by_id = {id(layout): layout for layout in layouts}  # hundreds of points share a few
-        arguments = {key: _layout_arguments(layout) for key, layout in by_id.items()}
+        arguments = {key: layout_arguments(layout) for key, layout in by_id.items()}
         swept = SweptRows(
             np.empty(kept.shape, np.int64),
             np.empty(kept.shape, np.float64),
@@ -79,7 +78,7 @@ class CpuCounting(CpuWhole):
         )
         sweeping.sweep_block(
             weights,
-            _format_arguments(layouts[0].number_format),
+            format_arguments(layouts[0].number_format),
             np.ascontiguousarray(kept),
             np.array([arguments[id(layout)] for layout in layouts], np.int64),
             swept.escaped,
@@ -94,7 +93,7 @@ class CpuCounting(CpuWhole):
         """See `emp_kernels.dispatch.trailing_zeros`."""
         found = np.empty((kept.shape[1], 32), np.int64)
         sweeping.trailing_zeros(
-            weights, _format_arguments(number_format), np.ascontiguousarray(kept), found
+            weights, format_arguments(number_format), np.ascontiguousarray(kept), found
         )
         return found
 
@@ -159,8 +158,16 @@ class CpuBackend(CpuCounting):
         table = np.empty((len(weights), 3), np.int64)
         stats = np.empty((len(weights), 3), np.float64)
         number_format = layout.number_format
-        block = weights, _format_arguments(number_format), _layout_arguments(layout)
-        written = self._simd, emit, records, dense, table, stats, *self._scratch(layout)
+        block = weights, format_arguments(number_format), layout_arguments(layout)
+        written = (
+            self._simd,
+            emit,
+            records,
+            dense,
+            table,
+            stats,
+            *row_scratch(self._workspace, layout),
+        )
         if isinstance(rule, Given):
             ended, row, used = masks.pack_given(*block, rule.mask, *written)
         else:
@@ -185,12 +192,12 @@ class CpuBackend(CpuCounting):
         counts = np.full(rows, -1, np.int64) if kept is None else kept.astype(np.int64)
         mask = np.empty((rows, -(-columns // 8)), np.uint8)
         table, stats = np.empty((rows, 3), np.int64), np.empty((rows, 3))
-        scratch, _, _ = self._scratch(RowLayout(number_format=F32, columns=columns))
+        scratch, _, _ = row_scratch(self._workspace, RowLayout(number_format=F32, columns=columns))
         start = 0
         while True:  # goes on after counts in doubt, as in `_run`
             ended, row = masks.select_block(
                 scores,
-                _format_arguments(F32),
+                format_arguments(F32),
                 _rule_arguments(rule),
                 start,
                 self._simd,
@@ -220,29 +227,21 @@ class CpuBackend(CpuCounting):
             payload,
             sections,
             table,
-            _format_arguments(layout.number_format),
-            _layout_arguments(layout),
+            format_arguments(layout.number_format),
+            layout_arguments(layout),
             self._simd,
             out,
-            *self._scratch(layout),
+            *row_scratch(self._workspace, layout),
         )
         if ended != status.DONE:
-            raise DamagedRowError(int(row), _FAULTS[ended])
-
-    def _scratch(self, layout: RowLayout) -> tuple[Patterns, Patterns, Bytes]:
-        """Room for one row's kept weights, their distances from the window's base, their codes."""
-        storage = layout.number_format.storage
-        nbytes = (layout.columns + packing.SCRATCH_SLACK) * storage.itemsize
-        kept = self._workspace.take("kept", nbytes)[:nbytes].view(storage)
-        delta = self._workspace.take("delta", nbytes)[:nbytes].view(storage)
-        return kept, delta, self._workspace.take("codes", layout.columns)
+            raise DamagedRowError(int(row), FAULTS[ended])
 
     def count_magnitudes(self, weights: Patterns, number_format: NumberFormat) -> MagnitudeCounts:
         """See `emp_kernels.histogram.BlockHistogram`."""
         found = MagnitudeCounts(
             np.zeros(BINS, np.int64), np.zeros(BINS, np.uint64), np.zeros(BINS, np.uint64)
         )
-        flat, mask = weights.reshape(-1), _key_mask(number_format)
+        flat, mask = weights.reshape(-1), key_mask(number_format)
         if number_format is F32:
             histogram.count_bins(flat, mask, found.counts, found.low_sums, found.low_squares)
         else:
@@ -252,12 +251,12 @@ class CpuBackend(CpuCounting):
     def count_low_parts(self, weights: Patterns, chosen_bin: int) -> Counts:
         """See `emp_kernels.histogram.count_low_parts`."""
         counts = np.zeros(LOW_PARTS, np.int64)
-        histogram.count_low_parts(weights.reshape(-1), _key_mask(F32), chosen_bin, counts)
+        histogram.count_low_parts(weights.reshape(-1), key_mask(F32), chosen_bin, counts)
         return counts
 
     def count_equal(self, weights: Patterns, number_format: NumberFormat, key: int) -> int:
         """See `emp_kernels.histogram.count_equal`."""
-        return int(histogram.count_equal(weights.reshape(-1), _key_mask(number_format), key))
+        return int(histogram.count_equal(weights.reshape(-1), key_mask(number_format), key))
 
 
 def _lines(matrix: Patterns) -> tuple[Patterns, int]:
@@ -276,31 +275,6 @@ def _beta(rule: PerRow | Threshold) -> float:
 def _rule_arguments(rule: PerRow | Threshold) -> tuple[float, int, int]:
     threshold = (-1, 0) if isinstance(rule, PerRow) else (rule.key, rule.ties)
     return _beta(rule) * SLACK, *threshold
-
-
-def _key_mask(number_format: NumberFormat) -> np.unsignedinteger:
-    return number_format.storage.type(number_format.key_mask)
-
-
-def _format_arguments(number_format: NumberFormat) -> _FormatArguments:
-    return (
-        _key_mask(number_format),
-        number_format.infinity,
-        number_format.bits,
-        number_format.to_f32_shift,
-        number_format.to_f32_scale,
-    )
-
-
-def _layout_arguments(layout: RowLayout) -> tuple[int, ...]:
-    return (
-        layout.dropped_bits,
-        layout.stored_bits,
-        layout.radix,
-        layout.digits,
-        layout.limit,
-        layout.align,
-    )
 
 
 def _exact_row_count(weights: Patterns, number_format: NumberFormat, beta: float) -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "choose_base",
     "distances",
     "effective_number",
+    "escape_places",
     "keep_count",
     "keep_mask",
     "pack_row",
@@ -167,11 +168,7 @@ def unpack_row(record: bytes, kept: int, escaped: int, base: int, layout: RowLay
         ValueError: If the two contradict each other, or a weight is NaN or infinite.
     """
     number_format = layout.number_format
-    counts = np.array([kept], np.int64), np.array([escaped], np.int64)
-    ends = np.cumsum(layout.sections(*counts)[0])
-    mask_part, value_part, code_part, escape_part = (
-        record[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)
-    )
+    mask_part, value_part, code_part, escape_part = _parts(record, kept, escaped, layout)
     row = np.zeros(layout.columns, number_format.storage)
     if kept:
         keep = _read_mask(mask_part, kept, layout.columns)
@@ -180,6 +177,20 @@ def unpack_row(record: bytes, kept: int, escaped: int, base: int, layout: RowLay
             pairs, escape_part[: escaped * number_format.item_bytes], base, layout
         )
     return row
+
+
+def escape_places(record: bytes, kept: int, escaped: int, layout: RowLayout) -> list[int]:
+    """Which of a row's kept weights are stored aside, by their places among all that are kept."""
+    _, value_part, code_part, _ = _parts(record, kept, escaped, layout)
+    pairs = _read_distances(value_part, code_part, kept, layout)
+    return [j for j, (_, distance) in enumerate(pairs) if distance == layout.limit]
+
+
+def _parts(record: bytes, kept: int, escaped: int, layout: RowLayout) -> list[bytes]:
+    """The four sections of a record."""
+    counts = np.array([kept], np.int64), np.array([escaped], np.int64)
+    ends = np.cumsum(layout.sections(*counts)[0])
+    return [record[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _read_mask(part: bytes, kept: int, columns: int) -> npt.NDArray[np.bool_]:

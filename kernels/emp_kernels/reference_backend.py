@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from emp_kernels import reference, whole_reference
+from emp_kernels import held_reference, reference, whole_reference
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
+from emp_kernels.held import HeldRows
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import BINS, F32, LOW_PARTS, NumberFormat
 from emp_kernels.rows import (
@@ -101,6 +102,47 @@ class ReferenceBackend:
     ) -> None:
         """See `emp_kernels.dispatch.unpack_whole`."""
         whole_reference.unpack_whole(payload, lengths, layout, out)
+
+    def hold_rows(
+        self, payload: Bytes, sections: npt.NDArray[np.int64], table: Table, layout: RowLayout
+    ) -> HeldRows:
+        """See `emp_kernels.dispatch.hold_rows`."""
+        out = np.empty((len(table), layout.columns), layout.number_format.storage)
+        self.unpack(payload, sections, table, layout, out)
+        return held_reference.hold_rows(payload, sections, table, layout)
+
+    def multiply_rows(
+        self,
+        held: HeldRows,
+        x: Patterns,
+        out: Patterns,
+        bias: Patterns,
+        threads: int | None,  # noqa: ARG002 (one is enough)
+    ) -> None:
+        """See `emp_kernels.dispatch.multiply_rows`."""
+        held_reference.multiply_rows(held, x, out, bias)
+
+    def unpack_held_rows(
+        self,
+        held: HeldRows,
+        first: int,
+        out: Patterns,
+        threads: int | None,  # noqa: ARG002 (one is enough)
+    ) -> None:
+        """See `emp_kernels.dispatch.unpack_held_rows`."""
+        for i in range(len(out)):
+            out[i] = held_reference.unpack_row(held, first + i)
+
+    def gather_rows(
+        self,
+        held: HeldRows,
+        rows: Counts,
+        out: Patterns,
+        threads: int | None,  # noqa: ARG002 (one is enough)
+    ) -> None:
+        """See `emp_kernels.dispatch.gather_rows`."""
+        for i, row in enumerate(rows):
+            out[i] = held_reference.unpack_row(held, int(row))
 
     def count(
         self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]

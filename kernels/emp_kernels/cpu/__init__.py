@@ -2,11 +2,17 @@
 
 status        how a kernel ended
 simd          vector instructions that numba has no name for
+vectors       vector types, and the steps on them
 select        sums, k-th largest key and kept weights of one row
 decide        which weights of a row stay
 histogram     bit patterns counted
 pack          rows to packed records
 unpack        packed records to rows
+team          lets a kernel run on several threads
+floats        bit patterns to float32 and back
+hold          checks packed rows that are to be held in memory
+held_job      what a job says of held rows
+held_rows     products of held rows, and these unpacked, on any CPU
 masks         scores to masks, and rows packed by given masks
 sweep         bytes and sums of rows at many numbers of kept weights
 turn          transposes matrices

@@ -14,7 +14,7 @@ from emp_kernels.cpu.select import STRETCH, count_ties
 from emp_kernels.cpu.simd import VECTOR_BYTES, expand_step
 from emp_kernels.cpu.status import BAD_ESCAPES, BAD_MASK, DONE, NOT_FINITE
 
-__all__ = ["expand_row", "unpack_block"]
+__all__ = ["check_mask", "decode_row", "expand_row", "spread_row", "unpack_block"]
 
 _njit = numba.njit(nogil=True, cache=True)
 
@@ -166,6 +166,67 @@ def expand_row(kept_K, mask, mask_at, out_C, simd):
 
 
 @_njit
+def decode_row(payload, at, sections, line, number_format, layout, kept_K, delta_K, code_K):
+    """Decode the kept weights of the record at payload[at:] to kept_K.
+
+    Args:
+        payload: uint8, holds the record.
+        at: Where it starts.
+        sections: Lengths of its sections, a line of `RowLayout.sections`.
+        line: (weights kept ≤ C, escapes ≤ kept, window base).
+        number_format: As for `unpack_block`.
+        layout: The same.
+        kept_K: The same.
+        delta_K: The same; distances are left there, those of escapes are the layout's limit.
+        code_K: The same.
+
+    Returns:
+        DONE, or how the record contradicts its table line or itself. Its mask is not looked at.
+    """
+    key_mask, infinity, bits, _, _ = number_format
+    dropped, stored, radix, digits, limit, _ = layout
+    k, escaped, base = line
+    at += sections[0]
+    _read_values(payload, at, k, stored, bits - 1, kept_K, delta_K)
+    at += sections[1]
+    if digits:
+        length = (k + digits - 1) // digits
+        _read_codes(payload[at : at + length], k, radix, digits, code_K)
+        _add_codes(code_K, k, stored, delta_K)
+    at += sections[2]
+    if not _place(kept_K, delta_K, k, base, dropped, limit, np.int64(key_mask) >> dropped):
+        return NOT_FINITE
+    if not _fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
+        return BAD_ESCAPES
+    if not _all_finite(kept_K[:k], key_mask, kept_K.dtype.type(infinity)):
+        return NOT_FINITE
+    return DONE
+
+
+@_njit
+def check_mask(payload, at, k, columns):
+    """DONE if the mask at payload[at:], where there has to be one, names k of so many columns."""
+    if 0 < k < columns and not _names_only(payload, at, columns, k):
+        return BAD_MASK
+    return DONE
+
+
+@_njit
+def spread_row(kept_K, k, payload, mask_at, out_C, simd):
+    """Put the k kept weights of a row in their columns, and +0.0 elsewhere.
+
+    Its mask, where it has one, is at payload[mask_at:]; kept_K is read one item past the last kept
+    weight.
+    """
+    if k == 0:
+        out_C[:] = 0
+    elif k == out_C.size:
+        out_C[:] = kept_K[:k]
+    else:
+        expand_row(kept_K, payload, mask_at, out_C, simd)
+
+
+@_njit
 def unpack_block(
     payload, sections_R4, table_R3, number_format, layout, simd, out_RC, kept_K, delta_K, code_K
 ):
@@ -186,35 +247,25 @@ def unpack_block(
     Returns:
         (status, row it refers to): DONE, or how a row contradicts its table line or itself.
     """
-    key_mask, infinity, bits, _, _ = number_format
-    dropped, stored, radix, digits, limit, _ = layout
     rows, columns = out_RC.shape
     at = 0
     for r in range(rows):
         k, escaped, base = table_R3[r]
-        out_C = out_RC[r]
-        mask_at = at
-        at += sections_R4[r, 0]
-        _read_values(payload, at, k, stored, bits - 1, kept_K, delta_K)
-        at += sections_R4[r, 1]
-        if digits:
-            length = (k + digits - 1) // digits
-            _read_codes(payload[at : at + length], k, radix, digits, code_K)
-            _add_codes(code_K, k, stored, delta_K)
-        at += sections_R4[r, 2]
-        if not _place(kept_K, delta_K, k, base, dropped, limit, np.int64(key_mask) >> dropped):
-            return NOT_FINITE, r
-        if not _fill_escapes(payload, at, escaped, delta_K, k, limit, kept_K):
-            return BAD_ESCAPES, r
-        at += sections_R4[r, 3]
-        if not _all_finite(kept_K[:k], key_mask, out_RC.dtype.type(infinity)):
-            return NOT_FINITE, r
-        if k == 0:
-            out_C[:] = 0
-        elif k == columns:
-            out_C[:] = kept_K[:k]
-        elif _names_only(payload, mask_at, columns, k):
-            expand_row(kept_K, payload, mask_at, out_C, simd)
-        else:
-            return BAD_MASK, r
+        ended = decode_row(
+            payload,
+            at,
+            sections_R4[r],
+            (k, escaped, base),
+            number_format,
+            layout,
+            kept_K,
+            delta_K,
+            code_K,
+        )
+        if ended == DONE:
+            ended = check_mask(payload, at, k, columns)
+        if ended != DONE:
+            return ended, r
+        spread_row(kept_K, k, payload, at, out_RC[r], simd)
+        at += sections_R4[r].sum()
     return DONE, rows

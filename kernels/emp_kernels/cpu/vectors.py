@@ -1,0 +1,489 @@
+"""Vector types for numba, and the steps on them: a kernel keeps vectors in registers.
+
+numba has no vector types. Here is one: variables of a kernel can hold vectors, and LLVM keeps them
+in registers. Steps are LLVM code, in two groups. Portable ones compile on any CPU; where its
+vectors are shorter, LLVM takes several. Those under "AVX-512" name instructions: a kernel that
+calls them compiles only on a CPU that has them, so ask `HAS_VBMI2` and `HAS_BF16` first.
+
+Memory is named by its address, an int64 (``array.ctypes.data``), for kernels that run on a team of
+threads get addresses only (see `emp_kernels.cpu.team`). Nothing checks a bound. Vectors need not be
+aligned.
+
+`emp_kernels.cpu.simd` says how an intrinsic of numba works.
+"""
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba.core import cgutils, types
+from numba.core.datamodel import models
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, register_model
+
+__all__ = [
+    "HAS_BF16",
+    "HAS_VBMI2",
+    "M16",
+    "M32",
+    "M64",
+    "F32x16",
+    "U8x16",
+    "U8x32",
+    "U8x64",
+    "U16x16",
+    "U16x32",
+    "U32x16",
+    "U64x8",
+    "Vector",
+    "add_lanes",
+    "cast",
+    "count_ones",
+    "dot_bf16",
+    "expand",
+    "floats_of_halves",
+    "fused",
+    "interleave_high",
+    "interleave_low",
+    "load",
+    "look_up",
+    "look_up_in_rows",
+    "look_up_in_two",
+    "low_lanes",
+    "mask_of",
+    "narrow",
+    "pick",
+    "prefetch",
+    "splat",
+    "store",
+    "widen",
+    "word_of",
+]
+
+_FEATURES = get_host_cpu_features()
+HAS_VBMI2 = bool(
+    _FEATURES.get("avx512vbmi2")
+    and _FEATURES.get("avx512vbmi")
+    and _FEATURES.get("avx512bw")
+    and _FEATURES.get("avx512vl")
+    and _FEATURES.get("fma")
+)
+"""Whether the CPU has the instructions of the group "AVX-512", but for `dot_bf16`."""
+HAS_BF16 = bool(HAS_VBMI2 and _FEATURES.get("avx512bf16"))
+"""Whether it has `dot_bf16` too."""
+
+_I32 = ir.IntType(32)
+_LANES = {
+    "bool": ir.IntType(1),
+    "uint8": ir.IntType(8),
+    "uint16": ir.IntType(16),
+    "uint32": ir.IntType(32),
+    "uint64": ir.IntType(64),
+    "float32": ir.FloatType(),
+}
+
+
+class _BFloatType(ir.Type):
+    """bfloat16, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloatType)
+
+    def __hash__(self) -> int:
+        return hash(_BFloatType)
+
+
+class Vector(types.Type):
+    """The type of a vector.
+
+    Args:
+        lane: "bool", "uint8", "uint16", "uint32", "uint64" or "float32".
+        lanes: Their number.
+    """
+
+    def __init__(self, lane: str, lanes: int) -> None:
+        self.lane = lane
+        self.lanes = lanes
+        self.llvm = ir.VectorType(_LANES[lane], lanes)
+        super().__init__(name=f"vector({lanes} x {lane})")
+
+    @property
+    def suffix(self) -> str:
+        """What LLVM calls the type in names of functions."""
+        bits = _LANES[self.lane]
+        return f"v{self.lanes}{'f32' if self.lane == 'float32' else f'i{bits.width}'}"
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        super().__init__(manager, kind, kind.llvm)
+
+
+U8x16, U8x32, U8x64 = (Vector("uint8", lanes) for lanes in (16, 32, 64))
+U16x16, U16x32 = (Vector("uint16", lanes) for lanes in (16, 32))
+U32x16 = Vector("uint32", 16)
+U64x8 = Vector("uint64", 8)
+F32x16 = Vector("float32", 16)
+M16, M32, M64 = (Vector("bool", lanes) for lanes in (16, 32, 64))
+"""Masks: what a comparison gives, a truth value a lane."""
+
+_WORDS: dict[int, Any] = {16: types.uint16, 32: types.uint32, 64: types.uint64}
+
+
+def _call(builder: Any, name: str, result: Any, arguments: Any) -> Any:
+    """Call a function of LLVM."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _splat(builder: Any, kind: Vector, scalar: Any) -> Any:
+    undefined = ir.Constant(kind.llvm, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
+    places = ir.Constant(ir.VectorType(_I32, kind.lanes), [0] * kind.lanes)
+    return builder.shuffle_vector(first, undefined, places)
+
+
+def _pointer(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+# ── portable: memory ──
+
+
+@intrinsic
+def load(_context: Any, kind: Any, address: Any) -> Any:
+    """The vector of a kind at an address."""
+    vector = kind.instance_type
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.load(_pointer(builder, arguments[1], vector.llvm), align=1)
+
+    return vector(kind, types.int64), codegen
+
+
+@intrinsic
+def store(_context: Any, address: Any, vector: Any) -> Any:
+    """Write a vector to an address."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        address, value = arguments
+        builder.store(value, _pointer(builder, address, vector.llvm), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, vector), codegen
+
+
+@intrinsic
+def prefetch(_context: Any, address: Any) -> Any:
+    """Begin to bring the memory at an address, which need not exist, to the cache."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place = _pointer(builder, arguments[0], ir.IntType(8))
+        to_read, keep, data = (ir.Constant(_I32, value) for value in (0, 3, 1))
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, to_read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+# ── portable: lanes ──
+
+
+@intrinsic
+def splat(_context: Any, kind: Any, scalar: Any) -> Any:
+    """A vector of a kind with a number in every lane, of which a lane takes the low bits."""
+    vector = kind.instance_type
+    number = types.float32 if vector.lane == "float32" else types.uint64
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        lane = _LANES[vector.lane]
+        value = arguments[1]
+        if vector.lane not in ("float32", "uint64"):
+            value = builder.trunc(value, lane)
+        return _splat(builder, vector, value)
+
+    return vector(kind, number), codegen
+
+
+@intrinsic
+def cast(_context: Any, kind: Any, vector: Any) -> Any:
+    """The same bits as a vector of another kind."""
+    result = kind.instance_type
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[1], result.llvm)
+
+    return result(kind, vector), codegen
+
+
+@intrinsic
+def widen(_context: Any, kind: Any, vector: Any) -> Any:
+    """Unsigned lanes in wider ones."""
+    result = kind.instance_type
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.zext(arguments[1], result.llvm)
+
+    return result(kind, vector), codegen
+
+
+@intrinsic
+def narrow(_context: Any, kind: Any, vector: Any) -> Any:
+    """The low bits of each lane in narrower ones."""
+    result = kind.instance_type
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.trunc(arguments[1], result.llvm)
+
+    return result(kind, vector), codegen
+
+
+@intrinsic
+def pick(_context: Any, mask: Any, vector: Any, other: Any) -> Any:
+    """The lanes of `vector` where a mask is set, those of `other` elsewhere."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return vector(mask, vector, other), codegen
+
+
+@intrinsic
+def mask_of(_context: Any, kind: Any, word: Any) -> Any:
+    """The mask of a kind whose lanes are the bits of a word, the lowest one first."""
+    mask = kind.instance_type
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        value = arguments[1]
+        if mask.lanes < word.bitwidth:
+            value = builder.trunc(value, ir.IntType(mask.lanes))
+        return builder.bitcast(value, mask.llvm)
+
+    return mask(kind, word), codegen
+
+
+@intrinsic
+def word_of(_context: Any, mask: Any) -> Any:
+    """The lanes of a mask as bits of a word, the first one lowest."""
+    word = _WORDS[mask.lanes]
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(mask.lanes))
+
+    return word(mask), codegen
+
+
+@intrinsic
+def count_ones(_context: Any, word: Any) -> Any:
+    """How many bits of an unsigned number are set, int64."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        found = builder.ctpop(arguments[0])
+        return found if word.bitwidth == 64 else builder.zext(found, ir.IntType(64))
+
+    return types.int64(word), codegen
+
+
+def _shuffled(name: str, doc: str, places: Any) -> Any:
+    """A step on two vectors of a kind that takes lanes from fixed places of both."""
+
+    def step(_context: Any, vector: Any, other: Any) -> Any:
+        taken = places(vector)
+
+        def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            order = ir.Constant(ir.VectorType(_I32, len(taken)), taken)
+            return builder.shuffle_vector(*arguments, order)
+
+        return vector(vector, other), codegen
+
+    step.__name__ = step.__qualname__ = name
+    step.__doc__ = doc
+    return intrinsic(step)
+
+
+def _interleaved(vector: Vector, half: int) -> list[int]:
+    """Lanes of two vectors in turn, from the low or the high half of each 16 bytes."""
+    in_row = 128 // _LANES[vector.lane].width
+    rows = range(0, vector.lanes, in_row)
+    first = half * in_row // 2
+    return [
+        lane + other
+        for row in rows
+        for lane in range(row + first, row + first + in_row // 2)
+        for other in (0, vector.lanes)
+    ]
+
+
+interleave_low = _shuffled(
+    "interleave_low",
+    "Lanes of two vectors in turn, from the low half of each 16 bytes.",
+    lambda vector: _interleaved(vector, 0),
+)
+interleave_high = _shuffled(
+    "interleave_high",
+    "Lanes of two vectors in turn, from the high half of each 16 bytes.",
+    lambda vector: _interleaved(vector, 1),
+)
+
+
+@intrinsic
+def low_lanes(_context: Any, kind: Any, vector: Any) -> Any:
+    """The first lanes of a vector, as one of a kind with fewer lanes."""
+    result = kind.instance_type
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        order = ir.Constant(ir.VectorType(_I32, result.lanes), list(range(result.lanes)))
+        return builder.shuffle_vector(arguments[1], arguments[1], order)
+
+    return result(kind, vector), codegen
+
+
+# ── portable: arithmetic ──
+
+
+def _operator(symbol: Any, build: Any, *, floats: Any = None, compares: bool = False) -> None:
+    """Let kernels write an operator between two vectors of a kind."""
+
+    class Template(AbstractTemplate):
+        def generic(self, arguments: Any, _keywords: Any) -> Any:
+            if len(arguments) == 2 and isinstance(arguments[0], Vector):
+                kind, other = arguments
+                if kind == other and (floats or kind.lane != "float32"):
+                    result = Vector("bool", kind.lanes) if compares else kind
+                    return signature(result, kind, kind)
+            return None
+
+    infer_global(symbol)(Template)
+
+    @lower_builtin(symbol, Vector, Vector)
+    def lower(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        is_float = signature.args[0].lane == "float32"
+        return (floats if is_float else build)(builder, *arguments)
+
+
+_operator(operator.add, lambda b, x, y: b.add(x, y), floats=lambda b, x, y: b.fadd(x, y))
+_operator(operator.sub, lambda b, x, y: b.sub(x, y), floats=lambda b, x, y: b.fsub(x, y))
+_operator(operator.mul, lambda b, x, y: b.mul(x, y), floats=lambda b, x, y: b.fmul(x, y))
+_operator(operator.and_, lambda b, x, y: b.and_(x, y))
+_operator(operator.or_, lambda b, x, y: b.or_(x, y))
+_operator(operator.xor, lambda b, x, y: b.xor(x, y))
+_operator(operator.lshift, lambda b, x, y: b.shl(x, y))
+_operator(operator.rshift, lambda b, x, y: b.lshr(x, y))
+_operator(operator.lt, lambda b, x, y: b.icmp_unsigned("<", x, y), compares=True)
+_operator(operator.eq, lambda b, x, y: b.icmp_unsigned("==", x, y), compares=True)
+
+
+@intrinsic
+def fused(_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """A · b + c of floats, rounded once where the CPU can, else twice."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _call(builder, f"llvm.fmuladd.{a.suffix}", a.llvm, arguments)
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def add_lanes(_context: Any, vector: Any) -> Any:
+    """The sum of all lanes, float32: halves are added until one lane is left."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        value, lanes = arguments[0], vector.lanes
+        while lanes > 1:
+            lanes //= 2
+            low, high = (
+                ir.Constant(ir.VectorType(_I32, lanes), list(range(start, start + lanes)))
+                for start in (0, lanes)
+            )
+            value = builder.fadd(
+                builder.shuffle_vector(value, value, low),
+                builder.shuffle_vector(value, value, high),
+            )
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+    return types.float32(vector), codegen
+
+
+# ── AVX-512 ──
+
+
+@intrinsic
+def expand(_context: Any, vector: Any, mask: Any) -> Any:
+    """The first lanes of a vector in the lanes that a mask names, in order, zeros elsewhere."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        value, named = arguments
+        zeros = ir.Constant(vector.llvm, None)
+        name = f"llvm.x86.avx512.mask.expand.{vector.suffix}"
+        return _call(builder, name, vector.llvm, [value, zeros, named])
+
+    return vector(vector, mask), codegen
+
+
+_PERMUTES = {"uint8": "qi", "uint16": "hi", "uint32": "si"}
+
+
+@intrinsic
+def look_up(_context: Any, table: Any, index: Any) -> Any:
+    """table[i], a vector of 64 bytes, for each lane i of index; higher bits of it are ignored."""
+    name = f"llvm.x86.avx512.permvar.{_PERMUTES[table.lane]}.512"
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _call(builder, name, table.llvm, arguments)
+
+    return table(table, index), codegen
+
+
+@intrinsic
+def look_up_in_two(_context: Any, table: Any, index: Any, other: Any) -> Any:
+    """The same in two vectors of 64 bytes, one behind the other."""
+    lane = _PERMUTES[table.lane].replace("si", "d")
+    name = f"llvm.x86.avx512.vpermi2var.{lane}.512"
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _call(builder, name, table.llvm, arguments)
+
+    return table(table, index, other), codegen
+
+
+@intrinsic
+def look_up_in_rows(_context: Any, table: Any, index: Any) -> Any:
+    """table[i], 16 bytes, for each byte i below 16 of index; each 16 bytes have their own table."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _call(builder, "llvm.x86.avx512.pshuf.b.512", table.llvm, arguments)
+
+    return table(table, index), codegen
+
+
+@intrinsic
+def dot_bf16(_context: Any, sums: Any, a: Any, b: Any) -> Any:
+    """Add, to each lane of sums, the products of two bf16 of a and b, uint16 patterns.
+
+    Sums are float32; subnormals count as zero, operands and results.
+    """
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        sums_value, *pair = arguments
+        kind = ir.VectorType(_BFloatType(), 32)
+        operands = [builder.bitcast(value, kind) for value in pair]
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        return _call(builder, name, sums.llvm, [sums_value, *operands])
+
+    return sums(sums, a, b), codegen
+
+
+@intrinsic
+def floats_of_halves(_context: Any, vector: Any) -> Any:
+    """Sixteen fp16, uint16 patterns, as float32: exact."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        halves = builder.bitcast(arguments[0], ir.VectorType(ir.HalfType(), 16))
+        return builder.fpext(halves, F32x16.llvm)
+
+    return F32x16(vector), codegen

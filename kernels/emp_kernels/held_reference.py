@@ -1,0 +1,66 @@
+"""Products from packed rows that are held in memory, in plain numpy: float64, row by row."""
+
+import numpy as np
+import numpy.typing as npt
+
+from emp_kernels import reference
+from emp_kernels.held import HeldRows, held_rows, room_for_places
+from emp_kernels.layout import RowLayout
+from emp_kernels.numbers import BF16, F16, NumberFormat
+from emp_kernels.rows import Bytes, Patterns, Table
+
+__all__ = ["hold_rows", "multiply_rows", "rounded", "unpack_row", "values_of"]
+
+
+def hold_rows(
+    payload: Bytes, sections: npt.NDArray[np.int64], table: Table, layout: RowLayout
+) -> HeldRows:
+    """Rows that have been checked, with the places of their escapes; see `held_rows`."""
+    ends = np.cumsum(sections.sum(axis=1)).tolist()
+    places = []
+    for (kept, escaped, _), start, end in zip(table.tolist(), [0, *ends], ends, strict=False):
+        places += reference.escape_places(payload[start:end].tobytes(), kept, escaped, layout)
+    room = room_for_places(table, layout)
+    room[:] = places
+    return held_rows(payload, sections, table, layout, room)
+
+
+def unpack_row(held: HeldRows, row: int) -> Patterns:
+    """The bit patterns of one row, [C]."""
+    start, end = held.offsets[row : row + 2].tolist()
+    kept, escaped, base = held.table[row].tolist()
+    record = held.payload[start:end].tobytes()
+    return reference.unpack_row(record, kept, escaped, base, held.layout)
+
+
+def multiply_rows(held: HeldRows, x: Patterns, out: Patterns, bias: Patterns) -> None:
+    """See `emp_kernels.dispatch.multiply_rows`; a bias without items is none."""
+    number_format = held.layout.number_format
+    tokens = values_of(x, number_format)
+    addend = values_of(bias, number_format) if bias.size else np.zeros(held.rows)
+    for r in range(held.rows):
+        weights = values_of(unpack_row(held, r), number_format)
+        with np.errstate(invalid="ignore", over="ignore"):
+            sums = (tokens @ weights + addend[r]).astype(np.float32)
+        out[:, r] = rounded(sums, number_format)
+
+
+def values_of(patterns: Patterns, number_format: NumberFormat) -> npt.NDArray[np.float64]:
+    """The numbers that bit patterns stand for, of any shape."""
+    if number_format is F16:
+        return patterns.view(np.float16).astype(np.float64)
+    wide = patterns.astype(np.uint32) << np.uint32(number_format.to_f32_shift)
+    with np.errstate(invalid="ignore"):  # a signalling NaN may become a quiet one
+        return wide.view(np.float32).astype(np.float64)
+
+
+def rounded(numbers: npt.NDArray[np.float32], number_format: NumberFormat) -> Patterns:
+    """Numbers rounded to the nearest of a format, or the even one of two: their bit patterns."""
+    if number_format is F16:
+        with np.errstate(over="ignore"):
+            return numbers.astype(np.float16).view(np.uint16)
+    bits = numbers.view(np.uint32)
+    if number_format is not BF16:
+        return bits
+    halves = ((bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(numbers), (bits >> 16 | 0x40).astype(np.uint16), halves)
