@@ -85,20 +85,20 @@ class Backend(Protocol):
     def hold_rows(
         self, payload: Bytes, sections: npt.NDArray[np.int64], table: Table, layout: RowLayout
     ) -> HeldRows:
-        """See `emp_kernels.dispatch.hold_rows`; arguments are as for `unpack`."""
+        """See `emp_kernels.held_dispatch.hold_rows`; arguments are as for `unpack`."""
 
     def multiply_rows(
         self, held: HeldRows, x: Patterns, out: Patterns, bias: Patterns, threads: int | None
     ) -> None:
-        """See `emp_kernels.dispatch.multiply_rows`; where there is no bias, it has no items."""
+        """See `emp_kernels.held_dispatch.multiply_rows`; where there is no bias, it has no items."""
 
     def unpack_held_rows(
         self, held: HeldRows, first: int, out: Patterns, threads: int | None
     ) -> None:
-        """See `emp_kernels.dispatch.unpack_held_rows`; as many rows as `out` has."""
+        """See `emp_kernels.held_dispatch.unpack_held_rows`; as many rows as `out` has."""
 
     def gather_rows(self, held: HeldRows, rows: Counts, out: Patterns, threads: int | None) -> None:
-        """See `emp_kernels.dispatch.gather_rows`."""
+        """See `emp_kernels.held_dispatch.gather_rows`."""
 
     def count(
         self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]

@@ -25,7 +25,7 @@ class CpuHeld(CpuWhole):
     def hold_rows(
         self, payload: Bytes, sections: npt.NDArray[np.int64], table: Table, layout: RowLayout
     ) -> HeldRows:
-        """See `emp_kernels.dispatch.hold_rows`."""
+        """See `emp_kernels.held_dispatch.hold_rows`."""
         places = room_for_places(table, layout)
         ended, row = check_block(
             payload,
@@ -44,7 +44,7 @@ class CpuHeld(CpuWhole):
     def multiply_rows(
         self, held: HeldRows, x: Patterns, out: Patterns, bias: Patterns, threads: int | None
     ) -> None:
-        """See `emp_kernels.dispatch.multiply_rows`."""
+        """See `emp_kernels.held_dispatch.multiply_rows`."""
         size = team.team_size(threads)
         room = team.scratch(products.multiply_room(len(x), held.layout.columns, size[0]))
         worker = team.worker_address(products.multiply_any_rows)
@@ -53,11 +53,11 @@ class CpuHeld(CpuWhole):
     def unpack_held_rows(
         self, held: HeldRows, first: int, out: Patterns, threads: int | None
     ) -> None:
-        """See `emp_kernels.dispatch.unpack_held_rows`."""
+        """See `emp_kernels.held_dispatch.unpack_held_rows`."""
         self._unpack(held, first, _NO_ROWS, out, threads)
 
     def gather_rows(self, held: HeldRows, rows: Counts, out: Patterns, threads: int | None) -> None:
-        """See `emp_kernels.dispatch.gather_rows`."""
+        """See `emp_kernels.held_dispatch.gather_rows`."""
         if rows.size:
             self._unpack(held, 0, rows, out, threads)
 

@@ -8,6 +8,8 @@ result is the same bits from every `impl`:
     "simd"       numba with vector compression, fast where the CPU has AVX-512 VBMI2
     "triton"     Triton, on the GPU of the workspace, or else on the first one
     "auto"       "triton" where the workspace has a GPU, else the fastest one for this CPU
+
+`emp_kernels.held_dispatch` is the way in for packed weights that stay in memory.
 """
 
 import importlib
@@ -19,15 +21,12 @@ import numpy as np
 
 from emp_kernels.backend import Backend
 from emp_kernels.checks import (
-    check_held,
     check_kept,
     check_mask,
     check_payload,
-    check_product,
     check_turned,
     check_whole,
 )
-from emp_kernels.held import HeldRows
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import (
@@ -51,11 +50,8 @@ from emp_kernels.whole_layout import WholeLayout
 __all__ = [
     "Impl",
     "count_rows",
-    "gather_rows",
     "get_backend",
-    "hold_rows",
     "load_backend",
-    "multiply_rows",
     "pack_rows",
     "pack_whole",
     "prune_rows",
@@ -64,7 +60,6 @@ __all__ = [
     "sweep_rows",
     "trailing_zeros",
     "turn",
-    "unpack_held_rows",
     "unpack_rows",
     "unpack_whole",
 ]
@@ -271,125 +266,6 @@ def unpack_whole(
     check_whole(payload, lengths, layout, out)
     payload = np.ascontiguousarray(payload)
     get_backend(impl, workspace).unpack_whole(payload, lengths, layout, out.reshape(-1))
-
-
-def hold_rows(
-    payload: Bytes,
-    table: Table,
-    layout: RowLayout,
-    *,
-    impl: Impl = "auto",
-    workspace: Workspace | None = None,
-) -> HeldRows:
-    """Check packed rows in full, as `unpack_rows` does, so that they can be multiplied as they lie.
-
-    Args:
-        payload: uint8 [bytes], C-contiguous, the rows' records, one after the other, and nothing
-            else: the result refers to this array.
-        table: int64 [R, 3], their lines of the row table.
-        layout: The tensor's layout.
-        impl: Backend; "triton" runs on the CPU.
-        workspace: Buffers to use again.
-
-    Raises:
-        DamagedRowError: If a record contradicts its line of the table or itself.
-        ValueError: If the payload lies scattered.
-    """
-    if not payload.flags.c_contiguous:
-        raise ValueError("packed rows can be held only where their bytes lie one behind the other")
-    sections = check_payload(payload, table, layout)
-    return get_backend(impl, workspace).hold_rows(payload, sections, table, layout)
-
-
-def multiply_rows(
-    held: HeldRows,
-    x: Patterns,
-    out: Patterns,
-    bias: Patterns | None = None,
-    threads: int | None = None,
-    *,
-    impl: Impl = "auto",
-) -> None:
-    """Multiply the activations of a few tokens by packed rows: out = x · Wᵀ + bias.
-
-    Each row is decoded once for all tokens. For more than about 16 it is better to unpack rows and
-    to multiply these. All numbers have the rows' format. Where a result exceeds it, it is infinite.
-
-    Sums are rounded to the format once, at the end, to the nearest number. "reference" adds in
-    float64, the others in float32, in an order that depends on C alone. Without the bias, a sum
-    over C weights is off by γ · Σ|w||x| at most, where γ = C·2⁻²⁴ / (1 − C·2⁻²⁴). How many threads
-    run makes no difference to the bits.
-
-    Args:
-        held: R rows of C weights.
-        x: uint16 or uint32 [T, C], bit patterns, C-contiguous.
-        out: As many [T, R], C-contiguous, written.
-        bias: As many [R], C-contiguous.
-        threads: How many threads to use at most; as many as torch does if None.
-        impl: Backend; "triton" runs on the CPU.
-
-    Raises:
-        ValueError: If shapes or dtypes do not fit, or arrays lie scattered.
-    """
-    bias = out[:0, 0] if bias is None else bias
-    check_product(held, x, out, bias)
-    get_backend(impl).multiply_rows(held, x, out, bias, threads)
-
-
-def unpack_held_rows(
-    held: HeldRows,
-    first: int,
-    stop: int,
-    out: Patterns,
-    threads: int | None = None,
-    *,
-    impl: Impl = "auto",
-) -> None:
-    """Decode some consecutive rows; nothing is checked again.
-
-    Args:
-        held: R rows of C weights.
-        first: The first row.
-        stop: The row past the last one, at most R.
-        out: uint16 or uint32 [stop − first, C], C-contiguous, bit patterns, written.
-        threads: As for `multiply_rows`.
-        impl: Backend; "triton" runs on the CPU.
-
-    Raises:
-        ValueError: If there are no such rows, or the output does not fit.
-    """
-    if not 0 <= first <= stop <= held.rows:
-        raise ValueError(f"rows {first} to {stop} are asked for, there are {held.rows}")
-    check_held(held, stop - first, out)
-    get_backend(impl).unpack_held_rows(held, first, out, threads)
-
-
-def gather_rows(
-    held: HeldRows,
-    rows: Counts,
-    out: Patterns,
-    threads: int | None = None,
-    *,
-    impl: Impl = "auto",
-) -> None:
-    """Decode the rows that are asked for, in any order, some maybe more than once.
-
-    Args:
-        held: R rows of C weights.
-        rows: int64 [N], C-contiguous, their numbers.
-        out: uint16 or uint32 [N, C], C-contiguous, bit patterns, written.
-        threads: As for `multiply_rows`.
-        impl: Backend; "triton" runs on the CPU.
-
-    Raises:
-        ValueError: If there is no such row, or arrays do not fit.
-    """
-    if rows.dtype != np.int64 or rows.ndim != 1 or not rows.flags.c_contiguous:
-        raise ValueError(f"rows are {rows.dtype} {rows.shape}, they must be int64 [N], contiguous")
-    if rows.size and (rows.min() < 0 or rows.max() >= held.rows):
-        raise ValueError(f"rows must be from 0 to {held.rows - 1}")
-    check_held(held, len(rows), out)
-    get_backend(impl).gather_rows(held, rows, out, threads)
 
 
 def count_rows(

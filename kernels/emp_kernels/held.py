@@ -22,7 +22,7 @@ TAIL_SLACK = 512
 
 @dataclass(frozen=True, eq=False)
 class HeldRows:
-    """Pruned rows, packed; see `emp_kernels.dispatch.hold_rows`.
+    """Pruned rows, packed; see `emp_kernels.held_dispatch.hold_rows`.
 
     Attributes:
         payload: uint8 [bytes], the records: the very array that was given.

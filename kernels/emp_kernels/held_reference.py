@@ -34,7 +34,7 @@ def unpack_row(held: HeldRows, row: int) -> Patterns:
 
 
 def multiply_rows(held: HeldRows, x: Patterns, out: Patterns, bias: Patterns) -> None:
-    """See `emp_kernels.dispatch.multiply_rows`; a bias without items is none."""
+    """See `emp_kernels.held_dispatch.multiply_rows`; a bias without items is none."""
     number_format = held.layout.number_format
     tokens = values_of(x, number_format)
     addend = values_of(bias, number_format) if bias.size else np.zeros(held.rows)

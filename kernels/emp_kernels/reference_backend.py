@@ -106,7 +106,7 @@ class ReferenceBackend:
     def hold_rows(
         self, payload: Bytes, sections: npt.NDArray[np.int64], table: Table, layout: RowLayout
     ) -> HeldRows:
-        """See `emp_kernels.dispatch.hold_rows`."""
+        """See `emp_kernels.held_dispatch.hold_rows`."""
         out = np.empty((len(table), layout.columns), layout.number_format.storage)
         self.unpack(payload, sections, table, layout, out)
         return held_reference.hold_rows(payload, sections, table, layout)
@@ -119,7 +119,7 @@ class ReferenceBackend:
         bias: Patterns,
         threads: int | None,  # noqa: ARG002 (one is enough)
     ) -> None:
-        """See `emp_kernels.dispatch.multiply_rows`."""
+        """See `emp_kernels.held_dispatch.multiply_rows`."""
         held_reference.multiply_rows(held, x, out, bias)
 
     def unpack_held_rows(
@@ -129,7 +129,7 @@ class ReferenceBackend:
         out: Patterns,
         threads: int | None,  # noqa: ARG002 (one is enough)
     ) -> None:
-        """See `emp_kernels.dispatch.unpack_held_rows`."""
+        """See `emp_kernels.held_dispatch.unpack_held_rows`."""
         for i in range(len(out)):
             out[i] = held_reference.unpack_row(held, first + i)
 
@@ -140,7 +140,7 @@ class ReferenceBackend:
         out: Patterns,
         threads: int | None,  # noqa: ARG002 (one is enough)
     ) -> None:
-        """See `emp_kernels.dispatch.gather_rows`."""
+        """See `emp_kernels.held_dispatch.gather_rows`."""
         for i, row in enumerate(rows):
             out[i] = held_reference.unpack_row(held, int(row))
 

@@ -11,7 +11,8 @@ from itertools import cycle
 import numpy as np
 import pytest
 from emp_kernels import reference
-from emp_kernels.dispatch import gather_rows, hold_rows, multiply_rows, pack_rows, unpack_held_rows
+from emp_kernels.dispatch import pack_rows
+from emp_kernels.held_dispatch import gather_rows, hold_rows, multiply_rows, unpack_held_rows
 from emp_kernels.layout import RADICES, RowLayout
 from emp_kernels.numbers import BF16, F16
 from emp_kernels.rows import Given, PerRow

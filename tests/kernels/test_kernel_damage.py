@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 from emp_kernels.checks import check_table
-from emp_kernels.dispatch import hold_rows, pack_rows, unpack_held_rows, unpack_rows
+from emp_kernels.dispatch import pack_rows, unpack_rows
 from emp_kernels.errors import DamagedRowError
+from emp_kernels.held_dispatch import hold_rows, unpack_held_rows
 from emp_kernels.layout import RADICES, RowLayout
 from emp_kernels.numbers import BF16, F16, F32
 from emp_kernels.rows import PerRow

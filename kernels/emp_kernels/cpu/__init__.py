@@ -3,6 +3,7 @@
 status        how a kernel ended
 simd          vector instructions that numba has no name for
 vectors       vector types, and the steps on them
+avx512        steps on vectors that only some CPUs know
 select        sums, k-th largest key and kept weights of one row
 decide        which weights of a row stay
 histogram     bit patterns counted

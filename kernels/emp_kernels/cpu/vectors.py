@@ -1,9 +1,8 @@
 """Vector types for numba, and the steps on them: a kernel keeps vectors in registers.
 
 numba has no vector types. Here is one: variables of a kernel can hold vectors, and LLVM keeps them
-in registers. Steps are LLVM code, in two groups. Portable ones compile on any CPU; where its
-vectors are shorter, LLVM takes several. Those under "AVX-512" name instructions: a kernel that
-calls them compiles only on a CPU that has them, so ask `HAS_VBMI2` and `HAS_BF16` first.
+in registers. Steps are LLVM code that compiles on any CPU; where its vectors are shorter, LLVM takes
+several. `emp_kernels.cpu.avx512` has steps that only some CPUs know.
 
 Memory is named by its address, an int64 (``array.ctypes.data``), for kernels that run on a team of
 threads get addresses only (see `emp_kernels.cpu.team`). Nothing checks a bound. Vectors need not be
@@ -16,15 +15,12 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
 __all__ = [
-    "HAS_BF16",
-    "HAS_VBMI2",
     "M16",
     "M32",
     "M64",
@@ -38,18 +34,13 @@ __all__ = [
     "U64x8",
     "Vector",
     "add_lanes",
+    "call",
     "cast",
     "count_ones",
-    "dot_bf16",
-    "expand",
-    "floats_of_halves",
     "fused",
     "interleave_high",
     "interleave_low",
     "load",
-    "look_up",
-    "look_up_in_rows",
-    "look_up_in_two",
     "low_lanes",
     "mask_of",
     "narrow",
@@ -61,18 +52,6 @@ __all__ = [
     "word_of",
 ]
 
-_FEATURES = get_host_cpu_features()
-HAS_VBMI2 = bool(
-    _FEATURES.get("avx512vbmi2")
-    and _FEATURES.get("avx512vbmi")
-    and _FEATURES.get("avx512bw")
-    and _FEATURES.get("avx512vl")
-    and _FEATURES.get("fma")
-)
-"""Whether the CPU has the instructions of the group "AVX-512", but for `dot_bf16`."""
-HAS_BF16 = bool(HAS_VBMI2 and _FEATURES.get("avx512bf16"))
-"""Whether it has `dot_bf16` too."""
-
 _I32 = ir.IntType(32)
 _LANES = {
     "bool": ir.IntType(1),
@@ -82,19 +61,6 @@ _LANES = {
     "uint64": ir.IntType(64),
     "float32": ir.FloatType(),
 }
-
-
-class _BFloatType(ir.Type):
-    """bfloat16, which llvmlite has no name for."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloatType)
-
-    def __hash__(self) -> int:
-        return hash(_BFloatType)
 
 
 class Vector(types.Type):
@@ -135,8 +101,8 @@ M16, M32, M64 = (Vector("bool", lanes) for lanes in (16, 32, 64))
 _WORDS: dict[int, Any] = {16: types.uint16, 32: types.uint32, 64: types.uint64}
 
 
-def _call(builder: Any, name: str, result: Any, arguments: Any) -> Any:
-    """Call a function of LLVM."""
+def call(builder: Any, name: str, result: Any, arguments: Any) -> Any:
+    """Call a function of LLVM, in an intrinsic."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
@@ -152,7 +118,7 @@ def _pointer(builder: Any, address: Any, kind: Any) -> Any:
     return builder.inttoptr(address, kind.as_pointer())
 
 
-# ── portable: memory ──
+# ── memory ──
 
 
 @intrinsic
@@ -185,13 +151,13 @@ def prefetch(_context: Any, address: Any) -> Any:
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         place = _pointer(builder, arguments[0], ir.IntType(8))
         to_read, keep, data = (ir.Constant(_I32, value) for value in (0, 3, 1))
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, to_read, keep, data])
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, to_read, keep, data])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
 
 
-# ── portable: lanes ──
+# ── lanes ──
 
 
 @intrinsic
@@ -343,7 +309,7 @@ def low_lanes(_context: Any, kind: Any, vector: Any) -> Any:
     return result(kind, vector), codegen
 
 
-# ── portable: arithmetic ──
+# ── arithmetic ──
 
 
 def _operator(symbol: Any, build: Any, *, floats: Any = None, compares: bool = False) -> None:
@@ -383,7 +349,7 @@ def fused(_context: Any, a: Any, b: Any, c: Any) -> Any:
     """A · b + c of floats, rounded once where the CPU can, else twice."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _call(builder, f"llvm.fmuladd.{a.suffix}", a.llvm, arguments)
+        return call(builder, f"llvm.fmuladd.{a.suffix}", a.llvm, arguments)
 
     return a(a, b, c), codegen
 
@@ -407,83 +373,3 @@ def add_lanes(_context: Any, vector: Any) -> Any:
         return builder.extract_element(value, ir.Constant(_I32, 0))
 
     return types.float32(vector), codegen
-
-
-# ── AVX-512 ──
-
-
-@intrinsic
-def expand(_context: Any, vector: Any, mask: Any) -> Any:
-    """The first lanes of a vector in the lanes that a mask names, in order, zeros elsewhere."""
-
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        value, named = arguments
-        zeros = ir.Constant(vector.llvm, None)
-        name = f"llvm.x86.avx512.mask.expand.{vector.suffix}"
-        return _call(builder, name, vector.llvm, [value, zeros, named])
-
-    return vector(vector, mask), codegen
-
-
-_PERMUTES = {"uint8": "qi", "uint16": "hi", "uint32": "si"}
-
-
-@intrinsic
-def look_up(_context: Any, table: Any, index: Any) -> Any:
-    """table[i], a vector of 64 bytes, for each lane i of index; higher bits of it are ignored."""
-    name = f"llvm.x86.avx512.permvar.{_PERMUTES[table.lane]}.512"
-
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _call(builder, name, table.llvm, arguments)
-
-    return table(table, index), codegen
-
-
-@intrinsic
-def look_up_in_two(_context: Any, table: Any, index: Any, other: Any) -> Any:
-    """The same in two vectors of 64 bytes, one behind the other."""
-    lane = _PERMUTES[table.lane].replace("si", "d")
-    name = f"llvm.x86.avx512.vpermi2var.{lane}.512"
-
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _call(builder, name, table.llvm, arguments)
-
-    return table(table, index, other), codegen
-
-
-@intrinsic
-def look_up_in_rows(_context: Any, table: Any, index: Any) -> Any:
-    """table[i], 16 bytes, for each byte i below 16 of index; each 16 bytes have their own table."""
-
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _call(builder, "llvm.x86.avx512.pshuf.b.512", table.llvm, arguments)
-
-    return table(table, index), codegen
-
-
-@intrinsic
-def dot_bf16(_context: Any, sums: Any, a: Any, b: Any) -> Any:
-    """Add, to each lane of sums, the products of two bf16 of a and b, uint16 patterns.
-
-    Sums are float32; subnormals count as zero, operands and results.
-    """
-
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        sums_value, *pair = arguments
-        kind = ir.VectorType(_BFloatType(), 32)
-        operands = [builder.bitcast(value, kind) for value in pair]
-        name = "llvm.x86.avx512bf16.dpbf16ps.512"
-        return _call(builder, name, sums.llvm, [sums_value, *operands])
-
-    return sums(sums, a, b), codegen
-
-
-@intrinsic
-def floats_of_halves(_context: Any, vector: Any) -> Any:
-    """Sixteen fp16, uint16 patterns, as float32: exact."""
-
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        halves = builder.bitcast(arguments[0], ir.VectorType(ir.HalfType(), 16))
-        return builder.fpext(halves, F32x16.llvm)
-
-    return F32x16(vector), codegen
