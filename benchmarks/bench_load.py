@@ -32,6 +32,7 @@ from common import (
 )
 
 import emp_llm
+from emp_llm.runtime.memory import peak_bytes, resident_bytes
 
 WAYS = {
     "dense": "dense twin",
@@ -99,7 +100,7 @@ def load(way: str, folder: Path) -> dict[str, Any]:
 
     logging.disable_progress_bar()
     options = {"quantization_config": emp_llm.EmpConfig()} if way == "prune" else {}
-    before = memory("VmRSS")
+    before = resident_bytes()
     start = time.perf_counter()
     model = LlamaForCausalLM.from_pretrained(folder, **options)
     load_seconds = time.perf_counter() - start
@@ -109,7 +110,7 @@ def load(way: str, folder: Path) -> dict[str, Any]:
     for tensor in tensors:
         tensor[::PAGE].sum()
     read_seconds = time.perf_counter() - start
-    peak = memory("VmHWM") - before
+    peak = peak_bytes() - before
     checksum = xxhash.xxh3_128()
     for tensor in tensors:
         checksum.update(tensor.numpy().data)
@@ -120,12 +121,6 @@ def load(way: str, folder: Path) -> dict[str, Any]:
         "weights_bytes": sum(tensor.numel() for tensor in tensors),
         "checksum": checksum.hexdigest(),
     }
-
-
-def memory(field: str) -> int:
-    """A field of this process's memory in /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from emp_llm.entrypoints.compare import compare
     from emp_llm.entrypoints.diff import diff
     from emp_llm.entrypoints.evaluate import evaluate
+    from emp_llm.entrypoints.generate import generate
     from emp_llm.entrypoints.inspect import inspect
     from emp_llm.entrypoints.pack import pack
     from emp_llm.entrypoints.prune import prune
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         OutputError,
     )
     from emp_llm.evaluation.options import EvalOptions
+    from emp_llm.generation.options import GenerateOptions
     from emp_llm.integration.adapters import merge_adapter
     from emp_llm.integration.configs import EmpConfig
     from emp_llm.integration.saving import densify
@@ -47,6 +49,7 @@ __all__ = [
     "EmpError",
     "EvalOptions",
     "FormatError",
+    "GenerateOptions",
     "HubError",
     "KeepSparsity",
     "OptionError",
@@ -58,6 +61,7 @@ __all__ = [
     "diff",
     "effective_number",
     "evaluate",
+    "generate",
     "inspect",
     "keep_mask",
     "merge_adapter",
@@ -74,6 +78,7 @@ _HOMES = {
     "Criterion": "calibration.criteria",
     "EmpConfig": "integration.configs",
     "EvalOptions": "evaluation.options",
+    "GenerateOptions": "generation.options",
     "KeepSparsity": "integration.training",
     "PruneOptions": "options",
     "SparsityHold": "integration.training",
@@ -82,6 +87,7 @@ _HOMES = {
     "diff": "entrypoints.diff",
     "effective_number": "rule",
     "evaluate": "entrypoints.evaluate",
+    "generate": "entrypoints.generate",
     "inspect": "entrypoints.inspect",
     "keep_mask": "rule",
     "merge_adapter": "integration.adapters",

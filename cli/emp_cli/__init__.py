@@ -10,6 +10,7 @@ pictures        the page and the figures that both write on request
 compare         emp-llm compare
 diff            emp-llm diff
 eval            emp-llm eval
+generate        emp-llm generate
 inspect         emp-llm inspect
 push            emp-llm push
 prune           emp-llm prune, which can push what it wrote

@@ -7,6 +7,7 @@ import typer
 from emp_cli.compare import compare
 from emp_cli.diff import diff
 from emp_cli.eval import evaluate
+from emp_cli.generate import generate
 from emp_cli.inspect import inspect
 from emp_cli.pack import pack
 from emp_cli.prune import prune
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prune, pack, inspect, report, unpack, verify, diff, push, compare):
+for command in (prune, pack, inspect, report, unpack, verify, diff, push, generate, compare):
     app.command()(command)
 app.command("eval")(evaluate)
 

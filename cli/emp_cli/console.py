@@ -12,12 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
 
 from emp_llm.errors import EmpError
+from emp_llm.runtime.memory import peak_bytes
 from emp_llm.runtime.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -94,21 +94,11 @@ class Clock:
 
         Deciding what is pruned runs in a process that ends before pruning begins.
         """
-        return max(_own_peak(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+        return max(peak_bytes(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
     def to_dict(self) -> dict[str, float]:
         """Both, for JSON."""
         return {"seconds": round(self.seconds, 3), "peak_memory_bytes": self.peak_bytes}
-
-
-def _own_peak() -> int:
-    """The peak of this process, in bytes; getrusage includes the process it was forked from."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def leads_team() -> bool:

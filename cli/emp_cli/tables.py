@@ -67,8 +67,16 @@ def _scaled(number: int, units: Sequence[str]) -> str:
     return f"{digits} {units[unit]}".rstrip()
 
 
-def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1) -> None:
-    """Print a table whose first `left` columns are text and the others numbers."""
+def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1, err: bool = False) -> None:
+    """Print a table whose first `left` columns are text and the others numbers.
+
+    Args:
+        title: What stands above it.
+        header: The names of its columns.
+        rows: Its cells.
+        left: How many columns are text.
+        err: Whether it goes to stderr.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -84,7 +92,7 @@ def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1) -> None
         )
     for row in rows:
         table.add_row(*map(printable, row))
-    Console(highlight=False, markup=False).print(table)
+    Console(highlight=False, markup=False, stderr=err).print(table)
 
 
 def pruned_kinds(report: "Report") -> None:

@@ -25,6 +25,7 @@ _CLOSE: Final = 0.7
 
 _EXAMPLES: Final = {
     "model": "meta-llama/Llama-2-7b-hf",
+    "prompt": "The sky is",
     "folder": "./sparse",
     "repo": "USER/NAME",
     "a": "./sparse",

@@ -9,5 +9,6 @@ prune     the main path: checkpoint in, pruned checkpoint out
 pack      the same without pruning
 push      upload a folder to the Hub
 evaluate  perplexity and zero-shot accuracy (command: eval)
+generate  a text that a model writes, with its speed and memory
 compare   EMP beside controls that keep as many weights
 """

@@ -9,7 +9,6 @@ checkpoint and pruned tensor by tensor on the way, so every control starts from 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.checkpoint.open_files import OpenFiles
@@ -20,7 +19,7 @@ from emp_llm.comparison.costs import CONTROLS, Comparison, Control, Cost, Method
 from emp_llm.entrypoints.inspect import inspect
 from emp_llm.errors import OptionError
 from emp_llm.evaluation.found_model import find_model
-from emp_llm.evaluation.model_loading import Dtype
+from emp_llm.evaluation.model_loading import Dtype, check_dtype
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.messages import encodable
 from emp_llm.options import PruneOptions, patterns
@@ -148,8 +147,7 @@ def _check(betas: Sequence[float], seed: int, random_runs: int, dtype: str) -> N
     for name, number in (("seed", seed), ("random_runs", random_runs)):
         if number < 0:
             raise OptionError(f"{name} is {number}; give 0 or more")
-    if dtype not in get_args(Dtype):
-        raise OptionError(f"dtype is {dtype!r}; choose one of {', '.join(get_args(Dtype))}")
+    check_dtype(dtype)
 
 
 def _choices(folder: Path, report: Report, progress: Progress) -> Choices:

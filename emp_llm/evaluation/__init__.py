@@ -3,7 +3,7 @@
 perplexity     perplexity, by the protocols of published results
 tasks          tasks of lm-eval, found by name
 zero_shot      a model's accuracy on them
-found_model    finds and verifies the model that is to be evaluated
+found_model    finds and verifies a model that is to be run
 model_loading  loads it and its tokenizer
 options        the options of an evaluation
 scores         the results

@@ -1,4 +1,4 @@
-"""Finds the model that is to be evaluated: downloads it if need be, verifies it if it is packed."""
+"""Finds a model that is to be run: downloads it if need be, verifies it if it is packed."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def find_model(
     config = read_json_object(source.folder / CONFIG_NAME)
     if config.get("architectures") and not _predicts(config):
         raise CheckpointError(
-            f"{os.fspath(model)}: is a {config['architectures'][0]}; perplexity and tasks are "
-            "measured on models that predict the next token: give one of those"
+            f"{os.fspath(model)}: is a {config['architectures'][0]}; emp-llm runs models that "
+            "predict the next token: give one of those"
         )
     if source.to_come:
         _fetch(source, shared)

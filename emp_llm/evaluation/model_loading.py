@@ -1,10 +1,10 @@
-"""Loads the model that is to be evaluated, and its tokenizer."""
+"""Loads a model that was found, and its tokenizer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from emp_llm.errors import CheckpointError
+from emp_llm.errors import CheckpointError, OptionError
 from emp_llm.messages import shortened
 from emp_llm.runtime.quiet import quiet_transformers
 from emp_llm.structure.auto_class import auto_class
@@ -18,9 +18,19 @@ if TYPE_CHECKING:
     from emp_llm.evaluation.found_model import Found
     from emp_llm.integration.configs import EmpConfig
 
-__all__ = ["Dtype", "load_model"]
+__all__ = ["Dtype", "check_dtype", "load_model"]
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse a dtype that is no `Dtype`.
+
+    Raises:
+        OptionError: If it is none.
+    """
+    if dtype not in get_args(Dtype):
+        raise OptionError(f"dtype is {dtype!r}; choose one of {', '.join(get_args(Dtype))}")
 
 
 def load_model(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import get_args
 
 from emp_llm.errors import OptionError
-from emp_llm.evaluation.model_loading import Dtype
+from emp_llm.evaluation.model_loading import Dtype, check_dtype
 from emp_llm.texts.texts import Protocol, check_protocol
 
 __all__ = ["EvalOptions"]
@@ -55,10 +54,7 @@ class EvalOptions:
         if not self.texts and not self.tasks:
             raise OptionError("there is nothing to measure: give texts, tasks or both")
         check_protocol(self.protocol)
-        if self.dtype not in get_args(Dtype):
-            raise OptionError(
-                f"dtype is {self.dtype!r}; choose one of {', '.join(get_args(Dtype))}"
-            )
+        check_dtype(self.dtype)
         for option, fewest in (("context", 2), ("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
             value = getattr(self, option)
             if value is not None and value < fewest:

@@ -14,13 +14,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from emp_llm import errors
+from emp_llm.runtime.module_process import ask, module_environment
 from emp_llm.structure.targets import Decisions, TargetDecision, decide_all
 
 __all__ = ["TargetsQuestion"]
@@ -99,19 +99,16 @@ class TargetsQuestion:
 
 
 def _start(question: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
-    # -P and this PYTHONPATH: it must import what this process would, nothing of the current folder
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "emp_llm.structure.targets_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=module_environment(),
         start_new_session=True,  # so that Ctrl-C reaches this process only, which reports it
     )
-    if process.stdin is not None:  # it is a pipe, as was asked for
-        with suppress(BrokenPipeError), process.stdin as pipe:  # else it has ended, and says why
-            pipe.write(json.dumps(question).encode())
-        process.stdin = None
+    ask(process.stdin, question)
+    process.stdin = None
     return process
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from emp_llm.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from emp_llm.texts.texts import Text
 
-__all__ = ["check_length", "positions_of", "tokenized"]
+__all__ = ["check_length", "check_tokens", "positions_of", "tokenized"]
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
@@ -54,9 +56,23 @@ def tokenized(
     # verbose=False: the text is longer than the model's positions, which is not a mistake here
     encoded = tokenizer(text.text, verbose=False, return_offsets_mapping=offsets)
     ids: list[int] = encoded["input_ids"]
+    check_tokens(ids, embeddings, text.name)
+    return dict(encoded)
+
+
+def check_tokens(ids: Sequence[int], embeddings: int, name: str) -> None:
+    """Refuse tokens that a model does not have.
+
+    Args:
+        ids: The tokens.
+        embeddings: How many the model has embeddings for.
+        name: What they are the tokens of, for the message.
+
+    Raises:
+        OptionError: If there are such tokens.
+    """
     if ids and max(ids) >= embeddings:
         raise OptionError(
-            f"the tokenizer gives token {max(ids)} for {text.name}, the model has {embeddings} "
+            f"the tokenizer gives token {max(ids)} for {name}, the model has {embeddings} "
             "embeddings: it is the tokenizer of another model, give the model's own"
         )
-    return dict(encoded)

@@ -21,7 +21,8 @@ from emp_llm import prune
 TinyModel = Callable[..., Path]
 
 COMMANDS = (
-    *("prune", "pack", "inspect", "diff", "report", "unpack", "verify", "push", "eval", "compare"),
+    *("prune", "pack", "inspect", "diff", "report", "unpack", "verify", "push", "eval"),
+    *("generate", "compare"),
 )
 HEAVY = {"torch", "transformers", "numba", "numpy", "accelerate", "safetensors", "huggingface_hub"}
 

@@ -59,6 +59,7 @@ def test_nothing_is_suggested_for_a_choice_that_comes_close_to_none(
         ),
         ("push f", "Missing argument 'REPO'.", "push f USER/NAME"),
         ("diff", "Missing argument 'A'.", "diff ./sparse ./dense"),
+        ("generate m", "Missing argument 'PROMPT'.", "generate m 'The sky is'"),
         ("compare m", "Missing option '--perplexity'.", "compare m --perplexity wikitext2"),
     ],
 )
