@@ -25,6 +25,7 @@ gpu_workspace      memory and a stream of a GPU for one thread
 gpu/               kernels for GPUs, compiled by Triton
 gpu_backend        calls the kernels for GPUs on arrays of the host
 gpu_tensors        calls the kernels for GPUs on tensors that stay there
+gpu_held           the same for packed weights that stay there, and are multiplied from there
 dispatch           chooses the backend, and calls it
 held_dispatch      the same for packed weights that stay in memory
 histogram          magnitudes of a whole group counted, and the threshold they give

@@ -17,6 +17,7 @@ __all__ = [
     "check_mask",
     "check_payload",
     "check_product",
+    "check_size",
     "check_table",
     "check_turned",
     "check_whole",
@@ -64,12 +65,17 @@ def check_payload(payload: Bytes, table: Table, layout: RowLayout) -> npt.NDArra
     Raises:
         DamagedRowError: If a line is impossible, or the payload is longer or shorter.
     """
+    return check_size(payload.size, table, layout)
+
+
+def check_size(nbytes: int, table: Table, layout: RowLayout) -> npt.NDArray[np.int64]:
+    """As `check_payload`, of records that have so many bytes."""
     check_table(table, layout)
     sections = layout.sections(table[:, 0], table[:, 1])
-    if sections.sum() != payload.size:
+    if sections.sum() != nbytes:
         raise DamagedRowError(
             max(len(table) - 1, 0),
-            f"the row table says {sections.sum()} bytes of records, there are {payload.size}",
+            f"the row table says {sections.sum()} bytes of records, there are {nbytes}",
         )
     return sections
 

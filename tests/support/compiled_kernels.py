@@ -52,6 +52,7 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
     import torch
     from emp_kernels.gpu import histogram, pack, unpack
     from emp_kernels.gpu import prune as pruning
+    from emp_kernels.gpu_held import DeviceHeldRows, multiply_rows_there
     from emp_kernels.gpu_workspace import DeviceWorkspace
     from emp_kernels.layout import RowLayout
     from emp_kernels.numbers import BF16, F16, F32
@@ -72,6 +73,19 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
     powers_of_two = RowLayout(number_format=BF16, columns=COLUMNS, radix=4)
     payload, table = torch.zeros(1 << 16, dtype=torch.uint8), np.zeros((2, 3), np.int64)
     sections = np.zeros((2, 4), np.int64)
+
+    def multiplied(layout: RowLayout, rows: int, tokens: int) -> None:
+        dtype = layout.number_format.torch_dtype
+        held = DeviceHeldRows(
+            records=payload,
+            lines=torch.zeros(rows, 7, dtype=torch.int64),
+            starts=torch.zeros(rows, 4, 2, dtype=torch.int32),
+            layout=layout,
+            processors=1,
+        )
+        x, out = torch.zeros(tokens, COLUMNS, dtype=dtype), torch.zeros(tokens, rows, dtype=dtype)
+        multiply_rows_there(held, x, out)
+
     of_each_kernel = [
         lambda: pack.pack(rows, narrow, some, workspace=workspace),
         lambda: pruning.prune(rows, BF16, threshold, out=rows, workspace=workspace),
@@ -79,6 +93,8 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
         lambda: histogram.count_low_parts(wide.reshape(-1), 7, workspace),
         lambda: unpack.unpack(payload, sections, table, narrow, rows, workspace),
         lambda: unpack.unpack(payload, sections, table, broad, wide, workspace),
+        lambda: multiplied(narrow, rows=2, tokens=16),
+        lambda: multiplied(broad, rows=100, tokens=16),
     ]
     if not all_of_them:
         return of_each_kernel
@@ -96,6 +112,7 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
         lambda: histogram.count_keys(rows.reshape(-1), F16, workspace),
         lambda: histogram.count_bins(wide.reshape(-1), workspace),
         lambda: unpack.unpack(payload, sections, table, powers_of_two, rows, workspace),
+        lambda: multiplied(narrow, rows=100, tokens=1),
     ]
 
 

@@ -1,25 +1,17 @@
 """Unpacks records on a GPU to rows of weights on it."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from emp_kernels.cpu_backend import CpuBackend
 from emp_kernels.errors import DamagedRowError
-from emp_kernels.gpu.common import tile_of
-from emp_kernels.gpu.unpack_bytes import unpack_bytes_row
-from emp_kernels.gpu.unpack_kernel import unpack_row
+from emp_kernels.gpu.unpack_launch import launch_unpacking, lines_of
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Bytes, Table, Workspace
 
-__all__ = ["UnpackLaunch", "unpack", "upload_records"]
-
-_LARGEST_TILE = 256
-"""Weights. One warp does such a tile: its scans need no barrier, and most tiles have no escape or
-digits from one position only."""
+__all__ = ["UnpackLaunch", "refuse", "unpack", "upload_records"]
 
 _SLACK = 32
 """Bytes past the records that may be read with the last ones of them."""
@@ -61,7 +53,7 @@ class UnpackLaunch:
         if payload.numel() < self.starts[-1] + _SLACK:
             needed = f"{self.starts[-1]} of records and {_SLACK} more"
             raise ValueError(f"the payload has {payload.numel()} bytes, it must have {needed}")
-        lines = np.concatenate([table, self.starts[:-1].reshape(rows, 4)], axis=1)
+        lines = lines_of(table, sections)
         self.faults = workspace.on_device("faults", rows)
         self._lines = workspace.upload("lines", lines).view(torch.int64)
         self._payload = payload
@@ -70,53 +62,19 @@ class UnpackLaunch:
         if out.stride(1) != 1:  # weight by weight, each would be written to a sector of its own
             nbytes = rows * columns * layout.number_format.item_bytes
             self._dense = workspace.on_device("dense", nbytes).view(out.dtype).view(rows, columns)
-        self._tile = tile or tile_of(columns, _LARGEST_TILE)
+        self._tile = tile
 
     def __call__(self) -> None:
         """Put it on the stream."""
-        rows, columns = self._out.shape
-        if not rows:
-            return
-        layout, dense = self._layout, self._dense
-        power_of_two = layout.radix.bit_count() == 1
-        in_bytes = layout.stored_bits == 7 and layout.number_format.bits == 16
-        room = 16 if in_bytes else 24  # bits of the fractions in `place`
-        common: dict[str, Any] = {
-            "INFINITY": layout.number_format.infinity,
-            "DROPPED": layout.dropped_bits,
-            "RADIX": layout.radix,
-            "DIGITS": layout.digits,
-            "DIGIT_BITS": layout.radix.bit_length() - 1 if power_of_two else 0,
-            "LOWEST": 0 if power_of_two else -(-(1 << room) // layout.radix),
-            "ALIGN": layout.align,
-            "TILE": self._tile,
-            "num_warps": 1,
-            "enable_fp_fusion": True,
-        }
-        records = self._payload, self._payload.view(torch.int32), self._lines
-        if not in_bytes:
-            unpack_row[(rows,)](
-                *records,
-                dense,
-                self.faults,
-                columns,
-                dense.stride(0),
-                BITS=layout.number_format.bits,
-                STORED=layout.stored_bits,
-                **common,
-            )
-        else:
-            whole_words = not (columns % 2 or dense.stride(0) % 2 or dense.data_ptr() % 4)
-            unpack_bytes_row[(rows,)](
-                *records,
-                dense,
-                dense.view(torch.int32) if whole_words else dense,
-                self.faults,
-                columns,
-                dense.stride(0),
-                WHOLE_WORDS=whole_words,
-                **common,
-            )
+        launch_unpacking(
+            self._payload,
+            None,
+            self._lines,
+            self._layout,
+            self._dense,
+            faults=self.faults,
+            tile=self._tile,
+        )
         if self._dense is not self._out:
             self._out.copy_(self._dense)
 
@@ -156,10 +114,10 @@ def unpack(
         row = int(np.argmax(found))
         start, stop = launch.starts[4 * row], launch.starts[4 * row + 4]
         record, line = payload[start:stop].cpu().numpy(), slice(row, row + 1)
-        _refuse(record, sections[line], table[line], layout, row)
+        refuse(record, sections[line], table[line], layout, row)
 
 
-def _refuse(
+def refuse(
     record: Bytes,
     sections: npt.NDArray[np.int64],
     table: Table,

@@ -13,12 +13,15 @@ import triton.language as tl
 
 __all__ = [
     "LINE",
+    "choose_row",
+    "find_turn",
     "find_word",
     "load_escapes",
     "load_word",
     "next_place",
     "read_bits",
-    "read_line",
+    "read_record",
+    "room_behind",
     "window",
 ]
 
@@ -39,8 +42,8 @@ def _spread(byte):
 
 
 @triton.jit
-def find_word(words, at, index, wanted, BITS: tl.constexpr, ALIGN: tl.constexpr):
-    """Addresses of words, and the bits in them where integers of BITS bits begin.
+def find_word(words, at, index, BITS: tl.constexpr, ALIGN: tl.constexpr):
+    """Where integers of BITS bits begin: a word to count from, words from there, and bits in them.
 
     Args:
         words: Pointer to the payload as words, int32.
@@ -56,22 +59,46 @@ def find_word(words, at, index, wanted, BITS: tl.constexpr, ALIGN: tl.constexpr)
         bit = index * BITS + skipped * 8
         word = bit >> 5
         bit = bit & 31
-    return words + (at >> 2) + word, bit.to(tl.uint64)
+    return words + (at >> 2), word, bit.to(tl.uint64)
 
 
 @triton.jit
-def load_word(word, wanted):
-    """A word of four bytes as uint64; anything where it is not wanted."""
-    return tl.load(word, mask=wanted).to(tl.uint32, bitcast=True).to(tl.uint64)
+def room_behind(end, at):
+    """Words of the payload from byte `at` on, int32; None if `end`, the number of all, is None."""
+    return None if end is None else tl.minimum(end - (at >> 2), 0x7FFFFFFF).to(tl.int32)
 
 
 @triton.jit
-def window(words, at, index, wanted, ALIGN: tl.constexpr):
-    """Eight bytes from byte `at` + index on, as uint64; anything where they are not wanted."""
-    word, bit = find_word(words, at, index, wanted, 8, ALIGN)
-    middle = load_word(word + 1, wanted)
-    low = (((middle << 32) | load_word(word, wanted)) >> bit).to(tl.uint32).to(tl.uint64)
-    high = (((load_word(word + 2, wanted) << 32) | middle) >> bit).to(tl.uint32).to(tl.uint64)
+def load_word(first, word, room, wanted):
+    """A word of four bytes as uint64; anything where it is not wanted.
+
+    Args:
+        first: Pointer to the word that others are counted from.
+        word: How many words behind it.
+        room: How many words there are from it on; None if all that is wanted is there.
+        wanted: Which words.
+    """
+    there = wanted if room is None else wanted & (word < room)
+    return tl.load(first + word, mask=there).to(tl.uint32, bitcast=True).to(tl.uint64)
+
+
+@triton.jit
+def window(words, room, at, index, wanted, ALIGN: tl.constexpr):
+    """Eight bytes from byte `at` + index on, as uint64; anything where they are not wanted.
+
+    Args:
+        words: Pointer to the payload as words, int32.
+        room: What `room_behind` gives for `at`.
+        at: Byte of the payload, a multiple of ALIGN.
+        index: How many bytes behind it.
+        wanted: Which of them.
+    """
+    first, word, bit = find_word(words, at, index, 8, ALIGN)
+    middle = load_word(first, word + 1, room, wanted)
+    start = (middle << 32) | load_word(first, word, room, wanted)
+    low = (start >> bit).to(tl.uint32).to(tl.uint64)
+    rest = (load_word(first, word + 2, room, wanted) << 32) | middle
+    high = (rest >> bit).to(tl.uint32).to(tl.uint64)
     return (high << 32) | low
 
 
@@ -79,6 +106,26 @@ def window(words, at, index, wanted, ALIGN: tl.constexpr):
 def next_place(place, RADIX: tl.constexpr, DIGIT_BITS: tl.constexpr):
     """The place of the next digit, given that of one; see `_digit` and `_digits`."""
     return place + DIGIT_BITS if DIGIT_BITS > 0 else (place + (RADIX - 1)) // RADIX
+
+
+@triton.jit
+def find_turn(
+    rank, code_bytes, lowest, RADIX: tl.constexpr, DIGITS: tl.constexpr, DIGIT_BITS: tl.constexpr
+):
+    """Which digit of its byte the code of a rank is.
+
+    Returns:
+        (number of the digit, rank of the first code that is this digit, place of the digit).
+    """
+    turn = rank * 0
+    turned = rank * 0
+    place = lowest
+    if DIGITS > 0:
+        while (turn < DIGITS - 1) & (turned + code_bytes < rank):
+            turn += 1
+            turned += code_bytes
+            place = next_place(place, RADIX, DIGIT_BITS)
+    return turn, turned, place
 
 
 @triton.jit
@@ -92,12 +139,35 @@ def load_escapes(payload, at, rank, wanted, ITEM_BYTES: tl.constexpr):
 
 
 @triton.jit
-def read_line(payload, lines, row, columns, ALIGN: tl.constexpr):
+def choose_row(chosen, row, rows):
+    """The row that a program works on, and whether there is such a row; if not it is the first.
+
+    Args:
+        chosen: Pointer to the rows that are asked for, one a program, int64; None if these are all.
+        row: Number of the program, int64.
+        rows: How many rows there are.
+    """
+    if chosen is not None:
+        row = tl.load(chosen + row)
+    there = (row >= 0) & (row < rows)
+    return tl.where(there, row, 0), there
+
+
+@triton.jit
+def read_record(payload, end, lines, row, columns, DIGITS: tl.constexpr, ALIGN: tl.constexpr):
     """Read a row's line, and check the end of its mask.
 
+    Args:
+        payload: Pointer to the records, uint8.
+        end: How many words there are, int64; None if 32 bytes more than records take may be read.
+        lines: Pointer to the rows' lines, int64 [R, LINE].
+        row: Of them.
+        columns: Of the row.
+
     Returns:
-        (weights kept, escapes, window base, where mask, values, codes and escapes begin, how many
-        columns the mask has bits for: all or none, whether it names some past the last one).
+        ((weights kept, escapes, window base, where mask, values, codes and escapes begin, how many
+        columns the mask has bits for: all or none, room behind the start of values, and of codes,
+        bytes of codes), whether the mask names columns past the last one).
     """
     line = lines + row * LINE
     k = tl.load(line).to(tl.int32)
@@ -110,7 +180,10 @@ def read_line(payload, lines, row, columns, ALIGN: tl.constexpr):
     masked = tl.where((k > 0) & (k < columns), columns, 0)
     last = tl.load(payload + mask_at + masked // 8, mask=masked % 8 > 0, other=0).to(tl.int32)
     bad = (last >> (masked % 8)) != 0
-    return k, escaped, base, mask_at, values_at, codes_at, escapes_at, masked, bad
+    room = (room_behind(end, values_at), room_behind(end, codes_at))
+    code_bytes = (k + DIGITS - 1) // DIGITS if DIGITS else k
+    sections = (mask_at, values_at, codes_at, escapes_at)
+    return (k, escaped, base, sections, masked, room, code_bytes), bad
 
 
 @triton.jit
