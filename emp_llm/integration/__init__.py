@@ -2,9 +2,9 @@
 
 configs         `EmpConfig`, and what a packed checkpoint's config.json says
 tensor_readers  whole tensors read from the files: pruned, or unpacked, on the CPU or on a GPU
+keeping         weights that stay packed in memory
 read_ahead      reads several of them ahead, on all cores
 weight_feed     transformers' weight conversions, fed with those tensors
-packing         a tensor in memory, packed
 saving          transformers' weight conversions, which pack what they give; `densify`
 zero_mask       masks of zeros, one bit a weight
 zeros           the pruned parameters of a model, found and set to zero again
@@ -15,5 +15,6 @@ save_call       a call of `save_pretrained`: what it packs, and whether config.j
 registration    makes `configs`, `quantizers` and `save_call` known to transformers
 
 ``quantization_config`` is transformers' name; nothing here quantizes. The loaded model is an
-ordinary one: dense weights with zeros in them, no hooks, no modules of emp-llm.
+ordinary one: dense weights with zeros in them, no hooks, no modules of emp-llm. With
+``keep_packed`` the only difference is in its parameters: see `emp_llm.resident`.
 """

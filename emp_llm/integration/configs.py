@@ -1,6 +1,7 @@
 """``EmpConfig`` for `from_pretrained`, and the configuration that packed checkpoints carry."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -11,6 +12,7 @@ from emp_llm.rule_fields import rule_fields
 from emp_llm.tensors.packed_config import (
     KNOWN_VERSIONS,
     QUANT_METHOD,
+    WHOLE_VERSION,
     format_version,
     quantization_config,
 )
@@ -48,6 +50,10 @@ class EmpConfig(QuantizationConfigMixin):
             one of them is not pruned.
         rest: What becomes of the other tensors when the model is saved: ``packed``, without loss,
             or ``plain``.
+        keep_packed: Whether weights stay packed in memory, and are multiplied from there. They take
+            less of it and cannot be trained, only adapters on top of them. With this, a checkpoint
+            that is packed already is loaded too; the options above must then be left out, or be
+            those that it was pruned with.
 
     Raises:
         OptionError: If a value is out of its range or a regular expression does not compile.
@@ -62,6 +68,7 @@ class EmpConfig(QuantizationConfigMixin):
         targets: str = "mlp",
         ignore: str | Sequence[str] = (),
         rest: Rest = "packed",
+        keep_packed: bool = False,
     ) -> None:
         if criterion != "magnitude":
             raise OptionError(f"criterion is {criterion!r}; while loading it must be 'magnitude'")
@@ -72,6 +79,7 @@ class EmpConfig(QuantizationConfigMixin):
         self.targets = targets
         self.ignore = list(patterns("ignore", ignore))
         self.rest: Rest = rest
+        self.keep_packed = keep_packed
         self.options()
 
     @classmethod
@@ -118,6 +126,7 @@ class PackedConfig(QuantizationConfigMixin):
             )
         self.__dict__.update(fields)
         self.format_version = version
+        self.keep_packed = False
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
 
     @classmethod
@@ -125,6 +134,40 @@ class PackedConfig(QuantizationConfigMixin):
         """The configuration of a checkpoint that is pruned with these options."""
         version = format_version(rest_packed=packs_rest(options))
         return cls(**quantization_config(rule_fields(options), version))
+
+    def kept_packed(self, asked: EmpConfig) -> "PackedConfig | None":
+        """The same for a checkpoint that is to stay packed in memory.
+
+        Args:
+            asked: What `from_pretrained` was given.
+
+        Returns:
+            None if it does not ask for that, or for another rule than the checkpoint's.
+        """
+        default = EmpConfig()
+        said = {**vars(self), "rest": "packed" if self.format_version == WHOLE_VERSION else "plain"}
+        fits = all(
+            value in (getattr(default, name), said.get(name))
+            for name, value in vars(asked).items()
+            if name not in ("quant_method", "keep_packed")
+        )
+        if not (asked.keep_packed and fits):
+            return None
+        kept = copy(self)
+        kept.keep_packed = True
+        return kept
+
+    def loaded(self) -> "PackedConfig":
+        """The same, once the model is loaded: how it was asked for is not of the checkpoint."""
+        loaded = copy(self)
+        loaded.keep_packed = False
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of config.json: all but how a model is loaded."""
+        fields: dict[str, Any] = super().to_dict()
+        del fields["keep_packed"]
+        return fields
 
     def __repr__(self) -> str:
         return f"PackedConfig {self.to_json_string()}"

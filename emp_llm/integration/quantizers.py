@@ -18,7 +18,7 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard, read_shard
 from emp_llm.errors import CheckpointError, FormatError, OptionError
 from emp_llm.integration.configs import EmpConfig, PackedConfig
-from emp_llm.integration.packing import PackedBefore
+from emp_llm.integration.keeping import Keeper
 from emp_llm.integration.saving import (
     PackingConverter,
     PackingPlainWeights,
@@ -28,6 +28,7 @@ from emp_llm.integration.saving import (
 )
 from emp_llm.integration.tensor_readers import PruningReader, TensorReader, UnpackingReader
 from emp_llm.integration.weight_feed import FedConverter, FedPlainWeights, Feed, Placement
+from emp_llm.resident.packing import PackedBefore
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.selection.selection import select
 from emp_llm.structure.landing import land
@@ -108,7 +109,7 @@ class _Quantizer(HfQuantizer):
         sizes = {
             entry.name: entry.nbytes for shard in self._shards for entry in shard.header.tensors
         }
-        self._feed = Feed(readers, sizes, planes, placement, self._open)
+        self._feed = Feed(readers, sizes, planes, placement, self._open, self._keeper())
         self._unexpected = self._model._keys_to_ignore_on_load_unexpected
         self._model._keys_to_ignore_on_load_unexpected = _with_planes(self._unexpected, planes)
         return [
@@ -126,6 +127,10 @@ class _Quantizer(HfQuantizer):
         self, model: PreTrainedModel, conversions: list[WeightTransform]
     ) -> tuple[dict[str, TensorReader], list[str]]:
         """Readers of the tensors by name, and names of planes that no parameter is loaded from."""
+
+    @abstractmethod
+    def _keeper(self) -> Keeper | None:
+        """What keeps weights packed; None if they are to be dense in memory."""
 
     @abstractmethod
     def _check_loaded(self) -> None:
@@ -213,6 +218,12 @@ class PruningQuantizer(_Quantizer):
             for name, target in self._targets.items()
         }, []
 
+    def _keeper(self) -> Keeper | None:
+        config = self.quantization_config
+        if not config.keep_packed:
+            return None
+        return Keeper(self._model, self._packed_before(), packs_rest=config.rest == "packed")
+
     def _check_loaded(self) -> None:
         wanted = {name for name in self._targets if self._landings[name] is not None}
         passed = sorted(wanted - self._feed.delivered)
@@ -256,6 +267,12 @@ class PackedQuantizer(_Quantizer):
         ]
         return {name: UnpackingReader(packed) for name, packed in self._packed.items()}, planes
 
+    def _keeper(self) -> Keeper | None:
+        if not self.quantization_config.keep_packed:
+            return None
+        packs_rest = self.quantization_config.format_version == WHOLE_VERSION
+        return Keeper(self._model, {}, packs_rest=packs_rest)
+
     def _check_loaded(self) -> None:
         places = find_places(self._model)
         missing = sorted(
@@ -279,7 +296,7 @@ class PackedQuantizer(_Quantizer):
         }
 
     def _packed_config(self) -> PackedConfig:
-        return self.quantization_config
+        return self.quantization_config.loaded()
 
 
 def _refuse_parallel(model: PreTrainedModel) -> None:

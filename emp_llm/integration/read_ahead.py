@@ -9,10 +9,13 @@ import torch
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.rows import Workspace
 
-from emp_llm.integration.tensor_readers import DenseWeights, DeviceWeights, TensorReader
+from emp_llm.integration.tensor_readers import DeviceWeights, TensorReader, UnpackingReader
+from emp_llm.resident.content import Content
+from emp_llm.resident.dense_weights import DenseWeights
+from emp_llm.resident.weight import PackedWeight
 from emp_llm.tensors.geometry import RowBlock
 
-__all__ = ["Job", "MadeElsewhere", "ReadAhead", "Reading"]
+__all__ = ["Holding", "Job", "MadeElsewhere", "ReadAhead", "Reading"]
 
 AHEAD_BYTES = 128 << 20
 """Limit of the weights that are made before they are asked for; one tensor may exceed it."""
@@ -68,6 +71,23 @@ class Reading:
             self._reader.fill(weights, block, _workspace())
         else:
             self._reader.fill_there(weights, block, _device_workspace(weights.tensor.device))
+
+
+class Holding:
+    """Reads a packed tensor and keeps it packed.
+
+    Args:
+        reader: Reads the tensor.
+    """
+
+    def __init__(self, reader: UnpackingReader) -> None:
+        self.nbytes = reader.packed_bytes
+        self._reader = reader
+
+    def begin(self, pool: ThreadPoolExecutor) -> Callable[[], torch.Tensor]:
+        """Give the tensor to the pool."""
+        planes = pool.submit(self._reader.hold)
+        return lambda: PackedWeight(Content.of(planes.result()))
 
 
 class MadeElsewhere:

@@ -1,7 +1,8 @@
 """Makes emp-llm known to transformers: configurations, quantizers, and how models are saved.
 
-transformers has no place to register what is done on saving, nor on reading a configuration. So two
-of its methods are wrapped; for models and configurations that are not packed they do what they
+transformers has no place to register what is done on saving, nor on reading a configuration, nor
+that a checkpoint's own configuration takes an option of ours, nor how many bytes a weight takes. So
+four of its methods are wrapped; for models and configurations that are not packed they do what they
 always do.
 """
 
@@ -49,7 +50,9 @@ def register(modeling_utils: ModuleType) -> None:
     auto.register_quantizer(QUANT_METHOD)(_deferred(_unpacking))
     auto.register_quantization_config(PRUNE_METHOD)(EmpConfig)
     auto.register_quantizer(PRUNE_METHOD)(_deferred(_pruning))
+    wrap_function_wrapper(auto, "AutoHfQuantizer.merge_quantization_configs", _merge_configs)
     wrap_function_wrapper(modeling_utils, "PreTrainedModel.save_pretrained", _save_pretrained)
+    wrap_function_wrapper(modeling_utils, "PreTrainedModel.get_memory_footprint", _footprint)
 
 
 def _from_dict(
@@ -67,6 +70,31 @@ def _from_dict(
     return from_dict(*args, **kwargs)
 
 
+def _merge_configs(
+    merge: Callable[..., Any], _: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> object:
+    """Let an `EmpConfig` ask that a packed checkpoint stays packed in memory.
+
+    transformers lets loading attributes of none but its own configurations pass, and raises an
+    error if the two are of different classes.
+    """
+    from emp_llm.integration.configs import EmpConfig, PackedConfig
+
+    def named(
+        quantization_config: object, quantization_config_from_args: object
+    ) -> tuple[object, object]:
+        return quantization_config, quantization_config_from_args
+
+    said, asked = named(*args, **kwargs)
+    if isinstance(said, dict) and said.get("quant_method") == QUANT_METHOD:
+        said = PackedConfig(**{name: it for name, it in said.items() if name != "quant_method"})
+    if isinstance(said, PackedConfig) and isinstance(asked, EmpConfig):
+        kept = said.kept_packed(asked)
+        if kept is not None:
+            return kept
+    return merge(*args, **kwargs)
+
+
 def _save_pretrained(
     save_pretrained: Callable[..., Any],
     model: "PreTrainedModel",
@@ -76,6 +104,20 @@ def _save_pretrained(
     from emp_llm.integration.save_call import save
 
     return save(save_pretrained, model, args, kwargs)
+
+
+def _footprint(
+    footprint: Callable[..., int],
+    model: "PreTrainedModel",
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> int:
+    """Count the bytes that weights have which stay packed in memory."""
+    from emp_llm.integration.keeping import packed_parameters
+
+    dense = footprint(*args, **kwargs)
+    packed = packed_parameters(model).values()
+    return dense - sum(it.numel() * it.itemsize - it.packed_bytes for it in packed)
 
 
 def _deferred(make: Callable[..., "HfQuantizer"]) -> "type[HfQuantizer]":

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from emp_llm.checkpoint.left_behind import CONFIG_NAME
-from emp_llm.integration.packing import is_large
+from emp_llm.integration.keeping import packed_parameters
 from emp_llm.integration.saving import (
     Record,
     conversions_in_use,
@@ -23,8 +23,10 @@ from emp_llm.integration.saving import (
     record,
     without_packing,
 )
-from emp_llm.integration.tensor_readers import NUMBER_FORMATS
 from emp_llm.report.file_names import OF_THEIR_OWN, REPORT_NAME
+from emp_llm.resident.dense_weights import NUMBER_FORMATS
+from emp_llm.resident.packing import is_large
+from emp_llm.resident.weight import PackedWeight
 from emp_llm.tensors.packed_config import QUANT_METHOD
 
 __all__ = ["save"]
@@ -52,7 +54,21 @@ def save(
         if not getattr(model, "_hf_peft_config_loaded", False):  # else only adapters are saved
             for message in _prepare(model, call.arguments, changes):
                 warnings.warn(message, stacklevel=_CALLER)
+            if call.arguments.get("state_dict") is None and packed_parameters(model):
+                call.arguments["state_dict"] = _without_tied(model)
         return save_pretrained(*call.args, **call.kwargs)
+
+
+def _without_tied(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A model's state without the packed weights that are tied to others.
+
+    transformers compares where tied weights begin and end in memory; packed ones have no such end.
+    """
+    state: dict[str, Tensor] = model.state_dict()
+    for name, source in model.all_tied_weights_keys.items():
+        if source in state and isinstance(state.get(name), PackedWeight):
+            del state[name]
+    return state
 
 
 def _prepare(

@@ -18,9 +18,12 @@ from transformers.core_model_loading import (
 )
 
 from emp_llm.errors import OptionError
-from emp_llm.integration.packing import PackedBefore, pack_rest, pack_tensor
-from emp_llm.integration.tensor_readers import NUMBER_FORMATS
+from emp_llm.integration.keeping import unpack_parameters
 from emp_llm.integration.weight_feed import ANYTHING, AsItIs, copy_slots
+from emp_llm.resident.dense_weights import NUMBER_FORMATS
+from emp_llm.resident.held_planes import HeldPlanes
+from emp_llm.resident.packing import PackedBefore, pack_rest, pack_tensor
+from emp_llm.resident.weight import PackedWeight
 from emp_llm.structure.places import find_places
 
 if TYPE_CHECKING:
@@ -157,15 +160,23 @@ class _Packing(WeightConverter):
         for name, value in made.items():
             tensor = value[0] if isinstance(value, list) else value
             before = self.record.find(name) or self.record.find(checkpoint_name(name))
-            if tensor.dtype not in NUMBER_FORMATS:
-                result[name] = tensor
-            elif before is not None:
-                result.update(pack_tensor(name, tensor, before))
-            elif self.record.packs_rest:
-                result.update(pack_rest(name, tensor))
-            else:
-                result[name] = tensor
+            planes = self._pack(name, tensor, before)
+            result.update({name: tensor} if planes is None else planes.planes(name))
         return result
+
+    def _pack(
+        self, name: str, tensor: torch.Tensor, before: PackedBefore | None
+    ) -> HeldPlanes | None:
+        """The planes of a tensor; None if it is saved plainly."""
+        if tensor.dtype not in NUMBER_FORMATS:
+            return None
+        if isinstance(tensor, PackedWeight):
+            if tensor.content.is_whole_planes:
+                return tensor.content.planes[0].on_cpu()
+            tensor = tensor.unpacked()
+        if before is not None:
+            return pack_tensor(name, tensor, before)
+        return pack_rest(tensor) if self.record.packs_rest else None
 
 
 class _PackingPlainWeights(_Packing):
@@ -235,7 +246,8 @@ def record(model: PreTrainedModel) -> Record | None:
 def densify(model: PreTrainedModel) -> PreTrainedModel:
     """Have a model saved as an ordinary checkpoint with zeros, which loads without emp-llm.
 
-    Its weights are dense in memory already and stay as they are.
+    Weights that are dense in memory stay as they are; those that were kept packed are unpacked,
+    one after the other, and can be trained from then on.
 
     >>> from transformers import AutoModelForCausalLM
     >>> from emp_llm import EmpConfig
@@ -260,6 +272,7 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
             f"this {type(model).__name__} would not be saved packed: it was neither loaded from a "
             "packed checkpoint nor pruned by EmpConfig"
         )
+    unpack_parameters(model)
     _save_as_before(model)
     set_conversions(model, without_packing(model))
     del model.config.quantization_config

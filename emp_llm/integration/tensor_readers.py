@@ -8,80 +8,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from emp_kernels.dispatch import prune_rows, turn
-from emp_kernels.errors import NonFiniteRowError
+from emp_kernels.dispatch import prune_rows
+from emp_kernels.errors import DamagedRowError, NonFiniteRowError
 from emp_kernels.gpu_workspace import DeviceWorkspace
-from emp_kernels.numbers import (
-    FORMATS,
-    NumberFormat,
-    patterns_of_tensor,
-    tensor_of_patterns,
-    torch_integers,
-)
+from emp_kernels.numbers import tensor_of_patterns, torch_integers
 from emp_kernels.rows import Patterns, Workspace
 
 from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.resident.dense_weights import DenseWeights
+from emp_llm.resident.held_planes import HeldPlanes
 from emp_llm.selection.selection import Selection
 from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.packed_reader import PackedReader
-from emp_llm.tensors.row_reader import block_memory
 from emp_llm.tensors.target import Target
 from emp_llm.tensors.whole_reader import WholeReader
 
 __all__ = [
-    "NUMBER_FORMATS",
-    "DenseWeights",
     "DeviceWeights",
     "PruningReader",
     "TargetReader",
     "TensorReader",
     "UnpackingReader",
 ]
-
-NUMBER_FORMATS: dict[torch.dtype, NumberFormat] = {
-    number_format.torch_dtype: number_format for number_format in FORMATS.values()
-}
-"""The number formats that are pruned and packed, by their dtypes in torch."""
-
-
-class DenseWeights:
-    """A dense tensor on the CPU, seen as rows.
-
-    Args:
-        tensor: Contiguous, of a dtype in NUMBER_FORMATS.
-        geometry: How its rows run.
-    """
-
-    def __init__(self, tensor: torch.Tensor, geometry: Geometry) -> None:
-        self.tensor = tensor
-        self.geometry = geometry
-        shape = geometry.matrices, -1, geometry.shape[-1]
-        self._matrices: Patterns = patterns_of_tensor(tensor).reshape(shape)
-
-    @classmethod
-    def empty(cls, geometry: Geometry) -> "DenseWeights":
-        """A tensor with arbitrary values, to be filled."""
-        tensor = torch.empty(geometry.shape, dtype=geometry.number_format.torch_dtype)
-        return cls(tensor, geometry)
-
-    def in_place(self, block: RowBlock) -> Patterns | None:
-        """A view of a row block, [rows, columns]; None if rows are not contiguous in memory."""
-        if self.geometry.transposed:
-            return None
-        rows: Patterns = self._matrices[block.matrix, block.start : block.stop]
-        return rows
-
-    def rows(self, block: RowBlock, workspace: Workspace) -> Patterns:
-        """A row block, [rows, columns], C-contiguous; copied to the workspace if transposed."""
-        rows = self.in_place(block)
-        if rows is None:
-            rows = block_memory(self.geometry, block, workspace)
-            turn(self._matrices[block.matrix, :, block.start : block.stop], rows)
-        return rows
-
-    def place(self, block: RowBlock, rows: Patterns) -> None:
-        """Write a row block, [rows, columns], of a transposed tensor."""
-        turn(rows, self._matrices[block.matrix, :, block.start : block.stop])
 
 
 class DeviceWeights:
@@ -248,11 +196,33 @@ class UnpackingReader(TensorReader):
 
     Args:
         reader: Reads its records.
+
+    Attributes:
+        packed_bytes: Bytes of its planes.
     """
 
     def __init__(self, reader: PackedReader | WholeReader) -> None:
         self.geometry = reader.geometry
+        self.packed_bytes = reader.nbytes
         self._reader = reader
+
+    def hold(self) -> HeldPlanes:
+        """Read the planes as they are; each record is checked.
+
+        Raises:
+            CheckpointError: If they cannot be read.
+            FormatError: If they are damaged.
+        """
+        reader = self._reader
+        buffer = torch.empty(reader.nbytes, dtype=torch.uint8)
+        reader.read_planes(buffer.numpy())
+        planes = HeldPlanes(buffer, reader.encode_meta())
+        try:
+            planes.check()
+        except DamagedRowError as error:
+            what = "record" if planes.is_whole else "row"
+            raise reader.damage(f"{what} {error.row}: {error.fault}") from error
+        return planes
 
     def fill(self, weights: DenseWeights, block: RowBlock, workspace: Workspace) -> None:
         """Read and unpack one row block.

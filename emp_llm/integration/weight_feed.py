@@ -21,8 +21,9 @@ from transformers.core_model_loading import (
 )
 from transformers.integrations.accelerate import get_device
 
-from emp_llm.integration.read_ahead import Job, MadeElsewhere, ReadAhead, Reading
-from emp_llm.integration.tensor_readers import TensorReader
+from emp_llm.integration.keeping import Keeper
+from emp_llm.integration.read_ahead import Holding, Job, MadeElsewhere, ReadAhead, Reading
+from emp_llm.integration.tensor_readers import TensorReader, UnpackingReader
 from emp_llm.runtime.device_trial import device_of_kernels
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.tensors.geometry import WholeGeometry
@@ -103,6 +104,7 @@ class Feed:
         planes: Names of row tables and metas of packed tensors, which no parameter is loaded from.
         placement: Where parameters are put.
         resources: Closed if a tensor cannot be made; the threads that read ahead end with it.
+        keeper: What keeps weights packed; None if they are dense in memory.
 
     Attributes:
         delivered: Names of the tensors that transformers has got.
@@ -116,7 +118,9 @@ class Feed:
         planes: Iterable[str],
         placement: Placement,
         resources: ExitStack,
+        keeper: Keeper | None = None,
     ) -> None:
+        self._keeper = keeper
         self.placement = placement
         self.delivered: set[str] = set()
         self.parameters: set[str] = set()
@@ -162,19 +166,33 @@ class Feed:
             A function that waits for the tensor.
         """
         reader = self._readers.get(name)
-        if reader is None:
-            job: Job = MadeElsewhere(plain, self._sizes.get(name, 0))
-            self._ahead.add(job, target, pattern)
-            return lambda: self._take(job)
-        job = Reading(reader, device_of_kernels(self.placement.device(target)))
+        keeper = None if self.placement.on_disk(target) else self._keeper
+        job = self._job(name, reader, target, plain, keeps=keeper is not None)
         self._ahead.add(job, target, pattern)
 
         def make() -> torch.Tensor:
             tensor = self._take(job)
-            self.delivered.add(name)
-            return tensor.to(self.placement.device(target), self.placement.dtype(target))
+            if reader is not None:
+                self.delivered.add(name)
+                tensor = tensor.to(self.placement.device(target), self.placement.dtype(target))
+            return tensor if keeper is None else keeper.pack(name, tensor)
 
         return make
+
+    def _job(
+        self,
+        name: str,
+        reader: TensorReader | None,
+        target: str,
+        plain: Callable[[], torch.Tensor],
+        *,
+        keeps: bool,
+    ) -> Job:
+        if reader is None:
+            return MadeElsewhere(plain, self._sizes.get(name, 0))
+        if not keeps:
+            return Reading(reader, device_of_kernels(self.placement.device(target)))
+        return Holding(reader) if isinstance(reader, UnpackingReader) else Reading(reader)
 
     def _take(self, job: Job) -> torch.Tensor:
         try:
@@ -199,6 +217,21 @@ class Feed:
         self._loading_info = loading_info
         if not self._pruned.isdisjoint(sources):
             self.parameters.update(parameters)
+
+    def keep(self, sources: Iterable[str], made: dict[str, Any]) -> None:
+        """Pack what a conversion has decoded, and freeze what is packed.
+
+        Args:
+            sources: Names of the tensors that parameters were made from.
+            made: The parameters by name; changed.
+        """
+        if self._keeper is None:
+            return
+        pruned = not self._pruned.isdisjoint(sources)
+        for name, value in made.items():
+            tensor = value[0] if isinstance(value, list) else value
+            if not self.placement.on_disk(name):
+                made[name] = self._keeper.freeze(name, tensor, pruned=pruned)
 
     @property
     def missing(self) -> set[str]:
@@ -262,6 +295,7 @@ class FedConverter(WeightConverter):
             layer_name, model, config, hf_quantizer, loading_info
         )
         self.feed.note(sources, made, loading_info)
+        self.feed.keep(sources, made)
         if loading_info is not None:
             self._report_misfits(made, loading_info)
         # transformers would read a tied parameter on the disk from the file, which may be packed

@@ -61,6 +61,10 @@ class PackedReader(PlanesReader):
         """The shape of the dense tensor, and how its rows run."""
         return self.packed.geometry
 
+    def encode_meta(self) -> bytes:
+        """The bytes of its parameters."""
+        return self.packed.encode_meta()
+
     def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64]:
         """How many weights each row of a row block keeps, int64 [rows]."""
         first = self.geometry.first_row(block)

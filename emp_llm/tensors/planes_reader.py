@@ -102,6 +102,20 @@ class PlanesReader(ABC):
         self._file.read_into(at, data.data)
         return data
 
+    def read_planes(self, buffer: Bytes) -> None:
+        """Read records, row table and parameters, one after the other.
+
+        Args:
+            buffer: uint8 [`nbytes`]; written.
+
+        Raises:
+            CheckpointError: If the file cannot be read.
+        """
+        at = 0
+        for plane in (self.planes.records, self.planes.rows, self.planes.meta):
+            self._file.read_into(plane.start, buffer[at : at + plane.nbytes].data)
+            at += plane.nbytes
+
     def table_lines(self, first: int, stop: int, line_bytes: int) -> Bytes:
         """The bytes of some lines of the row table.
 

@@ -51,6 +51,10 @@ class WholeReader(PlanesReader):
         """The shape of the dense tensor, and how its rows run."""
         return self.whole.geometry
 
+    def encode_meta(self) -> bytes:
+        """The bytes of its parameters."""
+        return self.whole.encode_meta()
+
     def kept_rows(self, block: RowBlock) -> npt.NDArray[np.int64]:
         """How many weights each row of a row block keeps, int64 [rows]: all."""
         return np.full(block.stop - block.start, self.geometry.columns, np.int64)

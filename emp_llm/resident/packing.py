@@ -1,8 +1,4 @@
-"""A tensor in memory, packed into planes that share one buffer.
-
-transformers puts tensors that share memory into the same shard, where a reader looks for all planes
-of a tensor.
-"""
+"""A tensor in memory, packed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,14 +23,14 @@ from emp_kernels.rows import (
 
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.errors import OutputError
-from emp_llm.integration.tensor_readers import NUMBER_FORMATS, DenseWeights
 from emp_llm.pruning.rest_job import rest_geometry
+from emp_llm.resident.dense_weights import NUMBER_FORMATS, DenseWeights
+from emp_llm.resident.held_planes import HeldPlanes
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.tensors.code_choice import SMALLEST_PACKED, choose_code, read_sample
 from emp_llm.tensors.geometry import Geometry, RowBlock
 from emp_llm.tensors.layout_choice import choose_layout, packed_bytes, sample_rows
 from emp_llm.tensors.packed import PackedTensor, padding
-from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.tensors.whole import WholeTensor
 
 __all__ = ["PackedBefore", "is_large", "pack_rest", "pack_tensor"]
@@ -58,16 +54,16 @@ class PackedBefore:
     layout: RowLayout | None = None
 
 
-def pack_tensor(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[str, torch.Tensor]:
+def pack_tensor(name: str, tensor: torch.Tensor, before: PackedBefore) -> HeldPlanes:
     """Pack a tensor, in its layout from before if that is still a good one.
 
     Args:
-        name: The tensor's name in the checkpoint.
+        name: The tensor's name, for errors.
         tensor: Of a dtype in `NUMBER_FORMATS`, on any device; it is not changed.
         before: How it was packed when it was loaded, or how it lies.
 
     Returns:
-        The planes by name: records and row table uint8 [bytes], meta int64 [numbers].
+        Its planes, on the CPU.
 
     Raises:
         OutputError: If it holds NaN or infinity, or is on the meta device.
@@ -93,7 +89,7 @@ def pack_tensor(name: str, tensor: torch.Tensor, before: PackedBefore) -> dict[s
         ) from error
     packed = PackedTensor(geometry, layout)
     table = packed.encode_table(np.concatenate(tables))
-    return _planes(name, records, table, packed.encode_meta())
+    return _planes(records, table, packed.encode_meta())
 
 
 def _layout(weights: DenseWeights, before: RowLayout | None) -> RowLayout:
@@ -128,27 +124,26 @@ def is_large(tensor: torch.Tensor) -> bool:
     return tensor.ndim > 1 and tensor.nbytes >= SMALLEST_PACKED
 
 
-def pack_rest(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Pack a tensor that is not pruned, as `emp_llm.prune` does; if that does not, leave it plain.
+def pack_rest(tensor: torch.Tensor) -> HeldPlanes | None:
+    """Pack a tensor that is not pruned, as `emp_llm.prune` does.
 
     Args:
-        name: The tensor's name in the checkpoint.
         tensor: Of a dtype in `NUMBER_FORMATS`, on any device; it is not changed.
 
     Returns:
-        The planes by name, as of `pack_tensor`, or the tensor by its name.
+        Its planes, on the CPU; None if `emp_llm.prune` leaves such a tensor plain.
     """
     number_format = NUMBER_FORMATS[tensor.dtype]
-    entry = TensorEntry(name, number_format.name, tuple(tensor.shape), 0, tensor.nbytes)
+    entry = TensorEntry("", number_format.name, tuple(tensor.shape), 0, tensor.nbytes)
     geometry = rest_geometry(entry)
     if geometry is None or tensor.is_meta:
-        return {name: tensor}
+        return None
     weights = DenseWeights(tensor.detach().cpu().contiguous(), geometry)
     workspace = Workspace()
     sample = read_sample(geometry, lambda block: weights.rows(block, workspace))
     layout = choose_code(sample, geometry)
     if layout is None:
-        return {name: tensor}
+        return None
     lengths: list[Counts] = []
     records: list[Bytes] = []
 
@@ -162,7 +157,7 @@ def pack_rest(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     _run(weights, compute, settle)
     whole = WholeTensor(geometry, layout)
     table = whole.encode_table(np.concatenate(lengths))
-    return _planes(name, records, table, whole.encode_meta())
+    return _planes(records, table, whole.encode_meta())
 
 
 def _pack_blocks(weights: DenseWeights, layout: RowLayout) -> tuple[list[Table], list[Bytes]]:
@@ -196,16 +191,9 @@ def _run(
     run_pieces(pieces, threads=thread_count(None))
 
 
-def _planes(name: str, records: list[Bytes], table: bytes, meta: bytes) -> dict[str, torch.Tensor]:
-    """The planes, in one buffer."""
+def _planes(records: list[Bytes], table: bytes, meta: bytes) -> HeldPlanes:
     used = sum(part.size for part in records)
-    ends = np.cumsum([used + len(padding(used)), len(table), len(meta)])
     tail = np.frombuffer(padding(used) + table + meta, np.uint8)
-    buffer = torch.empty(int(ends[-1]), dtype=torch.uint8)
+    buffer = torch.empty(used + tail.size, dtype=torch.uint8)
     np.concatenate([*records, tail], out=buffer.numpy())
-    first, second, _ = ends.tolist()
-    return {
-        name: buffer[:first],
-        name + ROWS_SUFFIX: buffer[first:second],
-        name + META_SUFFIX: buffer[second:].view(torch.int64),
-    }
+    return HeldPlanes(buffer, meta)

@@ -1,0 +1,169 @@
+"""``PackedWeight``: a weight that is dense to look at and packed in memory."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_map_only
+
+from emp_llm.errors import OptionError
+from emp_llm.resident import operators
+from emp_llm.resident.content import Content, of_buffers
+from emp_llm.resident.operations import HANDLERS
+
+__all__ = ["PackedWeight"]
+
+
+class PackedWeight(Tensor):
+    """A tensor that stays packed: shape, dtype and device are those of the dense one.
+
+    It takes the place of a parameter's data in any module. Products with it, and rows and experts
+    of it, are computed from the packed rows; whatever else is done with it decodes it for that
+    moment. It cannot be written to, and has no gradient.
+
+    Args:
+        content: What it is made of.
+    """
+
+    @staticmethod
+    def __new__(cls: type["PackedWeight"], content: Content) -> "PackedWeight":
+        """Make the tensor."""
+        return Tensor._make_wrapper_subclass(
+            cls,
+            content.form.shape,
+            strides=content.form.strides,
+            dtype=content.dtype,
+            device=content.device,
+            requires_grad=False,
+        )
+
+    def __init__(self, content: Content) -> None:
+        self.content = content
+        for number, planes in enumerate(content.planes):
+            setattr(self, f"planes_{number}", planes.buffer)
+
+    def unpacked(self) -> Tensor:
+        """The dense tensor, bit for bit, in new memory."""
+        return operators.unpack(self.content)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes that it takes in memory."""
+        return self.content.nbytes
+
+    def __tensor_flatten__(self) -> tuple[list[str], str]:
+        return [f"planes_{number}" for number in range(len(self.content.planes))], self.content.text
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: Mapping[str, Tensor], text: str, _size: Sequence[int], _strides: Sequence[int]
+    ) -> "PackedWeight":
+        buffers = [inner[f"planes_{number}"] for number in range(len(inner))]
+        return PackedWeight(of_buffers(buffers, text))
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., object],
+        _types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        """The shortest way for what a model does with each token."""
+        special = _SPECIAL.get(func)
+        if special is not None:
+            return special(*args)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: OpOverload,
+        _types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        """What torch asks of it below autograd."""
+        kwargs = kwargs or {}
+        _refuse_writing(func, args, kwargs)
+        handler = HANDLERS.get(func.overloadpacket)
+        if handler is not None:
+            packed = tree_map_only(PackedWeight, _content, (args, dict(kwargs)))
+            made = handler(*packed[0], **packed[1])
+            if made is not None:
+                return tree_map_only(Content, PackedWeight, made)
+        if func._can_decompose():
+            made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        dense = tree_map_only(PackedWeight, PackedWeight.unpacked, (args, dict(kwargs)))
+        return func(*dense[0], **dense[1])
+
+
+def _content(weight: PackedWeight) -> Content:
+    return weight.content
+
+
+def _refuse_writing(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse an operator that would write to a packed weight."""
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        given = args[number] if number < len(args) else kwargs.get(argument.name)
+        if isinstance(given, PackedWeight):
+            raise OptionError(
+                f"a weight that stays packed in memory cannot be changed, as "
+                f"{func.overloadpacket} would do: call emp_llm.densify(model) first"
+            )
+
+
+def _storage(weight: PackedWeight) -> torch.UntypedStorage:
+    return weight.content.sign.untyped_storage()
+
+
+def _repr(weight: PackedWeight, **_: object) -> str:
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return (
+        f"PackedWeight({list(weight.shape)}, {dtype}, {weight.packed_bytes:,} bytes on "
+        f"{weight.device})"
+    )
+
+
+def _deepcopy(weight: PackedWeight, memo: dict[int, Any]) -> PackedWeight:
+    """Planes are never changed, so that copies share them."""
+    if id(weight) not in memo:
+        memo[id(weight)] = _rebuilt(weight.content, isinstance(weight, torch.nn.Parameter))
+    copy: PackedWeight = memo[id(weight)]
+    return copy
+
+
+def _reduced(weight: PackedWeight, _protocol: int) -> tuple[Any, ...]:
+    content = weight.content
+    buffers = [planes.buffer for planes in content.planes]
+    return _unpickled, (buffers, content.text, isinstance(weight, torch.nn.Parameter))
+
+
+def _unpickled(buffers: Sequence[Tensor], text: str, is_parameter: bool) -> PackedWeight:
+    return _rebuilt(of_buffers(buffers, text), is_parameter)
+
+
+def _rebuilt(content: Content, is_parameter: bool) -> PackedWeight:
+    weight = PackedWeight(content)
+    if not is_parameter:
+        return weight
+    return cast(PackedWeight, torch.nn.Parameter(weight, requires_grad=False))
+
+
+_SPECIAL: Final[dict[Callable[..., object], Callable[..., object]]] = {
+    Tensor.storage: _storage,
+    Tensor.untyped_storage: _storage,
+    Tensor.__repr__: _repr,
+    Tensor.__deepcopy__: _deepcopy,
+    Tensor.__reduce_ex__: _reduced,
+}
+"""What torch does with tensors outside of its operators."""
+
+torch.serialization.add_safe_globals([_unpickled])
