@@ -7,6 +7,7 @@ numbers            bf16, fp16 and fp32 as bit patterns, and the integers that ho
 layout             where the bytes of a packed row lie
 whole_layout       where the bytes of a whole record lie: weights that all stay
 rows               row blocks: what is asked of a backend, and what it returns
+whole_tables       exponents by their codes in whole records, and back
 held               packed weights that lie in memory, checked, to be multiplied from there
 backend            what a backend can do with row blocks
 checks             arguments are checked before a kernel reads them

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from emp_kernels.held import HeldRows
+from emp_kernels.held import HeldRows, HeldWhole
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import NumberFormat
 from emp_kernels.rows import (
@@ -90,7 +90,7 @@ class Backend(Protocol):
     def multiply_rows(
         self, held: HeldRows, x: Patterns, out: Patterns, bias: Patterns, threads: int | None
     ) -> None:
-        """See `emp_kernels.held_dispatch.multiply_rows`; where there is no bias, it has no items."""
+        """See `emp_kernels.held_dispatch.multiply_rows`; no bias has no items."""
 
     def unpack_held_rows(
         self, held: HeldRows, first: int, out: Patterns, threads: int | None
@@ -99,6 +99,26 @@ class Backend(Protocol):
 
     def gather_rows(self, held: HeldRows, rows: Counts, out: Patterns, threads: int | None) -> None:
         """See `emp_kernels.held_dispatch.gather_rows`."""
+
+    def hold_whole(
+        self, payload: Bytes, lengths: Counts, layout: WholeLayout, rows: int, columns: int
+    ) -> HeldWhole:
+        """See `emp_kernels.held_dispatch.hold_whole`."""
+
+    def multiply_whole(
+        self, held: HeldWhole, x: Patterns, out: Patterns, bias: Patterns, threads: int | None
+    ) -> None:
+        """See `emp_kernels.held_dispatch.multiply_whole`; no bias has no items."""
+
+    def unpack_held_whole(
+        self, held: HeldWhole, first: int, out: Patterns, threads: int | None
+    ) -> None:
+        """See `emp_kernels.held_dispatch.unpack_held_whole`; as many rows as `out` has."""
+
+    def gather_whole(
+        self, held: HeldWhole, rows: Counts, out: Patterns, threads: int | None
+    ) -> None:
+        """See `emp_kernels.held_dispatch.gather_whole`."""
 
     def count(
         self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]

@@ -6,14 +6,16 @@ import numpy as np
 import numpy.typing as npt
 
 from emp_kernels.errors import DamagedRowError
-from emp_kernels.held import HeldRows
+from emp_kernels.held import HeldRows, HeldWhole
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Bytes, Counts, Given, Patterns, PerRow, Rule, Table, Threshold
 from emp_kernels.whole_layout import WholeLayout
 
 __all__ = [
+    "check_gathered",
     "check_held",
     "check_kept",
+    "check_lengths",
     "check_mask",
     "check_payload",
     "check_product",
@@ -137,6 +139,34 @@ def check_whole(payload: Bytes, lengths: Counts, layout: WholeLayout, out: Patte
             f"{lengths.size} records of {layout.weights} weights are to be decoded to {out.dtype} "
             f"{out.shape}; that must be {storage}, C-contiguous, and as many weights"
         )
+    _check_sizes(payload, lengths, layout)
+
+
+def check_lengths(
+    payload: Bytes, lengths: Counts, layout: WholeLayout, rows: int, columns: int
+) -> None:
+    """Check that whole records can be held.
+
+    Raises:
+        DamagedRowError: If a length is impossible, or they do not add up to the payload.
+        ValueError: If there are records of another number of weights, or the payload lies
+            scattered.
+    """
+    if (
+        rows < 0
+        or columns < 1
+        or layout.weights % columns
+        or lengths.shape != (layout.records(rows * columns),)
+        or not payload.flags.c_contiguous
+    ):
+        raise ValueError(
+            f"{lengths.size} records of {layout.weights} weights do not hold {rows} rows of "
+            f"{columns}, or their bytes do not lie one behind the other"
+        )
+    _check_sizes(payload, lengths, layout)
+
+
+def _check_sizes(payload: Bytes, lengths: Counts, layout: WholeLayout) -> None:
     bad = (lengths < 0) | (lengths > layout.longest_record)
     if bad.any():
         record = int(np.argmax(bad))
@@ -148,13 +178,13 @@ def check_whole(payload: Bytes, lengths: Counts, layout: WholeLayout, out: Patte
         )
 
 
-def check_product(held: HeldRows, x: Patterns, out: Patterns, bias: Patterns) -> None:
+def check_product(held: HeldRows | HeldWhole, x: Patterns, out: Patterns, bias: Patterns) -> None:
     """Check that arrays fit a product with held rows; a bias without items is none.
 
     Raises:
         ValueError: If a shape or dtype is wrong, or an array lies scattered.
     """
-    columns, storage = held.layout.columns, held.layout.number_format.storage
+    columns, storage = held.columns, held.number_format.storage
     shapes = x.shape, out.shape, bias.shape
     if (
         x.ndim != 2
@@ -174,13 +204,32 @@ def check_product(held: HeldRows, x: Patterns, out: Patterns, bias: Patterns) ->
             )
 
 
-def check_held(held: HeldRows, rows: int, out: Patterns) -> None:
-    """Check that so many held rows can be decoded to an array.
+def check_held(held: HeldRows | HeldWhole, first: int, stop: int, out: Patterns) -> None:
+    """Check that there are held rows from `first` to before `stop`, and that they fit an array.
 
     Raises:
-        ValueError: If its shape or dtype is wrong, or it lies scattered.
+        ValueError: If not, or if the array's dtype is wrong, or it lies scattered.
     """
-    storage, shape = held.layout.number_format.storage, (rows, held.layout.columns)
+    if not 0 <= first <= stop <= held.rows:
+        raise ValueError(f"rows {first} to {stop} are asked for, there are {held.rows}")
+    _check_out(held, stop - first, out)
+
+
+def check_gathered(held: HeldRows | HeldWhole, rows: Counts, out: Patterns) -> None:
+    """Check that there are held rows of these numbers, and that they fit an array.
+
+    Raises:
+        ValueError: As of `check_held`.
+    """
+    if rows.dtype != np.int64 or rows.ndim != 1 or not rows.flags.c_contiguous:
+        raise ValueError(f"rows are {rows.dtype} {rows.shape}, they must be int64 [N], contiguous")
+    if rows.size and (rows.min() < 0 or rows.max() >= held.rows):
+        raise ValueError(f"rows must be from 0 to {held.rows - 1}")
+    _check_out(held, len(rows), out)
+
+
+def _check_out(held: HeldRows | HeldWhole, rows: int, out: Patterns) -> None:
+    storage, shape = held.number_format.storage, (rows, held.columns)
     if out.shape != shape or out.dtype != storage or not out.flags.c_contiguous:
         raise ValueError(
             f"rows are to be decoded to {out.dtype} {out.shape}; that must be {storage} {shape}, "

@@ -4,15 +4,29 @@ As `emp_kernels.dispatch` does for row blocks, every function here checks its ar
 backend and calls it. "simd" uses AVX-512 where the CPU has it.
 """
 
-import numpy as np
-
-from emp_kernels.checks import check_held, check_payload, check_product
+from emp_kernels.checks import (
+    check_gathered,
+    check_held,
+    check_lengths,
+    check_payload,
+    check_product,
+)
 from emp_kernels.dispatch import Impl, get_backend
-from emp_kernels.held import HeldRows
+from emp_kernels.held import HeldRows, HeldWhole
 from emp_kernels.layout import RowLayout
 from emp_kernels.rows import Bytes, Counts, Patterns, Table, Workspace
+from emp_kernels.whole_layout import WholeLayout
 
-__all__ = ["gather_rows", "hold_rows", "multiply_rows", "unpack_held_rows"]
+__all__ = [
+    "gather_rows",
+    "gather_whole",
+    "hold_rows",
+    "hold_whole",
+    "multiply_rows",
+    "multiply_whole",
+    "unpack_held_rows",
+    "unpack_held_whole",
+]
 
 
 def hold_rows(
@@ -73,7 +87,7 @@ def multiply_rows(
     Raises:
         ValueError: If shapes or dtypes do not fit, or arrays lie scattered.
     """
-    bias = out[:0, 0] if bias is None else bias
+    bias = out.reshape(-1)[:0] if bias is None else bias
     check_product(held, x, out, bias)
     get_backend(impl).multiply_rows(held, x, out, bias, threads)
 
@@ -100,9 +114,7 @@ def unpack_held_rows(
     Raises:
         ValueError: If there are no such rows, or the output does not fit.
     """
-    if not 0 <= first <= stop <= held.rows:
-        raise ValueError(f"rows {first} to {stop} are asked for, there are {held.rows}")
-    check_held(held, stop - first, out)
+    check_held(held, first, stop, out)
     get_backend(impl).unpack_held_rows(held, first, out, threads)
 
 
@@ -126,9 +138,94 @@ def gather_rows(
     Raises:
         ValueError: If there is no such row, or arrays do not fit.
     """
-    if rows.dtype != np.int64 or rows.ndim != 1 or not rows.flags.c_contiguous:
-        raise ValueError(f"rows are {rows.dtype} {rows.shape}, they must be int64 [N], contiguous")
-    if rows.size and (rows.min() < 0 or rows.max() >= held.rows):
-        raise ValueError(f"rows must be from 0 to {held.rows - 1}")
-    check_held(held, len(rows), out)
+    check_gathered(held, rows, out)
     get_backend(impl).gather_rows(held, rows, out, threads)
+
+
+def hold_whole(
+    payload: Bytes,
+    lengths: Counts,
+    layout: WholeLayout,
+    rows: int,
+    columns: int,
+    *,
+    impl: Impl = "auto",
+    workspace: Workspace | None = None,
+) -> HeldWhole:
+    """Check whole records in full, as `unpack_whole` does, so that they can be multiplied.
+
+    Args:
+        payload: uint8 [bytes], C-contiguous, the records, one after the other, and nothing else:
+            the result refers to this array.
+        lengths: int64 [records], bytes of each.
+        layout: The tensor's layout.
+        rows: Rows of the tensor, R.
+        columns: Weights of a row, C; a record has whole rows.
+        impl: As for `hold_rows`.
+        workspace: The same.
+
+    Raises:
+        DamagedRowError: If a record contradicts its length or itself; its row is the record.
+        ValueError: If the payload lies scattered, or there must be other records.
+    """
+    check_lengths(payload, lengths, layout, rows, columns)
+    return get_backend(impl, workspace).hold_whole(payload, lengths, layout, rows, columns)
+
+
+def multiply_whole(
+    held: HeldWhole,
+    x: Patterns,
+    out: Patterns,
+    bias: Patterns | None = None,
+    threads: int | None = None,
+    *,
+    impl: Impl = "auto",
+) -> None:
+    """Multiply the activations of a few tokens by rows that all stay; see `multiply_rows`.
+
+    The bound on sums is the same, and the order of float32 sums depends on C and on whether there
+    is one token or more. Infinite weights and NaN give what they give in any product.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit, or arrays lie scattered.
+    """
+    bias = out.reshape(-1)[:0] if bias is None else bias
+    check_product(held, x, out, bias)
+    get_backend(impl).multiply_whole(held, x, out, bias, threads)
+
+
+def unpack_held_whole(
+    held: HeldWhole,
+    first: int,
+    stop: int,
+    out: Patterns,
+    threads: int | None = None,
+    *,
+    impl: Impl = "auto",
+) -> None:
+    """Decode some consecutive rows; see `unpack_held_rows`.
+
+    Raises:
+        ValueError: If there are no such rows, or the output does not fit.
+    """
+    check_held(held, first, stop, out)
+    get_backend(impl).unpack_held_whole(held, first, out, threads)
+
+
+def gather_whole(
+    held: HeldWhole,
+    rows: Counts,
+    out: Patterns,
+    threads: int | None = None,
+    *,
+    impl: Impl = "auto",
+) -> None:
+    """Decode the rows that are asked for; see `gather_rows`.
+
+    Of a record no more is decoded than its part with the row, but all codes before it are counted.
+
+    Raises:
+        ValueError: If there is no such row, or arrays do not fit.
+    """
+    check_gathered(held, rows, out)
+    get_backend(impl).gather_whole(held, rows, out, threads)

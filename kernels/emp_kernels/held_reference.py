@@ -3,13 +3,23 @@
 import numpy as np
 import numpy.typing as npt
 
-from emp_kernels import reference
-from emp_kernels.held import HeldRows, held_rows, room_for_places
+from emp_kernels import reference, whole_reference
+from emp_kernels.held import HeldRows, HeldWhole, held_rows, held_whole, room_for_places
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import BF16, F16, NumberFormat
-from emp_kernels.rows import Bytes, Patterns, Table
+from emp_kernels.rows import Bytes, Counts, Patterns, Table
+from emp_kernels.whole_layout import WholeLayout
 
-__all__ = ["hold_rows", "multiply_rows", "rounded", "unpack_row", "values_of"]
+__all__ = [
+    "any_row",
+    "hold_rows",
+    "hold_whole",
+    "multiply_rows",
+    "rounded",
+    "unpack_row",
+    "unpack_whole_row",
+    "values_of",
+]
 
 
 def hold_rows(
@@ -33,16 +43,48 @@ def unpack_row(held: HeldRows, row: int) -> Patterns:
     return reference.unpack_row(record, kept, escaped, base, held.layout)
 
 
-def multiply_rows(held: HeldRows, x: Patterns, out: Patterns, bias: Patterns) -> None:
+def hold_whole(
+    payload: Bytes, lengths: Counts, layout: WholeLayout, rows: int, columns: int
+) -> HeldWhole:
+    """Records that have been checked, with what is known of their tiers; see `held_whole`."""
+    held = held_whole(payload, lengths, layout, columns, rows * columns)
+    for record in range(lengths.size):
+        data, n = _record(held, record)
+        held.reached[record] = whole_reference.count_reached(data, n, layout)
+    return held
+
+
+def unpack_whole_row(held: HeldWhole, row: int) -> Patterns:
+    """The bit patterns of one row that all stays, [C]."""
+    first = (held.first + row) * held.columns
+    record, skipped = divmod(first, held.layout.weights)
+    weights = whole_reference.unpack_record(*_record(held, record), held.layout)
+    row_C: Patterns = weights[skipped : skipped + held.columns].astype(held.number_format.storage)
+    return row_C
+
+
+def _record(held: HeldWhole, record: int) -> tuple[Bytes, int]:
+    """The bytes of a record, and how many weights it has."""
+    start, end = held.offsets[record : record + 2].tolist()
+    size = held.layout.weights
+    return held.payload[start:end], min(size, held.weights - record * size)
+
+
+def multiply_rows(held: HeldRows | HeldWhole, x: Patterns, out: Patterns, bias: Patterns) -> None:
     """See `emp_kernels.held_dispatch.multiply_rows`; a bias without items is none."""
-    number_format = held.layout.number_format
+    number_format = held.number_format
     tokens = values_of(x, number_format)
     addend = values_of(bias, number_format) if bias.size else np.zeros(held.rows)
     for r in range(held.rows):
-        weights = values_of(unpack_row(held, r), number_format)
+        weights = values_of(any_row(held, r), number_format)
         with np.errstate(invalid="ignore", over="ignore"):
             sums = (tokens @ weights + addend[r]).astype(np.float32)
         out[:, r] = rounded(sums, number_format)
+
+
+def any_row(held: HeldRows | HeldWhole, row: int) -> Patterns:
+    """The bit patterns of a row, of either kind."""
+    return unpack_whole_row(held, row) if isinstance(held, HeldWhole) else unpack_row(held, row)
 
 
 def values_of(patterns: Patterns, number_format: NumberFormat) -> npt.NDArray[np.float64]:

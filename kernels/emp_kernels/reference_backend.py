@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from emp_kernels import held_reference, reference, whole_reference
 from emp_kernels.errors import DamagedRowError, NonFiniteRowError
-from emp_kernels.held import HeldRows
+from emp_kernels.held import HeldRows, HeldWhole
 from emp_kernels.layout import RowLayout
 from emp_kernels.numbers import BINS, F32, LOW_PARTS, NumberFormat
 from emp_kernels.rows import (
@@ -143,6 +143,47 @@ class ReferenceBackend:
         """See `emp_kernels.held_dispatch.gather_rows`."""
         for i, row in enumerate(rows):
             out[i] = held_reference.unpack_row(held, int(row))
+
+    def hold_whole(
+        self, payload: Bytes, lengths: Counts, layout: WholeLayout, rows: int, columns: int
+    ) -> HeldWhole:
+        """See `emp_kernels.held_dispatch.hold_whole`."""
+        out = np.empty(rows * columns, layout.number_format.storage)
+        self.unpack_whole(payload, lengths, layout, out)
+        return held_reference.hold_whole(payload, lengths, layout, rows, columns)
+
+    def multiply_whole(
+        self,
+        held: HeldWhole,
+        x: Patterns,
+        out: Patterns,
+        bias: Patterns,
+        threads: int | None,  # noqa: ARG002 (one is enough)
+    ) -> None:
+        """See `emp_kernels.held_dispatch.multiply_whole`."""
+        held_reference.multiply_rows(held, x, out, bias)
+
+    def unpack_held_whole(
+        self,
+        held: HeldWhole,
+        first: int,
+        out: Patterns,
+        threads: int | None,  # noqa: ARG002 (one is enough)
+    ) -> None:
+        """See `emp_kernels.held_dispatch.unpack_held_whole`."""
+        for i in range(len(out)):
+            out[i] = held_reference.unpack_whole_row(held, first + i)
+
+    def gather_whole(
+        self,
+        held: HeldWhole,
+        rows: Counts,
+        out: Patterns,
+        threads: int | None,  # noqa: ARG002 (one is enough)
+    ) -> None:
+        """See `emp_kernels.held_dispatch.gather_whole`."""
+        for i, row in enumerate(rows):
+            out[i] = held_reference.unpack_whole_row(held, int(row))
 
     def count(
         self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]

@@ -9,7 +9,7 @@ from emp_kernels.errors import DamagedRowError
 from emp_kernels.rows import Bytes, Counts, Patterns
 from emp_kernels.whole_layout import WholeLayout
 
-__all__ = ["pack_whole", "unpack_whole"]
+__all__ = ["count_reached", "pack_whole", "unpack_record", "unpack_whole"]
 
 _BAD_LENGTH = "it is longer or shorter than its codes say"
 
@@ -89,14 +89,19 @@ def unpack_whole(payload: Bytes, lengths: Counts, layout: WholeLayout, out: Patt
     for number, length in enumerate(lengths.tolist()):
         here = out[number * layout.weights : (number + 1) * layout.weights]
         try:
-            here[:] = _weights(_Reader(payload[at : at + length]), here.size, layout)
+            here[:] = unpack_record(payload[at : at + length], here.size, layout)
         except ValueError as error:
             raise DamagedRowError(number, str(error)) from error
         at += length
 
 
-def _weights(reader: "_Reader", n: int, layout: WholeLayout) -> npt.NDArray[np.uint64]:
-    number_format = layout.number_format
+def unpack_record(record: Bytes, n: int, layout: WholeLayout) -> npt.NDArray[np.uint64]:
+    """The bit patterns of the n weights of a record.
+
+    Raises:
+        ValueError: If it contradicts its length or itself.
+    """
+    reader, number_format = _Reader(record), layout.number_format
     values = np.zeros(n, np.uint64)
     for i in range(layout.value_bits // 8):
         values |= reader.take(n).astype(np.uint64) << np.uint64(8 * i)
@@ -124,6 +129,16 @@ def _weights(reader: "_Reader", n: int, layout: WholeLayout) -> npt.NDArray[np.u
     signs = values >> np.uint64(layout.stored_bits) << np.uint64(number_format.bits - 1)
     weights: npt.NDArray[np.uint64] = signs | exponents | low << dropped | lost
     return weights
+
+
+def count_reached(record: Bytes, n: int, layout: WholeLayout) -> list[int]:
+    """How many of the n weights of a record get to each tier, and how many escape."""
+    reader, counts = _Reader(record), [n]
+    reader.take(n * (layout.value_bits // 8))
+    reader.stripes(layout.value_bits % 8, n)
+    for width in layout.widths:
+        counts.append(int(reader.stripes(width, counts[-1]).all(axis=0).sum()))
+    return counts
 
 
 def _check_escapes(extras: npt.NDArray[np.uint64], layout: WholeLayout) -> None:

@@ -16,9 +16,9 @@ from emp_kernels.held_dispatch import gather_rows, hold_rows, multiply_rows, unp
 from emp_kernels.layout import RADICES, RowLayout
 from emp_kernels.numbers import BF16, F16
 from emp_kernels.rows import Given, PerRow
+from support.products import activations, allowed, in_guarded_memory
 from support.rows import (
     NUMBER_FORMATS,
-    guarded,
     make_rows,
     to_bits,
     to_floats,
@@ -32,13 +32,6 @@ formats = pytest.mark.parametrize("number_format", NUMBER_FORMATS, ids=lambda f:
 impls = pytest.mark.parametrize("impl", IMPLS)
 
 
-def in_guarded_memory(payload):
-    """The same bytes, behind which the process would end."""
-    room = guarded(payload.size)
-    room[:] = payload
-    return room
-
-
 def held_rows(weights, layout, rule, impl):
     """Rows packed by a rule and held, and their patterns with zeros where nothing was kept."""
     packed = pack_rows(weights, layout, rule, impl="scalar")
@@ -49,28 +42,6 @@ def held_rows(weights, layout, rule, impl):
         scores = np.abs(to_floats(weights, layout.number_format))
         keep = np.array([reference.keep_mask(row, rule.beta) for row in scores])
     return held, zeros_elsewhere(weights, keep)
-
-
-def activations(number_format, shape, seed=0):
-    rng = np.random.default_rng([seed, *shape])
-    return to_bits(rng.standard_normal(shape), number_format)
-
-
-def spacing(values, number_format):
-    """The distance of neighbouring numbers of a format, at least, from each value on."""
-    bias = 15 if number_format is F16 else 127
-    exponent = np.maximum(np.frexp(np.abs(values))[1] - 1, 1 - bias)
-    return np.ldexp(1.0, exponent - number_format.mantissa_bits)
-
-
-def allowed(w, x, exact, number_format):
-    """How far a product may be off: float32 sums in any order, the bias added, rounded once."""
-    terms = w.shape[1] + 1
-    share = terms * 2.0**-24 / (1 - terms * 2.0**-24)
-    off = share * (np.abs(x) @ np.abs(w).T + np.abs(exact))
-    # dot products of bf16 may take subnormals for zero: of weights, of x, of products, of sums
-    flushed = 4 * terms * 2.0**-126 * (1 + np.abs(x).max(initial=0) + np.abs(w).max(initial=0))
-    return off + flushed + spacing(np.abs(exact) + off, number_format) / 2
 
 
 def assert_product_is_right(held, dense, x, bias, impl, **options):

@@ -19,7 +19,13 @@ sweep         bytes and sums of rows at many numbers of kept weights
 turn          transposes matrices
 bit_steps     steps on stripes of bits that numba has no name for
 whole_pack    weights that all stay to whole records
-whole_unpack  whole records to weights
+whole_check   checks whole records
+whole_job     what a job says of whole records that are held, and where their parts are
+whole_unpack  whole records to weights, on any CPU
+whole_steps   steps of the same with AVX-512
+whole_simd    the same with AVX-512, and products of one token
+dense_tile    products of rows in scratch
+held_whole    products of whole records that are held, and these unpacked
 """
 
 from contextlib import suppress

@@ -17,6 +17,7 @@ __all__ = [
     "HAS_VBMI2",
     "dot_bf16",
     "expand",
+    "expand_over",
     "floats_of_halves",
     "look_up",
     "look_up_in_rows",
@@ -60,6 +61,18 @@ def expand(_context: Any, vector: Any, mask: Any) -> Any:
         return call(builder, name, vector.llvm, [value, zeros, named])
 
     return vector(vector, mask), codegen
+
+
+@intrinsic
+def expand_over(_context: Any, vector: Any, mask: Any, other: Any) -> Any:
+    """The same, with the lanes of `other` elsewhere."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        value, named, over = arguments
+        name = f"llvm.x86.avx512.mask.expand.{vector.suffix}"
+        return call(builder, name, vector.llvm, [value, over, named])
+
+    return vector(vector, mask, other), codegen
 
 
 _PERMUTES = {"uint8": "qi", "uint16": "hi", "uint32": "si"}

@@ -1,8 +1,8 @@
 """Vector types for numba, and the steps on them: a kernel keeps vectors in registers.
 
 numba has no vector types. Here is one: variables of a kernel can hold vectors, and LLVM keeps them
-in registers. Steps are LLVM code that compiles on any CPU; where its vectors are shorter, LLVM takes
-several. `emp_kernels.cpu.avx512` has steps that only some CPUs know.
+in registers. Steps are LLVM code that compiles on any CPU; where its vectors are shorter, LLVM
+takes several. `emp_kernels.cpu.avx512` has steps that only some CPUs know.
 
 Memory is named by its address, an int64 (``array.ctypes.data``), for kernels that run on a team of
 threads get addresses only (see `emp_kernels.cpu.team`). Nothing checks a bound. Vectors need not be

@@ -11,16 +11,14 @@ import numpy as np
 
 from emp_kernels.cpu.bit_steps import LANES, code_bits, look_up, move_past, store_word
 from emp_kernels.cpu.select import STRETCH, count_ties
+from emp_kernels.whole_tables import LIST_ROOM
 
-__all__ = ["LIST_ROOM", "RECORD_SLACK", "pack_records"]
+__all__ = ["RECORD_SLACK", "pack_records"]
 
 _njit = numba.njit(nogil=True, cache=True)
 
 RECORD_SLACK = 8
 """Bytes past the end of a record that may be written, since stripes are written in words."""
-
-LIST_ROOM = 64
-"""Places in a table for the list of a context: four of them are all that a byte can tell apart."""
 
 
 @_njit

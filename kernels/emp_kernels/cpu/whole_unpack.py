@@ -1,132 +1,168 @@
-"""Unpacks whole records to weights; all that a record says is checked on the way.
+"""Unpacks whole records to weights on any CPU: some weights of a record, in passes over scratch.
 
-Legend as in `emp_kernels.cpu.whole_pack`. starts_T and reached_T say of each tier where its stripes
-start and how many weights get to it; their last items say the same of the escapes.
+Nothing is checked: `emp_kernels.cpu.whole_check` does that first. Legend as in
+`emp_kernels.cpu.whole_pack` and `emp_kernels.cpu.whole_job`.
 """
 
 import numba
 import numpy as np
 
-from emp_kernels.cpu.bit_steps import (
-    LANES,
-    add_past,
-    add_stripe,
-    count_bits,
-    load_word,
-    look_up,
-    set_stripe,
-)
+from emp_kernels.cpu import held_job as place
+from emp_kernels.cpu.bit_steps import LANES, add_past, add_stripe, load_word, look_up, set_stripe
 from emp_kernels.cpu.select import STRETCH, count_ties
-from emp_kernels.cpu.status import BAD_ESCAPES, BAD_LENGTH, BAD_STRIPE, DONE
-from emp_kernels.cpu.whole_pack import LIST_ROOM
+from emp_kernels.cpu.team import array_at
+from emp_kernels.cpu.whole_job import (
+    CONTEXT_BITS,
+    ESCAPE,
+    ESCAPE_BYTES,
+    EXPONENTS,
+    PART_BYTES,
+    SIMD,
+    TIERS,
+    VALUE_BITS,
+    find_part,
+    part_arrays,
+    reached_of,
+    record_bytes,
+    width_of,
+)
+from emp_kernels.whole_tables import LIST_ROOM
 
-__all__ = ["unpack_records"]
+__all__ = ["any_part_scratch", "decode_any_part"]
 
-_njit = numba.njit(nogil=True, cache=True)
+_njit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
-
-@_njit
-def _last_word(data, at, n):
-    """The bits of a stripe of n behind its last whole word, as a word; reads no byte behind it."""
-    word = np.uint64(0)
-    for i in range(((n % LANES) + 7) >> 3):
-        word |= np.uint64(data[at + (n // LANES * 8) + i]) << np.uint64(8 * i)
-    return word
-
-
-@_njit
-def _end_clean(data, at, n, stripes):
-    """Whether none of some stripes, of n bits each, has a bit set past its last weight."""
-    if n & 7 == 0:
-        return True
-    for _ in range(stripes):
-        if data[at + (n >> 3)] >> np.uint8(n & 7) != 0:
-            return False
-        at += (n + 7) >> 3
-    return True
+_EVERYTHING = np.uint8(255)
 
 
 @_njit
-def _count_past(data, at, n, width):
-    """How many codes of a tier have all bits set."""
-    stripe = (n + 7) >> 3
-    past = np.int64(0)
-    for i in range(at, at + n // LANES * 8, 8):
-        word = load_word(data, i)
-        for bit in range(1, width):
-            word &= load_word(data, i + bit * stripe)
-        past += count_bits(word)
-    last = _last_word(data, at, n)
-    for bit in range(1, width):
-        last &= _last_word(data, at + bit * stripe, n)
-    return past + count_bits(last)
+def any_part_scratch(weights):
+    """Bytes of scratch for decoding a part of a record of so many weights, a multiple of 64."""
+    return PART_BYTES + 2 * _room(weights)
 
 
 @_njit
-def _find_tiers(data, at, n, widths, escape_bytes, starts_T, reached_T):
-    """Find where tiers and escapes start: each tier says how many weights get to the next.
+def _room(weights):
+    """Bytes for a code of each weight, and for two steps more."""
+    return (weights // LANES + 3) * LANES
 
-    Returns:
-        DONE, or how the record contradicts its length.
+
+@_njit
+def decode_any_part(job, own, record, first, stop, out_N):
+    """Decode some weights of a record.
+
+    Args:
+        job: The job.
+        own: Address of scratch, of `any_part_scratch`.
+        record: The record's number.
+        first: The first weight.
+        stop: The weight past the last.
+        out_N: uint16 or uint32 [stop − first], written.
     """
-    for t in range(widths.size):
-        width, stripe = widths[t], (n + 7) >> 3
-        starts_T[t], reached_T[t] = at, n
-        if at + width * stripe > data.size:
-            return BAD_LENGTH
-        if not _end_clean(data, at, n, width):
-            return BAD_STRIPE
-        n = _count_past(data, at, n, width)
-        at += width * stripe
-    starts_T[widths.size], reached_T[widths.size] = at, n
-    return DONE if at + n * escape_bytes == data.size else BAD_LENGTH
+    data, reached_T = record_bytes(job, record), reached_of(job, record)
+    n, value_bits = np.int64(reached_T[0]), job[VALUE_BITS]
+    part = part_arrays(own)
+    find_part(job, data, reached_T, first, stop, part)
+    starts_T, from_T, _, skip_T = part
+    room = _room(n)
+    code_N = array_at(own + PART_BYTES, room, np.uint8)
+    further_N = array_at(own + PART_BYTES + room, room, np.uint8)
+    place_N, left_N = _read_tiers(job, data, reached_T, part, code_N, further_N)
+    before = count_ties(place_N[: skip_T[0]], _EVERYTHING, np.uint8(job[ESCAPE]))
+    escapes_at = starts_T[job[TIERS]] + job[ESCAPE_BYTES] * (from_T[job[TIERS]] + before)
+    if value_bits % 8:
+        at = n * (value_bits // 8) + from_T[0] // 8
+        _read_stripes(data, at, stop - from_T[0], (n + 7) >> 3, value_bits % 8, left_N)
+    place_N, left_N = place_N[skip_T[0] :], left_N[skip_T[0] :]
+    out_N[:] = 0
+    _place_escapes(job, data, escapes_at, place_N, out_N)
+    _add_contexts(job, data[first:], n, left_N, place_N[: stop - first])
+    exponents = array_at(job[EXPONENTS], 256, np.uint8)
+    look_up(exponents, place_N, stop - first, job[SIMD] != 0)
+    if value_bits == 8:
+        _place_bytes(data[first:stop], place_N, job[place.MANTISSA], out_N)
+    else:
+        _place_values(job, data[first:], n, place_N, left_N, out_N)
 
 
 @_njit
-def _read_stripes(data, at, n, width, code_N):
-    """Read stripes to the low bits of n codes."""
-    stripe = (n + 7) >> 3
-    whole = n // LANES * LANES
-    for start in range(0, whole, LANES):
-        set_stripe(code_N, start, load_word(data, at + (start >> 3)))
-    set_stripe(code_N, whole, _last_word(data, at, n))
-    for bit in range(1, width):
-        at += stripe
-        for start in range(0, whole, LANES):
-            add_stripe(code_N, start, load_word(data, at + (start >> 3)), bit)
-        add_stripe(code_N, whole, _last_word(data, at, n), bit)
-    code_N[n : n + LANES] = 0
-
-
-@_njit
-def _read_tiers(data, widths, starts_T, reached_T, simd, code_N, further_N):
+def _read_tiers(job, data, reached_T, part, code_N, further_N):
     """Read the places of exponents in their lists, the last tier first.
 
     Returns:
         The array of them, and the other one.
     """
-    last = widths.size - 1
+    starts_T, from_T, to_T, skip_T = part
+    last = job[TIERS] - 1
     for t in range(last, -1, -1):
-        n, width = reached_T[t], widths[t]
-        _read_stripes(data, starts_T[t], n, width, code_N)
+        stripe, width = (np.int64(reached_T[t]) + 7) >> 3, width_of(job, t)
+        n = to_T[t] - from_T[t]
+        _read_stripes(data, starts_T[t] + from_T[t] // 8, n, stripe, width, code_N)
         if t < last:
-            add_past(code_N, n, np.uint8((1 << width) - 1), further_N, simd)
+            most = np.uint8((1 << width) - 1)
+            add_past(code_N, n, most, further_N[skip_T[t + 1] :], job[SIMD] != 0)
         code_N, further_N = further_N, code_N
     return further_N, code_N
 
 
 @_njit
-def _add_contexts(data, format_, left_N, place_N):
-    """Add LIST_ROOM times the context to each place; left_N are the bits past whole bytes."""
-    _, _, _, value_bits, context = format_
-    n = place_N.size
+def _read_stripes(data, at, n, stripe, width, code_N):
+    """Read `width` stripes of `stripe` bytes each to the low bits of n codes."""
+    for start in range(0, n, LANES):
+        set_stripe(code_N, start, load_word(data, at + start // 8))
+    for bit in range(1, width):
+        at += stripe
+        for start in range(0, n, LANES):
+            add_stripe(code_N, start, load_word(data, at + start // 8), bit)
+    code_N[n : n + LANES] = 0
+
+
+@_njit
+def _place_escapes(job, data, at, code_N, out_N):
+    """Put exponent and dropped bits of the weights that escape in their places.
+
+    Args:
+        job: The job.
+        data: The record.
+        at: Where the first escape is in it.
+        code_N: uint8, places in lists.
+        out_N: Zeros, written where weights escape.
+    """
+    number, escape = out_N.dtype.type, np.uint8(job[ESCAPE])
+    dropped = np.uint64(job[place.DROPPED])
+    lost_mask, shift = (np.uint64(1) << dropped) - np.uint64(1), np.uint64(job[place.MANTISSA])
+    for start in range(0, out_N.size, STRETCH):
+        stop = min(start + STRETCH, out_N.size)
+        if not count_ties(code_N[start:stop], _EVERYTHING, escape):
+            continue
+        for j in range(start, stop):
+            if code_N[j] == escape:
+                item = np.uint64(0)
+                for byte in range(job[ESCAPE_BYTES]):
+                    item |= np.uint64(data[at]) << np.uint64(8 * byte)
+                    at += 1
+                out_N[j] = number(((item >> dropped) << shift) | (item & lost_mask))
+
+
+@_njit
+def _add_contexts(job, data, n, left_N, place_N):
+    """Add LIST_ROOM times the context to each place.
+
+    Args:
+        job: The job.
+        data: The record, from the lowest byte of the first weight's value on.
+        n: Weights of the record.
+        left_N: uint8, the bits of values past whole bytes.
+        place_N: uint8, changed.
+    """
+    value_bits, context = job[VALUE_BITS], job[CONTEXT_BITS]
     for bit in range(context):
         at = value_bits - 1 - context + bit
         byte, mask = at // 8, np.uint8(1 << (at % 8))
         if byte < value_bits // 8:
-            _add_where(data[byte * n : (byte + 1) * n], mask, np.uint8(LIST_ROOM << bit), place_N)
+            _add_where(data[byte * n :], mask, np.uint8(LIST_ROOM << bit), place_N)
         else:
-            _add_where(left_N[:n], mask, np.uint8(LIST_ROOM << bit), place_N)
+            _add_where(left_N, mask, np.uint8(LIST_ROOM << bit), place_N)
 
 
 @_njit
@@ -147,23 +183,32 @@ def _place_bytes(value_N, exponent_N, mantissa, out_N):
         value = number(value_N[j])
         sign = number((value & number(128)) << top)
         kept = number((value & number(127)) << low)
-        out_N[j] = number(sign | kept | number(number(exponent_N[j]) << shift))
+        out_N[j] |= number(sign | kept | number(number(exponent_N[j]) << shift))
 
 
 @_njit
-def _place_values(data, exponent_N, format_, left_N, out_N):
-    """Put values of any number of bits around each exponent; left_N are those past whole bytes."""
-    mantissa, _, dropped, value_bits, _ = format_
+def _place_values(job, data, n, exponent_N, left_N, out_N):
+    """Put values of any number of bits around each exponent.
+
+    Args:
+        job: The job.
+        data: The record, from the lowest byte of the first weight's value on.
+        n: Weights of the record.
+        exponent_N: uint8, their exponents.
+        left_N: uint8, the bits of values past whole bytes.
+        out_N: Zeros, or exponent and dropped bits of weights that escape; written.
+    """
+    value_bits, dropped = job[VALUE_BITS], job[place.DROPPED]
     number = out_N.dtype.type
-    n, whole, left = out_N.size, value_bits // 8, value_bits % 8
-    shift = np.uint64(mantissa) & np.uint64(8 * out_N.itemsize - 1)
-    for j in range(n):
-        out_N[j] = number(number(exponent_N[j]) << shift)
+    whole, left = value_bits // 8, value_bits % 8
+    shift = np.uint64(job[place.MANTISSA]) & np.uint64(8 * out_N.itemsize - 1)
+    for j in range(out_N.size):
+        out_N[j] |= number(number(exponent_N[j]) << shift)
     for i in range(whole):
         bits = 7 if 8 * (i + 1) == value_bits else 8
-        _add_bits(data[i * n : (i + 1) * n], bits, dropped + 8 * i, out_N)
+        _add_bits(data[i * n :], bits, dropped + 8 * i, out_N)
     if left:
-        _add_bits(left_N[:n], left - 1, dropped + 8 * whole, out_N)
+        _add_bits(left_N, left - 1, dropped + 8 * whole, out_N)
 
 
 @_njit
@@ -178,118 +223,3 @@ def _add_bits(byte_N, bits, shift, out_N):
     for j in range(out_N.size):
         sign = number((number(byte_N[j] >> rest) & sign_mask) << top)
         out_N[j] = number(out_N[j] | sign | number(number(byte_N[j] & mask) << low))
-
-
-@_njit
-def _find_escapes(code_N, n, escape, escape_E):
-    """Find the weights that escape."""
-    found = 0
-    everything = np.uint8(255)
-    for start in range(0, n, STRETCH):
-        stop = min(start + STRETCH, n)
-        if not count_ties(code_N[start:stop], everything, escape):
-            continue
-        for j in range(start, stop):
-            if code_N[j] == escape:
-                escape_E[found] = j
-                found += 1
-
-
-@_njit
-def _place_escapes(data, at, format_, escape_bytes, numbers, escape, escape_E, out_N):
-    """Put exponent and dropped bits of the weights that escape in their places.
-
-    Returns whether all of them had to escape, and have an exponent that the format can hold.
-    """
-    mantissa, exponent_mask, dropped, _, _ = format_
-    number = out_N.dtype.type
-    lost_mask = np.uint64((1 << dropped) - 1)
-    for i in range(escape_E.size):
-        item = np.uint64(0)
-        for byte in range(escape_bytes):
-            item |= np.uint64(data[at]) << np.uint64(8 * byte)
-            at += 1
-        exponent, lost = item >> np.uint64(dropped), item & lost_mask
-        if exponent > np.uint64(exponent_mask):
-            return False
-        if lost == 0 and numbers[exponent] != escape:
-            return False
-        j = escape_E[i]
-        bits = np.uint64(out_N[j]) | (exponent << np.uint64(mantissa)) | lost
-        out_N[j] = number(bits)
-    return True
-
-
-@_njit
-def unpack_records(
-    payload,
-    lengths,
-    per_record,
-    format_,
-    widths,
-    numbers,
-    exponents,
-    escape,
-    escape_bytes,
-    simd,
-    out_N,
-    code_N,
-    further_N,
-    escapes,
-):
-    """Decode records.
-
-    Args:
-        payload: uint8, the records, one after the other.
-        lengths: int64 [records], the length of each: payload holds their sum.
-        per_record: as for `emp_kernels.cpu.whole_pack.pack_records`.
-        format_: the same.
-        widths: the same.
-        numbers: the same.
-        exponents: uint8 [256], by context and place, the exponents of the lists; zeros elsewhere.
-        escape: as for `emp_kernels.cpu.whole_pack.pack_records`.
-        escape_bytes: the same.
-        simd: the same.
-        out_N: uint16 or uint32 [N], contiguous, written.
-        code_N: scratch, uint8 [per_record + LANES].
-        further_N: the same.
-        escapes: scratch, int64 [per_record].
-
-    Returns:
-        (status, record it refers to): DONE, or how a record contradicts its length or itself.
-    """
-    _, _, _, value_bits, _ = format_
-    tiers = widths.size
-    starts, reached = np.empty(tiers + 1, np.int64), np.empty(tiers + 1, np.int64)
-    at = 0
-    for record in range(lengths.size):
-        data = payload[at : at + lengths[record]]
-        at += lengths[record]
-        here_N = out_N[record * per_record : min((record + 1) * per_record, out_N.size)]
-        n = here_N.size
-        stripes_at, stripes = n * (value_bits // 8), value_bits % 8
-        tiers_at = stripes_at + stripes * ((n + 7) >> 3)
-        if tiers_at > data.size:
-            return BAD_LENGTH, record
-        if not _end_clean(data, stripes_at, n, stripes):
-            return BAD_STRIPE, record
-        status = _find_tiers(data, tiers_at, n, widths, escape_bytes, starts, reached)
-        if status != DONE:
-            return status, record
-        place_N, left_N = _read_tiers(data, widths, starts, reached, simd, code_N, further_N)
-        escape_E = escapes[: reached[tiers]]
-        if escape_E.size:
-            _find_escapes(place_N, n, escape, escape_E)
-        if stripes:
-            _read_stripes(data, stripes_at, n, stripes, left_N)
-        _add_contexts(data, format_, left_N, place_N[:n])
-        look_up(exponents, place_N, n, simd)
-        if value_bits == 8:
-            _place_bytes(data[:n], place_N, format_[0], here_N)
-        else:
-            _place_values(data, place_N, format_, left_N, here_N)
-        if not _place_escapes(
-            data, starts[tiers], format_, escape_bytes, numbers, escape, escape_E, here_N
-        ):
-            return BAD_ESCAPES, record
-    return DONE, lengths.size
