@@ -3,8 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
+from emp_kernels.cpu import held_bf16, team
 from emp_kernels.cpu import held_rows as products
-from emp_kernels.cpu import team
+from emp_kernels.cpu.avx512 import HAS_BF16
+from emp_kernels.cpu.byte_planes import code_tables, digit_bits
 from emp_kernels.cpu.hold import check_block
 from emp_kernels.cpu.status import DONE
 from emp_kernels.cpu_arguments import FAULTS, format_arguments, layout_arguments, row_scratch
@@ -12,6 +14,7 @@ from emp_kernels.cpu_whole import CpuWhole
 from emp_kernels.errors import DamagedRowError
 from emp_kernels.held import HeldRows, held_rows, room_for_places
 from emp_kernels.layout import RowLayout
+from emp_kernels.numbers import BF16
 from emp_kernels.rows import Bytes, Counts, Patterns, Table
 
 __all__ = ["CpuHeld"]
@@ -46,7 +49,15 @@ class CpuHeld(CpuWhole):
     ) -> None:
         """See `emp_kernels.held_dispatch.multiply_rows`."""
         size = team.team_size(threads)
-        room = team.scratch(products.multiply_room(len(x), held.layout.columns, size[0]))
+        columns = held.layout.columns
+        if self._simd and HAS_BF16 and _has_byte_planes(held.layout):
+            room = team.scratch(held_bf16.product_room(len(x), columns, size[0]))
+            worker = team.worker_address(held_bf16.multiply_bf16_rows)
+            held_bf16.start_multiply_bf16(
+                held.arguments, x, out, bias, _codes(held.layout), worker, room, size
+            )
+            return
+        room = team.scratch(products.multiply_room(len(x), columns, size[0]))
         worker = team.worker_address(products.multiply_any_rows)
         products.start_multiply(held.arguments, x, out, bias, worker, room, size)
 
@@ -65,6 +76,23 @@ class CpuHeld(CpuWhole):
         self, held: HeldRows, first: int, rows: Counts, out: Patterns, threads: int | None
     ) -> None:
         size = team.team_size(threads)
-        room = team.scratch(products.multiply_room(0, held.layout.columns, size[0]))
+        columns = held.layout.columns
+        if self._simd and HAS_BF16 and _has_byte_planes(held.layout):
+            room = team.scratch(held_bf16.product_room(0, columns, size[0]))
+            worker = team.worker_address(held_bf16.unpack_bf16_rows)
+            held_bf16.start_unpack_bf16(
+                held.arguments, first, rows, out, _codes(held.layout), worker, room, size
+            )
+            return
+        room = team.scratch(products.multiply_room(0, columns, size[0]))
         worker = team.worker_address(products.unpack_any_rows)
         products.start_unpack(held.arguments, first, rows, out, worker, room, size)
+
+
+def _has_byte_planes(layout: RowLayout) -> bool:
+    """Whether a weight is 16 bits, and its value is a byte."""
+    return layout.number_format is BF16 and layout.dropped_bits == 0
+
+
+def _codes(layout: RowLayout) -> tuple[Bytes, int]:
+    return code_tables(layout.radix, layout.digits), digit_bits(layout.radix)

@@ -72,9 +72,10 @@ def multiply_rows(
     to multiply these. All numbers have the rows' format. Where a result exceeds it, it is infinite.
 
     Sums are rounded to the format once, at the end, to the nearest number. "reference" adds in
-    float64, the others in float32, in an order that depends on C alone. Without the bias, a sum
-    over C weights is off by γ · Σ|w||x| at most, where γ = C·2⁻²⁴ / (1 − C·2⁻²⁴). How many threads
-    run makes no difference to the bits.
+    float64. The others add in float32, in an order that depends on C and T alone: before it is
+    rounded, a sum is off by γ · (Σ|w||x| + |bias|) at most, where γ = n·2⁻²⁴ / (1 − n·2⁻²⁴) and
+    n = C + 1. For bf16 "simd" takes subnormal weights, activations and sums for zero where the CPU
+    has AVX-512 BF16. How many threads run makes no difference to the bits.
 
     Args:
         held: R rows of C weights.

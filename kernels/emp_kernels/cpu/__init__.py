@@ -3,6 +3,7 @@
 status        how a kernel ended
 simd          vector instructions that numba has no name for
 vectors       vector types, and the steps on them
+shuffles      steps that take lanes from fixed places
 avx512        steps on vectors that only some CPUs know
 select        sums, k-th largest key and kept weights of one row
 decide        which weights of a row stay
@@ -14,6 +15,9 @@ floats        bit patterns to float32 and back
 hold          checks packed rows that are to be held in memory
 held_job      what a job says of held rows
 held_rows     products of held rows, and these unpacked, on any CPU
+byte_planes   kept weights of bf16 decoded as bytes
+held_planes   held rows of bf16 decoded, and spread over their columns
+held_bf16     products of held rows of bf16, and these unpacked, with AVX-512
 masks         scores to masks, and rows packed by given masks
 sweep         bytes and sums of rows at many numbers of kept weights
 turn          transposes matrices

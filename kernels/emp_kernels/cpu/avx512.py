@@ -10,7 +10,7 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba.extending import intrinsic
 
-from emp_kernels.cpu.vectors import F32x16, call
+from emp_kernels.cpu.vectors import F32x16, U32x16, call
 
 __all__ = [
     "HAS_BF16",
@@ -18,7 +18,7 @@ __all__ = [
     "dot_bf16",
     "expand",
     "expand_over",
-    "floats_of_halves",
+    "floats_of_patterns",
     "look_up",
     "look_up_in_rows",
     "look_up_in_two",
@@ -129,11 +129,18 @@ def dot_bf16(_context: Any, sums: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def floats_of_halves(_context: Any, vector: Any) -> Any:
-    """Sixteen fp16, uint16 patterns, as float32: exact."""
+def floats_of_patterns(_context: Any, vector: Any) -> Any:
+    """The numbers that sixteen patterns of a format stand for, as float32: exact."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        halves = builder.bitcast(arguments[0], ir.VectorType(ir.HalfType(), 16))
-        return builder.fpext(halves, F32x16.llvm)
+        patterns = arguments[0]
+        if vector.lane == "float16":
+            halves = builder.bitcast(patterns, ir.VectorType(ir.HalfType(), vector.lanes))
+            return builder.fpext(halves, F32x16.llvm)
+        if vector.lane == "bfloat16":
+            wide = builder.zext(patterns, U32x16.llvm)
+            shifts = ir.Constant(U32x16.llvm, [16] * vector.lanes)
+            patterns = builder.shl(wide, shifts)
+        return builder.bitcast(patterns, F32x16.llvm)
 
     return F32x16(vector), codegen

@@ -9,8 +9,10 @@ __all__ = [
     "ALIGN",
     "BIAS",
     "BITS",
+    "CODE_TABLES",
     "COLUMNS",
     "DIGITS",
+    "DIGIT_BITS",
     "DROPPED",
     "ESCAPE_PLACES",
     "ESCAPE_STARTS",
@@ -57,7 +59,10 @@ __all__ = [
     BIAS,
     ROW_LIST,
     FIRST_ROW,
-) = range(FIRST_FREE, FIRST_FREE + 24)
+    CODE_TABLES,
+    DIGIT_BITS,
+) = range(FIRST_FREE, FIRST_FREE + 26)
 """`emp_kernels.held.HeldRows.arguments`, then: tokens; the addresses of activations, of the result
 and of the bias, 0 if there is none; for rows that are to be unpacked, the address of their numbers,
-or 0 and the first of them."""
+or 0 and the first of them; for kernels that decode bytes, the address of
+`emp_kernels.cpu.byte_planes.code_tables` and the bits of a digit there."""

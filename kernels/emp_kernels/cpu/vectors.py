@@ -24,6 +24,8 @@ __all__ = [
     "M16",
     "M32",
     "M64",
+    "BF16x16",
+    "F16x16",
     "F32x16",
     "U8x16",
     "U8x32",
@@ -38,16 +40,14 @@ __all__ = [
     "cast",
     "count_ones",
     "fused",
-    "interleave_high",
-    "interleave_low",
     "load",
-    "low_lanes",
     "mask_of",
     "narrow",
     "pick",
     "prefetch",
     "splat",
     "store",
+    "store_some",
     "widen",
     "word_of",
 ]
@@ -60,6 +60,8 @@ _LANES = {
     "uint32": ir.IntType(32),
     "uint64": ir.IntType(64),
     "float32": ir.FloatType(),
+    "float16": ir.IntType(16),  # patterns; so are those of bfloat16
+    "bfloat16": ir.IntType(16),
 }
 
 
@@ -67,7 +69,8 @@ class Vector(types.Type):
     """The type of a vector.
 
     Args:
-        lane: "bool", "uint8", "uint16", "uint32", "uint64" or "float32".
+        lane: "bool", "uint8", "uint16", "uint32", "uint64" or "float32"; "float16" and "bfloat16"
+            are patterns, which can be moved and converted but not calculated with.
         lanes: Their number.
     """
 
@@ -95,6 +98,7 @@ U16x16, U16x32 = (Vector("uint16", lanes) for lanes in (16, 32))
 U32x16 = Vector("uint32", 16)
 U64x8 = Vector("uint64", 8)
 F32x16 = Vector("float32", 16)
+F16x16, BF16x16 = Vector("float16", 16), Vector("bfloat16", 16)
 M16, M32, M64 = (Vector("bool", lanes) for lanes in (16, 32, 64))
 """Masks: what a comparison gives, a truth value a lane."""
 
@@ -123,34 +127,56 @@ def _pointer(builder: Any, address: Any, kind: Any) -> Any:
 
 @intrinsic
 def load(_context: Any, kind: Any, address: Any) -> Any:
-    """The vector of a kind at an address."""
-    vector = kind.instance_type
+    """The vector of a kind, or the number of a dtype of numpy, at an address."""
+    found = kind.instance_type
 
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.load(_pointer(builder, arguments[1], vector.llvm), align=1)
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place = _pointer(builder, arguments[1], context.get_value_type(found))
+        return builder.load(place, align=1)
 
-    return vector(kind, types.int64), codegen
+    return found(kind, types.int64), codegen
 
 
 @intrinsic
 def store(_context: Any, address: Any, vector: Any) -> Any:
-    """Write a vector to an address."""
+    """Write a vector, or a number, to an address."""
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         address, value = arguments
-        builder.store(value, _pointer(builder, address, vector.llvm), align=1)
+        builder.store(value, _pointer(builder, address, value.type), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, vector), codegen
 
 
 @intrinsic
+def store_some(_context: Any, address: Any, vector: Any, mask: Any) -> Any:
+    """Write the lanes of a vector that a mask names; the memory of the others is not touched."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        address, value, named = arguments
+        place = _pointer(builder, address, vector.llvm)
+        align = ir.Constant(_I32, 1)
+        name = f"llvm.masked.store.{vector.suffix}.p0"
+        kinds = [value.type, place.type, align.type, named.type]
+        function = ir.FunctionType(ir.VoidType(), kinds)
+        masked_store = cgutils.get_or_insert_function(builder.module, function, name)
+        builder.call(masked_store, [value, place, align, named])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, vector, mask), codegen
+
+
+@intrinsic
 def prefetch(_context: Any, address: Any) -> Any:
-    """Begin to bring the memory at an address, which need not exist, to the cache."""
+    """Begin to bring the memory at an address, which need not exist, to the second-level cache.
+
+    The first level is small, and holds what a kernel is at work on.
+    """
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         place = _pointer(builder, arguments[0], ir.IntType(8))
-        to_read, keep, data = (ir.Constant(_I32, value) for value in (0, 3, 1))
+        to_read, keep, data = (ir.Constant(_I32, value) for value in (0, 2, 1))
         call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, to_read, keep, data])
         return context.get_dummy_value()
 
@@ -200,10 +226,12 @@ def widen(_context: Any, kind: Any, vector: Any) -> Any:
 
 @intrinsic
 def narrow(_context: Any, kind: Any, vector: Any) -> Any:
-    """The low bits of each lane in narrower ones."""
+    """The low bits of each lane in lanes that are no wider."""
     result = kind.instance_type
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        if result.llvm == vector.llvm:
+            return arguments[1]
         return builder.trunc(arguments[1], result.llvm)
 
     return result(kind, vector), codegen
@@ -253,60 +281,6 @@ def count_ones(_context: Any, word: Any) -> Any:
         return found if word.bitwidth == 64 else builder.zext(found, ir.IntType(64))
 
     return types.int64(word), codegen
-
-
-def _shuffled(name: str, doc: str, places: Any) -> Any:
-    """A step on two vectors of a kind that takes lanes from fixed places of both."""
-
-    def step(_context: Any, vector: Any, other: Any) -> Any:
-        taken = places(vector)
-
-        def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            order = ir.Constant(ir.VectorType(_I32, len(taken)), taken)
-            return builder.shuffle_vector(*arguments, order)
-
-        return vector(vector, other), codegen
-
-    step.__name__ = step.__qualname__ = name
-    step.__doc__ = doc
-    return intrinsic(step)
-
-
-def _interleaved(vector: Vector, half: int) -> list[int]:
-    """Lanes of two vectors in turn, from the low or the high half of each 16 bytes."""
-    in_row = 128 // _LANES[vector.lane].width
-    rows = range(0, vector.lanes, in_row)
-    first = half * in_row // 2
-    return [
-        lane + other
-        for row in rows
-        for lane in range(row + first, row + first + in_row // 2)
-        for other in (0, vector.lanes)
-    ]
-
-
-interleave_low = _shuffled(
-    "interleave_low",
-    "Lanes of two vectors in turn, from the low half of each 16 bytes.",
-    lambda vector: _interleaved(vector, 0),
-)
-interleave_high = _shuffled(
-    "interleave_high",
-    "Lanes of two vectors in turn, from the high half of each 16 bytes.",
-    lambda vector: _interleaved(vector, 1),
-)
-
-
-@intrinsic
-def low_lanes(_context: Any, kind: Any, vector: Any) -> Any:
-    """The first lanes of a vector, as one of a kind with fewer lanes."""
-    result = kind.instance_type
-
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        order = ir.Constant(ir.VectorType(_I32, result.lanes), list(range(result.lanes)))
-        return builder.shuffle_vector(arguments[1], arguments[1], order)
-
-    return result(kind, vector), codegen
 
 
 # ── arithmetic ──

@@ -18,6 +18,7 @@ import numba
 import numpy as np
 
 from emp_kernels.cpu.avx512 import expand_over, look_up, look_up_in_two
+from emp_kernels.cpu.shuffles import interleave_high, interleave_low
 from emp_kernels.cpu.vectors import (
     M64,
     U8x64,
@@ -25,8 +26,6 @@ from emp_kernels.cpu.vectors import (
     U32x16,
     cast,
     count_ones,
-    interleave_high,
-    interleave_low,
     load,
     pick,
     splat,
