@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DTYPES",
     "GB",
+    "LLAMA_1B",
+    "LLAMA_7B",
     "MB",
+    "LlamaSizes",
     "gaussian",
     "machine",
     "make_checkpoint",
@@ -45,13 +49,28 @@ MB, GB = 10**6, 10**9
 DTYPES = {"bf16": BF16, "fp16": F16, "fp32": F32}
 """The dtypes of the command lines."""
 
-_HIDDEN, _INNER, _VOCABULARY, _HEADS = 4096, 11008, 32000, 32
 _POOL_BYTES = 64 << 20
 _ROWS_A_WRITE = 512
 _STEP = 1 << 20
 _SIGMA = 0.02
 _INDEX_NAME = "model.safetensors.index.json"
 _PACKAGES = ("emp-llm", "numpy", "numba", "torch", "triton", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class LlamaSizes:
+    """What the shapes of a Llama's tensors follow from, but for the number of its layers."""
+
+    hidden: int
+    inner: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int = 32000
+
+
+LLAMA_7B = LlamaSizes(4096, 11008, 32, 32)
+LLAMA_1B = LlamaSizes(2048, 5632, 32, 4)
+"""Those of LLaMA-2-7B, and of TinyLlama-1.1B, which has 22 layers."""
 
 Patterns = npt.NDArray[np.unsignedinteger]
 Shapes = dict[str, tuple[int, ...]]
@@ -68,13 +87,16 @@ def gaussian(number_format: NumberFormat, count: int, *, seed: int) -> Patterns:
         part = out[start : start + _STEP]
         values = rng.standard_normal(part.size, np.float32)
         values *= np.float32(_SIGMA)
-        if number_format is BF16:
-            part[:] = round_bf16(values)
-        elif number_format is F16:
-            part[:] = values.astype(np.float16).view(np.uint16)
-        else:
-            part[:] = values.view(np.uint32)
+        part[:] = _patterns(number_format, values)
     return out
+
+
+def _patterns(number_format: NumberFormat, values: npt.NDArray[np.float32]) -> Patterns:
+    """The bit patterns of values rounded to a format."""
+    if number_format is BF16:
+        return round_bf16(values)
+    cast = values if number_format is F32 else values.astype(np.float16)
+    return cast.view(number_format.storage)
 
 
 def round_bf16(values: npt.NDArray[np.float32]) -> Patterns:
@@ -84,22 +106,29 @@ def round_bf16(values: npt.NDArray[np.float32]) -> Patterns:
 
 
 def make_checkpoint(
-    folder: Path, *, layers: int, dtype: str, shard_bytes: float, room: int
+    folder: Path,
+    *,
+    layers: int,
+    dtype: str,
+    shard_bytes: float,
+    room: int,
+    sizes: LlamaSizes = LLAMA_7B,
 ) -> None:
-    """Write a checkpoint of LLaMA-2-7B's shapes, unless the very same one is there already.
+    """Write a checkpoint of a Llama's shapes, unless the very same one is there already.
 
     Args:
         folder: Where to; anything else in it is deleted.
-        layers: Decoder blocks; 32 make 13.5 GB in bf16.
+        layers: Decoder blocks; 32 of LLaMA-2-7B make 13.5 GB in bf16.
         dtype: A key of `DTYPES`.
         shard_bytes: Size that a file is not to pass.
         room: Free bytes to ask for beyond it, in multiples of the checkpoint's size.
+        sizes: The sizes of its tensors.
 
     Raises:
         SystemExit: If the disk is too small.
     """
     item = DTYPES[dtype].item_bytes
-    shards = _split(_shapes(layers), shard_bytes / item)
+    shards = _split(_shapes(layers, sizes), shard_bytes / item)
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     total = sum(prod(shape) for shard in shards for shape in shard.values()) * item
     index = {
@@ -118,25 +147,30 @@ def make_checkpoint(
     for name, shard in zip(names, shards, strict=True):
         say(f"making {name}")
         _write_shard(folder / name, shard, DTYPES[dtype], pool, rng)
-    _dump(folder / "config.json", _config(layers, dtype))
+    _dump(folder / "config.json", _config(layers, dtype, sizes))
     _dump(folder / _INDEX_NAME, index)  # last: where it is, everything is
 
 
-def _shapes(layers: int) -> Shapes:
+def _shapes(layers: int, sizes: LlamaSizes) -> Shapes:
     """Name and shape of every tensor, in the model's order."""
+    hidden, inner, vocabulary = sizes.hidden, sizes.inner, sizes.vocabulary
+    narrow = hidden // sizes.heads * sizes.key_value_heads
     block = {
-        "input_layernorm": (_HIDDEN,),
-        **{f"self_attn.{part}_proj": (_HIDDEN, _HIDDEN) for part in "qkvo"},
-        "post_attention_layernorm": (_HIDDEN,),
-        "mlp.gate_proj": (_INNER, _HIDDEN),
-        "mlp.up_proj": (_INNER, _HIDDEN),
-        "mlp.down_proj": (_HIDDEN, _INNER),
+        "input_layernorm": (hidden,),
+        **{
+            f"self_attn.{part}_proj": (narrow if part in "kv" else hidden, hidden)
+            for part in "qkvo"
+        },
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
     }
     return {
-        "model.embed_tokens.weight": (_VOCABULARY, _HIDDEN),
+        "model.embed_tokens.weight": (vocabulary, hidden),
         **{f"model.layers.{n}.{k}.weight": v for n in range(layers) for k, v in block.items()},
-        "model.norm.weight": (_HIDDEN,),
-        "lm_head.weight": (_VOCABULARY, _HIDDEN),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocabulary, hidden),
     }
 
 
@@ -172,14 +206,20 @@ def _write_shard(
     pool: Patterns,
     rng: np.random.Generator,
 ) -> None:
-    """Write a shard whose rows are stretches of the pool, each from a place drawn for it."""
+    """Write a shard whose rows are stretches of the pool, each from a place drawn for it.
+
+    What has one dimension is ones, as norms are: with smaller ones activations would be subnormal.
+    """
     item = number_format.item_bytes
     view = memoryview(pool.view(np.uint8))
     entries = [(key, number_format.name, s, prod(s) * item) for key, s in shapes.items()]
     with path.open("wb", buffering=0) as file:
         file.write(encode_header(entries, {"format": "pt"}))
         for shape in shapes.values():
-            rows, columns = (1, *shape)[-2:]
+            if len(shape) == 1:
+                file.write(_patterns(number_format, np.ones(shape, np.float32)).tobytes())
+                continue
+            rows, columns = shape
             starts = rng.integers(0, pool.size - columns, rows) * item
             for first in range(0, rows, _ROWS_A_WRITE):
                 some = starts[first : first + _ROWS_A_WRITE].tolist()
@@ -189,17 +229,17 @@ def _write_shard(
         os.fsync(file.fileno())
 
 
-def _config(layers: int, dtype: str) -> dict[str, Any]:
+def _config(layers: int, dtype: str, sizes: LlamaSizes) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "dtype": DTYPES[dtype].torch_name,
-        "hidden_size": _HIDDEN,
-        "intermediate_size": _INNER,
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.inner,
         "num_hidden_layers": layers,
-        "num_attention_heads": _HEADS,
-        "num_key_value_heads": _HEADS,
-        "vocab_size": _VOCABULARY,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.key_value_heads,
+        "vocab_size": sizes.vocabulary,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
