@@ -20,6 +20,8 @@ __all__ = ["generate"]
 _WEIGHTS: "dict[Weights, str]" = {
     "dense": "dense",
     "unpacked": "unpacked while it was loaded",
+    "packed": "packed in memory",
+    "pruned": "pruned at β = 1 while it was loaded, packed in memory",
 }
 
 
@@ -29,6 +31,14 @@ def generate(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")
     ],
+    packed: Annotated[
+        bool,
+        typer.Option(
+            "--packed",
+            metavar="",
+            help="Keep weights packed in memory; those of a dense MODEL are pruned at β = 1 first.",
+        ),
+    ] = False,
     chat: Annotated[
         bool,
         typer.Option(
@@ -76,6 +86,7 @@ def generate(
     from emp_llm.generation.options import GenerateOptions
 
     options = GenerateOptions(
+        keep_packed=packed,
         max_new_tokens=max_new_tokens,
         chat=chat,
         temperature=temperature,
@@ -170,6 +181,7 @@ def _rows(found: "Generated") -> Iterator[tuple[str, str, float | None]]:
     yield "first token, s", f"{found.first_seconds:.3f}", found.first_seconds
     for name, rate in rates:
         yield name, "" if rate is None else f"{rate:.1f}", rate
+    yield "weights", size(found.weights_bytes), found.weights_bytes
     yield "peak memory", size(found.peak_bytes), found.peak_bytes
     yield "resident memory", size(found.resident_bytes), found.resident_bytes
     yield "  before loading", size(found.bytes_before), found.bytes_before

@@ -5,6 +5,7 @@ model found, verified → loaded, text generated → the same for the other, eac
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from emp_llm.errors import OptionError
@@ -48,7 +49,7 @@ def generate(
         model: A folder, dense or packed, or a model of the Hub.
         prompt: What the text begins with, or a user's message.
         options: How it is generated; as the class has them if None.
-        against: A model to compare with, usually the dense one.
+        against: A model to compare with, usually the dense one; its weights are dense in memory.
         revision: Branch, tag or commit of `model` on the Hub.
         listener: Hears the text as it is generated.
         progress: Reports what is downloaded and verified.
@@ -82,5 +83,5 @@ def generate(
         options=options,
         prompt=prompt,
         model=generate_apart(found, prompt, options, listener),
-        against=generate_apart(beside, prompt, options, listener),
+        against=generate_apart(beside, prompt, replace(options, keep_packed=False), listener),
     )

@@ -49,7 +49,7 @@ def load_model(
         device: ``auto`` (all GPUs, over which accelerate spreads it, else the CPU), ``cpu``,
             ``cuda`` or ``cuda:N``.
         trust_remote_code: Whether code that comes with it may be run.
-        pruning: How to prune it while it is loaded, if at all.
+        pruning: How to prune it while it is loaded, or to keep it packed, if at all.
 
     Raises:
         CheckpointError: If transformers does not load it, weights are missing in it, its tokenizer

@@ -16,6 +16,8 @@ class GenerateOptions:
     """How a text is generated.
 
     Args:
+        keep_packed: Whether weights stay packed in memory, as `emp_llm.EmpConfig` does it: those of
+            a packed model, or those of a dense one, which is pruned at β = 1 while it is loaded.
         max_new_tokens: Tokens to generate at most; the text also ends where the model ends it, and
             at the model's last position.
         chat: Whether the prompt is a user's message, put into the tokenizer's chat template; else
@@ -32,6 +34,7 @@ class GenerateOptions:
         OptionError: If a value is out of its range.
     """
 
+    keep_packed: bool = False
     max_new_tokens: int = 100
     chat: bool = False
     temperature: float = 0.0

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Agreement", "Generated", "Generation", "Weights", "weights_of"]
 
-Weights = Literal["dense", "unpacked"]
-"""How weights lie in memory: as they are stored, or unpacked while they were loaded."""
+Weights = Literal["dense", "unpacked", "packed", "pruned"]
+"""How weights lie in memory: dense, as stored or unpacked, or packed, as stored or pruned."""
 
 
-def weights_of(found: Found) -> Weights:
+def weights_of(found: Found, options: GenerateOptions) -> Weights:
     """How the weights of a model will lie in memory."""
+    if options.keep_packed:
+        return "packed" if found.packed else "pruned"
     return "unpacked" if found.packed else "dense"
 
 
@@ -30,6 +32,7 @@ class Generated:
         model: Its Hub id or folder.
         revision: The commit of a model of the Hub, else None.
         weights: How its weights lay in memory.
+        weights_bytes: Bytes that they took there, with the model's buffers.
         dtype: Their dtype.
         device: Where the model ran; the first of several devices.
         threads: Threads on the CPU.
@@ -50,6 +53,7 @@ class Generated:
     model: str
     revision: str | None
     weights: Weights
+    weights_bytes: int
     dtype: str
     device: str
     threads: int

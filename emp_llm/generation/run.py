@@ -14,6 +14,7 @@ from emp_llm.evaluation.model_loading import load_model
 from emp_llm.generation.prompt import prompt_ids
 from emp_llm.generation.results import Generated, weights_of
 from emp_llm.generation.stream import Stream
+from emp_llm.integration.configs import EmpConfig
 from emp_llm.runtime.memory import peak_bytes, resident_bytes
 from emp_llm.runtime.quiet import quiet_transformers
 from emp_llm.texts.tokens import positions_of
@@ -69,19 +70,22 @@ def _generate(found: Found, prompt: str, options: GenerateOptions, listener: Lis
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
+        pruning=EmpConfig(keep_packed=True) if options.keep_packed else None,
     )
     embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
     ids = prompt_ids(found.name, tokenizer, prompt, embeddings, chat=options.chat)
     most = min(options.max_new_tokens, _room(found.name, model, len(ids)))
     _new_ids(model, ids[:_FIRST_PASS], max_new_tokens=2, min_new_tokens=2, do_sample=False)
     load_seconds = time.perf_counter() - start
-    listener.begin(found.name, weights_of(found))
+    listener.begin(found.name, weights_of(found, options))
     stream = Stream(tokenizer, listener)
     new = _new_ids(model, ids, streamer=stream, max_new_tokens=most, **_choice(options))
+    footprint: Any = model.get_memory_footprint  # which has no types
     return Generated(
         model=found.name,
         revision=found.source.revision,
-        weights=weights_of(found),
+        weights=weights_of(found, options),
+        weights_bytes=footprint(),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(_device(model)),
         threads=torch.get_num_threads(),

@@ -63,12 +63,10 @@ def test_json_is_one_object_with_the_text(known: Path) -> None:
 
 @pytest.mark.usefixtures("_here")
 def test_two_models_have_two_texts_and_two_columns(known: Path, packed: Path) -> None:
-    result = run(packed, "the snow", "--against", known)
+    result = run(packed, "the snow", "--packed", "--against", known)
 
     assert result.exit_code == 0
-    assert result.stdout == (
-        f"{packed} (unpacked while it was loaded):\nwhite\n\n{known} (dense):\nwhite\n\n"
-    )
+    assert result.stdout == (f"{packed} (packed in memory):\nwhite\n\n{known} (dense):\nwhite\n\n")
     lines = result.stderr.splitlines()
     assert [line for line in lines if len(line) > 80 and str(known.parent) not in line] == []
     assert re.search(r"model +against +ratio", result.stderr)

@@ -53,6 +53,21 @@ def test_a_packed_model_is_unpacked_while_it_is_loaded(known: Path, tmp_path: Pa
     assert (found.text, found.weights) == ("black", "unpacked")
 
 
+def test_weights_stay_packed_of_a_packed_model_and_of_one_that_is_pruned_first(
+    known: Path, tmp_path: Path
+) -> None:
+    prune(known, tmp_path / "packed")
+    plain = generate(tmp_path / "packed", "the sea").model
+    kept = GenerateOptions(keep_packed=True)
+
+    packed = generate(tmp_path / "packed", "the sea", kept).model
+    pruned = generate(known, "the sea", kept).model
+
+    assert [one.text for one in (plain, packed, pruned)] == ["green"] * 3
+    assert [one.weights for one in (plain, packed, pruned)] == ["unpacked", "packed", "pruned"]
+    assert packed.weights_bytes == pruned.weights_bytes < plain.weights_bytes
+
+
 def test_no_more_tokens_than_asked_for(known: Path) -> None:
     found = generate(known, "the grass", GenerateOptions(max_new_tokens=1)).model
     assert (found.text, found.ended, found.decode_rate) == ("blue", "max_new_tokens", None)

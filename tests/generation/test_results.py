@@ -25,6 +25,7 @@ def generated(text: str, *new_ids: int, **fields: Any) -> Generated:
         "bytes_before": 1,
         "resident_bytes": 2,
         "peak_bytes": 3,
+        "weights_bytes": 8,
         "gpu_peak_bytes": None,
     }
     return Generated(text=text, new_ids=new_ids, **given | fields)
