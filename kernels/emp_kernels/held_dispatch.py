@@ -4,6 +4,8 @@ As `emp_kernels.dispatch` does for row blocks, every function here checks its ar
 backend and calls it. "simd" uses AVX-512 where the CPU has it.
 """
 
+from functools import cache
+
 from emp_kernels.checks import (
     check_gathered,
     check_held,
@@ -27,6 +29,10 @@ __all__ = [
     "unpack_held_rows",
     "unpack_held_whole",
 ]
+
+
+_backend = cache(get_backend)
+"""Products need no workspace, so all threads share one backend, and no time goes to making it."""
 
 
 def hold_rows(
@@ -90,7 +96,7 @@ def multiply_rows(
     """
     bias = out.reshape(-1)[:0] if bias is None else bias
     check_product(held, x, out, bias)
-    get_backend(impl).multiply_rows(held, x, out, bias, threads)
+    _backend(impl).multiply_rows(held, x, out, bias, threads)
 
 
 def unpack_held_rows(
@@ -116,7 +122,7 @@ def unpack_held_rows(
         ValueError: If there are no such rows, or the output does not fit.
     """
     check_held(held, first, stop, out)
-    get_backend(impl).unpack_held_rows(held, first, out, threads)
+    _backend(impl).unpack_held_rows(held, first, out, threads)
 
 
 def gather_rows(
@@ -140,7 +146,7 @@ def gather_rows(
         ValueError: If there is no such row, or arrays do not fit.
     """
     check_gathered(held, rows, out)
-    get_backend(impl).gather_rows(held, rows, out, threads)
+    _backend(impl).gather_rows(held, rows, out, threads)
 
 
 def hold_whole(
@@ -192,7 +198,7 @@ def multiply_whole(
     """
     bias = out.reshape(-1)[:0] if bias is None else bias
     check_product(held, x, out, bias)
-    get_backend(impl).multiply_whole(held, x, out, bias, threads)
+    _backend(impl).multiply_whole(held, x, out, bias, threads)
 
 
 def unpack_held_whole(
@@ -210,7 +216,7 @@ def unpack_held_whole(
         ValueError: If there are no such rows, or the output does not fit.
     """
     check_held(held, first, stop, out)
-    get_backend(impl).unpack_held_whole(held, first, out, threads)
+    _backend(impl).unpack_held_whole(held, first, out, threads)
 
 
 def gather_whole(
@@ -229,4 +235,4 @@ def gather_whole(
         ValueError: If there is no such row, or arrays do not fit.
     """
     check_gathered(held, rows, out)
-    get_backend(impl).gather_whole(held, rows, out, threads)
+    _backend(impl).gather_whole(held, rows, out, threads)

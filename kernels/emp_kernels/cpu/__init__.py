@@ -15,9 +15,13 @@ floats        bit patterns to float32 and back
 hold          checks packed rows that are to be held in memory
 held_job      what a job says of held rows
 held_rows     products of held rows, and these unpacked, on any CPU
+held_record   the parts of the record of a held row
 byte_planes   kept weights of bf16 decoded as bytes
 held_planes   held rows of bf16 decoded, and spread over their columns
 held_bf16     products of held rows of bf16, and these unpacked, with AVX-512
+lanes         kept weights of any format decoded, 16 at a time
+dense_tile    products of rows in scratch
+held_lanes    products of held rows of any format, and these unpacked, with AVX-512
 masks         scores to masks, and rows packed by given masks
 sweep         bytes and sums of rows at many numbers of kept weights
 turn          transposes matrices
@@ -28,7 +32,6 @@ whole_job     what a job says of whole records that are held, and where their pa
 whole_unpack  whole records to weights, on any CPU
 whole_steps   steps of the same with AVX-512
 whole_simd    the same with AVX-512, and products of one token
-dense_tile    products of rows in scratch
 held_whole    products of whole records that are held, and these unpacked
 """
 

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from emp_kernels.cpu.avx512 import look_up_in_rows, look_up_in_two
 from emp_kernels.cpu.vectors import U8x64, U16x32, cast, load, pick, splat, store
+from emp_kernels.layout import DIGITS
 
-__all__ = ["PLANE_SLACK", "code_tables", "decode_planes", "digit_bits"]
+__all__ = ["PLANE_SLACK", "code_tables", "decode_planes", "digit_bits", "look_up_codes"]
 
 _njit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -26,19 +27,19 @@ PLANE_SLACK = 64
 
 
 def digit_bits(radix: int) -> int:
-    """Bits that a digit of a code takes in the tables: 1 to 4."""
-    return max((radix - 1).bit_length(), 1)
+    """Bits that a digit of a code takes in the tables: 1 to 4, and 0 for radix 1."""
+    return (radix - 1).bit_length()
 
 
 @cache
-def code_tables(radix: int, digits: int) -> npt.NDArray[np.uint8]:
+def code_tables(radix: int) -> npt.NDArray[np.uint8]:
     """By what bytes of codes are replaced: uint8 [576].
 
     The digits of a byte, in `digit_bits` each, side by side: as many as fit a byte, from
     table[byte], and the others, from table[256 + byte]. Behind them are the halves of 0 to 15, four
     times: what a code adds to the high byte of a weight.
     """
-    bits = digit_bits(radix)
+    digits, bits = DIGITS[radix], max(digit_bits(radix), 1)
     tables = np.zeros(576, np.uint8)
     for byte in range(256):
         for t in range(digits):
@@ -93,6 +94,25 @@ def decode_planes(values, codes, k, length, base, digits, digit_bits, tables, lo
             _decode_digit(packed, shift, window, values + i, low + i, high + i)
             i += length
             shift += digit_bits
+
+
+@_njit
+def look_up_codes(codes, length, tables, target):
+    """Write the digits of bytes of codes, as in `code_tables`.
+
+    Args:
+        codes: Address of the codes.
+        length: How many there are.
+        tables: Address of `code_tables`.
+        target: Address of two pieces of `length` bytes and the slack, written: the first digits of
+            all, and the others.
+    """
+    for i in range(0, length, 64):
+        code = load(U8x64, codes + i)
+        store(target + i, _in_256(tables, code))
+    for i in range(0, length, 64):
+        code = load(U8x64, codes + i)
+        store(target + length + PLANE_SLACK + i, _in_256(tables + 256, code))
 
 
 @_njit

@@ -19,16 +19,14 @@ from emp_kernels.cpu import held_job as place
 from emp_kernels.cpu.avx512 import dot_bf16
 from emp_kernels.cpu.floats import pattern_of
 from emp_kernels.cpu.held_planes import (
-    ahead_of,
     decode_row,
-    mask_word,
     plane_bytes,
     planes_scratch,
     spread,
     spread_turned,
-    whole_blocks,
 )
-from emp_kernels.cpu.held_rows import bias_of, new_job, row_number
+from emp_kernels.cpu.held_record import ahead_of, mask_word, whole_blocks
+from emp_kernels.cpu.held_rows import bias_of, row_number, rows_job
 from emp_kernels.cpu.shuffles import rows_high, rows_low
 from emp_kernels.cpu.team import array_at, job_at, next_block, own_scratch, run
 from emp_kernels.cpu.vectors import (
@@ -235,20 +233,18 @@ def _turn_token(x_C, columns, address):
 
 
 @_njit
-def start_multiply_bf16(arguments, x_TC, out_TR, bias_R, codes, worker, room, team):
+def start_multiply_bf16(arguments, x_TC, out_TR, bias_R, tables, worker, room, team):
     """Multiply tokens by held rows of bf16.
 
     Arguments are those of `emp_kernels.cpu.held_rows.start_multiply`, but for:
-        codes: `code_tables` of the layout, and the bits of a digit there.
         worker: The address of `multiply_bf16_rows`.
         room: uint8, scratch: `product_room` for T, C and the team's threads.
     """
     tokens, columns = x_TC.shape
     start = (room.ctypes.data + 63) // 64 * 64
-    job = new_job(arguments, out_TR.ctypes.data)
+    job = rows_job(arguments, tables, out_TR.ctypes.data)
     job[place.TOKENS], job[place.X] = tokens, start
     job[place.BIAS] = bias_R.ctypes.data if bias_R.size else 0
-    job[place.CODE_TABLES], job[place.DIGIT_BITS] = codes[0].ctypes.data, codes[1]
     for t in range(tokens):
         _turn_token(x_TC[t], columns, start + 2 * t * whole_blocks(columns))
     own = start + _tokens_bytes(tokens, columns)
@@ -256,20 +252,18 @@ def start_multiply_bf16(arguments, x_TC, out_TR, bias_R, codes, worker, room, te
 
 
 @_njit
-def start_unpack_bf16(arguments, first, row_N, out_NC, codes, worker, room, team):
+def start_unpack_bf16(arguments, first, row_N, out_NC, tables, worker, room, team):
     """Decode held rows of bf16.
 
     Arguments are those of `emp_kernels.cpu.held_rows.start_unpack`, but for:
-        codes: `code_tables` of the layout, and the bits of a digit there.
         worker: The address of `unpack_bf16_rows`.
         room: uint8, scratch: `product_room` for no tokens.
     """
     rows, columns = out_NC.shape
     start = (room.ctypes.data + 63) // 64 * 64
-    job = new_job(arguments, out_NC.ctypes.data)
+    job = rows_job(arguments, tables, out_NC.ctypes.data)
     job[place.FIRST_ROW] = first
     job[place.ROW_LIST] = row_N.ctypes.data if row_N.size else 0
-    job[place.CODE_TABLES], job[place.DIGIT_BITS] = codes[0].ctypes.data, codes[1]
     run(job, worker, rows, out_NC.size, start, _scratch_bytes(columns), team)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "TAIL_SIZE",
     "TAIL_START",
     "TOKENS",
+    "VALUE_TABLES",
     "X",
 ]
 
@@ -61,8 +62,10 @@ __all__ = [
     FIRST_ROW,
     CODE_TABLES,
     DIGIT_BITS,
-) = range(FIRST_FREE, FIRST_FREE + 26)
+    VALUE_TABLES,
+) = range(FIRST_FREE, FIRST_FREE + 27)
 """`emp_kernels.held.HeldRows.arguments`, then: tokens; the addresses of activations, of the result
 and of the bias, 0 if there is none; for rows that are to be unpacked, the address of their numbers,
 or 0 and the first of them; for kernels that decode bytes, the address of
-`emp_kernels.cpu.byte_planes.code_tables` and the bits of a digit there."""
+`emp_kernels.cpu.byte_planes.code_tables` and the bits of a digit there; the address of
+`emp_kernels.cpu.lanes.value_tables`."""

@@ -199,7 +199,7 @@ def _part(columns):
 
 
 @_njit
-def start_multiply(arguments, x_TC, out_TR, bias_R, worker, room, team):
+def start_multiply(arguments, x_TC, out_TR, bias_R, tables, worker, room, team):
     """Multiply tokens by held rows; all arrays are C-contiguous.
 
     Args:
@@ -207,12 +207,15 @@ def start_multiply(arguments, x_TC, out_TR, bias_R, worker, room, team):
         x_TC: uint16 or uint32 [T, C], the tokens' activations, patterns.
         out_TR: As many [T, R], written.
         bias_R: As many [R], or none, [0].
+        tables: What other workers than those here need to know of the layout: `code_tables` and the
+            bits of a digit there, see `emp_kernels.cpu.byte_planes`; `value_tables`, see
+            `emp_kernels.cpu.lanes`.
         worker: The address of `multiply_any_rows`.
         room: uint8, scratch: `multiply_room` for T, C and the team's threads.
         team: As for `emp_kernels.cpu.team.run`.
     """
     tokens, columns = x_TC.shape
-    job = new_job(arguments, out_TR.ctypes.data)
+    job = rows_job(arguments, tables, out_TR.ctypes.data)
     start = (room.ctypes.data + 63) // 64 * 64
     job[place.TOKENS], job[place.X] = tokens, start
     job[place.BIAS] = bias_R.ctypes.data if bias_R.size else 0
@@ -235,7 +238,7 @@ def multiply_room(tokens, columns, threads):
 
 
 @_njit
-def start_unpack(arguments, first, row_N, out_NC, worker, room, team):
+def start_unpack(arguments, first, row_N, out_NC, tables, worker, room, team):
     """Decode held rows.
 
     Args:
@@ -243,16 +246,27 @@ def start_unpack(arguments, first, row_N, out_NC, worker, room, team):
         first: The first row, if no numbers are given.
         row_N: int64 [N], the rows' numbers, or none, [0]; C-contiguous.
         out_NC: uint16 or uint32 [N, C], C-contiguous, written.
+        tables: As for `start_multiply`.
         worker: The address of `unpack_any_rows`.
         room: uint8, scratch: `multiply_room` for no tokens.
         team: As for `emp_kernels.cpu.team.run`.
     """
     rows, columns = out_NC.shape
-    job = new_job(arguments, out_NC.ctypes.data)
+    job = rows_job(arguments, tables, out_NC.ctypes.data)
     job[place.FIRST_ROW] = first
     job[place.ROW_LIST] = row_N.ctypes.data if row_N.size else 0
     start = (room.ctypes.data + 63) // 64 * 64
     run(job, worker, rows, out_NC.size, start, scratch_bytes(columns), team)
+
+
+@_njit
+def rows_job(arguments, tables, out):
+    """The job of a worker on pruned rows."""
+    codes, digit_bits, values = tables
+    job = new_job(arguments, out)
+    job[place.CODE_TABLES], job[place.DIGIT_BITS] = codes.ctypes.data, digit_bits
+    job[place.VALUE_TABLES] = values.ctypes.data
+    return job
 
 
 @_njit

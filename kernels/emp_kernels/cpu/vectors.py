@@ -41,10 +41,12 @@ __all__ = [
     "count_ones",
     "fused",
     "load",
+    "load_bytes",
     "mask_of",
     "narrow",
     "pick",
     "prefetch",
+    "shift_pair",
     "splat",
     "store",
     "store_some",
@@ -133,6 +135,18 @@ def load(_context: Any, kind: Any, address: Any) -> Any:
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         place = _pointer(builder, arguments[1], context.get_value_type(found))
         return builder.load(place, align=1)
+
+    return found(kind, types.int64), codegen
+
+
+@intrinsic
+def load_bytes(_context: Any, kind: Any, address: Any) -> Any:
+    """The bytes at an address, one in each lane of a vector of a kind."""
+    found = kind.instance_type
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place = _pointer(builder, arguments[1], ir.VectorType(_LANES["uint8"], found.lanes))
+        return builder.zext(builder.load(place, align=1), found.llvm)
 
     return found(kind, types.int64), codegen
 
@@ -316,6 +330,16 @@ _operator(operator.lshift, lambda b, x, y: b.shl(x, y))
 _operator(operator.rshift, lambda b, x, y: b.lshr(x, y))
 _operator(operator.lt, lambda b, x, y: b.icmp_unsigned("<", x, y), compares=True)
 _operator(operator.eq, lambda b, x, y: b.icmp_unsigned("==", x, y), compares=True)
+
+
+@intrinsic
+def shift_pair(_context: Any, high: Any, low: Any, amount: Any) -> Any:
+    """The low half of each pair of lanes, `high` above `low`, shifted right by less than a lane."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return call(builder, f"llvm.fshr.{high.suffix}", high.llvm, arguments)
+
+    return high(high, low, amount), codegen
 
 
 @intrinsic
