@@ -26,7 +26,9 @@ gpu_workspace      memory and a stream of a GPU for one thread
 gpu/               kernels for GPUs, compiled by Triton
 gpu_backend        calls the kernels for GPUs on arrays of the host
 gpu_tensors        calls the kernels for GPUs on tensors that stay there
-gpu_held           the same for packed weights that stay there, and are multiplied from there
+gpu_arguments      tensors are checked before a kernel for GPUs takes them
+gpu_held           pruned rows that stay packed on a GPU, and are multiplied from there
+gpu_held_whole     the same for whole records
 dispatch           chooses the backend, and calls it
 held_dispatch      the same for packed weights that stay in memory
 histogram          magnitudes of a whole group counted, and the threshold they give

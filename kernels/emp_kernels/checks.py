@@ -19,6 +19,7 @@ __all__ = [
     "check_mask",
     "check_payload",
     "check_product",
+    "check_record_sizes",
     "check_size",
     "check_table",
     "check_turned",
@@ -139,7 +140,7 @@ def check_whole(payload: Bytes, lengths: Counts, layout: WholeLayout, out: Patte
             f"{lengths.size} records of {layout.weights} weights are to be decoded to {out.dtype} "
             f"{out.shape}; that must be {storage}, C-contiguous, and as many weights"
         )
-    _check_sizes(payload, lengths, layout)
+    check_record_sizes(payload.size, lengths, layout)
 
 
 def check_lengths(
@@ -163,18 +164,23 @@ def check_lengths(
             f"{lengths.size} records of {layout.weights} weights do not hold {rows} rows of "
             f"{columns}, or their bytes do not lie one behind the other"
         )
-    _check_sizes(payload, lengths, layout)
+    check_record_sizes(payload.size, lengths, layout)
 
 
-def _check_sizes(payload: Bytes, lengths: Counts, layout: WholeLayout) -> None:
+def check_record_sizes(nbytes: int, lengths: Counts, layout: WholeLayout) -> None:
+    """Check that whole records may have such lengths, and have so many bytes together.
+
+    Raises:
+        DamagedRowError: If a length is impossible, or they do not add up.
+    """
     bad = (lengths < 0) | (lengths > layout.longest_record)
     if bad.any():
         record = int(np.argmax(bad))
         raise DamagedRowError(record, f"its length, {lengths[record]} bytes, is impossible")
-    if lengths.sum() != payload.size:
+    if lengths.sum() != nbytes:
         raise DamagedRowError(
             max(lengths.size - 1, 0),
-            f"the row table says {lengths.sum()} bytes of records, there are {payload.size}",
+            f"the row table says {lengths.sum()} bytes of records, there are {nbytes}",
         )
 
 

@@ -4,34 +4,33 @@ As `emp_kernels.held` for the CPU. Calls put kernels on the current stream of th
 and wait for nothing, so CUDA graphs can capture them.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from emp_kernels.checks import check_size
-from emp_kernels.gpu.multiply import multiply
+from emp_kernels.gpu.multiply import PART, multiply
 from emp_kernels.gpu.unpack import refuse
 from emp_kernels.gpu.unpack_launch import launch_checks, launch_unpacking, lines_of
+from emp_kernels.gpu_arguments import (
+    as_patterns,
+    check_decoded,
+    check_product,
+    count_processors,
+    current,
+    in_whole_words,
+)
 from emp_kernels.layout import RowLayout
-from emp_kernels.numbers import torch_integers
 from emp_kernels.rows import Table
 
 __all__ = [
-    "MOST_TOKENS",
     "DeviceHeldRows",
     "gather_rows_there",
     "hold_rows_there",
     "multiply_rows_there",
     "unpack_rows_there",
 ]
-
-MOST_TOKENS = 16
-"""Tokens that `multiply_rows_there` takes. For more, unpack to a buffer and have torch multiply."""
-
-_PART = 1024
-"""Columns of the parts of a row that programs may share; a multiple of every tile."""
 
 _PADDING = 16
 """Planes are padded to multiples of so many bytes."""
@@ -82,13 +81,13 @@ def hold_rows_there(records: torch.Tensor, table: Table, layout: RowLayout) -> D
     said = int(layout.sections(table[:, 0], table[:, 1]).sum())
     padded = said <= records.numel() < said + _PADDING
     sections = check_size(said if padded else records.numel(), table, layout)
-    records, device = _in_whole_words(records), records.device
+    records, device = in_whole_words(records), records.device
     lines = torch.from_numpy(lines_of(table, sections)).to(device)
-    parts = -(-layout.columns // _PART)
+    parts = -(-layout.columns // PART)
     starts = torch.zeros(len(table), parts, 2, dtype=torch.int32, device=device)
     faults = torch.zeros(len(table), dtype=torch.uint8, device=device)
-    with _current(device):
-        launch_checks(records, records.numel() // 4, lines, layout, starts, faults, _PART)
+    with current(device):
+        launch_checks(records, records.numel() // 4, lines, layout, starts, faults, PART)
     found = faults.cpu().numpy()
     if found.any():
         row = int(np.argmax(found))
@@ -101,7 +100,7 @@ def hold_rows_there(records: torch.Tensor, table: Table, layout: RowLayout) -> D
         lines=lines,
         starts=starts,
         layout=layout,
-        processors=_processors(device),
+        processors=count_processors(device),
     )
 
 
@@ -114,34 +113,25 @@ def multiply_rows_there(
 
     Args:
         held: The rows, W [R, C].
-        x: [T, C], contiguous, 1 to `MOST_TOKENS` tokens, of the weights' dtype.
+        x: [T, C], contiguous, of the weights' dtype, 1 to `emp_kernels.gpu_arguments.MOST_TOKENS`
+            tokens.
         out: [T, R], contiguous, of the same dtype, written.
         bias: [R], contiguous, of the same dtype.
 
     Raises:
         ValueError: If shapes or dtypes do not fit.
     """
-    dtype, columns = held.layout.number_format.torch_dtype, held.layout.columns
-    tokens = len(x)
-    shapes = [(x, (tokens, columns)), (out, (tokens, held.rows))]
-    for tensor, shape in [*shapes, *([(bias, (held.rows,))] if bias is not None else [])]:
-        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
-            raise ValueError(
-                f"{tensor.dtype} {tuple(tensor.shape)} cannot be multiplied with or added to "
-                f"{held.rows} rows of {columns}; it must be {dtype} {shape}, contiguous"
-            )
-    if not 1 <= tokens <= MOST_TOKENS:
-        raise ValueError(f"{tokens} tokens; they must be 1 to {MOST_TOKENS}")
-    with _current(x.device):
+    layout = held.layout
+    check_product(layout.number_format, (held.rows, layout.columns), x, out, bias)
+    with current(x.device):
         multiply(
             held.records,
             held.lines,
             held.starts,
-            held.layout,
-            _patterns(x),
-            _patterns(out),
-            None if bias is None else _patterns(bias),
-            part=_PART,
+            layout,
+            as_patterns(x),
+            as_patterns(out),
+            None if bias is None else as_patterns(bias),
             processors=held.processors,
         )
 
@@ -168,43 +158,15 @@ def gather_rows_there(held: DeviceHeldRows, rows: torch.Tensor, out: torch.Tenso
 
 
 def _decode(held: DeviceHeldRows, out: torch.Tensor, chosen: torch.Tensor | None) -> None:
-    expected = (held.rows if chosen is None else len(chosen), held.layout.columns)
-    dtype = held.layout.number_format.torch_dtype
-    if out.shape != expected or out.dtype != dtype or out.stride(1) != 1:
-        raise ValueError(
-            f"rows are to be decoded to {out.dtype} {tuple(out.shape)}; that must be {dtype} "
-            f"{expected}, the columns of a row side by side"
-        )
-    with _current(out.device):
+    layout = held.layout
+    count = held.rows if chosen is None else len(chosen)
+    check_decoded(layout.number_format, (count, layout.columns), out)
+    with current(out.device):
         launch_unpacking(
             held.records,
             held.records.numel() // 4,
             held.lines,
-            held.layout,
-            _patterns(out),
+            layout,
+            as_patterns(out),
             chosen=chosen,
         )
-
-
-def _in_whole_words(records: torch.Tensor) -> torch.Tensor:
-    """Records that start and end with a word of four bytes: themselves, or else a copy."""
-    if records.is_contiguous() and not (records.numel() % 4 or records.data_ptr() % 4):
-        return records
-    copy = records.new_zeros(-(-records.numel() // 4) * 4)
-    copy[: records.numel()] = records
-    return copy
-
-
-def _patterns(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch_integers(tensor.itemsize))
-
-
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the one that kernels go to."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1  # Triton's interpreter stands in for a GPU
-    return torch.cuda.get_device_properties(device).multi_processor_count

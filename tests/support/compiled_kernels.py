@@ -50,13 +50,14 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
     """Calls of the launching functions: of each kernel one, or in 16 and 32 bits by each rule."""
     import numpy as np
     import torch
-    from emp_kernels.gpu import histogram, pack, unpack
+    from emp_kernels.gpu import histogram, pack, unpack, whole
     from emp_kernels.gpu import prune as pruning
     from emp_kernels.gpu_held import DeviceHeldRows, multiply_rows_there
     from emp_kernels.gpu_workspace import DeviceWorkspace
     from emp_kernels.layout import RowLayout
     from emp_kernels.numbers import BF16, F16, F32
     from emp_kernels.rows import Given, PerRow, Threshold
+    from emp_kernels.whole_layout import WholeLayout
 
     class Zeros(DeviceWorkspace):
         """Nothing runs: what kernels would have written is zero."""
@@ -86,6 +87,20 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
         x, out = torch.zeros(tokens, COLUMNS, dtype=dtype), torch.zeros(tokens, rows, dtype=dtype)
         multiply_rows_there(held, x, out)
 
+    def multiplied_whole() -> None:
+        layout = WholeLayout(
+            number_format=BF16,
+            weights=4 * COLUMNS,
+            widths=(2, 1, 3),
+            exponents=(tuple(range(11)),) * 4,
+        )
+        offsets = torch.zeros(2, dtype=torch.int64)
+        sections, _ = whole.check_records(payload, offsets, layout, [4, COLUMNS])
+        there = whole.WholeThere.of(payload, sections, layout, [4, COLUMNS])
+        x, out = (torch.zeros(16, length, dtype=torch.int16) for length in (COLUMNS, 4))
+        there.multiply(x, out, None, 0, processors=1)
+        there.unpack(torch.zeros(4, COLUMNS, dtype=torch.int16), 0, 4, None)
+
     of_each_kernel = [
         lambda: pack.pack(rows, narrow, some, workspace=workspace),
         lambda: pruning.prune(rows, BF16, threshold, out=rows, workspace=workspace),
@@ -95,6 +110,7 @@ def launches(*, all_of_them: bool) -> list[Callable[[], object]]:
         lambda: unpack.unpack(payload, sections, table, broad, wide, workspace),
         lambda: multiplied(narrow, rows=2, tokens=16),
         lambda: multiplied(broad, rows=100, tokens=16),
+        multiplied_whole,
     ]
     if not all_of_them:
         return of_each_kernel

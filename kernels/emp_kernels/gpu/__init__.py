@@ -18,6 +18,9 @@ unpack_launch    launches one of the two
 unpack           has a row block unpacked
 multiply_kernel  the kernels that multiply rows with a few tokens
 multiply         launches one of them
+whole_parts      a tile of whole records, read
+whole_kernel     the kernels that check, decode and multiply whole records
+whole            launches them
 
 Legend: w_RC are bit patterns, R rows of C weights, as int16 or int32, the integer dtypes that torch
 and Triton share; a key is a pattern without its sign bit. One program works on a row, *tile* by

@@ -1,14 +1,20 @@
 """Launches the kernels that multiply packed rows with a few tokens."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 
 from emp_kernels.gpu.multiply_kernel import add_parts, multiply_bytes_row, multiply_row
 from emp_kernels.gpu.unpack_launch import constants_of, tile_of_row, values_are_bytes
 from emp_kernels.layout import RowLayout
-from emp_kernels.numbers import BF16, F32
+from emp_kernels.numbers import BF16, F32, NumberFormat
 
-__all__ = ["multiply"]
+__all__ = ["PART", "launch_shares", "multiply"]
+
+PART = 1024
+"""Columns of the parts of a row that programs may share; a multiple of every tile."""
 
 _PROGRAMS = 16
 """Of one warp, for each multiprocessor: with so many the latency of loads is hidden."""
@@ -26,13 +32,9 @@ def multiply(
     out: torch.Tensor,
     bias: torch.Tensor | None,
     *,
-    part: int,
     processors: int,
 ) -> None:
     """Put products on the stream: out = x · Wᵀ + bias.
-
-    Where there are few rows, several programs share one, and their sums are added by another
-    kernel. How many share one depends on the device, never on what it did before.
 
     Args:
         records: uint8, whole words of four bytes.
@@ -42,36 +44,70 @@ def multiply(
         x: int16 or int32 [T, C], patterns, contiguous.
         out: The same [T, R], written.
         bias: The same [R], or None.
-        part: Columns of a part.
+        processors: Multiprocessors of the device.
+    """
+    in_bytes = values_are_bytes(layout) and not (layout.columns % 2 or x.data_ptr() % 4)
+    kernel = multiply_bytes_row if in_bytes else multiply_row
+
+    def launch(grid: tuple[int, int], sums: torch.Tensor, span: int, **options: Any) -> None:
+        kernel[grid](
+            records,
+            records.view(torch.int32),
+            records.numel() // 4,
+            lines,
+            starts,
+            len(lines),
+            x.view(torch.int32) if in_bytes else x,
+            bias,
+            sums,
+            layout.columns,
+            len(x),
+            span,
+            PART=PART,
+            **options,
+            **constants_of(layout, tile_of_row(layout.columns), in_bytes=in_bytes),
+        )
+
+    launch_shares(launch, layout.number_format, layout.columns, out, bias, processors=processors)
+
+
+def launch_shares(
+    launch: Callable[..., None],
+    number_format: NumberFormat,
+    columns: int,
+    out: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    processors: int,
+) -> None:
+    """Have a kernel multiply rows, as many programs for each as keep the device busy.
+
+    Where there are few rows, several programs share one, and their sums are added by another
+    kernel. How many share one depends on the device, never on what it did before.
+
+    Args:
+        launch: Puts the kernel on the stream, given the grid, the tensor of its sums, columns of a
+            program, and what it has to know when it is compiled.
+        number_format: Of the weights.
+        columns: Of a row.
+        out: Patterns [T, R], contiguous, written.
+        bias: Patterns [R], or None.
         processors: Multiprocessors of the device.
     """
     tokens, rows = out.shape
     if not rows:
         return
-    programs, span = _shares(rows, starts.shape[1], part, processors)
+    programs, span = _shares(rows, -(-columns // PART), processors)
     sums = out if programs == 1 else torch.empty(programs, tokens, rows, device=out.device)
-    in_bytes = values_are_bytes(layout) and not (layout.columns % 2 or x.data_ptr() % 4)
-    kernel = multiply_bytes_row if in_bytes else multiply_row
-    is_bf16 = None if layout.number_format is F32 else layout.number_format is BF16
-    kernel[(rows, programs)](
-        records,
-        records.view(torch.int32),
-        records.numel() // 4,
-        lines,
-        starts,
-        rows,
-        x.view(torch.int32) if in_bytes else x,
-        bias,
+    is_bf16 = None if number_format is F32 else number_format is BF16
+    launch(
+        (rows, programs),
         sums,
-        layout.columns,
-        tokens,
         span,
-        PART=part,
         TOKENS=triton.next_power_of_2(tokens),
         WHOLE=programs == 1,
         BF16=is_bf16,
-        FULL=layout.columns % tile_of_row(layout.columns) == 0,
-        **constants_of(layout, tile_of_row(layout.columns), in_bytes=in_bytes),
+        FULL=columns % tile_of_row(columns) == 0,
     )
     if programs > 1:
         add_parts[(triton.cdiv(out.numel(), _BLOCK),)](
@@ -88,8 +124,8 @@ def multiply(
         )
 
 
-def _shares(rows: int, parts: int, part: int, processors: int) -> tuple[int, int]:
-    """How many programs share a row, and the columns of each."""
+def _shares(rows: int, parts: int, processors: int) -> tuple[int, int]:
+    """How many programs share a row of so many parts, and the columns of each."""
     wanted = min(parts, -(-_PROGRAMS * processors // rows))
     each = -(-parts // wanted)
-    return -(-parts // each), each * part
+    return -(-parts // each), each * PART

@@ -13,7 +13,7 @@ from emp_kernels.gpu.unpack_bytes import decode_bytes_tile
 from emp_kernels.gpu.unpack_kernel import decode_tile
 from emp_kernels.gpu.unpack_parts import find_turn, read_record
 
-__all__ = ["add_parts", "multiply_bytes_row", "multiply_row"]
+__all__ = ["add_parts", "add_products", "multiply_bytes_row", "multiply_row", "store_sums"]
 
 
 @triton.jit
@@ -99,7 +99,9 @@ def _first_tile(
 
 
 @triton.jit
-def _store(sums_TN, bias, out, row, rows, tokens, share, WHOLE: tl.constexpr, BF16: tl.constexpr):
+def store_sums(
+    sums_TN, bias, out, row, rows, tokens, share, WHOLE: tl.constexpr, BF16: tl.constexpr
+):
     """Store the outputs of a row, or what a program's share of it adds to them."""
     sums_T = tl.sum(sums_TN, 1)
     token_T = tl.arange(0, sums_T.shape[0])
@@ -109,6 +111,31 @@ def _store(sums_TN, bias, out, row, rows, tokens, share, WHOLE: tl.constexpr, BF
     else:
         line_T = share.to(tl.int64) * tokens + token_T
         tl.store(out + line_T * rows + row, sums_T, mask=token_T < tokens)
+
+
+@triton.jit
+def add_products(
+    sums_TN, weight_8N, x, start, columns, tokens, BF16: tl.constexpr, FULL: tl.constexpr
+):
+    """The sums of all tokens with a tile's products added.
+
+    Args:
+        sums_TN: By token and chunk, float32.
+        weight_8N: Patterns of the tile's weights, uint32 [8, N].
+        x: See `multiply_row`, and so on.
+        start: The tile's first column.
+    """
+    token_T1 = tl.arange(0, sums_TN.shape[0])[:, None]
+    chunk_1N = tl.arange(0, sums_TN.shape[1])[None, :]
+    column_8N = start + chunk_1N * 8 + tl.arange(0, 8)[:, None]
+    weight_8N = _floats(weight_8N, BF16)
+    for t in tl.static_range(sums_TN.shape[0]):
+        there_8N = x + column_8N + _token(t, tokens) * columns
+        inside_8N = None if FULL else column_8N < columns
+        x_8N = tl.load(there_8N, mask=inside_8N, other=None if FULL else 0)
+        sum_N = tl.sum(weight_8N * _floats(x_8N.to(tl.uint32), BF16), 0)
+        sums_TN = tl.where(token_T1 == t, sums_TN + sum_N[None, :], sums_TN)
+    return sums_TN
 
 
 @triton.jit
@@ -167,7 +194,6 @@ def multiply_row(
     named, marked, turn, turned, place = _first_tile(
         starts, record, columns, row, first, RADIX, DIGITS, DIGIT_BITS, LOWEST, PART
     )
-    token_T1 = tl.arange(0, TOKENS)[:, None]
     sums_TN = tl.zeros([TOKENS, N], tl.float32)
     largest_N = tl.zeros([N], tl.uint32)
     for start in range(first, tl.minimum(first + span, columns), TILE):
@@ -193,17 +219,8 @@ def multiply_row(
             ALIGN,
             TILE,
         )
-        weight_8N = _floats(weight_8N, BF16)
-        column_8N = start + tl.arange(0, N)[None, :] * 8 + tl.arange(0, 8)[:, None]
-        for t in tl.static_range(TOKENS):
-            there_8N = x + column_8N + _token(t, tokens) * columns
-            if FULL:
-                x_8N = tl.load(there_8N)
-            else:
-                x_8N = tl.load(there_8N, mask=column_8N < columns, other=0)
-            sum_N = tl.sum(weight_8N * _floats(x_8N.to(tl.uint32), BF16), 0)
-            sums_TN = tl.where(token_T1 == t, sums_TN + sum_N[None, :], sums_TN)
-    _store(sums_TN, bias, out, row, rows, tokens, share, WHOLE, BF16)
+        sums_TN = add_products(sums_TN, weight_8N, x, start, columns, tokens, BF16, FULL)
+    store_sums(sums_TN, bias, out, row, rows, tokens, share, WHOLE, BF16)
 
 
 @triton.jit
@@ -288,7 +305,7 @@ def multiply_bytes_row(
             sum_N += _floats(w3, BF16) * _floats(x3, BF16)
             sum_N += _upper_floats(w3, BF16) * _upper_floats(x3, BF16)
             sums_TN = tl.where(token_T1 == t, sum_N[None, :], sums_TN)
-    _store(sums_TN, bias, out, row, rows, tokens, share, WHOLE, BF16)
+    store_sums(sums_TN, bias, out, row, rows, tokens, share, WHOLE, BF16)
 
 
 @triton.jit

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from emp_kernels.gpu.unpack_parts import (
+    choose_bytes,
     choose_row,
     load_escapes,
     next_place,
@@ -19,11 +20,8 @@ from emp_kernels.gpu.unpack_parts import (
     read_record,
     window,
 )
-from emp_kernels.gpu_devices import interpreted
 
 __all__ = ["decode_bytes_tile", "unpack_bytes_row"]
-
-_INTERPRETED = tl.constexpr(interpreted())
 
 _EACH = tl.constexpr(0x01010101)
 """One in each byte of a word."""
@@ -33,37 +31,13 @@ _OTHERS = tl.constexpr(0x7F7F7F7F)
 
 
 @triton.jit
-def _choose(low, high, selector):
-    """Four of eight bytes: those that the lowest four nibbles of a selector name, each below 8.
-
-    One instruction of the GPU, ``prmt``, for which Triton has no function.
-    """
-    if _INTERPRETED:
-        both = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
-        chosen = low * 0
-        for i in tl.static_range(4):
-            place = ((selector >> (4 * i)) & 7) * 8
-            chosen |= ((both >> place) & 255).to(tl.uint32) << (8 * i)
-    else:
-        chosen = tl.inline_asm_elementwise(
-            "prmt.b32 $0, $1, $2, $3;",
-            "=r,r,r,r",
-            [low, high, selector],
-            dtype=tl.uint32,
-            is_pure=True,
-            pack=1,
-        )
-    return chosen
-
-
-@triton.jit
 def _spread_out(bytes_N, before_N):
     """Move eight bytes, uint64 in the record's order, to the words a and b of their columns.
 
-    The sums of the mask, four bits a column, are just what `_choose` takes as a selector.
+    The sums of the mask, four bits a column, are just what `choose_bytes` takes as a selector.
     """
     low, high = bytes_N.to(tl.uint32), (bytes_N >> 32).to(tl.uint32)
-    return _choose(low, high, before_N), _choose(low, high, before_N >> 16)
+    return choose_bytes(low, high, before_N), choose_bytes(low, high, before_N >> 16)
 
 
 @triton.jit
@@ -175,8 +149,8 @@ def decode_bytes_tile(
     value_a, value_b = _spread_out(bytes_N, before_N)
     # a mask of whole bytes: each bit of the mask chooses byte 0 (0x00) or byte 1 (0xFF) of this
     all_or_none_N = bits_N * 0 + 0xFF00
-    keep_a = _choose(all_or_none_N, all_or_none_N, bits_N)
-    keep_b = _choose(all_or_none_N, all_or_none_N, bits_N >> 16)
+    keep_a = choose_bytes(all_or_none_N, all_or_none_N, bits_N)
+    keep_b = choose_bytes(all_or_none_N, all_or_none_N, bits_N >> 16)
     digits_a = bits_N * 0
     digits_b = bits_N * 0
     if DIGITS > 0:
@@ -244,8 +218,8 @@ def decode_bytes_tile(
 
     # low and high bytes, four weights each, to words of two weights
     first_N, second_N = bits_N * 0 + 0x5140, bits_N * 0 + 0x7362
-    even_N2 = tl.join(_choose(low_a, high_a, first_N), _choose(low_b, high_b, first_N))
-    odd_N2 = tl.join(_choose(low_a, high_a, second_N), _choose(low_b, high_b, second_N))
+    even_N2 = tl.join(choose_bytes(low_a, high_a, first_N), choose_bytes(low_b, high_b, first_N))
+    odd_N2 = tl.join(choose_bytes(low_a, high_a, second_N), choose_bytes(low_b, high_b, second_N))
     word_N4 = tl.reshape(tl.join(even_N2, odd_N2), [N, 4])
     return word_N4, named, marked, turn, turned, place, largest_N
 

@@ -12,9 +12,8 @@ import triton.language as tl
 
 from emp_kernels.gpu.unpack_parts import (
     choose_row,
-    find_word,
+    integers,
     load_escapes,
-    load_word,
     next_place,
     read_bits,
     read_record,
@@ -34,14 +33,6 @@ def _before(sums, column):
     shift = tl.maximum(column * 4 - 7, 0).to(tl.uint32)
     kept = tl.where(column == 0, 0, 0x78).to(tl.uint32)
     return tl.where(column == 1, sums << 3, sums >> shift) & kept
-
-
-@triton.jit
-def _integers(words, room, at, index, wanted, BITS: tl.constexpr, ALIGN: tl.constexpr):
-    """Integers of BITS bits, and in the bits above what follows; anything where not wanted."""
-    first, word, bit = find_word(words, at, index, BITS, ALIGN)
-    above = load_word(first, word + 1, room, wanted) << 32
-    return ((above | load_word(first, word, room, wanted)) >> bit).to(tl.uint32)
 
 
 @triton.jit
@@ -121,7 +112,7 @@ def decode_tile(
     else:
         rank_8N = rank_N[None, :] + (before_8N >> 3).to(tl.int32)
         some_8N = some_N[None, :]
-        value_8N = _integers(words, values_room, values_at, rank_8N, some_8N, STORED + 1, ALIGN)
+        value_8N = integers(words, values_room, values_at, rank_8N, some_8N, STORED + 1, ALIGN)
     away_8N = value_8N & ((1 << STORED) - 1)
     if DIGITS > 0:
         if (named <= turned + code_bytes) | (turn == DIGITS - 1):

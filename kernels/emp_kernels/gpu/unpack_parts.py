@@ -11,17 +11,22 @@ sections.
 import triton
 import triton.language as tl
 
+from emp_kernels.gpu_devices import interpreted
+
 __all__ = [
     "LINE",
+    "choose_bytes",
     "choose_row",
     "find_turn",
     "find_word",
+    "integers",
     "load_escapes",
     "load_word",
     "next_place",
     "read_bits",
     "read_record",
     "room_behind",
+    "spread",
     "window",
 ]
 
@@ -30,8 +35,11 @@ LINE = tl.constexpr(7)
 start."""
 
 
+_INTERPRETED = tl.constexpr(interpreted())
+
+
 @triton.jit
-def _spread(byte):
+def spread(byte):
     """The bits of a byte, each in the lowest of four bits of a uint32.
 
     So that a multiplication by 0x11111111 adds them up, with all partial sums in four bits each.
@@ -39,6 +47,30 @@ def _spread(byte):
     bits = (byte | (byte << 12)) & 0x000F000F
     bits = (bits | (bits << 6)) & 0x03030303
     return (bits | (bits << 3)) & 0x11111111
+
+
+@triton.jit
+def choose_bytes(low, high, selector):
+    """Four of eight bytes: those that the lowest four nibbles of a selector name, each below 8.
+
+    One instruction of the GPU, ``prmt``, for which Triton has no function.
+    """
+    if _INTERPRETED:
+        both = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
+        chosen = low * 0
+        for i in tl.static_range(4):
+            place = ((selector >> (4 * i)) & 7) * 8
+            chosen |= ((both >> place) & 255).to(tl.uint32) << (8 * i)
+    else:
+        chosen = tl.inline_asm_elementwise(
+            "prmt.b32 $0, $1, $2, $3;",
+            "=r,r,r,r",
+            [low, high, selector],
+            dtype=tl.uint32,
+            is_pure=True,
+            pack=1,
+        )
+    return chosen
 
 
 @triton.jit
@@ -100,6 +132,14 @@ def window(words, room, at, index, wanted, ALIGN: tl.constexpr):
     rest = (load_word(first, word + 2, room, wanted) << 32) | middle
     high = (rest >> bit).to(tl.uint32).to(tl.uint64)
     return (high << 32) | low
+
+
+@triton.jit
+def integers(words, room, at, index, wanted, BITS: tl.constexpr, ALIGN: tl.constexpr):
+    """Integers of BITS bits, and in the bits above what follows; anything where not wanted."""
+    first, word, bit = find_word(words, at, index, BITS, ALIGN)
+    above = load_word(first, word + 1, room, wanted) << 32
+    return ((above | load_word(first, word, room, wanted)) >> bit).to(tl.uint32)
 
 
 @triton.jit
@@ -208,7 +248,7 @@ def read_bits(mask_ptr, start, k, masked, columns, named, N: tl.constexpr):
     byte_N = tl.load(mask_ptr + at_N, mask=at_N * 8 < masked, other=0).to(tl.uint32)
     if k == columns:
         byte_N = ((1 << tl.minimum(tl.maximum(k - at_N * 8, 0), 8)) - 1).to(tl.uint32)
-    bits_N = _spread(byte_N)
+    bits_N = spread(byte_N)
     sums_N = bits_N * 0x11111111
     count_N = (sums_N >> 28).to(tl.int32)
     rank_N = named + tl.cumsum(count_N, 0) - count_N
