@@ -8,6 +8,8 @@ taken in turn, 2 GB of them in bf16, more than any cache holds. The device's own
 before and after all of them, and the median round counts. The authors' way, abs, sums, sort and
 scatter in torch on the same device, is timed beside.
 
+Products of a few tokens and of many with packed weights are timed beside torch's with dense ones.
+
 Then LLaMA-2-7B's MLPs are packed, once from the device's memory to it, once from the host's to the
 host's, row block by row block as `emp-llm prune` does. Most of the time goes to compiling kernels
 for each dtype and number of columns. With TRITON_INTERPRET=1 and --quick all of it runs on a CPU,
@@ -31,6 +33,7 @@ from emp_kernels.gpu_devices import find_devices, interpreted
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from gpu_kernels import Case, Clock, Timed, free_bytes, random_patterns
 from gpu_mlps import make_mlps, measure_bus, measure_host, measure_mlps, measure_mlps_with_tables
+from gpu_products import measure_products
 from gpu_sizes import FULL, QUICK, Sizes
 from gpu_tables import print_results
 
@@ -119,7 +122,8 @@ def measure_shapes(dtype: str, sizes: Sizes, clock: Clock) -> list[dict[str, Any
         say(f"{dtype} {name}")
         case = Case(dtype, shape, pool, work, clock.workspace)
         case.check()
-        results.append(summary(dtype, name, case.measure(clock)))
+        timed = summary(dtype, name, case.measure(clock))
+        results.append({**timed, "products": measure_products(case, sizes.tokens, clock)})
     return results
 
 

@@ -22,6 +22,7 @@ class Sizes:
         bus_bytes: That are copied to and from the device.
         threads: How many work at the same time, each number tried in turn.
         rounds: Of each timing.
+        tokens: That packed and dense weights are multiplied with.
     """
 
     shapes: tuple[Shape, ...]
@@ -32,6 +33,7 @@ class Sizes:
     bus_bytes: int
     threads: tuple[int, ...]
     rounds: int
+    tokens: tuple[int, ...]
 
 
 FULL = Sizes(
@@ -51,6 +53,7 @@ FULL = Sizes(
     bus_bytes=1 << 28,
     threads=(1, 4, 8),
     rounds=9,
+    tokens=(1, 4, 16, 512),
 )
 QUICK = Sizes(
     shapes=((1, 40), (2, 1, 24)),
@@ -61,4 +64,5 @@ QUICK = Sizes(
     bus_bytes=1 << 12,
     threads=(2,),
     rounds=1,
+    tokens=(1, 20),
 )

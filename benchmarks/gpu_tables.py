@@ -43,7 +43,24 @@ def print_results(results: dict[str, Any]) -> None:
         ratios = [f"{rates[name] / rates['torch']:.0f}" for name in ("pack", "prune")]
         rows.append([f"{case['dtype']} {case['shape']}", *ratios])
     print_table(rows)
+    _print_products(results)
     _print_mlps(results)
+
+
+def _print_products(results: dict[str, Any]) -> None:
+    """Prints how fast weights are multiplied, packed and dense."""
+    print("\nproducts, 10^9 weights a second, and how many times as fast as dense")
+    rows = [["", "tokens", "packed", "dense", "ratio"]]
+    for case in results["cases"]:
+        for one in case["products"]:
+            packed, dense = (
+                one["weights"] / one["seconds"][name]["median"] / 1e9
+                for name in ("packed", "dense")
+            )
+            label = f"{case['dtype']} {case['shape']}"
+            figures = [f"{packed:.0f}", f"{dense:.0f}", f"{packed / dense:.2f}"]
+            rows.append([label, str(one["tokens"]), *figures])
+    print_table(rows)
 
 
 def _print_mlps(results: dict[str, Any]) -> None:

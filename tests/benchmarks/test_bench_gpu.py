@@ -29,7 +29,13 @@ def test_interpreted_it_runs_to_its_end_and_writes_no_result(monkeypatch, tmp_pa
     out = tmp_path / "gpu.json"
     run(monkeypatch, "--quick", "--dtypes", "bf16", "fp32", "--json", str(out))
     printed = capsys.readouterr().out
-    for shown in ("bf16 1×40", "fp32 2×1×24", "packed on the device", "from host to host"):
+    for shown in (
+        "bf16 1×40",
+        "fp32 2×1×24",
+        "packed on the device",
+        "from host to host",
+        "tokens",
+    ):
         assert shown in printed
     assert max(map(len, printed.splitlines())) <= 80
     assert printed.splitlines()[-1].startswith("Triton interpreted the kernels: no time here")
