@@ -117,6 +117,17 @@ def test_weights_that_are_not_finite_come_back():
 
 
 @interpreter
+def test_what_lies_past_the_end_of_a_row_is_not_added():
+    # the first exponent of the lists is that of infinity
+    layout = WholeLayout(
+        number_format=BF16, weights=9, widths=(2,), exponents=((0xFF, 0x7E, 0x7F),) * 4
+    )
+    held = held_there(np.full((1, 9), 0x3F00, np.uint16), layout)
+    x = torch.ones(1, 9, dtype=torch.bfloat16, device=held.records.device)
+    assert product(held, x).tolist() == [[4.5]]
+
+
+@interpreter
 def test_programs_that_share_a_row_and_several_tokens(monkeypatch):
     monkeypatch.setattr("emp_kernels.gpu.multiply.PART", 256)
     monkeypatch.setattr("emp_kernels.gpu.whole.PART", 256)

@@ -128,10 +128,12 @@ def add_products(
     token_T1 = tl.arange(0, sums_TN.shape[0])[:, None]
     chunk_1N = tl.arange(0, sums_TN.shape[1])[None, :]
     column_8N = start + chunk_1N * 8 + tl.arange(0, 8)[:, None]
+    inside_8N = None if FULL else column_8N < columns
+    if not FULL:  # past the row's end, whole records may give infinity: its product with 0 is NaN
+        weight_8N = tl.where(inside_8N, weight_8N, 0)
     weight_8N = _floats(weight_8N, BF16)
     for t in tl.static_range(sums_TN.shape[0]):
         there_8N = x + column_8N + _token(t, tokens) * columns
-        inside_8N = None if FULL else column_8N < columns
         x_8N = tl.load(there_8N, mask=inside_8N, other=None if FULL else 0)
         sum_N = tl.sum(weight_8N * _floats(x_8N.to(tl.uint32), BF16), 0)
         sums_TN = tl.where(token_T1 == t, sums_TN + sum_N[None, :], sums_TN)
