@@ -5,6 +5,8 @@ R rows of C weights, T tokens; w are the weights that were kept, x activations, 
 
 import copy
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 
@@ -247,3 +249,25 @@ def test_what_does_not_fit_is_refused(large):
         gather_rows(held, np.array([0, 1]), np.empty((1, 1000), np.uint16))
     with pytest.raises(ValueError, match="one behind the other"):
         hold_rows(np.zeros(8, np.uint8)[::2], np.zeros((1, 3), np.int64), held.layout)
+
+
+WITHOUT_TORCH = """
+import sys
+import numpy as np
+from emp_kernels.dispatch import pack_rows
+from emp_kernels.held_dispatch import hold_rows, multiply_rows
+from emp_kernels.layout import RowLayout
+from emp_kernels.numbers import BF16
+from emp_kernels.rows import PerRow
+layout = RowLayout(number_format=BF16, columns=500)
+packed = pack_rows(np.full((200, 500), 0x3F80, np.uint16), layout, PerRow(1.0))
+held = hold_rows(packed.payload.copy(), packed.table, layout)
+out = np.zeros((1, 200), np.uint16)
+multiply_rows(held, np.full((1, 500), 0x3F80, np.uint16), out, threads=4)
+assert "torch" not in sys.modules
+assert (out == 0x43FA).all(), out  # 500
+"""
+
+
+def test_without_torch_products_are_made_by_the_calling_thread():
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True)

@@ -79,10 +79,11 @@ def decode_lanes(values, k, length, codes, digit_bits, numbers, tables, lanes, k
     for first in range(0, k, max(length, 1)):
         at = first * (stored + 1)
         table = tables + _TABLE * (at & 7)
+        places = load(U8x64, table), load(U8x64, table + 64), load(lanes, table + 128)
         digit_shift = splat(lanes, np.uint64(shift))
         value = values + (at >> 3)
         for i in range(0, min(length, k - first), step):
-            number = _numbers(value, table, lanes)
+            number = _numbers(value, places, lanes)
             digit = load_bytes(lanes, piece + i) >> digit_shift
             store(kept + item * (first + i), _weights(number, digit, window))
             value += step * (stored + 1) >> 3
@@ -92,12 +93,11 @@ def decode_lanes(values, k, length, codes, digit_bits, numbers, tables, lanes, k
 
 
 @_njit
-def _numbers(value, table, lanes):
+def _numbers(value, places, lanes):
     """What lies in memory from the first bit of each value at an address on, in lanes."""
     loaded = load(U8x64, value)
-    low = look_up(loaded, load(U8x64, table))
-    high = look_up(loaded, load(U8x64, table + 64))
-    return shift_pair(cast(lanes, high), cast(lanes, low), load(lanes, table + 128))
+    low, high, starts = places
+    return shift_pair(cast(lanes, look_up(loaded, high)), cast(lanes, look_up(loaded, low)), starts)
 
 
 @_njit
