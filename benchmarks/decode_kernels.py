@@ -215,8 +215,8 @@ def print_kernels(cases: list[dict[str, Any]]) -> None:
     print_table(rows)
     print(
         "\nA core that reads B GB/s multiplies by at most B / 2 G dense bf16 weights a second. "
-        "Packed ones\nof b bytes each allow B / b, and at most P, the rate above for one token. As b "
-        "is less than 2,\nthey win where a core has less than 2 · P GB/s for itself:\n"
+        "Packed ones\nof b bytes each allow B / b, and at most P, the rate above for one token. As "
+        "b is less than 2,\nthey win where a core has less than 2 · P GB/s for itself:\n"
     )
     rows = [["GB/s a core", PRUNED, WHOLE]]
     rows += [[_shape(case), *(f"{2 * _rate(case, way):.1f}" for way in ways[:2])] for case in cases]
