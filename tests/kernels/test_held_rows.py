@@ -247,6 +247,8 @@ def test_what_does_not_fit_is_refused(large):
         gather_rows(held, np.array([-1]), np.empty((1, 1000), np.uint16))
     with pytest.raises(ValueError, match=r"that must be uint16 \(2, 1000\)"):
         gather_rows(held, np.array([0, 1]), np.empty((1, 1000), np.uint16))
+    with pytest.raises(ValueError, match="0 threads are asked for; 1 is the least"):
+        multiply_rows(held, x, out, threads=0)
     with pytest.raises(ValueError, match="one behind the other"):
         hold_rows(np.zeros(8, np.uint8)[::2], np.zeros((1, 3), np.int64), held.layout)
 

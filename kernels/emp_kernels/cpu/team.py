@@ -175,7 +175,12 @@ def team_size(threads: int | None) -> tuple[int, int]:
 
     Args:
         threads: As many at most; as many as torch takes in this thread if None.
+
+    Raises:
+        ValueError: If there are to be none.
     """
+    if threads is not None and threads < 1:
+        raise ValueError(f"{threads} threads are asked for; 1 is the least")
     ask, parallel = _openmp("torch" in sys.modules)
     if ask is None:
         return 1, 0

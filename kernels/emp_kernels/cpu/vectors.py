@@ -27,13 +27,9 @@ __all__ = [
     "BF16x16",
     "F16x16",
     "F32x16",
-    "U8x16",
-    "U8x32",
     "U8x64",
-    "U16x16",
     "U16x32",
     "U32x16",
-    "U64x8",
     "Vector",
     "add_lanes",
     "call",
@@ -50,7 +46,6 @@ __all__ = [
     "splat",
     "store",
     "store_some",
-    "widen",
     "word_of",
 ]
 
@@ -95,10 +90,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, kind, kind.llvm)
 
 
-U8x16, U8x32, U8x64 = (Vector("uint8", lanes) for lanes in (16, 32, 64))
-U16x16, U16x32 = (Vector("uint16", lanes) for lanes in (16, 32))
-U32x16 = Vector("uint32", 16)
-U64x8 = Vector("uint64", 8)
+U8x64, U16x32, U32x16 = Vector("uint8", 64), Vector("uint16", 32), Vector("uint32", 16)
 F32x16 = Vector("float32", 16)
 F16x16, BF16x16 = Vector("float16", 16), Vector("bfloat16", 16)
 M16, M32, M64 = (Vector("bool", lanes) for lanes in (16, 32, 64))
@@ -223,17 +215,6 @@ def cast(_context: Any, kind: Any, vector: Any) -> Any:
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[1], result.llvm)
-
-    return result(kind, vector), codegen
-
-
-@intrinsic
-def widen(_context: Any, kind: Any, vector: Any) -> Any:
-    """Unsigned lanes in wider ones."""
-    result = kind.instance_type
-
-    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.zext(arguments[1], result.llvm)
 
     return result(kind, vector), codegen
 
