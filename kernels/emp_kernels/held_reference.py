@@ -11,13 +11,12 @@ from emp_kernels.rows import Bytes, Counts, Patterns, Table
 from emp_kernels.whole_layout import WholeLayout
 
 __all__ = [
-    "any_row",
     "hold_rows",
     "hold_whole",
     "multiply_rows",
     "rounded",
     "unpack_row",
-    "unpack_whole_row",
+    "unpack_whole_rows",
     "values_of",
 ]
 
@@ -54,13 +53,15 @@ def hold_whole(
     return held
 
 
-def unpack_whole_row(held: HeldWhole, row: int) -> Patterns:
-    """The bit patterns of one row that all stays, [C]."""
-    first = (held.first + row) * held.columns
-    record, skipped = divmod(first, held.layout.weights)
-    weights = whole_reference.unpack_record(*_record(held, record), held.layout)
-    row_C: Patterns = weights[skipped : skipped + held.columns].astype(held.number_format.storage)
-    return row_C
+def unpack_whole_rows(held: HeldWhole, first: int, stop: int) -> Patterns:
+    """The bit patterns of rows that all stay, from `first` to before `stop`, [stop - first, C]."""
+    size, columns = held.layout.weights, held.columns
+    start, end = (held.first + first) * columns, (held.first + stop) * columns
+    records = range(start // size, -(-end // size))
+    parts = [whole_reference.unpack_record(*_record(held, r), held.layout) for r in records]
+    weights = np.concatenate([np.empty(0, np.uint64), *parts])[start - records.start * size :]
+    rows: Patterns = weights[: end - start].astype(held.number_format.storage)
+    return rows.reshape((stop - first, columns))
 
 
 def _record(held: HeldWhole, record: int) -> tuple[Bytes, int]:
@@ -76,15 +77,17 @@ def multiply_rows(held: HeldRows | HeldWhole, x: Patterns, out: Patterns, bias: 
     tokens = values_of(x, number_format)
     addend = values_of(bias, number_format) if bias.size else np.zeros(held.rows)
     for r in range(held.rows):
-        weights = values_of(any_row(held, r), number_format)
+        weights = values_of(_any_row(held, r), number_format)
         with np.errstate(invalid="ignore", over="ignore"):
             sums = (tokens @ weights + addend[r]).astype(np.float32)
         out[:, r] = rounded(sums, number_format)
 
 
-def any_row(held: HeldRows | HeldWhole, row: int) -> Patterns:
+def _any_row(held: HeldRows | HeldWhole, row: int) -> Patterns:
     """The bit patterns of a row, of either kind."""
-    return unpack_whole_row(held, row) if isinstance(held, HeldWhole) else unpack_row(held, row)
+    if isinstance(held, HeldWhole):
+        return unpack_whole_rows(held, row, row + 1).reshape(-1)
+    return unpack_row(held, row)
 
 
 def values_of(patterns: Patterns, number_format: NumberFormat) -> npt.NDArray[np.float64]:

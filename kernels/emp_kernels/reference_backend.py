@@ -171,8 +171,7 @@ class ReferenceBackend:
         threads: int | None,  # noqa: ARG002 (one is enough)
     ) -> None:
         """See `emp_kernels.held_dispatch.unpack_held_whole`."""
-        for i in range(len(out)):
-            out[i] = held_reference.unpack_whole_row(held, first + i)
+        out[:] = held_reference.unpack_whole_rows(held, first, first + len(out))
 
     def gather_whole(
         self,
@@ -183,7 +182,7 @@ class ReferenceBackend:
     ) -> None:
         """See `emp_kernels.held_dispatch.gather_whole`."""
         for i, row in enumerate(rows):
-            out[i] = held_reference.unpack_whole_row(held, int(row))
+            out[i] = held_reference.unpack_whole_rows(held, int(row), int(row) + 1)
 
     def count(
         self, weights: Patterns, number_format: NumberFormat, betas: Sequence[float]

@@ -76,7 +76,7 @@ def assert_rows_come_back(held, weights, impl, *, seed=0):
     np.testing.assert_array_equal(out, weights[rows])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(tensors(), st.data())
 def test_rows_of_any_layout_come_back_bit_for_bit(tensor, data):
     layout, weights = tensor

@@ -14,7 +14,7 @@ import numpy as np
 from emp_kernels.cpu import held_job as place
 from emp_kernels.cpu.avx512 import expand, floats_of_patterns
 from emp_kernels.cpu.byte_planes import look_up_codes
-from emp_kernels.cpu.dense_tile import EDGE_BYTES, multiply_floats
+from emp_kernels.cpu.dense_tile import multiply_floats, tile_scratch
 from emp_kernels.cpu.floats import pattern_of
 from emp_kernels.cpu.held_record import ahead_of, escape_place, find_parts, mask_word, whole_blocks
 from emp_kernels.cpu.held_rows import bias_of, padded, row_number, rows_job, write_floats
@@ -163,7 +163,8 @@ def _multiply_tokens(job, own, kind, lanes):
     columns, rows, tokens = job[place.COLUMNS], job[place.ROWS], job[place.TOKENS]
     line = 4 * padded(columns)
     tile = own + _decoded_bytes(columns)
-    edge = tile + _TILE * line
+    scratch = tile + _TILE * line
+    sums_at = scratch + tile_scratch(tokens)
     first, stop = next_block(job)
     while first < stop:
         for r in range(first, stop, _TILE):
@@ -171,8 +172,8 @@ def _multiply_tokens(job, own, kind, lanes):
             for i in range(count):
                 mask = _decode_row(job, r + i, own, lanes)
                 _spread_floats(job, mask, own, tile + i * line, ahead_of(job, r + i), kind)
-            sums = array_at(edge + EDGE_BYTES, tokens * count, np.float32).reshape(tokens, count)
-            multiply_floats(tile, line, job[place.X], line, edge, sums)
+            sums = array_at(sums_at, tokens * count, np.float32).reshape(tokens, count)
+            multiply_floats(tile, line, job[place.X], line, scratch, sums)
             for t in range(tokens):
                 for i in range(count):
                     _put(job, t * rows + r + i, sums[t, i])
@@ -272,9 +273,10 @@ def _decoded_bytes(columns):
 
 @_njit
 def _scratch_bytes(tokens, columns):
-    """Bytes of scratch of a worker: a decoded row, a tile of rows, their ends, and sums."""
+    """Bytes of scratch of a worker: a decoded row, a tile of rows, its product's, and sums."""
     tile = 4 * _TILE * padded(columns) if tokens > 1 else 0
-    return _decoded_bytes(columns) + tile + EDGE_BYTES + whole_blocks(4 * tokens * _TILE)
+    sums = tile_scratch(tokens) + whole_blocks(4 * tokens * _TILE)
+    return _decoded_bytes(columns) + tile + sums
 
 
 @_njit

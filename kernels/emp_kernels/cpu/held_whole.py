@@ -1,8 +1,9 @@
 """Multiplies and unpacks whole records that are held in memory.
 
-A product of one bfloat16 token decodes and multiplies in one pass where the CPU has the
-instructions. All others decode the rows of a record to scratch, once for all tokens, and multiply
-them there. Sums are float32; the bias is added to them at the end, and they are rounded once.
+Products of bfloat16 with a few tokens decode and multiply in one pass, where the CPU has the
+instructions and a row has a multiple of 64 weights. All others decode the rows of a record to
+scratch, and multiply them there. Either way they are decoded once for all tokens. Sums are float32;
+the bias is added to them at the end, and they are rounded once.
 
 Functions with "any" in their names run on any CPU and with every code, those with "short" need
 AVX-512 and a code that `emp_kernels.whole_tables.short_of` has a table for, and those with "bf16"
@@ -10,20 +11,28 @@ besides instructions for bfloat16, and such weights. Those that take nothing but
 workers, see `emp_kernels.cpu.team`. Their row blocks are records, or single rows where a list of
 rows is given.
 
-Legend: own is the address of a thread's scratch: what decoding needs, then ends of rows, sums by
-token and row, the weights of a record as patterns, and as float32.
+Legend: own is the address of a thread's scratch: what decoding needs, then what tiles need, sums
+by token and row, the weights of a record as patterns, and as float32.
 """
 
 import numba
 import numpy as np
 
 from emp_kernels.cpu import held_job as place
-from emp_kernels.cpu.dense_tile import EDGE_BYTES, VECTOR_BYTES, multiply_floats, multiply_words
+from emp_kernels.cpu.dense_tile import VECTOR_BYTES, multiply_floats, multiply_words, tile_scratch
 from emp_kernels.cpu.floats import floats_of, pattern_of
 from emp_kernels.cpu.held_rows import bias_of, new_job
 from emp_kernels.cpu.team import array_at, job_at, next_block, own_scratch, run
 from emp_kernels.cpu.whole_job import ORIGIN, RECORD, SIMD, STOP_ROW, range_of
-from emp_kernels.cpu.whole_simd import LANES, decode_part, multiply_part, part_scratch
+from emp_kernels.cpu.whole_simd import (
+    LANES,
+    MOST_TOKENS,
+    decode_part,
+    multiply_part,
+    multiply_part_by_some,
+    part_scratch,
+    widen_part,
+)
 from emp_kernels.cpu.whole_unpack import any_part_scratch, decode_any_part
 
 __all__ = [
@@ -47,6 +56,12 @@ def _filled(nbytes):
 
 
 @_njit
+def _fours(tokens):
+    """As many tokens, up to a multiple of four; but one alone."""
+    return 1 if tokens == 1 else (tokens + 3) // 4 * 4
+
+
+@_njit
 def _decode_bytes(record):
     """Scratch for decoding records of so many weights."""
     return max(any_part_scratch(record), part_scratch(record))
@@ -56,7 +71,8 @@ def _decode_bytes(record):
 def _scratch_bytes(record, columns, tokens):
     """Bytes of scratch of a thread."""
     sums = _filled(4 * tokens * (record // columns))
-    return _decode_bytes(record) + EDGE_BYTES + sums + _filled(4 * record) * (2 if tokens else 0)
+    weights = 2 * _filled(4 * record) if tokens else 0
+    return _decode_bytes(record) + tile_scratch(tokens) + sums + weights
 
 
 @_njit
@@ -64,7 +80,7 @@ def whole_room(record, columns, tokens, threads):
     """Bytes of scratch for a product, or, with no tokens, for unpacking."""
     return (
         VECTOR_BYTES
-        + tokens * _filled(4 * columns)
+        + _fours(tokens) * _filled(4 * columns)
         + threads * _scratch_bytes(record, columns, tokens)
     )
 
@@ -106,61 +122,70 @@ def multiply_bf16_whole(address):
 
 
 @_njit
-def _weights_at(job, own, rows):
-    """The addresses in scratch of edges, sums, patterns and floats for so many rows of a record."""
-    edge = own + _decode_bytes(job[RECORD])
-    sums = edge + EDGE_BYTES
+def _weights_at(job, own):
+    """The addresses in scratch of what tiles need, of sums, of patterns and of floats."""
+    tile = own + _decode_bytes(job[RECORD])
+    sums = tile + tile_scratch(job[place.TOKENS])
     patterns = sums + _filled(4 * job[place.TOKENS] * (job[RECORD] // job[place.COLUMNS]))
-    return edge, sums, patterns, patterns + _filled(4 * job[RECORD])
+    return tile, sums, patterns, patterns + _filled(4 * job[RECORD])
+
+
+@_njit
+def _sums_of(job, sums, first, stop):
+    """The sums of tokens with the rows of so many weights, float32 [tokens, rows]."""
+    tokens, rows = job[place.TOKENS], (stop - first) // job[place.COLUMNS]
+    return array_at(sums, tokens * rows, np.float32).reshape(tokens, rows)
 
 
 @_njit
 def _multiply_any(job, own, unit):
     record, first, stop = range_of(job, 0, job[place.ROWS], unit)
-    _, _, patterns, _ = _weights_at(job, own, 0)
+    _, _, patterns, floats = _weights_at(job, own)
+    n = stop - first
     if job[place.BITS] == 16:
-        decode_any_part(job, own, record, first, stop, array_at(patterns, stop - first, np.uint16))
+        pattern_N = array_at(patterns, n, np.uint16)
+        decode_any_part(job, own, record, first, stop, pattern_N)
+        floats_of(pattern_N, job[place.MANTISSA], array_at(floats, n, np.float32))
     else:
-        decode_any_part(job, own, record, first, stop, array_at(patterns, stop - first, np.uint32))
-    _multiply_decoded(job, own, record, first, stop)
+        decode_any_part(job, own, record, first, stop, array_at(floats, n, np.uint32))
+    _multiply_floats(job, own, record, first, stop)
 
 
 @_njit
 def _multiply_short(job, own, unit):
     record, first, stop = range_of(job, 0, job[place.ROWS], unit)
-    _, _, patterns, _ = _weights_at(job, own, 0)
-    decode_part(job, own, record, first, stop, patterns)
-    _multiply_decoded(job, own, record, first, stop)
+    _, _, patterns, floats = _weights_at(job, own)
+    if job[place.BITS] == 16:
+        decode_part(job, own, record, first, stop, patterns)
+        widen_part(patterns, floats, stop - first, job[place.MANTISSA] == 7)
+    else:
+        decode_part(job, own, record, first, stop, floats)
+    _multiply_floats(job, own, record, first, stop)
 
 
 @_njit
-def _multiply_decoded(job, own, record, first, stop):
-    """Multiply weights of a record that lie in scratch, as float32."""
-    columns, tokens = job[place.COLUMNS], job[place.TOKENS]
-    rows = (stop - first) // columns
-    edge, sums, patterns, floats = _weights_at(job, own, rows)
-    if job[place.BITS] == 32:
-        floats = patterns
-    else:
-        pattern_N = array_at(patterns, stop - first, np.uint16)
-        floats_of(pattern_N, job[place.MANTISSA], array_at(floats, stop - first, np.float32))
-    sums_TR = array_at(sums, tokens * rows, np.float32).reshape(tokens, rows)
-    multiply_floats(floats, 4 * columns, job[place.X], _filled(4 * columns), edge, sums_TR)
+def _multiply_floats(job, own, record, first, stop):
+    """Multiply weights of a record that lie in scratch as float32."""
+    tile, sums, _, floats = _weights_at(job, own)
+    row_bytes = 4 * job[place.COLUMNS]
+    sums_TR = _sums_of(job, sums, first, stop)
+    multiply_floats(floats, row_bytes, job[place.X], _filled(row_bytes), tile, sums_TR)
     _write_sums(job, record, first, sums_TR)
 
 
 @_njit
 def _multiply_bf16(job, own, unit):
     record, first, stop = range_of(job, 0, job[place.ROWS], unit)
-    columns, tokens = job[place.COLUMNS], job[place.TOKENS]
-    rows = (stop - first) // columns
-    edge, sums, patterns, _ = _weights_at(job, own, rows)
-    sums_TR = array_at(sums, tokens * rows, np.float32).reshape(tokens, rows)
-    if tokens == 1 and columns % LANES == 0:
+    tokens, row_bytes = job[place.TOKENS], 2 * job[place.COLUMNS]
+    tile, sums, patterns, _ = _weights_at(job, own)
+    sums_TR = _sums_of(job, sums, first, stop)
+    if tokens == 1 and row_bytes % (2 * LANES) == 0:
         multiply_part(job, own, record, first, stop, sums_TR[0])
+    elif tokens <= MOST_TOKENS and row_bytes % (2 * LANES) == 0:
+        multiply_part_by_some(job, own, record, first, stop, sums_TR)
     else:
         decode_part(job, own, record, first, stop, patterns)
-        multiply_words(patterns, 2 * columns, job[place.X], _filled(2 * columns), edge, sums_TR)
+        multiply_words(patterns, row_bytes, job[place.X], _filled(row_bytes), tile, sums_TR)
     _write_sums(job, record, first, sums_TR)
 
 
@@ -245,22 +270,21 @@ def _units(job, first_row, stop_row):
 
 
 @_njit
-def _write_tokens(job, x_TC, whole_words, start):
-    """Write the activations of tokens to an address, each token padded with zeros.
+def _write_tokens(job, x_TC, words, start):
+    """Write the activations of tokens to an address, each token padded, and tokens of zeros.
 
     Args:
         job: The job.
         x_TC: uint16 or uint32 [T, C].
-        whole_words: Whether they stay patterns; otherwise they become float32.
-        start: The address.
+        words: Whether they stay patterns; otherwise they become float32.
+        start: The address, of room for `_fours` of such tokens.
     """
     tokens, columns = x_TC.shape
-    item = x_TC.itemsize if whole_words else 4
+    item = x_TC.itemsize if words else 4
     room = _filled(item * columns)
+    array_at(start, _fours(tokens) * room, np.uint8)[:] = 0
     for t in range(tokens):
-        token = array_at(start + t * room, room, np.uint8)
-        token[item * columns :] = 0
-        if whole_words:
+        if words:
             array_at(start + t * room, columns, np.uint16)[:] = x_TC[t]
         else:
             floats_of(x_TC[t], job[place.MANTISSA], array_at(start + t * room, columns, np.float32))
@@ -286,7 +310,7 @@ def start_multiply_whole(arguments, x_TC, out_TR, bias_R, worker, words, simd, r
     start = (room.ctypes.data + 63) // 64 * 64
     job[SIMD], job[place.TOKENS], job[place.X] = simd, tokens, start
     job[place.BIAS] = bias_R.ctypes.data if bias_R.size else 0
-    if words and tokens == 1 and columns % LANES == 0:
+    if words and columns % LANES == 0 and tokens == _fours(tokens):
         job[place.X] = x_TC.ctypes.data
     else:
         _write_tokens(job, x_TC, words, start)
@@ -295,7 +319,7 @@ def start_multiply_whole(arguments, x_TC, out_TR, bias_R, worker, words, simd, r
         worker,
         _units(job, 0, out_TR.shape[1]),
         out_TR.size * columns,
-        start + tokens * _filled(4 * columns),
+        start + _fours(tokens) * _filled(4 * columns),
         _scratch_bytes(job[RECORD], columns, tokens),
         team,
     )

@@ -7,9 +7,19 @@ import numba
 import numpy as np
 
 from emp_kernels.cpu import held_job as place
-from emp_kernels.cpu.avx512 import dot_bf16
+from emp_kernels.cpu.avx512 import dot_bf16, floats_of_patterns
 from emp_kernels.cpu.team import array_at
-from emp_kernels.cpu.vectors import F32x16, U16x32, add_lanes, load, prefetch, splat, store
+from emp_kernels.cpu.vectors import (
+    BF16x16,
+    F16x16,
+    F32x16,
+    U16x32,
+    add_lanes,
+    load,
+    prefetch,
+    splat,
+    store,
+)
 from emp_kernels.cpu.whole_job import (
     ESCAPE,
     PART_BYTES,
@@ -31,11 +41,23 @@ from emp_kernels.cpu.whole_steps import (
     step_words,
 )
 
-__all__ = ["LANES", "decode_part", "multiply_part", "part_scratch"]
+__all__ = [
+    "LANES",
+    "MOST_TOKENS",
+    "decode_part",
+    "multiply_part",
+    "multiply_part_by_some",
+    "part_scratch",
+    "widen_part",
+]
 
 _njit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 _EDGE_BYTES = 4 * LANES
+
+
+MOST_TOKENS = 8
+"""Tokens whose products are best made while weights are decoded: more sums fill all registers."""
 
 
 @_njit
@@ -104,10 +126,10 @@ def _next_record(job, record):
 
 
 @_njit
-def _prefetch_some(at, nbytes):
-    """Begin to read so many bytes."""
-    for line in range(at, at + nbytes, 64):
-        prefetch(line)
+def _prefetch_step(at, stride):
+    """Begin to read `stride` bytes, at most two lines of the cache."""
+    prefetch(at)
+    prefetch(at + stride // 2)
 
 
 @_njit
@@ -168,7 +190,8 @@ def multiply_part(job, own, record, first, stop, out_R):
     for r in range(out_R.size):
         a, b, c, d = zeros, zeros, zeros, zeros
         for j in range(0, columns, 2 * LANES):
-            _prefetch_some(ahead, 2 * stride)
+            _prefetch_step(ahead, stride)
+            _prefetch_step(ahead + stride, stride)
             ahead += 2 * stride
             low, high, cursor = step_words(cursor, fixed, tables)
             a = dot_bf16(a, low, load(U16x32, x + 2 * j))
@@ -178,3 +201,73 @@ def multiply_part(job, own, record, first, stop, out_R):
                 c = dot_bf16(c, low, load(U16x32, x + 2 * j + 128))
                 d = dot_bf16(d, high, load(U16x32, x + 2 * j + 192))
         out_R[r] = add_lanes((a + b) + (c + d))
+
+
+@_njit
+def _add_four(sums, low, high, x, stride):
+    """Add the products of 64 weights and four tokens that lie `stride` bytes apart."""
+    first = dot_bf16(dot_bf16(sums[0], low, load(U16x32, x)), high, load(U16x32, x + 64))
+    x += stride
+    second = dot_bf16(dot_bf16(sums[1], low, load(U16x32, x)), high, load(U16x32, x + 64))
+    x += stride
+    third = dot_bf16(dot_bf16(sums[2], low, load(U16x32, x)), high, load(U16x32, x + 64))
+    x += stride
+    fourth = dot_bf16(dot_bf16(sums[3], low, load(U16x32, x)), high, load(U16x32, x + 64))
+    return first, second, third, fourth
+
+
+@_njit
+def _write_four(sums, r, first, sums_TR):
+    """Write the sums of four tokens with row r, as far as there are so many."""
+    for t in range(first, min(first + 4, sums_TR.shape[0])):
+        sums_TR[t, r] = add_lanes(sums[t - first])
+
+
+@_njit
+def multiply_part_by_some(job, own, record, first, stop, sums_TR):
+    """The same for up to MOST_TOKENS; X has whole fours of them.
+
+    Args:
+        job: As for `multiply_part`.
+        own: The same.
+        record: The same.
+        first: The same.
+        stop: The same.
+        sums_TR: float32 [tokens, rows], the sums, written.
+    """
+    cursor, fixed = _start(job, own, record, first, stop)
+    tables = load_tables(job[SHORT], job[ESCAPE])
+    tokens, rows = sums_TR.shape
+    x, size = job[place.X], 2 * job[place.COLUMNS]
+    ahead, stride = _next_record(job, record)
+    zero = splat(F32x16, np.float32(0))
+    zeros = zero, zero, zero, zero
+    for r in range(rows):
+        a, b = zeros, zeros
+        for at in range(x, x + size, 2 * LANES):
+            _prefetch_step(ahead, stride)
+            ahead += stride
+            low, high, cursor = step_words(cursor, fixed, tables)
+            a = _add_four(a, low, high, at, size)
+            if tokens > 4:
+                b = _add_four(b, low, high, at + 4 * size, size)
+        _write_four(a, r, 0, sums_TR)
+        _write_four(b, r, 4, sums_TR)
+
+
+@_njit
+def widen_part(patterns, floats, weights, bfloats):
+    """Convert patterns of 16 bits at an address to float32 at another, in whole vectors.
+
+    Args:
+        patterns: Address of the patterns.
+        floats: Address to write to.
+        weights: How many.
+        bfloats: Whether they are bfloat16; otherwise they are float16.
+    """
+    for j in range(0, weights, 16):
+        if bfloats:
+            numbers = floats_of_patterns(load(BF16x16, patterns + 2 * j))
+        else:
+            numbers = floats_of_patterns(load(F16x16, patterns + 2 * j))
+        store(floats + 4 * j, numbers)
