@@ -56,6 +56,15 @@ def _filled(nbytes):
 
 
 @_njit
+def _token_bytes(nbytes):
+    """Bytes from a token's activations to the next one's: never a power of two.
+
+    Else those of all tokens would compete for the same few lines of the cache.
+    """
+    return _filled(nbytes) + VECTOR_BYTES
+
+
+@_njit
 def _fours(tokens):
     """As many tokens, up to a multiple of four; but one alone."""
     return 1 if tokens == 1 else (tokens + 3) // 4 * 4
@@ -80,7 +89,7 @@ def whole_room(record, columns, tokens, threads):
     """Bytes of scratch for a product, or, with no tokens, for unpacking."""
     return (
         VECTOR_BYTES
-        + _fours(tokens) * _filled(4 * columns)
+        + _fours(tokens) * _token_bytes(4 * columns)
         + threads * _scratch_bytes(record, columns, tokens)
     )
 
@@ -169,7 +178,7 @@ def _multiply_floats(job, own, record, first, stop):
     tile, sums, _, floats = _weights_at(job, own)
     row_bytes = 4 * job[place.COLUMNS]
     sums_TR = _sums_of(job, sums, first, stop)
-    multiply_floats(floats, row_bytes, job[place.X], _filled(row_bytes), tile, sums_TR)
+    multiply_floats(floats, row_bytes, job[place.X], _token_bytes(row_bytes), tile, sums_TR)
     _write_sums(job, record, first, sums_TR)
 
 
@@ -182,10 +191,10 @@ def _multiply_bf16(job, own, unit):
     if tokens == 1 and row_bytes % (2 * LANES) == 0:
         multiply_part(job, own, record, first, stop, sums_TR[0])
     elif tokens <= MOST_TOKENS and row_bytes % (2 * LANES) == 0:
-        multiply_part_by_some(job, own, record, first, stop, sums_TR)
+        multiply_part_by_some(job, own, record, first, stop, _token_bytes(row_bytes), sums_TR)
     else:
         decode_part(job, own, record, first, stop, patterns)
-        multiply_words(patterns, row_bytes, job[place.X], _filled(row_bytes), tile, sums_TR)
+        multiply_words(patterns, row_bytes, job[place.X], _token_bytes(row_bytes), tile, sums_TR)
     _write_sums(job, record, first, sums_TR)
 
 
@@ -281,7 +290,7 @@ def _write_tokens(job, x_TC, words, start):
     """
     tokens, columns = x_TC.shape
     item = x_TC.itemsize if words else 4
-    room = _filled(item * columns)
+    room = _token_bytes(item * columns)
     array_at(start, _fours(tokens) * room, np.uint8)[:] = 0
     for t in range(tokens):
         if words:
@@ -310,7 +319,7 @@ def start_multiply_whole(arguments, x_TC, out_TR, bias_R, worker, words, simd, r
     start = (room.ctypes.data + 63) // 64 * 64
     job[SIMD], job[place.TOKENS], job[place.X] = simd, tokens, start
     job[place.BIAS] = bias_R.ctypes.data if bias_R.size else 0
-    if words and columns % LANES == 0 and tokens == _fours(tokens):
+    if words and columns % LANES == 0 and tokens == 1:
         job[place.X] = x_TC.ctypes.data
     else:
         _write_tokens(job, x_TC, words, start)
@@ -319,7 +328,7 @@ def start_multiply_whole(arguments, x_TC, out_TR, bias_R, worker, words, simd, r
         worker,
         _units(job, 0, out_TR.shape[1]),
         out_TR.size * columns,
-        start + _fours(tokens) * _filled(4 * columns),
+        start + _fours(tokens) * _token_bytes(4 * columns),
         _scratch_bytes(job[RECORD], columns, tokens),
         team,
     )

@@ -224,7 +224,7 @@ def _write_four(sums, r, first, sums_TR):
 
 
 @_njit
-def multiply_part_by_some(job, own, record, first, stop, sums_TR):
+def multiply_part_by_some(job, own, record, first, stop, token_bytes, sums_TR):
     """The same for up to MOST_TOKENS; X has whole fours of them.
 
     Args:
@@ -233,6 +233,7 @@ def multiply_part_by_some(job, own, record, first, stop, sums_TR):
         record: The same.
         first: The same.
         stop: The same.
+        token_bytes: Bytes from a token's activations to the next one's.
         sums_TR: float32 [tokens, rows], the sums, written.
     """
     cursor, fixed = _start(job, own, record, first, stop)
@@ -248,9 +249,9 @@ def multiply_part_by_some(job, own, record, first, stop, sums_TR):
             _prefetch_step(ahead, stride)
             ahead += stride
             low, high, cursor = step_words(cursor, fixed, tables)
-            a = _add_four(a, low, high, at, size)
+            a = _add_four(a, low, high, at, token_bytes)
             if tokens > 4:
-                b = _add_four(b, low, high, at + 4 * size, size)
+                b = _add_four(b, low, high, at + 4 * token_bytes, token_bytes)
         _write_four(a, r, 0, sums_TR)
         _write_four(b, r, 4, sums_TR)
 
