@@ -70,7 +70,7 @@ class Keeper:
             planes = pack_tensor(name, tensor, lies)
         elif self._packs_rest:
             planes = pack_rest(tensor)
-        return tensor if planes is None else PackedWeight(Content.of(planes).moved(tensor.device))
+        return tensor if planes is None else PackedWeight(Content.of(planes)).to(tensor.device)
 
 
 def packed_parameters(model: nn.Module) -> dict[str, PackedWeight]:

@@ -218,7 +218,7 @@ class UnpackingReader(TensorReader):
         reader.read_planes(buffer.numpy())
         planes = HeldPlanes(buffer, reader.encode_meta())
         try:
-            planes.check()
+            _ = planes.held
         except DamagedRowError as error:
             what = "record" if planes.is_whole else "row"
             raise reader.damage(f"{what} {error.row}: {error.fault}") from error

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from emp_llm.errors import OptionError
 from emp_llm.integration.saving import record
 from emp_llm.integration.zero_mask import Mask
+from emp_llm.resident.weight import PackedWeight
 
 __all__ = ["Pruned", "find_pruned", "put_back", "recorded", "take_masks"]
 
@@ -67,8 +68,8 @@ def find_pruned(model: nn.Module, parameters: str | Sequence[str] | None) -> Pru
 
     Raises:
         OptionError: If `parameters` is None and the model has no record; if a name or expression
-            matches nothing; or if a parameter is split over processes, offloaded, or not a
-            floating-point tensor.
+            matches nothing; or if a parameter is split over processes, offloaded, packed in memory,
+            or not a floating-point tensor.
     """
     _refuse_fsdp(model)
     pruned = _named_by_records(model) if parameters is None else _chosen(model, parameters)
@@ -197,6 +198,12 @@ def _check(name: str, parameter: nn.Parameter) -> None:
         raise _split(repr(name), "DeepSpeed ZeRO-3")
     if hasattr(parameter, "placements"):
         raise _split(repr(name), "DTensor: FSDP or tensor parallelism")
+    if isinstance(parameter, PackedWeight):
+        raise OptionError(
+            f"{name!r} stays packed in memory, where it is not trained and its zeros stay as they "
+            "are: leave the holding of zeros out, or call emp_llm.densify(model) first to train or "
+            "merge into it"
+        )
     if parameter.is_meta:
         raise OptionError(
             f"{name!r} is on the meta device, for its weights are offloaded; zeros are held in "

@@ -22,25 +22,21 @@ def cast(content: Content, dtype: torch.dtype) -> Content | torch.Tensor:
     Returns:
         The weight, packed; dense if it cannot be packed in that dtype, or gets no smaller.
     """
-    planes = [_cast(each, dtype) for each in content.planes]
+    planes = [_cast(each.on_cpu(), dtype) for each in content.planes]
     packed = [each for each in planes if each is not None]
     if len(packed) < len(planes):
         return content.dense().to(dtype)
-    return Content(packed, content.form)
+    return Content(packed, content.form).moved(content.device)
 
 
 def _cast(planes: HeldPlanes, dtype: torch.dtype) -> HeldPlanes | None:
     if dtype not in NUMBER_FORMATS:
         return None
-    device = planes.buffer.device
-    weights = HeldPlanes(planes.buffer.cpu(), planes.meta).weights().to(dtype)
-    packed, made = planes.packed, None
-    if isinstance(packed, PackedTensor):
+    weights, packed = planes.weights().to(dtype), planes.packed
+    if not isinstance(packed, PackedTensor):
+        return pack_rest(weights)
+    try:
         before = PackedBefore(packed.geometry.transposed, packed.layout)
-        try:
-            made = pack_tensor("a weight", weights, before)
-        except OutputError:  # what is too large for the new dtype has become infinity
-            return None
-    else:
-        made = pack_rest(weights)
-    return made and HeldPlanes(made.buffer.to(device), made.meta)
+        return pack_tensor("a weight", weights, before)
+    except OutputError:  # what is too large for the new dtype has become infinity
+        return None

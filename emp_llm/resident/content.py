@@ -4,14 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from emp_kernels.held import HeldRows
-from emp_kernels.numbers import patterns_of_tensor
 
 from emp_llm.resident.form import Form, Stretch, joined
-from emp_llm.resident.held_planes import HeldPlanes, described
+from emp_llm.resident.held_planes import Held, HeldPlanes, described, unpack
 
 __all__ = ["Content", "described_content", "dtype_of", "join", "of_buffers"]
 
@@ -25,7 +24,7 @@ class Part:
 
     first: int
     stop: int
-    held: HeldRows
+    held: Held
 
 
 class Content:
@@ -51,6 +50,26 @@ class Content:
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return self.planes[0].number_format.torch_dtype
+
+    @cached_property
+    def rows_count(self) -> int:
+        """Rows of all matrices."""
+        return self.form.rows
+
+    @cached_property
+    def columns(self) -> int:
+        """Weights in a row."""
+        return self.form.columns
+
+    @cached_property
+    def is_linear(self) -> bool:
+        """Whether it is one matrix whose rows are outputs, as torch's linear has them."""
+        return len(self.form.shape) == 2 and not self.form.transposed
+
+    @cached_property
+    def buffers(self) -> list[torch.Tensor]:
+        """The buffers of the planes."""
+        return [planes.buffer for planes in self.planes]
 
     @property
     def device(self) -> torch.device:
@@ -89,10 +108,19 @@ class Content:
         stretches = tuple(replace(it, planes=numbers[it.planes]) for it in form.stretches)
         return Content([self.planes[it] for it in used], replace(form, stretches=stretches))
 
-    def moved(self, device: torch.device) -> "Content":
-        """The same on another device."""
+    def moved(self, device: torch.device) -> "Content | torch.Tensor":
+        """The same on another device; dense where that has no kernels for whole records."""
+        if device.type != "cpu" and any(planes.is_whole for planes in self.planes):
+            return self.dense().to(device)
         planes = [HeldPlanes(it.buffer.to(device), it.meta) for it in self.planes]
         return Content(planes, self.form)
+
+    def shared(self) -> "Content":
+        """The same in memory that processes share."""
+        buffers: list[Any] = [planes.buffer.clone() for planes in self.planes]
+        metas = [planes.meta for planes in self.planes]
+        shared = [buffer.share_memory_() for buffer in buffers]
+        return Content(list(map(HeldPlanes, shared, metas)), self.form)
 
     @cached_property
     def matrices(self) -> list["Content"]:
@@ -100,41 +128,33 @@ class Content:
         rows, form = self.form.row_shape[-1], self.form
         return [self.formed(form.matrix(it)) for it in range(form.rows // rows)]
 
-    @property
-    def multiplies(self) -> bool:
-        """Whether there is a kernel that multiplies by its rows as they lie."""
-        return not any(planes.is_whole for planes in self.planes)
-
     @cached_property
     def parts(self) -> list[Part]:
-        """Its rows, ready to multiply; for planes of pruned tensors, on the CPU."""
+        """Its rows, ready to multiply."""
         return [
-            Part(
-                at,
-                at + it.stop - it.first,
-                self.planes[it.planes].held_rows.part(it.first, it.stop),
-            )
+            Part(at, at + it.stop - it.first, self.planes[it.planes].held.part(it.first, it.stop))
             for at, it in self.form.some_rows(0, self.form.rows)
         ]
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
         """Some rows, decoded: [stop - first, columns]."""
-        out = torch.empty(stop - first, self.form.columns, dtype=self.dtype)
+        out = torch.empty(stop - first, self.columns, dtype=self.dtype, device=self.device)
         self.unpack(first, stop, out)
         return out
 
     def unpack(self, first: int, stop: int, out: torch.Tensor) -> None:
         """Decode some rows into memory, [stop - first, columns] and contiguous."""
-        patterns = patterns_of_tensor(out)
         for at, stretch in self.form.some_rows(first, stop):
-            part = patterns[at : at + stretch.stop - stretch.first]
-            self.planes[stretch.planes].unpack(stretch.first, stretch.stop, part)
+            part = out[at : at + stretch.stop - stretch.first]
+            unpack(self.planes[stretch.planes].held, stretch.first, stretch.stop, part)
 
     def dense(self) -> torch.Tensor:
-        """All weights, decoded, in the form's shape; contiguous unless rows are transposed."""
+        """All weights, decoded, in the form's shape and strides."""
         form = self.form
         rows = self.rows(0, form.rows).view(*form.row_shape, form.columns)
-        return rows.mT if form.transposed else rows.view(form.shape)
+        if form.transposed == form.turned:
+            return rows.mT if form.transposed else rows.view(form.shape)
+        return rows.mT.contiguous() if form.transposed else rows.mT.contiguous().mT
 
 
 def join(contents: Sequence[Content], dim: int) -> Content | None:
@@ -177,6 +197,8 @@ def of_buffers(buffers: Sequence[torch.Tensor], text: str) -> Content:
 
 
 def _planes(buffer: torch.Tensor, meta: bytes) -> HeldPlanes:
+    if type(buffer) is not torch.Tensor:  # it stands for one in a graph, and has no memory
+        return HeldPlanes(buffer, meta)
     where = buffer.data_ptr(), buffer.numel()
     planes = _living.get(where)
     if planes is None:

@@ -1,16 +1,23 @@
 """The planes of one packed tensor in memory, and the weights of its rows."""
 
 from functools import cached_property
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-import numpy as np
 import torch
-from emp_kernels.dispatch import unpack_whole
-from emp_kernels.errors import DamagedRowError
-from emp_kernels.held import HeldRows
-from emp_kernels.held_dispatch import hold_rows, unpack_held_rows
-from emp_kernels.numbers import NumberFormat, patterns_of_tensor
-from emp_kernels.rows import Bytes, Counts, Patterns
+from emp_kernels.held import HeldRows, HeldWhole
+from emp_kernels.held_dispatch import (
+    gather_rows,
+    gather_whole,
+    hold_rows,
+    hold_whole,
+    multiply_rows,
+    multiply_whole,
+    unpack_held_rows,
+    unpack_held_whole,
+)
+from emp_kernels.numbers import NumberFormat
+from emp_kernels.rows import Bytes, Patterns, Table
+from torch import Tensor
 
 from emp_llm.tensors.geometry import Geometry, WholeGeometry
 from emp_llm.tensors.packed import PackedTensor
@@ -18,7 +25,15 @@ from emp_llm.tensors.packed_config import WHOLE_VERSION
 from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.tensors.whole import WholeTensor
 
-__all__ = ["HeldPlanes", "described"]
+if TYPE_CHECKING:
+    from emp_kernels.gpu_held import DeviceHeldRows
+
+__all__ = ["Held", "HeldPlanes", "described", "gather", "multiply", "unpack"]
+
+Held: TypeAlias = "HeldRows | HeldWhole | DeviceHeldRows"
+"""Rows of some planes, checked, ready to multiply on their device."""
+
+_UNSIGNED: Final = {2: torch.uint16, 4: torch.uint32}
 
 _NAME: Final = "a packed weight"
 
@@ -81,74 +96,29 @@ class HeldPlanes:
             name + META_SUFFIX: self.buffer[meta_at:].view(torch.int64),
         }
 
-    def check(self) -> None:
-        """Check every record; for planes on the CPU.
-
-        Raises:
-            DamagedRowError: If one contradicts the row table or itself. Its row is the record.
-        """
-        geometry = self.geometry
-        if not isinstance(geometry, WholeGeometry):
-            self.held_rows  # noqa: B018 (made where it is first asked for, and checked)
-            return
-        for block in geometry.row_blocks():
-            rows = np.empty((block.stop - block.start, geometry.columns), self._storage)
-            try:
-                self.unpack(block.start, block.stop, rows)
-            except DamagedRowError as error:
-                start = block.start // geometry.record_rows
-                raise DamagedRowError(start + error.row, error.fault) from error
-
-    @property
-    def _storage(self) -> np.dtype[np.unsignedinteger]:
-        return self.number_format.storage
-
     @cached_property
-    def held_rows(self) -> HeldRows:
-        """Its rows, ready to multiply; of a tensor that was pruned, with planes on the CPU.
+    def held(self) -> Held:
+        """Its rows, ready to multiply where they are.
 
         Raises:
-            DamagedRowError: If a record contradicts the row table or itself.
-            TypeError: If the tensor was not pruned.
+            DamagedRowError: If a record contradicts the row table or itself. Its row is the record.
         """
         packed = self.packed
-        if not isinstance(packed, PackedTensor):
-            raise TypeError("the records of a tensor that was not pruned are no rows")
-        table = packed.decode_table(self._table_plane)
-        end = packed.layout.sections(table[:, 0], table[:, 1]).sum()
-        return hold_rows(self._bytes[:end], table, packed.layout)
+        if isinstance(packed, PackedTensor):
+            table = packed.decode_table(self._table)
+            if self.buffer.is_cuda:
+                return self._held_there(packed, table)
+            end = packed.layout.sections(table[:, 0], table[:, 1]).sum()
+            return hold_rows(self._bytes[:end], table, packed.layout)
+        lengths, geometry = packed.decode_table(self._table), packed.geometry
+        records = self._bytes[: lengths.sum()]
+        return hold_whole(records, lengths, packed.layout, geometry.rows, geometry.columns)
 
-    def unpack(self, first: int, stop: int, out: Patterns) -> None:
-        """Decode some rows; for planes on the CPU.
+    def _held_there(self, packed: PackedTensor, table: Table) -> Held:
+        from emp_kernels.gpu_held import hold_rows_there
 
-        Args:
-            first: The first row.
-            stop: The row behind the last one.
-            out: uint16 or uint32 [stop - first, columns], C-contiguous; written.
-        """
-        if isinstance(self.packed, PackedTensor):
-            unpack_held_rows(self.held_rows, first, stop, out)
-        else:
-            self._unpack_whole(self.packed, self.packed.geometry, first, stop, out)
-
-    def _unpack_whole(
-        self,
-        packed: WholeTensor,
-        geometry: WholeGeometry,
-        first: int,
-        stop: int,
-        out: Patterns,
-    ) -> None:
-        a_record = geometry.record_rows
-        start, end = first // a_record, -(-stop // a_record)
-        skipped = first - start * a_record
-        rows = min(end * a_record, geometry.matrix_rows) - start * a_record
-        fits = rows == len(out)
-        whole = out if fits else np.empty((rows, geometry.columns), out.dtype)
-        records = self._bytes[self._starts[start] : self._starts[end]]
-        unpack_whole(records, self._lengths[start:end], packed.layout, whole)
-        if not fits:
-            out[:] = whole[skipped : skipped + len(out)]
+        (records, _, _) = self.planes("").values()
+        return hold_rows_there(records, table, packed.layout)
 
     @cached_property
     def _bytes(self) -> Bytes:
@@ -156,27 +126,86 @@ class HeldPlanes:
         return data
 
     @property
-    def _table_plane(self) -> Bytes:
+    def _table(self) -> Bytes:
+        """The lines of the row table."""
         packed, geometry = self.packed, self.packed.geometry
         lines = geometry.records if isinstance(geometry, WholeGeometry) else geometry.rows
         at = self.buffer.numel() - len(self.meta) - packed.table_bytes
-        return self._bytes[at : at + lines * packed.line_bytes]
-
-    @cached_property
-    def _lengths(self) -> Counts:
-        return cast(WholeTensor, self.packed).decode_table(self._table_plane)
-
-    @cached_property
-    def _starts(self) -> Counts:
-        """Where each whole record starts, and the last one ends: int64 [records + 1]."""
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self._lengths)])
+        table: Bytes = self.buffer[at : at + lines * packed.line_bytes].cpu().numpy()
+        return table
 
     def weights(self) -> torch.Tensor:
         """All rows, dense, in the shape of the packed tensor; for planes on the CPU."""
         geometry = self.geometry
         rows = torch.empty(geometry.rows, geometry.columns, dtype=self.number_format.torch_dtype)
-        self.unpack(0, geometry.rows, patterns_of_tensor(rows))
+        unpack(self.held, 0, geometry.rows, rows)
         if not geometry.transposed:
             return rows.view(geometry.shape)
         matrices = rows.view(*geometry.shape[:-2], geometry.matrix_rows, geometry.columns)
         return matrices.mT.contiguous()
+
+
+def multiply(held: Held, x: Tensor, out: Tensor, bias: Tensor | None) -> None:
+    """Multiply a few tokens by rows of any kind: out = x Wᵀ + bias.
+
+    Args:
+        held: The rows, W [R, C].
+        x: [T, C], contiguous, of the weights' dtype.
+        out: [T, R], contiguous; written.
+        bias: [R], contiguous.
+    """
+    if isinstance(held, HeldRows):
+        multiply_rows(held, _patterns(x), _patterns(out), _patterns_or_none(bias))
+    elif isinstance(held, HeldWhole):
+        multiply_whole(held, _patterns(x), _patterns(out), _patterns_or_none(bias))
+    else:
+        from emp_kernels.gpu_held import multiply_rows_there
+
+        multiply_rows_there(held, x, out, bias)
+
+
+def unpack(held: Held, first: int, stop: int, out: Tensor) -> None:
+    """Decode rows of any kind.
+
+    Args:
+        held: The rows.
+        first: The first row.
+        stop: The row behind the last one.
+        out: [stop - first, columns], contiguous; written.
+    """
+    if isinstance(held, HeldRows):
+        unpack_held_rows(held, first, stop, _patterns(out))
+    elif isinstance(held, HeldWhole):
+        unpack_held_whole(held, first, stop, _patterns(out))
+    else:
+        from emp_kernels.gpu_held import unpack_rows_there
+
+        unpack_rows_there(held.part(first, stop), out)
+
+
+def gather(held: Held, rows: Tensor, out: Tensor) -> None:
+    """Look up rows of any kind.
+
+    Args:
+        held: The rows.
+        rows: int64 [n], contiguous, the numbers of rows.
+        out: [n, columns], contiguous; written.
+    """
+    if isinstance(held, HeldRows):
+        gather_rows(held, rows.numpy(), _patterns(out))
+    elif isinstance(held, HeldWhole):
+        gather_whole(held, rows.numpy(), _patterns(out))
+    else:
+        from emp_kernels.gpu_held import gather_rows_there
+
+        gather_rows_there(held, rows, out)
+
+
+def _patterns(tensor: Tensor) -> Patterns:
+    """As `emp_kernels.numbers.patterns_of_tensor`, in fewer steps: it is called for each token."""
+    patterns: Patterns = tensor.detach().view(_UNSIGNED[tensor.itemsize]).numpy()
+    return patterns
+
+
+def _patterns_or_none(tensor: Tensor | None) -> Patterns | None:
+    return None if tensor is None else _patterns(tensor)

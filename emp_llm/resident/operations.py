@@ -228,20 +228,11 @@ def _grouped_mm(
     out_dtype: torch.dtype | None = None,
 ) -> Made:
     """Tokens sorted by expert, each times its expert's weights; only called experts are decoded."""
-    if isinstance(x, Content) or not isinstance(weight, Content) or offs is None:
+    if not isinstance(x, Tensor) or not isinstance(weight, Content) or offs is None:
         return None
-    if bias is not None or x.ndim != 2 or out_dtype not in (None, x.dtype):
+    if bias is not None or x.ndim != 2 or x.dtype != weight.dtype or out_dtype:
         return None
-    out = x.new_zeros(len(x), weight.form.shape[-1])
-    start = 0
-    for expert, stop in enumerate(offs.tolist()):
-        if stop > start:
-            made = _mm(x[start:stop], weight.matrices[expert])
-            if not isinstance(made, Tensor):
-                return None
-            out[start:stop] = made
-        start = stop
-    return out
+    return operators.multiply_experts(x, weight, offs)
 
 
 HANDLERS: Final[dict[Any, Callable[..., Any]]] = {

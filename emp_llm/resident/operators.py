@@ -9,7 +9,7 @@ from torch import Tensor
 from emp_llm.resident import products
 from emp_llm.resident.content import Content, described_content, dtype_of, of_buffers
 
-__all__ = ["look_up", "multiply", "multiply_rows_by", "unpack"]
+__all__ = ["look_up", "multiply", "multiply_experts", "multiply_rows_by", "unpack"]
 
 _operators: Any = torch.ops.emp_llm
 _library: Any = torch.library.Library("emp_llm", "DEF")  # type: ignore[no-untyped-call]
@@ -17,43 +17,50 @@ _library: Any = torch.library.Library("emp_llm", "DEF")  # type: ignore[no-untyp
 
 def multiply(x: Tensor, content: Content, bias: Tensor | None = None) -> Tensor:
     """See `products.multiply`."""
-    if _are_plain(x, *_buffers(content)):
+    if _are_plain(x, *content.buffers):
         return products.multiply(x, content, bias)
-    made: Tensor = _operators.multiply(x, _buffers(content), content.text, bias)
+    made: Tensor = _operators.multiply(x, content.buffers, content.text, bias)
     return made
 
 
 def multiply_rows_by(x: Tensor, content: Content) -> Tensor:
     """See `products.multiply_rows_by`."""
-    if _are_plain(x, *_buffers(content)):
+    if _are_plain(x, *content.buffers):
         return products.multiply_rows_by(x, content)
-    made: Tensor = _operators.multiply_rows_by(x, _buffers(content), content.text)
+    made: Tensor = _operators.multiply_rows_by(x, content.buffers, content.text)
+    return made
+
+
+def multiply_experts(x: Tensor, content: Content, ends: Tensor) -> Tensor:
+    """See `products.multiply_experts`."""
+    if _are_plain(x, *content.buffers):
+        return products.multiply_experts(x, content, ends)
+    made: Tensor = _operators.multiply_experts(x, content.buffers, content.text, ends)
     return made
 
 
 def look_up(ids: Tensor, content: Content) -> Tensor:
     """See `products.look_up`."""
-    if _are_plain(ids, *_buffers(content)):
+    if _are_plain(ids, *content.buffers):
         return products.look_up(ids, content)
-    made: Tensor = _operators.look_up(ids, _buffers(content), content.text)
+    made: Tensor = _operators.look_up(ids, content.buffers, content.text)
     return made
 
 
 def unpack(content: Content) -> Tensor:
     """All weights, decoded, in the content's shape."""
-    if _are_plain(*_buffers(content)):
+    if _are_plain(*content.buffers):
         return content.dense()
-    made: Tensor = _operators.unpack(_buffers(content), content.text)
+    made: Tensor = _operators.unpack(content.buffers, content.text)
     return made
-
-
-def _buffers(content: Content) -> list[Tensor]:
-    return [planes.buffer for planes in content.planes]
 
 
 def _are_plain(*tensors: Tensor) -> bool:
     """Whether none stands for a tensor in a graph that is being traced."""
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    for tensor in tensors:
+        if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+            return False
+    return True
 
 
 def _multiply(x: Tensor, planes: Sequence[Tensor], form: str, bias: Tensor | None) -> Tensor:
@@ -64,12 +71,16 @@ def _multiply_rows_by(x: Tensor, planes: Sequence[Tensor], form: str) -> Tensor:
     return products.multiply_rows_by(x, of_buffers(planes, form))
 
 
+def _multiply_experts(x: Tensor, planes: Sequence[Tensor], form: str, ends: Tensor) -> Tensor:
+    return products.multiply_experts(x, of_buffers(planes, form), ends)
+
+
 def _look_up(ids: Tensor, planes: Sequence[Tensor], form: str) -> Tensor:
     return products.look_up(ids, of_buffers(planes, form))
 
 
 def _unpack(planes: Sequence[Tensor], form: str) -> Tensor:
-    return of_buffers(planes, form).dense().contiguous()
+    return of_buffers(planes, form).dense()
 
 
 def _multiply_shape(
@@ -82,12 +93,19 @@ def _multiply_rows_by_shape(x: Tensor, _planes: Sequence[Tensor], form: str) -> 
     return x.new_empty(*x.shape[:-1], described_content(form)[0].columns)
 
 
+def _multiply_experts_shape(
+    x: Tensor, _planes: Sequence[Tensor], form: str, _ends: Tensor
+) -> Tensor:
+    return x.new_empty(len(x), described_content(form)[0].shape[-1])
+
+
 def _look_up_shape(ids: Tensor, planes: Sequence[Tensor], form: str) -> Tensor:
     return planes[0].new_empty(*ids.shape, described_content(form)[0].columns, dtype=dtype_of(form))
 
 
 def _unpack_shape(planes: Sequence[Tensor], form: str) -> Tensor:
-    return planes[0].new_empty(described_content(form)[0].shape, dtype=dtype_of(form))
+    made, _ = described_content(form)
+    return planes[0].new_empty_strided(made.shape, made.strides, dtype=dtype_of(form))
 
 
 for _schema, _work, _shape in (
@@ -96,6 +114,11 @@ for _schema, _work, _shape in (
         "multiply_rows_by(Tensor x, Tensor[] planes, str form)",
         _multiply_rows_by,
         _multiply_rows_by_shape,
+    ),
+    (
+        "multiply_experts(Tensor x, Tensor[] planes, str form, Tensor ends)",
+        _multiply_experts,
+        _multiply_experts_shape,
     ),
     ("look_up(Tensor ids, Tensor[] planes, str form)", _look_up, _look_up_shape),
     ("unpack(Tensor[] planes, str form)", _unpack, _unpack_shape),

@@ -6,16 +6,15 @@ T tokens, C columns of a row, R rows.
 import threading
 from typing import Final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from emp_kernels.held_dispatch import multiply_rows
-from emp_kernels.numbers import patterns_of_tensor
 from torch import Tensor
 
 from emp_llm.resident.content import Content
+from emp_llm.resident.held_planes import gather
+from emp_llm.resident.held_planes import multiply as multiply_held
 
-__all__ = ["look_up", "multiply", "multiply_rows_by"]
+__all__ = ["look_up", "multiply", "multiply_experts", "multiply_rows_by"]
 
 FEW_TOKENS: Final = 16
 """Tokens that packed rows are multiplied by; for more, rows are decoded and torch multiplies."""
@@ -24,7 +23,7 @@ TILE_BYTES: Final = 1 << 20
 """Bytes of the rows that are decoded at a time: they stay in a core's cache."""
 
 _LARGE_TILE_BYTES: Final = 64 << 20
-"""The same where sums over tiles are rounded: most weights are one tile."""
+"""The same on a GPU, and where sums over tiles are rounded: most weights are one tile."""
 
 _this_thread = threading.local()
 
@@ -40,10 +39,10 @@ def multiply(x: Tensor, content: Content, bias: Tensor | None = None) -> Tensor:
     Returns:
         [..., R].
     """
-    rows, columns = content.form.rows, content.form.columns
+    rows, columns = content.rows_count, content.columns
     x_TC = x.reshape(-1, columns)
-    out_TR = x_TC.new_empty(len(x_TC), rows)
-    if len(x_TC) <= FEW_TOKENS and content.multiplies:
+    out_TR = x_TC.new_empty((len(x_TC), rows))
+    if len(x_TC) <= FEW_TOKENS:
         _multiply_few(x_TC.contiguous(), content, bias, out_TR)
     else:
         _multiply_tiles(x_TC, content, bias, out_TR)
@@ -52,23 +51,22 @@ def multiply(x: Tensor, content: Content, bias: Tensor | None = None) -> Tensor:
 
 def _multiply_few(x_TC: Tensor, content: Content, bias: Tensor | None, out_TR: Tensor) -> None:
     """Each row is decoded once, and multiplied by all tokens on the way."""
-    x, out = patterns_of_tensor(x_TC), patterns_of_tensor(out_TR)
-    adds = None if bias is None else patterns_of_tensor(bias.contiguous())
+    bias = None if bias is None else bias.contiguous()
     parts = content.parts
     if len(parts) == 1:
-        multiply_rows(parts[0].held, x, out, adds)
+        multiply_held(parts[0].held, x_TC, out_TR, bias)
         return
     for part in parts:
-        here = np.empty((len(x), part.stop - part.first), x.dtype)
-        some = None if adds is None else adds[part.first : part.stop]
-        multiply_rows(part.held, x, here, some)
-        out[:, part.first : part.stop] = here
+        here = x_TC.new_empty((len(x_TC), part.stop - part.first))
+        multiply_held(part.held, x_TC, here, None if bias is None else bias[part.first : part.stop])
+        out_TR[:, part.first : part.stop] = here
 
 
 def _multiply_tiles(x_TC: Tensor, content: Content, bias: Tensor | None, out_TR: Tensor) -> None:
-    rows, columns = content.form.rows, content.form.columns
-    step = max(1, TILE_BYTES // (columns * x_TC.itemsize))
-    scratch = _scratch(min(step, rows), columns, x_TC.dtype)
+    rows, columns = content.rows_count, content.columns
+    at_once = _LARGE_TILE_BYTES if x_TC.is_cuda else TILE_BYTES
+    step = max(1, at_once // (columns * x_TC.itemsize))
+    scratch = _scratch(min(step, rows), columns, x_TC)
     for first in range(0, rows, step):
         stop = min(first + step, rows)
         tile = scratch[: stop - first]
@@ -97,6 +95,27 @@ def multiply_rows_by(x: Tensor, content: Content) -> Tensor:
     return total.to(x.dtype)
 
 
+def multiply_experts(x: Tensor, content: Content, ends: Tensor) -> Tensor:
+    """Multiply tokens, sorted by expert, by the weights of their experts; others are not decoded.
+
+    Args:
+        x: [T, inputs], of the weight's dtype.
+        content: The weights, [experts, inputs, outputs].
+        ends: [experts], the number of the token behind each expert's last one.
+
+    Returns:
+        [T, outputs]; 0 for tokens behind the last expert's.
+    """
+    out = x.new_zeros(len(x), content.form.shape[-1])
+    start = 0
+    for expert, stop in zip(content.matrices, ends.tolist(), strict=True):
+        if stop > start:
+            times = multiply if expert.form.transposed else multiply_rows_by
+            out[start:stop] = times(x[start:stop], expert)
+        start = stop
+    return out
+
+
 def look_up(ids: Tensor, content: Content) -> Tensor:
     """The rows of some numbers, [..., C], as torch's embedding.
 
@@ -104,17 +123,24 @@ def look_up(ids: Tensor, content: Content) -> Tensor:
         ids: Numbers of rows, of any shape.
         content: The weight: one matrix.
     """
-    out = torch.empty(*ids.shape, content.form.columns, dtype=content.dtype)
-    lines = out.view(-1, content.form.columns)
-    for at, row in enumerate(ids.reshape(-1).tolist()):
-        content.unpack(row, row + 1, lines[at : at + 1])
-    return out
+    columns = content.columns
+    rows = ids.reshape(-1).long().contiguous()
+    out = torch.empty(len(rows), columns, dtype=content.dtype, device=content.device)
+    if len(content.parts) == 1:
+        gather(content.parts[0].held, rows, out)
+    else:
+        for at, row in enumerate(rows.tolist()):
+            content.unpack(row, row + 1, out[at : at + 1])
+    return out.view(*ids.shape, columns)
 
 
-def _scratch(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Memory for rows, which this thread uses again."""
-    wanted = rows * columns * dtype.itemsize
-    buffer: Tensor | None = getattr(_this_thread, "scratch", None)
+def _scratch(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Memory for rows, which this thread uses again: [rows, columns], as another tensor."""
+    wanted = rows * columns * like.itemsize
+    buffers: dict[torch.device, Tensor] | None = getattr(_this_thread, "buffers", None)
+    if buffers is None:
+        buffers = _this_thread.buffers = {}
+    buffer = buffers.get(like.device)
     if buffer is None or buffer.numel() < wanted:
-        buffer = _this_thread.scratch = torch.empty(wanted, dtype=torch.uint8)
-    return buffer[:wanted].view(dtype).view(rows, columns)
+        buffer = buffers[like.device] = like.new_empty(wanted, dtype=torch.uint8)
+    return buffer[:wanted].view(like.dtype).view(rows, columns)

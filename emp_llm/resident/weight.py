@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
@@ -40,6 +41,9 @@ class PackedWeight(Tensor):
         )
 
     def __init__(self, content: Content) -> None:
+        self._set(content)
+
+    def _set(self, content: Content) -> None:
         self.content = content
         for number, planes in enumerate(content.planes):
             setattr(self, f"planes_{number}", planes.buffer)
@@ -72,9 +76,13 @@ class PackedWeight(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         """The shortest way for what a model does with each token."""
+        if func is F.linear and not torch.compiler.is_dynamo_compiling() and not kwargs:
+            made = _linear_now(*args)
+            if made is not None:
+                return made
         special = _SPECIAL.get(func)
         if special is not None:
-            return special(*args)
+            return special(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -87,20 +95,40 @@ class PackedWeight(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         """What torch asks of it below autograd."""
-        kwargs = kwargs or {}
-        _refuse_writing(func, args, kwargs)
-        handler = HANDLERS.get(func.overloadpacket)
-        if handler is not None:
-            packed = tree_map_only(PackedWeight, _content, (args, dict(kwargs)))
-            made = handler(*packed[0], **packed[1])
-            if made is not None:
-                return tree_map_only(Content, PackedWeight, made)
-        if func._can_decompose():
-            made = func.decompose(*args, **kwargs)
-            if made is not NotImplemented:
-                return made
-        dense = tree_map_only(PackedWeight, PackedWeight.unpacked, (args, dict(kwargs)))
-        return func(*dense[0], **dense[1])
+        return _dispatch(func, args, kwargs or {})
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _dispatch(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
+    if func is torch.ops.aten.copy_.default and _took_over(*args[:2]):
+        return args[0]
+    _refuse_writing(func, args, kwargs)
+    handler = HANDLERS.get(func.overloadpacket)
+    if handler is not None:
+        packed = tree_map_only(PackedWeight, _content, (args, dict(kwargs)))
+        made = handler(*packed[0], **packed[1])
+        if made is not None:
+            return tree_map_only(Content, PackedWeight, made)
+    if func._can_decompose():
+        made = func.decompose(*args, **kwargs)
+        if made is not NotImplemented:
+            return made
+    dense = tree_map_only(PackedWeight, PackedWeight.unpacked, (args, dict(kwargs)))
+    return func(*dense[0], **dense[1])
+
+
+def _linear_now(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """The shortest way to a product; None if more than the product is asked for."""
+    if type(x) is not Tensor or not isinstance(weight, PackedWeight):
+        return None
+    content = weight.content
+    if torch.is_autocast_enabled(x.device.type):  # casts operands: packing them again takes long
+        return F.linear(x, weight.unpacked(), bias)
+    if not content.is_linear or x.dtype != content.dtype or isinstance(bias, PackedWeight):
+        return None
+    if x.requires_grad and torch.is_grad_enabled():
+        return None
+    return operators.multiply(x, content, bias)
 
 
 def _content(weight: PackedWeight) -> Content:
@@ -118,6 +146,48 @@ def _refuse_writing(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, 
                 f"a weight that stays packed in memory cannot be changed, as "
                 f"{func.overloadpacket} would do: call emp_llm.densify(model) first"
             )
+
+
+def _took_over(target: Tensor, source: Tensor) -> bool:
+    """Have a parameter become a copy of a packed weight, as when a state is loaded."""
+    if not isinstance(target, PackedWeight) or not isinstance(source, PackedWeight):
+        return False
+    made = source.to(target.device, target.dtype)
+    if not (isinstance(made, PackedWeight) and isinstance(target, torch.nn.Parameter)):
+        return False
+    if made.content.form.strides != target.content.form.strides or made.shape != target.shape:
+        return False
+    target._set(made.content)
+    return True
+
+
+def _address(weight: PackedWeight) -> int:
+    return weight.content.sign.data_ptr()
+
+
+def _shared(weight: PackedWeight) -> PackedWeight:
+    if not _is_shared(weight):
+        weight._set(weight.content.shared())
+    return weight
+
+
+def _is_shared(weight: PackedWeight) -> bool:
+    buffers: list[Any] = [planes.buffer for planes in weight.content.planes]
+    return all(buffer.is_shared() for buffer in buffers)
+
+
+def _no_shallow_copy(*_: Tensor) -> bool:
+    """Say that a dense tensor cannot be set as the data of a packed one."""
+    return False
+
+
+def _set_requires_grad(weight: PackedWeight, requires_grad: bool = True) -> PackedWeight:
+    if requires_grad:
+        raise OptionError(
+            f"a weight that stays packed in memory ({list(weight.shape)}) cannot be trained: train "
+            "adapters on top of it, or call emp_llm.densify(model) first"
+        )
+    return weight
 
 
 def _storage(weight: PackedWeight) -> torch.UntypedStorage:
@@ -160,6 +230,12 @@ def _rebuilt(content: Content, is_parameter: bool) -> PackedWeight:
 _SPECIAL: Final[dict[Callable[..., object], Callable[..., object]]] = {
     Tensor.storage: _storage,
     Tensor.untyped_storage: _storage,
+    Tensor.data_ptr: _address,
+    Tensor.share_memory_: _shared,
+    Tensor.is_shared: _is_shared,
+    Tensor.requires_grad_: _set_requires_grad,
+    vars(torch._C.TensorBase)["requires_grad"].__set__: _set_requires_grad,
+    torch._has_compatible_shallow_copy_type: _no_shallow_copy,
     Tensor.__repr__: _repr,
     Tensor.__deepcopy__: _deepcopy,
     Tensor.__reduce_ex__: _reduced,

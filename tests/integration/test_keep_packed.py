@@ -76,7 +76,8 @@ def test_a_packed_checkpoint_stays_packed_and_is_saved_as_it_was(
     assert_saved_alike(tmp_path)
 
 
-@pytest.mark.parametrize(("architecture", "dtype"), ONE_DTYPE_EACH, ids=ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
+@pytest.mark.parametrize("architecture", ["llama-tied", "gpt2", "phi3", "t5", "mixtral", "gpt-oss"])
 def test_a_dense_checkpoint_is_pruned_and_stays_packed(
     tiny_model: TinyModel, expected_model: Any, tmp_path: Path, architecture: str, dtype: Any
 ) -> None:
