@@ -4,6 +4,7 @@ R rows of C weights, T tokens; w are the weights that were kept, x activations, 
 """
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -273,3 +274,33 @@ assert (out == 0x43FA).all(), out  # 500
 
 def test_without_torch_products_are_made_by_the_calling_thread():
     subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True)
+
+
+FORKED = """
+import os
+import signal
+import torch
+import numpy as np
+from emp_kernels.dispatch import pack_rows
+from emp_kernels.held_dispatch import hold_rows, multiply_rows
+from emp_kernels.layout import RowLayout
+from emp_kernels.numbers import BF16
+from emp_kernels.rows import PerRow
+layout = RowLayout(number_format=BF16, columns=500)
+packed = pack_rows(np.full((200, 500), 0x3F80, np.uint16), layout, PerRow(1.0))
+held = hold_rows(packed.payload.copy(), packed.table, layout)
+out = np.zeros((1, 200), np.uint16)
+multiply_rows(held, np.full((1, 500), 0x3F80, np.uint16), out, threads=4)
+out[:] = 0
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    multiply_rows(held, np.full((1, 500), 0x3F80, np.uint16), out, threads=4)
+    os._exit(0 if (out == 0x43FA).all() else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+def test_a_forked_process_multiplies_on_its_calling_thread():
+    subprocess.run([sys.executable, "-c", FORKED], check=True)

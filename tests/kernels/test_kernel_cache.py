@@ -1,51 +1,87 @@
 """Compiled kernels do not outlive the sources they were made from."""
 
+import importlib
 import os
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from emp_kernels.cpu import drop_stale_code
+from emp_kernels.cpu import code_cache
+from numba.core.caching import CacheImpl, InTreeCacheLocator
+
+INNER = """
+import numba
+
+@numba.njit
+def step(x):
+    return x + {}
+"""
+OUTER = """
+import numba
+from inner import step
+
+@numba.njit(cache=True)
+def call(x):
+    return step(x) * 10
+"""
+
+Load = Callable[[int], Any]
 
 
-def put(path: Path, modified: float) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"")
-    os.utime(path, (modified, modified))
-    return path
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Loads a kernel, as a new process does; a step of it in another file adds so much."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def loaded(added: int) -> Any:
+        inner, outer = tmp_path / "inner.py", tmp_path / "outer.py"
+        inner.write_text(INNER.format(added))
+        outer.write_text(OUTER)
+        for path in (inner, outer):
+            os.utime(path, (1000, 1000))  # some installers keep the times of an archive
+        code_cache._used_folder.cache_clear()
+        monkeypatch.setattr(CacheImpl, "_locator_classes", [InTreeCacheLocator])
+        code_cache.keep_apart(tmp_path, [inner, outer])
+        for module in ("inner", "outer"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        return importlib.import_module("outer").call
+
+    return loaded
 
 
-def test_code_that_is_older_than_any_source_is_dropped(tmp_path: Path) -> None:
-    put(tmp_path / "pack.py", 100)
-    put(tmp_path / "select.py", 300)  # called by pack: its change must recompile pack as well
-    index = put(tmp_path / "__pycache__" / "pack.kernel-1.py311.nbi", 200)
-    code = put(tmp_path / "__pycache__" / "pack.kernel-1.py311.1.nbc", 200)
-    drop_stale_code(tmp_path)
-    assert not index.exists()
-    assert not code.exists()
+def test_a_change_of_another_file_is_seen_and_old_code_is_found_again(load: Load) -> None:
+    assert load(1)(0) == 10
+    assert load(2)(0) == 20
+    again = load(1)
+    assert again(0) == 10
+    assert again.stats.cache_hits
 
 
-def test_code_that_is_newer_than_all_sources_stays(tmp_path: Path) -> None:
-    put(tmp_path / "pack.py", 100)
-    code = put(tmp_path / "__pycache__" / "pack.kernel-1.py311.1.nbc", 200)
-    bytecode = put(tmp_path / "__pycache__" / "pack.cpython-311.pyc", 50)
-    drop_stale_code(tmp_path)
-    assert code.exists()
-    assert bytecode.exists()
-
-
-def test_code_that_another_process_drops_first_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_code_of_other_sources_is_removed_when_nobody_has_used_it_for_a_day(
+    load: Load, tmp_path: Path
 ) -> None:
-    put(tmp_path / "pack.py", 300)
-    codes = [put(tmp_path / "__pycache__" / f"pack.{i}.nbc", 200) for i in range(3)]
-    stat = Path.stat
+    old, new = (tmp_path / "__pycache__" / f"kernels-{name}" for name in ("old", "new"))
+    unrelated = tmp_path / "__pycache__" / "other"
+    for folder in (old, new, unrelated):
+        folder.mkdir(parents=True)
+        (folder / "code.nbc").write_bytes(b"")
+    for folder in (old, unrelated):
+        os.utime(folder, (time.time() - 2 * 86400,) * 2)
+    load(1)
+    assert not old.exists()
+    assert new.exists()
+    assert unrelated.exists()
 
-    def stat_late(path: Path, **options: bool) -> os.stat_result:
-        if path == codes[1]:
-            path.unlink()
-        return stat(path, **options)
 
-    monkeypatch.setattr(Path, "stat", stat_late)
-    drop_stale_code(tmp_path)
-    monkeypatch.undo()
-    assert not any(code.exists() for code in codes)
+def test_where_nothing_can_be_written_to_code_lasts_as_long_as_the_process(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InTreeCacheLocator, "from_function", lambda *_: None)
+    kernel = load(3)
+    assert kernel(0) == 30
+    assert list(Path(code_cache._temporary_folder().name).glob("kernels-*/outer.call-*.nbc"))
+    assert not (tmp_path / "__pycache__").exists()

@@ -1,5 +1,6 @@
 """The kernels for CPUs, compiled by numba when they are first used and cached on disk.
 
+code_cache    keeps compiled kernels apart for each state of the sources
 status        how a kernel ended
 simd          vector instructions that numba has no name for
 vectors       vector types, and the steps on them
@@ -35,29 +36,10 @@ whole_simd    the same with AVX-512, and products of one token
 held_whole    products of whole records that are held, and these unpacked
 """
 
-from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["drop_stale_code"]
+from emp_kernels.cpu.code_cache import keep_apart
 
+_FOLDER = Path(__file__).parent
 
-def drop_stale_code(folder: Path) -> None:
-    """Remove compiled kernels from a folder's ``__pycache__`` that are older than its sources.
-
-    To decide whether a cached kernel is still valid, numba looks at the file that defines it, not
-    at the files of the kernels that are compiled into it. So a change of `select` alone would leave
-    the old code of `pack` in use; here any change of a source removes all that was compiled before.
-
-    Args:
-        folder: Of the sources. Nothing happens where it must not be written to.
-    """
-    newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
-    for compiled in folder.glob("__pycache__/*.nb[ci]"):
-        # another process may remove it first; where nothing can be removed the package was
-        # installed: its files change together, and numba sees that
-        with suppress(FileNotFoundError, PermissionError):
-            if compiled.stat().st_mtime < newest:
-                compiled.unlink()
-
-
-drop_stale_code(Path(__file__).parent)
+keep_apart(_FOLDER, [*_FOLDER.glob("*.py"), *_FOLDER.parent.glob("*.py")])

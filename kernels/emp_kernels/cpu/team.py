@@ -9,9 +9,13 @@ A *job* is an int64 array of numbers and addresses that says what is to be done.
 function that takes the address of a job; each thread of the team calls it once. The workers take
 *row blocks* from a counter in the job until none is left, so that a thread that is slowed down
 takes fewer. Rows depend on nothing but themselves, so their bits depend on no number of threads.
+
+A process that was forked has none of the threads that OpenMP believes to have, and would wait for
+them forever. There, too, everything runs on the calling thread.
 """
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -48,6 +52,9 @@ JOB_SIZE = 64
 _NEXT, _SEEN, _ROWS, _BLOCK, _SCRATCH, _STRIDE, _UNUSED, _PAST = range(8)
 FIRST_FREE = _PAST + 1
 """The first item of a job that is not the team's, but says what the worker is to do."""
+
+_PROCESS = os.getpid()
+"""The process that loaded this module; one forked from it has another."""
 
 _SMALL = 1 << 16
 """Products of so few weights are done before another thread has begun."""
@@ -182,7 +189,7 @@ def team_size(threads: int | None) -> tuple[int, int]:
     if threads is not None and threads < 1:
         raise ValueError(f"{threads} threads are asked for; 1 is the least")
     ask, parallel = _openmp("torch" in sys.modules)
-    if ask is None:
+    if ask is None or os.getpid() != _PROCESS:
         return 1, 0
     return ask() if threads is None else threads, parallel
 
