@@ -1,6 +1,7 @@
 """Weights that stay packed in memory, as tensors that torch computes with.
 
 dense_weights  a dense tensor seen as rows of bit patterns
+held_there     packed rows in a GPU's memory
 held_planes    the planes of one packed tensor in memory
 packing        a tensor in memory, packed
 form           which rows of which planes make up a tensor, in which shape

@@ -1,6 +1,7 @@
 """What a packed weight is made of: planes, and which of their rows in which shape."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -11,6 +12,7 @@ import torch
 
 from emp_llm.resident.form import Form, Stretch, joined
 from emp_llm.resident.held_planes import Held, HeldPlanes, described, unpack
+from emp_llm.runtime.device_trial import device_of_kernels
 
 __all__ = ["Content", "described_content", "dtype_of", "join", "of_buffers"]
 
@@ -42,6 +44,7 @@ class Content:
     @classmethod
     def of(cls, planes: HeldPlanes) -> "Content":
         """The tensor that was packed into some planes."""
+        _remember(planes)
         geometry = planes.geometry
         stretches = (Stretch(0, 0, geometry.rows),)
         return cls([planes], Form(geometry.shape, geometry.transposed, stretches))
@@ -109,10 +112,13 @@ class Content:
         return Content([self.planes[it] for it in used], replace(form, stretches=stretches))
 
     def moved(self, device: torch.device) -> "Content | torch.Tensor":
-        """The same on another device; dense where that has no kernels for whole records."""
-        if device.type != "cpu" and any(planes.is_whole for planes in self.planes):
+        """The same on another device; dense on one that has no kernels for it."""
+        if device.type != "cpu" and device_of_kernels(device) is None:
+            _say_that_it_is_dense(device)
             return self.dense().to(device)
-        planes = [HeldPlanes(it.buffer.to(device), it.meta) for it in self.planes]
+        planes = [it.moved(device) for it in self.planes]
+        for it in planes:
+            _remember(it)
         return Content(planes, self.form)
 
     def shared(self) -> "Content":
@@ -193,6 +199,21 @@ def of_buffers(buffers: Sequence[torch.Tensor], text: str) -> Content:
     form, metas = described_content(text)
     return Content(
         [_planes(buffer, meta) for buffer, meta in zip(buffers, metas, strict=True)], form
+    )
+
+
+def _remember(planes: HeldPlanes) -> None:
+    """Have `of_buffers` find planes again, whose rows may have been checked already."""
+    if type(planes.buffer) is torch.Tensor:
+        _living[planes.buffer.data_ptr(), planes.buffer.numel()] = planes
+
+
+@cache
+def _say_that_it_is_dense(device: torch.device) -> None:
+    warnings.warn(
+        f"weights cannot stay packed on {device}, on which none of emp-llm's kernels run: they are "
+        "dense there",
+        stacklevel=2,
     )
 
 

@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 from emp_kernels.held import HeldRows, HeldWhole
@@ -16,7 +17,7 @@ from emp_kernels.held_dispatch import (
     unpack_held_whole,
 )
 from emp_kernels.numbers import NumberFormat
-from emp_kernels.rows import Bytes, Patterns, Table
+from emp_kernels.rows import Bytes, Patterns
 from torch import Tensor
 
 from emp_llm.tensors.geometry import Geometry, WholeGeometry
@@ -26,11 +27,11 @@ from emp_llm.tensors.planes import META_SUFFIX, ROWS_SUFFIX
 from emp_llm.tensors.whole import WholeTensor
 
 if TYPE_CHECKING:
-    from emp_kernels.gpu_held import DeviceHeldRows
+    from emp_llm.resident.held_there import HeldThere
 
-__all__ = ["Held", "HeldPlanes", "described", "gather", "multiply", "unpack"]
+__all__ = ["Held", "HeldPlanes", "described", "gather", "is_there", "multiply", "unpack"]
 
-Held: TypeAlias = "HeldRows | HeldWhole | DeviceHeldRows"
+Held: TypeAlias = "HeldRows | HeldWhole | HeldThere"
 """Rows of some planes, checked, ready to multiply on their device."""
 
 _UNSIGNED: Final = {2: torch.uint16, 4: torch.uint32}
@@ -49,6 +50,11 @@ def described(meta: bytes) -> PackedTensor | WholeTensor:
     return PackedTensor.decode_meta(_NAME, meta)
 
 
+def is_there(tensor: Tensor) -> bool:
+    """Whether a GPU's kernels do the work with a tensor, and not the CPU's."""
+    return tensor.is_cuda
+
+
 class HeldPlanes:
     """The planes of one packed tensor, which has been checked.
 
@@ -62,6 +68,7 @@ class HeldPlanes:
         self.buffer = buffer
         self.meta = meta
         self.packed = described(meta)
+        self._elsewhere: WeakValueDictionary[torch.device, HeldPlanes] = WeakValueDictionary()
 
     @property
     def geometry(self) -> Geometry:
@@ -80,7 +87,22 @@ class HeldPlanes:
 
     def on_cpu(self) -> "HeldPlanes":
         """The same on the CPU."""
-        return self if self.buffer.is_cpu else HeldPlanes(self.buffer.cpu(), self.meta)
+        return self.moved(torch.device("cpu"))
+
+    def moved(self, device: torch.device) -> "HeldPlanes":
+        """The same on another device; weights that share planes share them there.
+
+        On a GPU rows are checked now, so that no product waits for it, and graphs can capture all.
+        """
+        device = torch.empty(0, device=device).device  # which of them, if it is just any GPU
+        if device == self.buffer.device:
+            return self
+        planes = self._elsewhere.get(device)
+        if planes is None:
+            planes = self._elsewhere[device] = HeldPlanes(self.buffer.to(device), self.meta)
+            if is_there(planes.buffer):
+                _ = planes.held
+        return planes
 
     def planes(self, name: str) -> dict[str, torch.Tensor]:
         """The planes by name, views of the buffer: uint8 [bytes] and int64 [fields].
@@ -104,21 +126,18 @@ class HeldPlanes:
             DamagedRowError: If a record contradicts the row table or itself. Its row is the record.
         """
         packed = self.packed
+        if is_there(self.buffer):
+            from emp_llm.resident.held_there import hold
+
+            records, *_ = self.planes("").values()
+            return hold(records, packed, self._table)
         if isinstance(packed, PackedTensor):
             table = packed.decode_table(self._table)
-            if self.buffer.is_cuda:
-                return self._held_there(packed, table)
             end = packed.layout.sections(table[:, 0], table[:, 1]).sum()
             return hold_rows(self._bytes[:end], table, packed.layout)
         lengths, geometry = packed.decode_table(self._table), packed.geometry
-        records = self._bytes[: lengths.sum()]
-        return hold_whole(records, lengths, packed.layout, geometry.rows, geometry.columns)
-
-    def _held_there(self, packed: PackedTensor, table: Table) -> Held:
-        from emp_kernels.gpu_held import hold_rows_there
-
-        (records, _, _) = self.planes("").values()
-        return hold_rows_there(records, table, packed.layout)
+        here = self._bytes[: lengths.sum()]
+        return hold_whole(here, lengths, packed.layout, geometry.rows, geometry.columns)
 
     @cached_property
     def _bytes(self) -> Bytes:
@@ -159,9 +178,9 @@ def multiply(held: Held, x: Tensor, out: Tensor, bias: Tensor | None) -> None:
     elif isinstance(held, HeldWhole):
         multiply_whole(held, _patterns(x), _patterns(out), _patterns_or_none(bias))
     else:
-        from emp_kernels.gpu_held import multiply_rows_there
+        from emp_llm.resident.held_there import multiply as multiply_there
 
-        multiply_rows_there(held, x, out, bias)
+        multiply_there(held, x, out, bias)
 
 
 def unpack(held: Held, first: int, stop: int, out: Tensor) -> None:
@@ -178,9 +197,9 @@ def unpack(held: Held, first: int, stop: int, out: Tensor) -> None:
     elif isinstance(held, HeldWhole):
         unpack_held_whole(held, first, stop, _patterns(out))
     else:
-        from emp_kernels.gpu_held import unpack_rows_there
+        from emp_llm.resident.held_there import unpack as unpack_there
 
-        unpack_rows_there(held.part(first, stop), out)
+        unpack_there(held, first, stop, out)
 
 
 def gather(held: Held, rows: Tensor, out: Tensor) -> None:
@@ -196,9 +215,9 @@ def gather(held: Held, rows: Tensor, out: Tensor) -> None:
     elif isinstance(held, HeldWhole):
         gather_whole(held, rows.numpy(), _patterns(out))
     else:
-        from emp_kernels.gpu_held import gather_rows_there
+        from emp_llm.resident.held_there import gather as gather_there
 
-        gather_rows_there(held, rows, out)
+        gather_there(held, rows, out)
 
 
 def _patterns(tensor: Tensor) -> Patterns:

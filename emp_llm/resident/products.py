@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emp_llm.resident.content import Content
-from emp_llm.resident.held_planes import gather
+from emp_llm.resident.held_planes import gather, is_there
 from emp_llm.resident.held_planes import multiply as multiply_held
 
 __all__ = ["look_up", "multiply", "multiply_experts", "multiply_rows_by"]
@@ -42,10 +42,10 @@ def multiply(x: Tensor, content: Content, bias: Tensor | None = None) -> Tensor:
     rows, columns = content.rows_count, content.columns
     x_TC = x.reshape(-1, columns)
     out_TR = x_TC.new_empty((len(x_TC), rows))
-    if len(x_TC) <= FEW_TOKENS:
-        _multiply_few(x_TC.contiguous(), content, bias, out_TR)
-    else:
+    if len(x_TC) > FEW_TOKENS:
         _multiply_tiles(x_TC, content, bias, out_TR)
+    elif len(x_TC):
+        _multiply_few(x_TC.contiguous(), content, bias, out_TR)
     return out_TR.view(*x.shape[:-1], rows)
 
 
@@ -64,7 +64,7 @@ def _multiply_few(x_TC: Tensor, content: Content, bias: Tensor | None, out_TR: T
 
 def _multiply_tiles(x_TC: Tensor, content: Content, bias: Tensor | None, out_TR: Tensor) -> None:
     rows, columns = content.rows_count, content.columns
-    at_once = _LARGE_TILE_BYTES if x_TC.is_cuda else TILE_BYTES
+    at_once = _LARGE_TILE_BYTES if is_there(x_TC) else TILE_BYTES
     step = max(1, at_once // (columns * x_TC.itemsize))
     scratch = _scratch(min(step, rows), columns, x_TC)
     for first in range(0, rows, step):
@@ -135,7 +135,14 @@ def look_up(ids: Tensor, content: Content) -> Tensor:
 
 
 def _scratch(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Memory for rows, which this thread uses again: [rows, columns], as another tensor."""
+    """Memory for rows, which layers share: [rows, columns], as another tensor.
+
+    This thread uses the CPU's again. A GPU's comes from torch's allocator, which gives it to the
+    next layer on the same stream, but to no other stream before kernels of this one are done with
+    it, and has a pool for each CUDA graph.
+    """
+    if is_there(like):
+        return like.new_empty(rows, columns)
     wanted = rows * columns * like.itemsize
     buffers: dict[torch.device, Tensor] | None = getattr(_this_thread, "buffers", None)
     if buffers is None:
