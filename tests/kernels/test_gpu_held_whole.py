@@ -90,11 +90,9 @@ def assert_close(found, weights, x, bias):
 @pytest.mark.parametrize(
     ("number_format", "columns", "widths", "dropped_bits"),
     [
-        (BF16, 40, (1, 2, 3), 0),
+        (BF16, 33, (1, 2, 3), 0),
         (BF16, 13, (2, 1), 3),
-        (F16, 33, (1, 2, 1), 0),
         (F32, 17, (3,), 16),
-        (F32, 15, (2, 1, 1), 0),
     ],
     ids=str,
 )
@@ -110,7 +108,7 @@ def test_every_bit_comes_back_and_products_are_right(number_format, columns, wid
 
 @interpreter
 def test_weights_that_are_not_finite_come_back():
-    weights = make_rows("any finite bits", BF16, (2, 20))
+    weights = make_rows("any finite bits", BF16, (1, 12))
     weights[0, :3] = 0x7F80, 0xFFC1, 0x8000
     held = held_there(weights, layout_of(weights, BF16, (2, 1), 1))
     assert torch.equal(unpacked(held), tensor_of_patterns(weights))
@@ -141,17 +139,17 @@ def test_programs_that_share_a_row_and_several_tokens(monkeypatch):
 
 @interpreter
 def test_parts_of_rows_and_rows_that_are_asked_for():
-    weights = make_rows("gaussian", F16, (5, 12))
-    held = held_there(weights, layout_of(weights, F16, (2, 1), 2)).part(1, 4)
-    kept = tensor_of_patterns(weights)[1:4]
+    weights = make_rows("gaussian", F16, (4, 12))
+    held = held_there(weights, layout_of(weights, F16, (2, 1), 2)).part(1, 3)
+    kept = tensor_of_patterns(weights)[1:3]
     assert torch.equal(unpacked(held), kept)
     x, bias = inputs_for(held, tokens=1)
-    assert_close(product(held, x, bias), to_floats(weights, F16)[1:4], x, bias)
-    rows = torch.tensor([2, 0, 3, -1], device=held.records.device)
-    out = torch.zeros(4, 12, dtype=torch.float16, device=rows.device)
+    assert_close(product(held, x, bias), to_floats(weights, F16)[1:3], x, bias)
+    rows = torch.tensor([1, 2, -1], device=held.records.device)
+    out = torch.zeros(3, 12, dtype=torch.float16, device=rows.device)
     gather_whole_there(held, rows, out)
-    assert torch.equal(patterns(out)[:2], kept[[2, 0]])
-    assert out[2:].isnan().all()
+    assert torch.equal(patterns(out)[:1], kept[1:])
+    assert out[1:].isnan().all()
 
 
 def refusal(plane, lengths, layout, shape):
