@@ -2,15 +2,19 @@
 
 import importlib
 import os
+import pkgutil
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from emp_kernels import cpu
 from emp_kernels.cpu import code_cache
 from numba.core.caching import CacheImpl, InTreeCacheLocator
+from numba.core.dispatcher import Dispatcher
 
 INNER = """
 import numba
@@ -85,3 +89,21 @@ def test_where_nothing_can_be_written_to_code_lasts_as_long_as_the_process(
     assert kernel(0) == 30
     assert list(Path(code_cache._temporary_folder().name).glob("kernels-*/outer.call-*.nbc"))
     assert not (tmp_path / "__pycache__").exists()
+
+
+def kernels_in(values: Any) -> Iterator[Dispatcher]:
+    """All kernels among values, and among those that they were made with."""
+    for value in values:
+        if isinstance(value, Dispatcher):
+            yield value
+            yield from kernels_in(cell.cell_contents for cell in value.py_func.__closure__ or ())
+
+
+def test_no_two_kernels_have_the_same_name() -> None:
+    """Else code that two processes compiled could be taken for the same by a third."""
+    found = set()
+    for module in pkgutil.iter_modules(cpu.__path__, "emp_kernels.cpu."):
+        found |= set(kernels_in(vars(importlib.import_module(module.name)).values()))
+    names = Counter((one.py_func.__module__, one.py_func.__qualname__) for one in found)
+    assert len(names) > 100
+    assert {name for name, count in names.items() if count > 1} == set()

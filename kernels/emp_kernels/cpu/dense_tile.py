@@ -87,10 +87,19 @@ def _four(address, step, last):
     )
 
 
-def _products(load_step: Any, add_step: Any) -> Any:
-    """The function that multiplies with such steps."""
+def _products(name: str, load_step: Any, add_step: Any) -> Any:
+    """The function that multiplies with such steps, which are told by the name.
 
-    @_njit
+    numba names compiled functions by their qualified names, and numbers them anew in each process.
+    Without names of their own, code that two processes compiled from two instances of these could
+    be linked to each other when a third process loads both.
+    """
+
+    def compiled(function: Any) -> Any:
+        function.__qualname__ = f"_products.{name}.{function.__name__}"
+        return _njit(function)
+
+    @compiled
     def one_token(row, x, whole, left, end):
         """The product of a row and a token, in four sums."""
         zeros = splat(F32x16, np.float32(0))
@@ -107,7 +116,7 @@ def _products(load_step: Any, add_step: Any) -> Any:
             b = add_step(b, load_step(end), load_step(x + whole))
         return add_lanes((a + b) + (c + d))
 
-    @_njit
+    @compiled
     def add_four(sums, weights, x):
         """Add the products of a vector of weights with one of each of four tokens."""
         return (
@@ -117,7 +126,7 @@ def _products(load_step: Any, add_step: Any) -> Any:
             add_step(sums[3], weights, x[3]),
         )
 
-    @_njit
+    @compiled
     def add_tile(rows, x, nbytes, sums):
         """Add products of so many bytes of four rows and of four tokens to sums in memory."""
         a, b = _four_sums(sums), _four_sums(sums + 256)
@@ -142,7 +151,7 @@ def _products(load_step: Any, add_step: Any) -> Any:
         _store_sums(sums + 512, c)
         _store_sums(sums + 768, d)
 
-    @_njit
+    @compiled
     def four_rows(rows, row_bytes, x, x_bytes, tokens, scratch):
         """Sums of four rows with all tokens, to scratch behind the ends of rows."""
         left = row_bytes % VECTOR_BYTES
@@ -164,7 +173,7 @@ def _products(load_step: Any, add_step: Any) -> Any:
                 four = _four(x + t * x_bytes + whole, x_bytes, last + whole)
                 add_tile(ends, four, VECTOR_BYTES, sums + t // _SIDE * tile_bytes)
 
-    @_njit
+    @compiled
     def multiply(rows_at, row_bytes, x, x_bytes, scratch, sums_TR):
         """Multiply.
 
@@ -197,5 +206,5 @@ def _products(load_step: Any, add_step: Any) -> Any:
     return multiply
 
 
-multiply_floats = _products(_load_floats, _add_floats)
-multiply_words = _products(_load_words, dot_bf16)
+multiply_floats = _products("floats", _load_floats, _add_floats)
+multiply_words = _products("words", _load_words, dot_bf16)
