@@ -8,7 +8,8 @@ taken in turn, 2 GB of them in bf16, more than any cache holds. The device's own
 before and after all of them, and the median round counts. The authors' way, abs, sums, sort and
 scatter in torch on the same device, is timed beside.
 
-Products of a few tokens and of many with packed weights are timed beside torch's with dense ones.
+Products of a few tokens and of many with packed weights, pruned ones and whole records, are timed
+beside torch's with dense ones.
 
 Then LLaMA-2-7B's MLPs are packed, once from the device's memory to it, once from the host's to the
 host's, row block by row block as `emp-llm prune` does. Most of the time goes to compiling kernels

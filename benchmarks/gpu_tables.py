@@ -50,7 +50,7 @@ def print_results(results: dict[str, Any]) -> None:
 def _print_products(results: dict[str, Any]) -> None:
     """Prints how fast weights are multiplied, packed and dense."""
     print("\nproducts, 10^9 weights a second, and how many times as fast as dense")
-    rows = [["", "tokens", "packed", "dense", "ratio"]]
+    rows = [["", "records", "tokens", "packed", "dense", "ratio"]]
     for case in results["cases"]:
         for one in case["products"]:
             packed, dense = (
@@ -59,7 +59,7 @@ def _print_products(results: dict[str, Any]) -> None:
             )
             label = f"{case['dtype']} {case['shape']}"
             figures = [f"{packed:.0f}", f"{dense:.0f}", f"{packed / dense:.2f}"]
-            rows.append([label, str(one["tokens"]), *figures])
+            rows.append([label, one["records"], str(one["tokens"]), *figures])
     print_table(rows)
 
 

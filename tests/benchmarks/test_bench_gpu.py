@@ -34,7 +34,8 @@ def test_interpreted_it_runs_to_its_end_and_writes_no_result(monkeypatch, tmp_pa
         "fp32 2×1×24",
         "packed on the device",
         "from host to host",
-        "tokens",
+        "records  tokens",
+        "  whole ",
     ):
         assert shown in printed
     assert max(map(len, printed.splitlines())) <= 80
