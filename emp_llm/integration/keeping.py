@@ -1,9 +1,12 @@
 """What keeps weights packed while a model is loaded, and what frees them again."""
 
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
+from emp_kernels.held_dispatch import has_fast_products
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -59,6 +62,8 @@ class Keeper:
         lies = PackedBefore(place.transposed) if pruned and place is not None else None
         tensor = self._packed(name, tensor, lies)
         if isinstance(tensor, PackedWeight):
+            if tensor.is_cpu:
+                _warn_if_slow(tensor.dtype)
             return nn.Parameter(tensor, requires_grad=False)
         return tensor
 
@@ -71,6 +76,19 @@ class Keeper:
         elif self._packs_rest:
             planes = pack_rest(tensor)
         return tensor if planes is None else PackedWeight(Content.of(planes)).to(tensor.device)
+
+
+@cache
+def _warn_if_slow(dtype: torch.dtype) -> None:
+    """Say once, for each dtype, if this CPU lacks the instructions for fast products."""
+    if has_fast_products(NUMBER_FORMATS[dtype]):
+        return
+    needed = "AVX-512 BF16" if dtype == torch.bfloat16 else "AVX-512 VBMI2"
+    warnings.warn(
+        f"this CPU has no {needed}: weights that stay packed in memory save memory here, but the "
+        "model is slower than a dense one; load it without keep_packed where speed matters more",
+        stacklevel=2,
+    )
 
 
 def packed_parameters(model: nn.Module) -> dict[str, PackedWeight]:

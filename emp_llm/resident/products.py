@@ -122,6 +122,9 @@ def look_up(ids: Tensor, content: Content) -> Tensor:
     Args:
         ids: Numbers of rows, of any shape.
         content: The weight: one matrix.
+
+    Raises:
+        IndexError: If there is no such row, on the CPU.
     """
     columns = content.columns
     rows = ids.reshape(-1).long().contiguous()
@@ -130,6 +133,8 @@ def look_up(ids: Tensor, content: Content) -> Tensor:
         gather(content.parts[0].held, rows, out)
     else:
         for at, row in enumerate(rows.tolist()):
+            if not 0 <= row < content.rows_count:
+                raise IndexError(f"rows must be from 0 to {content.rows_count - 1}")
             content.unpack(row, row + 1, out[at : at + 1])
     return out.view(*ids.shape, columns)
 

@@ -122,8 +122,10 @@ def _linear_now(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if type(x) is not Tensor or not isinstance(weight, PackedWeight):
         return None
     content = weight.content
-    if torch.is_autocast_enabled(x.device.type):  # casts operands: packing them again takes long
-        return F.linear(x, weight.unpacked(), bias)
+    if torch.is_autocast_enabled(x.device.type):
+        if content.dtype == torch.get_autocast_dtype(x.device.type):
+            return None  # only the activations are cast, on the longer way
+        return F.linear(x, weight.unpacked(), bias)  # packing a cast weight again takes longer
     if not content.is_linear or x.dtype != content.dtype or isinstance(bias, PackedWeight):
         return None
     if x.requires_grad and torch.is_grad_enabled():

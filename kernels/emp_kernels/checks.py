@@ -225,12 +225,13 @@ def check_gathered(held: HeldRows | HeldWhole, rows: Counts, out: Patterns) -> N
     """Check that there are held rows of these numbers, and that they fit an array.
 
     Raises:
+        IndexError: If there is no such row.
         ValueError: As of `check_held`.
     """
     if rows.dtype != np.int64 or rows.ndim != 1 or not rows.flags.c_contiguous:
         raise ValueError(f"rows are {rows.dtype} {rows.shape}, they must be int64 [N], contiguous")
     if rows.size and (rows.min() < 0 or rows.max() >= held.rows):
-        raise ValueError(f"rows must be from 0 to {held.rows - 1}")
+        raise IndexError(f"rows must be from 0 to {held.rows - 1}")
     _check_out(held, len(rows), out)
 
 

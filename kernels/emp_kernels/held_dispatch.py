@@ -16,12 +16,14 @@ from emp_kernels.checks import (
 from emp_kernels.dispatch import Impl, get_backend
 from emp_kernels.held import HeldRows, HeldWhole
 from emp_kernels.layout import RowLayout
+from emp_kernels.numbers import BF16, NumberFormat
 from emp_kernels.rows import Bytes, Counts, Patterns, Table, Workspace
 from emp_kernels.whole_layout import WholeLayout
 
 __all__ = [
     "gather_rows",
     "gather_whole",
+    "has_fast_products",
     "hold_rows",
     "hold_whole",
     "multiply_rows",
@@ -33,6 +35,14 @@ __all__ = [
 
 _backend = cache(get_backend)
 """Products need no workspace, so all threads share one backend, and no time goes to making it."""
+
+
+def has_fast_products(number_format: NumberFormat) -> bool:
+    """Whether this CPU has the instructions of the fastest products with such weights."""
+    # imported when it is first needed, as backends are
+    from emp_kernels.cpu.avx512 import HAS_BF16, HAS_VBMI2
+
+    return HAS_BF16 if number_format is BF16 else HAS_VBMI2
 
 
 def hold_rows(
@@ -143,7 +153,8 @@ def gather_rows(
         impl: Backend; "triton" runs on the CPU.
 
     Raises:
-        ValueError: If there is no such row, or arrays do not fit.
+        IndexError: If there is no such row.
+        ValueError: If arrays do not fit.
     """
     check_gathered(held, rows, out)
     _backend(impl).gather_rows(held, rows, out, threads)
@@ -232,7 +243,8 @@ def gather_whole(
     Of a record no more is decoded than its part with the row, but all codes before it are counted.
 
     Raises:
-        ValueError: If there is no such row, or arrays do not fit.
+        IndexError: If there is no such row.
+        ValueError: If arrays do not fit.
     """
     check_gathered(held, rows, out)
     _backend(impl).gather_whole(held, rows, out, threads)

@@ -13,6 +13,7 @@ from support.loading import DTYPES, load_model, logits, state
 from support.wide_models import WIDE, WideModel
 
 from emp_llm import EmpConfig, PruneOptions, densify, prune
+from emp_llm.integration import keeping
 from emp_llm.resident.weight import PackedWeight
 
 TinyModel = Callable[..., Path]
@@ -154,3 +155,16 @@ def test_a_rule_may_be_left_out_or_be_that_of_the_checkpoint(
     other = EmpConfig(beta=0.25, keep_packed=True)
     with pytest.raises(ValueError, match="leave quantization_config out"):
         load_model("llama", tmp_path / "packed", quantization_config=other)
+
+
+def test_a_cpu_that_multiplies_slowly_is_told_of_once(
+    pruned_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pruned_model("llama", torch.float16)
+    keeping._warn_if_slow.cache_clear()
+    monkeypatch.setattr(keeping, "has_fast_products", lambda _: False)
+    with pytest.warns(UserWarning, match=r"no AVX-512 VBMI2: .* slower than a dense one") as told:
+        load_model("llama", packed, quantization_config=KEPT)
+    load_model("llama", packed, quantization_config=KEPT)  # a second warning would be an error
+    assert len(told) == 1
+    keeping._warn_if_slow.cache_clear()

@@ -13,6 +13,7 @@ from support.architectures import make_model
 from support.checkpoints import bits, load
 from support.expected_targets import EXPECTED
 from support.loading import Traces, load_model
+from support.wide_models import EMBED, WideModel
 from transformers import AutoConfig, BitsAndBytesConfig
 
 from emp_llm import CheckpointError, EmpConfig, FormatError, OptionError
@@ -132,6 +133,10 @@ def other_mask(tensors: dict[str, torch.Tensor], name: str) -> None:
     tensors[name][0] ^= 1
 
 
+def ones(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name].fill_(255)
+
+
 def other_table(tensors: dict[str, torch.Tensor], name: str) -> None:
     tensors[name + ".emp_rows"][0] += 1
 
@@ -164,6 +169,21 @@ def test_a_damaged_plane_is_named(packed: Any, architecture: str, change: Any) -
     assert message.startswith("model.safetensors: ")
     assert EXPECTED[architecture].mlp[-1] in message
     assert DAMAGED[change] in message
+
+
+@pytest.mark.parametrize("change", [ones, other_table, shorter], ids=lambda it: it.__name__)
+@pytest.mark.parametrize("whole", [False, True])
+def test_damage_is_named_alike_where_weights_stay_packed(
+    wide_packed: WideModel, tmp_path: Path, whole: bool, change: Any
+) -> None:
+    folder = Path(shutil.copytree(wide_packed("llama"), tmp_path / "packed"))
+    tensors = load(folder)
+    name = EMBED if whole else EXPECTED["llama"].mlp[-1]
+    change(tensors, name)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    expected = refusal(folder, FormatError)
+    assert f"packed tensor {name!r} is damaged" in expected
+    assert refusal(folder, FormatError, quantization_config=EmpConfig(keep_packed=True)) == expected
 
 
 @pytest.mark.parametrize("suffix", [".emp_rows", ".emp_meta"])

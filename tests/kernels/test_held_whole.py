@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_refused(large):
         multiply_whole(held, x[:, :511], np.empty((3, 20), np.uint16))
     with pytest.raises(ValueError, match="rows 1 to 21 are asked for, there are 20"):
         unpack_held_whole(held, 1, 21, np.empty((20, 512), np.uint16))
-    with pytest.raises(ValueError, match="rows must be from 0 to 19"):
+    with pytest.raises(IndexError, match="rows must be from 0 to 19"):
         gather_whole(held, np.array([20]), np.empty((1, 512), np.uint16))
 
 

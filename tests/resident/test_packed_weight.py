@@ -82,6 +82,29 @@ def test_rows_are_looked_up(kind: str) -> None:
     assert bits(weight[-1]) == bits(dense[-1])
 
 
+@pytest.mark.parametrize("kind", ["pruned", "whole"])
+def test_a_row_that_is_not_there_is_an_error_as_of_a_dense_weight(kind: str) -> None:
+    weight = packed_of(kind, dense_of(kind, 192, 256))
+    for each in (weight, torch.cat([weight, weight])[:200]):
+        for row in (-1, len(each)):
+            with pytest.raises(IndexError):
+                F.embedding(torch.tensor([0, row]), each)
+
+
+def test_autocast_casts_activations_and_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = dense_of("pruned", 192, 256)
+    weight, x = packed_of("pruned", dense), gaussian(3, 256, seed=1).float().requires_grad_()
+    bias = gaussian(192, dtype=torch.float32, seed=2)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = F.linear(x, weight, bias)
+        assert_near(found, F.linear(x.half(), dense.half(), bias.half()))
+    monkeypatch.setattr(PackedWeight, "unpacked", lambda _: pytest.fail("it was decoded"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = F.linear(x, weight, bias)
+    assert found.dtype == torch.bfloat16
+    assert_near(found, F.linear(x.double(), dense.double(), bias.double()))
+
+
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "an expert": lambda w: w[2],
     "some experts": lambda w: w[1:3],
