@@ -10,6 +10,9 @@ arXiv 2504.02692). A unit is then processed in stages, in the order in which its
 multiplied: the inputs of a later target are gathered once the earlier ones are pruned and repaired,
 so that no error is compensated twice.
 
+Statistics take no whole pass through a unit: a sample ends where it has come to the last product
+that is to be observed. On the last stage the dense lane goes on at once.
+
 Samples may come to a unit several times, and a unit may borrow the weights of another one, to which
 they are tied. The weights are processed at their last use, with the statistics of all uses, and are
 dense until then; there are no stages, for which all uses would have to be repeated.
@@ -23,14 +26,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from emp_llm.calibration.input_statistics import (
+    AllObservedError,
     Gathering,
     ProductObserver,
     UnsharedInputsError,
+    UntilAllObserved,
 )
 from emp_llm.calibration.tensor_loading import unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
@@ -42,13 +47,16 @@ if TYPE_CHECKING:
     from emp_llm.calibration.streamed_model import Weights
     from emp_llm.tensors.target import Target
 
+    Observe = Callable[[ParameterMatrix, torch.Tensor], None]
+    """Called before a product, with the matrix and what it is multiplied by, [T, C]."""
+
     Matrices = Mapping[tuple[str, int], ParameterMatrix]
     """By target and number of a matrix in it, the matrix of a parameter that it is loaded into."""
 
 __all__ = ["ForwardWalk"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Lanes:
     """All samples at a unit.
 
@@ -56,13 +64,16 @@ class _Lanes:
         walk: Their walk.
         unit: The unit.
         own: Their calls on the way through the pruned units.
-        dense: Their calls on the way through the dense units, if they go through these as well.
+        dense: Their calls on the way through the dense units, if they go through these as well;
+            none once they have gone on.
+        ends: Whether the walk ends here, so that no sample has to go on.
     """
 
     walk: Walk
     unit: str
     own: Sequence[Call]
-    dense: Sequence[Call]
+    dense: list[Call]
+    ends: bool
 
 
 class ForwardWalk:
@@ -107,12 +118,13 @@ class ForwardWalk:
             for visit, (unit, calls) in enumerate(session.stops(walk)):
                 self._later = frozenset(one for used in uses[visit + 1 :] for one in used)
                 # first the lane through the pruned units, then the one through the dense units
-                lanes = _Lanes(walk, unit, calls[:count], calls[count:])
+                ends = not left & self._later
+                lanes = _Lanes(walk, unit, calls[:count], calls[count:], ends)
                 for used in session.model.multiplied_units(unit):
                     if used in left:
                         self._use(lanes, used)
                 left &= self._later
-                if not left:  # nobody needs to know what comes behind the last target
+                if ends:  # nobody needs to know what comes behind the last target
                     return
                 for lane, change in ((lanes.own, self._changed), (lanes.dense, unchanged)):
                     if lane:
@@ -183,7 +195,8 @@ class ForwardWalk:
         dense_weights = model.parameters(unit)
         # in the first stage nothing of this unit is pruned yet, but what it borrows may be
         borrows = len(model.multiplied_units(unit)) > 1
-        for stage, targets in enumerate(self._stages(lanes, unit, matrices)):
+        stages = self._stages(lanes, unit, matrices)
+        for stage, targets in enumerate(stages):
             if self._sink.has(unit, stage):
                 continue
             own_weights = dense_weights
@@ -191,7 +204,8 @@ class ForwardWalk:
                 model.release(unit)
                 model.load(unit, self._changed)
                 own_weights = model.parameters(unit)
-            gather = partial(self._gather_both, lanes, dense_weights, own_weights)
+            passing = stage == len(stages) - 1 and not lanes.ends
+            gather = partial(self._gather_both, lanes, dense_weights, own_weights, passing=passing)
             names = {target.name for target in targets}
             of_stage = {key: matrix for key, matrix in matrices.items() if key[0] in names}
             gathering = self._gathered(of_stage, self._needs, gather)
@@ -202,32 +216,63 @@ class ForwardWalk:
 
     def _gather(self, lanes: _Lanes, gathering: Gathering) -> None:
         """Gather statistics at a unit, which is loaded."""
+        gathering.begin()
         for call in lanes.own:
-            self._run(lanes, call, gathering.observe)
-            gathering.forget_last()
+            with lanes.walk.present(call):
+                self._observe(lanes, call, gathering.observe, gathering)
+                gathering.forget_last()
 
     def _gather_both(
-        self, lanes: _Lanes, dense_weights: Weights, own_weights: Weights, gathering: Gathering
-    ) -> None:
-        """Gather statistics at a unit, for which these weights are loaded, in both lanes."""
-        # sample by sample in both lanes, so that the dense inputs of one sample are held
-        for own_call, dense_call in zip(lanes.own, lanes.dense, strict=True):
-            self._session.model.place(dense_weights)
-            self._run(lanes, dense_call, gathering.observe_dense)
-            self._session.model.place(own_weights)
-            self._run(lanes, own_call, gathering.observe)
-            gathering.forget_last()
-
-    def _run(
         self,
         lanes: _Lanes,
-        call: Call,
-        observe: Callable[[ParameterMatrix, torch.Tensor], None],
+        dense_weights: Weights,
+        own_weights: Weights,
+        gathering: Gathering,
+        *,
+        passing: bool = False,
     ) -> None:
-        """Run a unit, which is loaded, on a sample, and have every product observed."""
+        """Gather statistics at a unit, for which these weights are loaded, in both lanes.
+
+        With `passing`, the dense lane goes on to the next unit.
+        """
+        model = self._session.model
+        if len(lanes.dense) < len(lanes.own):  # a second try, and the first one has let some go on
+            model.place(own_weights)
+            self._gather(lanes, gathering)
+            return
+        gathering.begin()
+        # sample by sample in both lanes, so that the dense inputs of one sample are held
+        for own_call, dense_call in zip(lanes.own, tuple(lanes.dense), strict=True):
+            # the activations of both: what a matrix is multiplied by may be what the unit was given
+            with lanes.walk.present(dense_call), lanes.walk.present(own_call):
+                model.place(dense_weights)
+                if passing:
+                    lanes.dense.remove(dense_call)
+                    self._pass_on(lanes, dense_call, gathering.observe_dense)
+                else:
+                    self._observe(lanes, dense_call, gathering.observe_dense, gathering)
+                model.place(own_weights)
+                self._observe(lanes, own_call, gathering.observe, gathering)
+                gathering.forget_last()
+
+    def _observe(self, lanes: _Lanes, call: Call, observe: Observe, gathering: Gathering) -> None:
+        """Run a unit on a sample, as far as there is something to observe.
+
+        The unit is loaded, and the sample's activations are in memory.
+        """
+        until = UntilAllObserved(observe, gathering.times_a_sample)
         weights = self._session.model.multiplied(lanes.unit)
-        with lanes.walk.present(call), ProductObserver(weights, observe):
-            self._session.output(lanes.walk, lanes.unit, call)
+        try:
+            with ProductObserver(weights, until):
+                self._session.output(lanes.walk, lanes.unit, call)
+        except AllObservedError:
+            self._session.check_finite(lanes.unit, call, until.last)
+
+    def _pass_on(self, lanes: _Lanes, call: Call, observe: Observe) -> None:
+        """Run a unit in the same way to its end, and let the sample go on with the output."""
+        with ProductObserver(self._session.model.multiplied(lanes.unit), observe):
+            output = self._session.output(lanes.walk, lanes.unit, call)
+        lanes.walk.pass_on(call, output)
 
     def _matrices(self, unit: str) -> Matrices:
         names = [target.name for target in self._units[unit]]
@@ -259,7 +304,7 @@ class ForwardWalk:
             gather(gathering)
         return gathering
 
-    def _stages(self, lanes: _Lanes, unit: str, matrices: Matrices) -> Iterator[list[Target]]:
+    def _stages(self, lanes: _Lanes, unit: str, matrices: Matrices) -> list[list[Target]]:
         """The targets of a unit, which is loaded, in the order in which a sample multiplies them.
 
         Those with the same inputs are one stage, as gate and up projections are, and so are those
@@ -267,8 +312,9 @@ class ForwardWalk:
         """
 
         def gather(gathering: Gathering) -> None:
-            self._run(lanes, lanes.own[0], gathering.observe)
-            gathering.forget_last()
+            with lanes.walk.present(lanes.own[0]):
+                self._observe(lanes, lanes.own[0], gathering.observe, gathering)
+                gathering.forget_last()
 
         gathering = self._gathered(matrices, frozenset(), gather)
         # one sample may not reach all experts: their place is that of others of the same kind
@@ -280,7 +326,7 @@ class ForwardWalk:
         for target in self._units[unit]:
             stage = order.get(_kind(matrices[target.name, 0]), len(order))  # not multiplied: last
             stages.setdefault(stage, []).append(target)
-        return (stages[stage] for stage in sorted(stages))
+        return [stages[stage] for stage in sorted(stages)]
 
 
 def _kind(matrix: ParameterMatrix) -> str:

@@ -3,7 +3,7 @@
 Up to a factor, H is the Hessian of the squared error of each output with respect to the weights of
 its row (SparseGPT, Frantar & Alistarh, arXiv 2301.00774).
 
-Shapes in names: C columns (inputs).
+Shapes in names: T tokens, C columns (inputs).
 """
 
 from __future__ import annotations
@@ -12,15 +12,45 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
-__all__ = ["DAMPING", "dead_columns", "factored"]
+__all__ = ["add_squares", "damping", "dead_columns", "factored", "mirror"]
 
-DAMPING = 0.01
+_DAMPING = 0.01
 """What is added to the diagonal, relative to its mean (SparseGPT's ``percdamp``)."""
 
 _GROWTH = 10.0
 """Factor of the damping where it was too little."""
+
+_LEAST_PART, _PARTS = 256, 8
+"""Columns in a part of H: at least the first number, and at most one part more than the second."""
+
+
+def add_squares(hessian_CC: torch.Tensor, x_TC: torch.Tensor) -> None:
+    """Add Σ_t x_t x_tᵀ to H, but for what lies above the parts on the diagonal.
+
+    H is symmetric, so that nearly half of it need not be computed; `mirror` fills it in.
+
+    Args:
+        hessian_CC: float32 [C, C]; changed.
+        x_TC: float32 [T, C].
+    """
+    for part in _parts(len(hessian_CC)):
+        hessian_CC[part.start :, part].addmm_(x_TC[:, part.start :].T, x_TC[:, part])
+
+
+def mirror(hessian_CC: torch.Tensor) -> None:
+    """Fill in, in place, what `add_squares` leaves out."""
+    for part in _parts(len(hessian_CC)):
+        hessian_CC[part, part.stop :] = hessian_CC[part.stop :, part].T
+
+
+def _parts(columns: int) -> Iterator[slice]:
+    step = max(_LEAST_PART, columns // _PARTS)
+    for start in range(0, columns, step):
+        yield slice(start, min(start + step, columns))
 
 
 def dead_columns(hessian_CC: torch.Tensor) -> torch.Tensor:
@@ -28,12 +58,17 @@ def dead_columns(hessian_CC: torch.Tensor) -> torch.Tensor:
     return hessian_CC.diagonal() == 0
 
 
+def damping(hessian_CC: torch.Tensor) -> float:
+    """λ: 1 % of the mean of H's diagonal, or 1 where all inputs were zero."""
+    mean = hessian_CC.diagonal().double().mean().item()
+    return _DAMPING * mean if mean > 0 else 1.0
+
+
 def factored(hessian_CC: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The Cholesky factor of H + λI, and λ.
 
-    λ is 1 % of the mean of H's diagonal. Where rounding leaves H + λI not positive definite, λ is
-    multiplied by ten until it is. Where all inputs were zero, λ is 1. Besides H, only the factor is
-    in memory: for 14,336 inputs, each takes 822 MB.
+    Where rounding leaves H + λI not positive definite, λ is multiplied by ten until it is. Besides
+    H, only the factor is in memory: for 14,336 inputs, each takes 822 MB.
 
     Args:
         hessian_CC: float32 [C, C], symmetric, finite; not changed.
@@ -47,16 +82,15 @@ def factored(hessian_CC: torch.Tensor) -> tuple[torch.Tensor, float]:
     """
     import torch
 
-    mean = hessian_CC.diagonal().double().mean().item()
     if not math.isfinite(hessian_CC.sum(dtype=torch.float64).item()):
         raise ValueError("the Hessian holds NaN or infinity")
-    damping = DAMPING * mean if mean > 0 else 1.0
+    added = damping(hessian_CC)
     # column-major, as LAPACK has it: torch factors such a matrix in place, without a copy
     lower_CC = torch.empty_like(hessian_CC, memory_format=torch.contiguous_format).mT
     failed = torch.empty((), dtype=torch.int32, device=hessian_CC.device)
     while True:
-        lower_CC.copy_(hessian_CC).diagonal().add_(damping)
+        lower_CC.copy_(hessian_CC).diagonal().add_(added)
         torch.linalg.cholesky_ex(lower_CC, out=(lower_CC, failed))
         if not failed.item():
-            return lower_CC, damping
-        damping *= _GROWTH
+            return lower_CC, added
+        added *= _GROWTH

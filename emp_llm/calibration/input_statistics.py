@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from emp_llm.calibration.hessian import add_squares, mirror
 from emp_llm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
     from emp_llm.calibration.parameter_map import ParameterMatrix
     from emp_llm.calibration.statistics import Need, Statistics
 
-__all__ = ["Gathering", "ProductObserver", "UnsharedInputsError"]
+__all__ = [
+    "AllObservedError",
+    "Gathering",
+    "ProductObserver",
+    "UnsharedInputsError",
+    "UntilAllObserved",
+]
 
 _TOKENS = 256
 """Tokens that are converted to float64 at a time."""
@@ -94,6 +101,45 @@ class ProductObserver(TorchDispatchMode):
             self._observe((name, matrix), x.reshape(-1, x.shape[-1]))
 
 
+class AllObservedError(BaseException):
+    """There is nothing more to observe. It is no `Exception`, so no model's code catches it."""
+
+
+class UntilAllObserved:
+    """Observes products, and ends the run of a sample before the last of them is computed.
+
+    Args:
+        observe: Called with each matrix and what it is multiplied by.
+        times: How often each matrix is multiplied; None if that is not known, and the sample runs
+            to the end.
+
+    Attributes:
+        last: What the last matrix was multiplied by.
+    """
+
+    def __init__(
+        self,
+        observe: Callable[[ParameterMatrix, torch.Tensor], None],
+        times: Counter[ParameterMatrix] | None,
+    ) -> None:
+        self.last: torch.Tensor | None = None
+        self._observe = observe
+        self._times = times
+        self._left = Counter(times)
+
+    def __call__(self, matrix: ParameterMatrix, x_TC: torch.Tensor) -> None:
+        """A matrix is multiplied by x_TC.
+
+        Raises:
+            AllObservedError: If it is the last one.
+        """
+        self._observe(matrix, x_TC)
+        self._left[matrix] -= 1
+        if self._times is not None and all(self._left[one] <= 0 for one in self._times):
+            self.last = x_TC
+            raise AllObservedError
+
+
 @dataclass
 class _Inputs:
     """Sums over the inputs x of one matrix, so far.
@@ -102,7 +148,7 @@ class _Inputs:
         tokens: How many inputs there were.
         squares_C: float64 [C], Σ x².
         sums_C: float64 [C], Σ x.
-        hessian_CC: float32 [C, C], Σ x xᵀ.
+        hessian_CC: float32 [C, C], Σ x xᵀ, as `add_squares` leaves it.
         cross_CC: float32 [C, C], Σ d xᵀ, where d is the input that the dense model has in place of
             x; None where that is not known for every x.
     """
@@ -132,7 +178,7 @@ class _Inputs:
             if self.hessian_CC is None:
                 self.hessian_CC = x_TC.new_zeros((columns, columns), dtype=torch.float32)
             single_TC = x_TC.float()
-            self.hessian_CC.addmm_(single_TC.T, single_TC)
+            add_squares(self.hessian_CC, single_TC)
             if dense_TC is None:
                 self.cross_CC = None
             elif first:
@@ -157,6 +203,10 @@ class Gathering:
         needs: Which statistics to gather.
         tokens: Tokens of a sample.
         shared: Whether matrices may share statistics.
+
+    Attributes:
+        times_a_sample: How often a sample multiplies each matrix, once the first one has shown it;
+            None if that one did not come to all of them, as to experts.
     """
 
     def __init__(
@@ -173,9 +223,15 @@ class Gathering:
         self._shared = shared
         self._inputs: dict[ParameterMatrix, _Inputs] = {}
         self._leaders: dict[ParameterMatrix, ParameterMatrix] = {}
+        self.times_a_sample: Counter[ParameterMatrix] | None = None
+        self._before: Counter[ParameterMatrix] | None = None
         self._times: Counter[ParameterMatrix] = Counter()
         self._last: tuple[ParameterMatrix, torch.Tensor, bool] | None = None
         self._dense: dict[ParameterMatrix, list[torch.Tensor]] = {}
+
+    def begin(self) -> None:
+        """All samples are about to come to the matrices, the first one first."""
+        self.times_a_sample, self._before = None, self._times.copy()
 
     def observe_dense(self, matrix: ParameterMatrix, dense_TC: torch.Tensor) -> None:
         """In the dense model, the matrix is multiplied by dense_TC; called before `observe`."""
@@ -231,6 +287,9 @@ class Gathering:
         """
         self._last = None
         self._dense.clear()
+        if self._before is not None:
+            times, self._before = self._times - self._before, None
+            self.times_a_sample = times if self._matrices <= times.keys() else None
         # a matrix that was multiplied more often than its leader, or less often, had other inputs
         if any(
             self._times[matrix] != self._times[leader] for matrix, leader in self._leaders.items()
@@ -272,6 +331,8 @@ class Gathering:
                     "products overflow float32: choose a criterion and repair that need none, such "
                     "as wanda without repair, or another text"
                 )
+        if inputs.hessian_CC is not None:
+            mirror(inputs.hessian_CC)
         return replace(
             known,
             tokens=inputs.tokens,

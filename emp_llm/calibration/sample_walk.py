@@ -218,7 +218,7 @@ class Walk:
         # one after the other: a sample's activations are put away before the next one starts
         for runner in self._runners:
             runner.proceed()
-            self._put_away(runner)
+            self._has_come(runner)
         while waiting := [runner for runner in self._runners if not runner.done]:
             names = {runner.unit for runner in waiting}
             if len(names) > 1 or len(waiting) < len(self._runners):
@@ -239,15 +239,25 @@ class Walk:
     @contextmanager
     def present(self, call: Call) -> Iterator[None]:
         """Within this ``with`` statement, a sample's activations are in memory."""
-        self.activations.bring_back(self._runners[call.sample])
+        runner = self._runners[call.sample]
+        self.activations.bring_back(runner)
         try:
             yield
         finally:
-            self._put_away(self._runners[call.sample])
+            if runner.call is call:
+                self._put_away(runner)
+            else:  # it was passed on
+                self._has_come(runner)
 
     def own_forward(self, unit: str) -> Callable[..., object]:
         """The forward of a unit itself, which does not stop."""
         return self._forwards[unit]
+
+    def _has_come(self, runner: _Runner) -> None:
+        """Put away what a sample has brought to a unit."""
+        # found anew each time: models fill caches, such as rotary tables, as they run
+        self.activations.exempt(_held(self._outside))
+        self._put_away(runner)
 
     def _put_away(self, runner: _Runner) -> None:
         if runner.call is not None:
@@ -258,8 +268,6 @@ class Walk:
                     f"{runner.unit}: the model makes data on the device of weights that are not in "
                     "memory then, so it cannot be calibrated: use the criterion magnitude"
                 )
-            # found anew each time: models fill caches, such as rotary tables, as they run
-            self.activations.exempt(_held(self._outside))
             self.activations.put_away(runner, tensors)
 
     def _stop_at(self, unit: str) -> Callable[..., object]:

@@ -193,13 +193,21 @@ class Session:
         """
         with torch.no_grad(), self.explaining():
             output = walk.own_forward(unit)(*call.args, **call.kwargs)
-        for tensor in tensors_of(output):
+        self.check_finite(unit, call, output)
+        return output
+
+    def check_finite(self, unit: str, call: Call, values: object) -> None:
+        """Refuse what a unit has computed for a sample if some of it is not finite.
+
+        Raises:
+            CheckpointError: If some of it is NaN or infinite.
+        """
+        for tensor in tensors_of(values):
             # found here, where it begins: later the whole model gives NaN
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 self._check_weights(unit)
                 where = self._where(call.sample % len(self.samples.ids_NL))
                 raise CheckpointError(f"{where}: {unit} gives NaN or infinity: {_OVERFLOW_REMEDY}")
-        return output
 
     def pass_on(
         self,

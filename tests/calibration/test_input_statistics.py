@@ -1,13 +1,21 @@
 """What a matrix is multiplied by, however the product is taken."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from emp_llm.calibration.input_statistics import Gathering, ProductObserver, UnsharedInputsError
+from emp_llm.calibration.hessian import add_squares, mirror
+from emp_llm.calibration.input_statistics import (
+    AllObservedError,
+    Gathering,
+    ProductObserver,
+    UnsharedInputsError,
+    UntilAllObserved,
+)
 from emp_llm.calibration.statistics import Statistics
 
 T, C, R = 5, 4, 6
@@ -85,3 +93,45 @@ def test_a_matrix_that_is_used_once_more_than_the_one_it_shares_with_parts_from_
         assert found.tokens == len(inputs)
         assert found.norms_C is not None
         assert found.norms_C.tolist() == pytest.approx(inputs.double().norm(dim=0).tolist())
+
+
+def test_a_sample_ends_at_the_last_product_that_is_observed_once_the_first_has_shown_it() -> None:
+    a_RC, b_RC, computed = weight(R, C), weight(R, C), list[str]()
+    gathering = Gathering({("a", 0)}, {"norms"}, T, shared=True)
+
+    def run() -> None:
+        for name, w_RC in (("a", a_RC), ("b", b_RC), ("a", a_RC), ("b", b_RC)):
+            linear(torch.ones(T, C), w_RC)
+            computed.append(name)
+
+    gathering.begin()
+    for _ in range(2):
+        until = UntilAllObserved(gathering.observe, gathering.times_a_sample)
+        with (
+            torch.no_grad(),
+            suppress(AllObservedError),
+            ProductObserver({"a": a_RC, "b": b_RC}, until),
+        ):
+            run()
+        gathering.forget_last()
+
+    assert computed == [*"abab", *"ab"]
+    assert gathering.statistics(("a", 0), Statistics(tensor="a")).tokens == 4 * T
+
+
+def test_a_sample_goes_to_its_end_where_the_first_has_not_come_to_all_matrices() -> None:
+    gathering = Gathering({("a", 0), ("b", 0)}, {"norms"}, T, shared=True)
+    gathering.begin()
+    gathering.observe(("a", 0), torch.ones(T, C))
+    gathering.forget_last()
+    assert gathering.times_a_sample is None
+
+
+@pytest.mark.parametrize("columns", [1, 255, 256, 257, 700, 2100])
+def test_a_hessian_is_computed_in_parts_and_mirrored(columns: int) -> None:
+    x_TC = torch.randint(-3, 4, (7, columns)).float()
+    hessian_CC = torch.zeros(columns, columns)
+    for some_TC in (x_TC[:3], x_TC[3:]):
+        add_squares(hessian_CC, some_TC)
+    mirror(hessian_CC)
+    assert torch.equal(hessian_CC, x_TC.T @ x_TC)

@@ -59,6 +59,19 @@ def test_every_run_gives_the_same_bytes_wherever_activations_wait(
     verify(tmp_path / "expected")
 
 
+def test_inputs_that_are_those_of_the_block_itself_may_wait_on_disk(
+    text: Path, tmp_path: Path
+) -> None:
+    # without a norm before them, attention's projections are multiplied by the block's own input
+    model = save_model(tmp_path / "opt", "opt", do_layer_norm_before=False)
+    for out, changes in {"expected": {}, "on disk": {"activation_memory": 0}}.items():
+        options = PruneOptions(
+            targets="all-linear", repair="obs", calibration=calibration(text, **changes)
+        )
+        prune(model, tmp_path / out, options)
+    assert files(tmp_path / "on disk") == files(tmp_path / "expected")
+
+
 @pytest.mark.parametrize(
     ("name", "mode"), [("taylor", torch.no_grad), ("obs", torch.inference_mode)]
 )
