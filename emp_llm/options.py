@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 from emp_llm.errors import OptionError
 from emp_llm.messages import encodable
 
 __all__ = [
     "NO_TARGETS",
+    "PRESETS",
     "CalibrationOptions",
     "CountBy",
     "Granularity",
     "OutputFormat",
+    "Preset",
     "PruneOptions",
     "Repair",
     "Rest",
@@ -32,11 +34,21 @@ OutputFormat = Literal["packed", "dense"]
 CountBy = Literal["criterion", "magnitude"]
 Repair = Literal["none", "obs", "bias"]
 Rest = Literal["packed", "plain"]
+Preset = Literal["paper", "repaired", "best"]
 
 NO_TARGETS: Final = "none"
 """The `targets` with which nothing is pruned: what `emp_llm.pack` does."""
 
+PRESETS: Final[Mapping[Preset, Mapping[str, Any]]] = {
+    "paper": {},
+    "repaired": {"criterion": "obs", "count_by": "magnitude", "repair": "obs"},
+    "best": {"criterion": "obs", "count_by": "magnitude", "repair": "obs", "recover": 100},
+}
+"""The options that docs/quality.md proves best together: without data, by a calibration, and with a
+short training after it."""
+
 _MOST_SAMPLES = 1 << 16
+_MOST_STEPS = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +127,10 @@ class PruneOptions:
             the scores of the ``criterion``, or the weights' ``magnitude``.
         repair: What is changed to restore the outputs of pruned layers: ``none``, ``obs`` (the
             kept weights) or ``bias`` (the biases).
-        calibration: The data, for a criterion, repair or search that needs any.
+        recover: For how many steps the pruned model is trained towards the logits of the dense
+            one, on samples of the data, 0 to 32,768: the kept weights, norms and biases. The whole
+            model has to fit in memory.
+        calibration: The data, for a criterion, repair, recovery or search that needs any.
         output_format: ``packed`` (smaller, exact) or ``dense`` (an ordinary checkpoint with
             zeros in it).
         rest: What becomes of the tensors that are not pruned where the others are packed:
@@ -139,6 +154,7 @@ class PruneOptions:
     criterion: str = "magnitude"
     count_by: CountBy = "criterion"
     repair: Repair = "none"
+    recover: int = 0
     calibration: CalibrationOptions | None = None
     output_format: OutputFormat = "packed"
     rest: Rest = "packed"
@@ -156,9 +172,30 @@ class PruneOptions:
         _check_choice("rest", self.rest, get_args(Rest))
         _check_choice("count-by", self.count_by, get_args(CountBy))
         _check_choice("repair", self.repair, get_args(Repair))
+        _check_steps(self.recover)
         _checked_pattern("targets", self.targets)
         object.__setattr__(self, "ignore", patterns("ignore", self.ignore))  # the class is frozen
         self._check_lossless()
+
+    @classmethod
+    def preset(cls, name: Preset, **options: object) -> Self:
+        """The options that are known to work best together, at three levels of effort.
+
+        Args:
+            name: ``paper`` (magnitudes alone, no data), ``repaired`` (scores and repair from data)
+                or ``best`` (and a short training after it).
+            **options: Others, and those to change.
+
+        Raises:
+            OptionError: If there is no such preset, or as when options are made.
+
+        >>> options = PruneOptions.preset("repaired", beta=0.8)
+        >>> options.criterion, options.count_by, options.repair, options.beta
+        ('obs', 'magnitude', 'obs', 0.8)
+        """
+        _check_choice("preset", name, get_args(Preset))
+        fields: dict[str, Any] = {**PRESETS[name], **options}
+        return cls(**fields)
 
     def _check_lossless(self) -> None:
         """Check that nothing is asked for that only pruning does, where nothing is pruned."""
@@ -166,7 +203,7 @@ class PruneOptions:
             return
         for name in (
             *("beta", "target_sparsity", "max_loss_increase", "granularity", "ignore"),
-            *("criterion", "count_by", "repair", "rest"),
+            *("criterion", "count_by", "repair", "recover", "rest"),
         ):
             value, usual = getattr(self, name), getattr(type(self), name)
             if value != usual:
@@ -202,7 +239,7 @@ def counts_magnitudes(options: PruneOptions) -> bool:
 
 def needs_masks(options: PruneOptions) -> bool:
     """Whether masks or weights depend on more than magnitudes, so that they are found first."""
-    return options.criterion != "magnitude" or options.repair != "none"
+    return options.criterion != "magnitude" or options.repair != "none" or options.recover > 0
 
 
 def packs_rest(options: PruneOptions) -> bool:
@@ -215,6 +252,14 @@ def _check_beta(beta: object) -> None:
         raise OptionError(
             f"beta is {beta}; it multiplies the number of weights to keep: "
             "give a finite number above 0, such as 1.0"
+        )
+
+
+def _check_steps(steps: object) -> None:
+    if type(steps) is not int or not 0 <= steps <= _MOST_STEPS:
+        raise OptionError(
+            f"recover is {steps!r}; it is for how many steps to train: give a whole number from 0 "
+            f"to {_MOST_STEPS}"
         )
 
 

@@ -25,6 +25,8 @@ __all__ = [
     "rule_part",
 ]
 
+_NOT_TEXTS = ("beta", "ignore", "recover")
+
 
 class SampleFields(TypedDict):
     """The samples that a calibration used.
@@ -76,6 +78,7 @@ class RuleFields(TypedDict):
     ignore: list[str]
     count_by: NotRequired[CountBy]
     repair: NotRequired[Repair]
+    recover: NotRequired[int]
     calibration: NotRequired[DataFields]
 
 
@@ -99,6 +102,8 @@ def rule_fields(options: PruneOptions, samples: SampleFields | None = None) -> R
         fields["count_by"] = options.count_by
     if options.repair != "none":
         fields["repair"] = options.repair
+    if options.recover:
+        fields["recover"] = options.recover
     if options.calibration is not None and needs_masks(options):
         fields["calibration"] = {**data_fields(options.calibration), **(samples or {})}
     return fields
@@ -141,7 +146,7 @@ def rule_options(where: object, fields: Mapping[str, object]) -> PruneOptions:
     rule: dict[str, Any] = rule_part(fields)
     rule.pop("calibration", None)
     ignore: list[Any] = rule["ignore"] if isinstance(rule["ignore"], list) else [None]
-    texts = [value for name, value in rule.items() if name not in ("beta", "ignore")] + ignore
+    texts = [value for name, value in rule.items() if name not in _NOT_TEXTS] + ignore
     if type(rule["beta"]) not in (int, float) or not all(isinstance(text, str) for text in texts):
         raise FormatError(
             f"{where}: states the rule {rule}, which this emp-llm cannot derive from the source; "

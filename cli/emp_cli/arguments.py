@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from emp_llm.options import CountBy, Granularity, Repair, Rest
+from emp_llm.options import CountBy, Granularity, Preset, Repair, Rest
 
 __all__ = [
     "Beta",
@@ -33,8 +33,10 @@ __all__ = [
     "Out",
     "Overwrite",
     "Png",
+    "PresetOption",
     "Private",
     "Protocol",
+    "Recover",
     "RepairOption",
     "RestOption",
     "Revision",
@@ -117,30 +119,52 @@ GranularityOption = Annotated[
     ),
 ]
 CountByOption = Annotated[
-    CountBy,
+    CountBy | None,
     typer.Option(
         "--count-by",
         metavar="criterion|magnitude",
-        help="Whether the effective number is that of the criterion's scores or of the magnitudes.",
+        help="Whether the effective number is that of the criterion's scores or of the magnitudes. "
+        "Default: criterion.",
         rich_help_panel=_HOW_MANY,
     ),
 ]
+PresetOption = Annotated[
+    Preset | None,
+    typer.Option(
+        "--preset",
+        metavar="paper|repaired|best",
+        help="What is best at three levels of effort: magnitudes alone; scores and repair from "
+        "data; and a short training after it. Options below change single parts. Default: "
+        "repaired if only --calibration is given, or else paper.",
+        rich_help_panel=_DATA,
+    ),
+]
 Criterion = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="NAME",
         help="How weights are ranked: magnitude, wanda, ria, taylor, obs or random, or by a class "
-        "of your own, module:Class.",
+        "of your own, module:Class. Default: magnitude.",
         rich_help_panel=_DATA,
     ),
 ]
 RepairOption = Annotated[
-    Repair,
+    Repair | None,
     typer.Option(
         "--repair",
         metavar="none|obs|bias",
         help="Bring the outputs of pruned layers back towards the dense ones: obs changes the "
-        "weights that stay, bias the biases.",
+        "weights that stay, bias the biases. Default: none.",
+        rich_help_panel=_DATA,
+    ),
+]
+Recover = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="STEPS",
+        help="Then train the weights that stay, norms and biases towards the dense model's "
+        "predictions. The whole model has to fit in memory. Default: 0.",
         rich_help_panel=_DATA,
     ),
 ]

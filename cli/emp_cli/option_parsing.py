@@ -1,12 +1,13 @@
 """Options of the command line as the library takes them; contradictions are wrong usage."""
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import typer
 
-from emp_llm.options import CalibrationOptions, PruneOptions
+from emp_llm.options import PRESETS, CalibrationOptions, Preset, PruneOptions
 
-__all__ = ["BetaFields", "beta_options", "calibration_options"]
+__all__ = ["BetaFields", "beta_options", "calibration_options", "preset_fields"]
 
 
 class BetaFields(TypedDict, total=False):
@@ -40,6 +41,27 @@ def beta_options(
         raise typer.BadParameter(
             f"{beta!r} is neither a number nor auto", param_hint="--beta"
         ) from error
+
+
+def preset_fields(
+    preset: Preset | None,
+    single: Mapping[str, object],
+    text: str | None,
+    max_loss_increase: float | None,
+) -> dict[str, Any]:
+    """Fields of PruneOptions that a preset stands for, with single options in their place.
+
+    Args:
+        preset: The preset; None if it is not given.
+        single: The options that a preset may set; None where they are not given.
+        text: The data; None if it is not given. With it, but neither preset nor other options that
+            use it, the preset is ``repaired``.
+        max_loss_increase: Another use of the data.
+    """
+    given = {name: value for name, value in single.items() if value is not None}
+    alone = text is not None and not given and max_loss_increase is None
+    usual: Preset = "repaired" if alone else "paper"
+    return {**PRESETS[preset or usual], **given}
 
 
 def calibration_options(

@@ -1,7 +1,8 @@
 """``emp-llm prune``."""
 
 import os
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +22,9 @@ from emp_cli.arguments import (
     NoSequential,
     Out,
     Overwrite,
+    PresetOption,
     Private,
+    Recover,
     RepairOption,
     RestOption,
     Revision,
@@ -33,10 +36,13 @@ from emp_cli.arguments import (
     TrustTokenizerCode,
 )
 from emp_cli.console import Clock, command, leads_team, print_json, shown_progress
-from emp_cli.option_parsing import beta_options, calibration_options
+from emp_cli.option_parsing import beta_options, calibration_options, preset_fields
 from emp_cli.push import send, show_sent
 from emp_llm.hub.address import read_address
 from emp_llm.options import OutputFormat, PruneOptions
+
+if TYPE_CHECKING:
+    from emp_llm.report.fields import Report
 
 __all__ = ["prune"]
 
@@ -49,9 +55,11 @@ def prune(
     target_sparsity: TargetSparsity = None,
     max_loss_increase: MaxLossIncrease = None,
     granularity: GranularityOption = "row",
-    count_by: CountByOption = "criterion",
-    criterion: Criterion = "magnitude",
-    repair: RepairOption = "none",
+    count_by: CountByOption = None,
+    preset: PresetOption = None,
+    criterion: Criterion = None,
+    repair: RepairOption = None,
+    recover: Recover = None,
     calibration: Calibration = None,
     samples: Samples = None,
     length: Length = None,
@@ -97,17 +105,16 @@ def prune(
         if push_to_hub == read_address(model)[0]:
             raise typer.BadParameter("is the model that is pruned", param_hint="--push-to-hub")
     clock = Clock()
+    single = {"criterion": criterion, "count_by": count_by, "repair": repair, "recover": recover}
     options = PruneOptions(
+        **preset_fields(preset, single, calibration, max_loss_increase),
         granularity=granularity,
         targets=targets,
         ignore=tuple(ignore or ()),
         output_format=output_format,
         rest=rest,
-        criterion=criterion,
-        count_by=count_by,
-        repair=repair,
         calibration=calibration_options(
-            criterion,
+            criterion or PruneOptions.criterion,
             calibration,
             seed,
             sequential=not no_sequential,
@@ -149,7 +156,14 @@ def prune(
             content["pushed"] = send(out, push_to_hub, private=private, revision=branch)
         print_json(content)
         return
+    _show(report, model, out, clock)
+    if push_to_hub is not None:
+        show_sent(send(out, push_to_hub, private=private, revision=branch))
+
+
+def _show(report: "Report", model: str, out: Path, clock: Clock) -> None:
     from emp_cli.tables import (
+        cost_lines,
         file_lines,
         found_lines,
         pruned_kinds,
@@ -165,8 +179,8 @@ def prune(
         typer.echo(line)
     typer.echo(totals_line(report))
     typer.echo(written_line(out, report, clock.seconds, clock.peak_bytes))
-    if push_to_hub is not None:
-        show_sent(send(out, push_to_hub, private=private, revision=branch))
+    for line in cost_lines(report, model, out):
+        typer.echo(line)
 
 
 def _open_repository(repo: str, branch: str | None, device: str, *, private: bool) -> str:

@@ -1,11 +1,13 @@
 """Numbers for people, in tables that fit 80 columns."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from emp_llm.messages import printable
-from emp_llm.report.prune_command import exact_beta
+from emp_llm.options import NO_TARGETS
+from emp_llm.report.prune_command import exact_beta, prune_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from emp_llm.report.fields import FileCount, Report, TargetTotals, Trial
 
 __all__ = [
+    "cost_lines",
     "count",
     "file_lines",
     "found_lines",
@@ -161,12 +164,31 @@ def found_lines(report: "Report") -> list[str]:
         )
     if rule.get("repair"):
         lines.append(f"repaired: {_REPAIRED[rule['repair']]} have changed")
+    if steps := rule.get("recover"):
+        lines.append(f"recovered: {steps} steps trained the weights that stay, norms and biases")
     if unreached := report.get("calibration", {}).get("without_tokens"):
         lines.append(f"ranked by magnitude, for no token reached them: {len(unreached)} matrices")
     if missing := report.get("missing"):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         lines.append(f"missing, so transformers initialises it: {missing[0]}{more}")
     return [printable(line) for line in lines]
+
+
+def cost_lines(report: "Report", model: str, out: "Path") -> list[str]:
+    """Lines that say what pruning without data costs, and name the command that repairs."""
+    rule = report["rule"]
+    repairs = rule.get("repair") or rule.get("recover")
+    if rule["criterion"] != "magnitude" or repairs or rule["targets"] == NO_TARGETS:
+        return []
+    words = prune_words(report, out=str(out), model=model)
+    words += ["--calibration", "wikitext2", "--overwrite"]
+    command = wrap(shlex.join(words), _COLUMNS - 4, break_long_words=False, break_on_hyphens=False)
+    return [
+        "Magnitude alone costs a real LLM much: SmolLM2-135M goes from perplexity 21.2",
+        "to 42.9, and with repair from data to 23.4. To repair:",
+        *(f"  {printable(line)} \\" for line in command[:-1]),
+        f"  {printable(command[-1])}",
+    ]
 
 
 def file_lines(
@@ -207,8 +229,6 @@ def _numbers(part: "TargetTotals") -> Row:
 
 def totals_line(report: "Report") -> str:
     """The sizes and the sparsity of the whole model, in one line."""
-    from emp_llm.options import NO_TARGETS
-
     model = report["totals"]["model"]
     sizes = (
         f"whole model: {size(model['bytes_before'])} → {size(model['bytes_after'])} "

@@ -29,7 +29,7 @@ def check_options(options: PruneOptions) -> None:
     if user is None and text is not None:
         raise OptionError(
             f"calibration {text!r} would not be used: criterion {options.criterion!r} without "
-            "repair needs no data; leave it out, or choose a criterion such as --criterion wanda"
+            "repair or recovery needs no data; leave it out, or give --repair obs as well"
         )
     if calibration is not None and user is not None:
         _check_all_known(options, calibration)
@@ -44,6 +44,8 @@ def _user_of_data(options: PruneOptions) -> str | None:
         return f"criterion {options.criterion!r}"
     if options.repair != "none":
         return f"repair {options.repair!r}"
+    if options.recover:
+        return "recover"
     if options.max_loss_increase is not None:
         return "max_loss_increase, for which β is searched,"
     return None

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from emp_llm.runtime.progress import SharedProgress
     from emp_llm.tensors.target import Target
 
-__all__ = ["Session", "recording"]
+__all__ = ["Session", "device_of", "recording"]
 
 _PREDICTING = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM")
 _OVERFLOW_REMEDY = "give a checkpoint whose dtype the model was trained in, or another text"
@@ -53,6 +53,7 @@ class Session:
         progress: Reports the walks through the model.
         files: The checkpoint's files.
         folder: Where activations wait that exceed the memory for them.
+        dtype: What the model computes in; by default that of the checkpoint.
 
     Attributes:
         options: The options of the calibration.
@@ -66,12 +67,17 @@ class Session:
     """
 
     def __init__(
-        self, plan: PruningPlan, progress: SharedProgress, files: OpenFiles, folder: Path
+        self,
+        plan: PruningPlan,
+        progress: SharedProgress,
+        files: OpenFiles,
+        folder: Path,
+        dtype: torch.dtype | None = None,
     ) -> None:
         options = plan.options.calibration
         if options is None or options.text is None:
             raise OptionError("criterion and repair need data: give a text to calibrate on")
-        self.device = _device(options.device)
+        self.device = device_of(options.device)
         self.options = options
         self._folder = folder
         self._config = plan.checkpoint.config
@@ -80,7 +86,7 @@ class Session:
         text = read_text(options.text, protocol="paper", part="train")
         source = plan.checkpoint.folder
         tokenizer = load_tokenizer(str(source), source, trust_remote_code=options.trust_remote_code)
-        self.model = StreamedModel(plan.checkpoint, files, self.device, self._targets)
+        self.model = StreamedModel(plan.checkpoint, files, self.device, self._targets, dtype)
         model = self.model.model
         with self.explaining():
             embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
@@ -236,6 +242,18 @@ class Session:
             self._to_come[unit] -= 1
             self._progress.advance(1)
 
+    def logits(self, sample: int) -> torch.Tensor:
+        """The logits of a sample, [L, V], of a model that is loaded whole.
+
+        Raises:
+            CheckpointError: If the model's code fails, or it predicts no next token.
+        """
+        self._check_predicts()
+        with self.explaining():
+            output = self.model.model(**self._inputs(sample), use_cache=False)
+            logits_LV: torch.Tensor = output.logits[0]
+            return logits_LV
+
     def loss(self, change: Change) -> float:
         """The mean loss of all samples in nats per token.
 
@@ -327,7 +345,8 @@ def recording() -> Iterator[None]:
         yield
 
 
-def _device(device: str) -> torch.device:
+def device_of(device: str) -> torch.device:
+    """The device that an option names; with ``auto`` the first GPU, if there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)

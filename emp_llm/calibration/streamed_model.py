@@ -54,6 +54,7 @@ class StreamedModel:
         files: Its files.
         device: Where weights are put.
         targets: Names of the tensors that are pruned.
+        dtype: What the model computes in; by default that of the checkpoint.
 
     Attributes:
         device: Where weights are put.
@@ -72,9 +73,10 @@ class StreamedModel:
         files: OpenFiles,
         device: torch.device,
         targets: Iterable[str],
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.device = device
-        self.dtype = compute_dtype(checkpoint)
+        self.dtype = dtype or compute_dtype(checkpoint)
         self._checkpoint = checkpoint
         self._loader = TensorLoader(checkpoint, files)
         shapes = {name: entry.shape for name, (_, entry) in checkpoint.tensors.items()}
@@ -136,6 +138,26 @@ class StreamedModel:
             self._set(source, self._meta[source])
         for name, parameter in self.module(unit).named_parameters(prefix=unit):
             if parameter.is_meta:
+                self._tie(name)
+
+    def load_whole(self, change: Change, only: Collection[str] | None = None) -> None:
+        """Put the weights of all units, and of what lies outside of them, in their place to stay.
+
+        Args:
+            change: Applied to each tensor that is read.
+            only: Parameters to load again, of a model that is loaded; None for all.
+
+        Raises:
+            CheckpointError: If they cannot be read, or some are missing.
+        """
+        self._loader.change = change
+        self._load(
+            name
+            for name, where in self.map.landings.items()
+            if only is None or not {where.name, *where.others}.isdisjoint(only)
+        )
+        for name in self._meta:
+            if name in self._tied or self.model.get_parameter(name).is_meta:
                 self._tie(name)
 
     def parameters(self, unit: str) -> Weights:

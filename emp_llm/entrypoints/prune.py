@@ -258,9 +258,13 @@ def _decide_masks(plan: PruningPlan, workers: Workers, journal: Journal) -> floa
         return plan.options.beta
 
     def decide() -> float:
-        from emp_llm.calibration.calibrate import calibrate
-
         with MaskStore(journal.masks) as store:
+            if plan.options.recover:
+                from emp_llm.recovery.recover import recover
+
+                return recover(plan, workers, store)
+            from emp_llm.calibration.calibrate import calibrate
+
             return calibrate(plan, workers, store)
 
     return workers.team.share(decide)

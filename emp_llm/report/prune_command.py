@@ -37,6 +37,7 @@ def prune_words(
         ("--criterion", rule["criterion"], default.criterion),
         ("--count-by", rule.get("count_by"), default.count_by),
         ("--repair", rule.get("repair"), default.repair),
+        ("--recover", rule.get("recover"), default.recover),
         ("--calibration", data.get("text"), None),
         ("--samples", data.get("samples"), usual_data.samples),
         ("--length", data.get("length"), usual_data.length),

@@ -154,8 +154,10 @@ class SourceComparison:
             _kind(check.entry.dtype, check.entry.shape),
             _kind(entry.dtype, entry.shape),
         )
-        # of tensors that are not pruned, repair changes biases only
-        check.repaired = check.name.endswith("bias") and self._is_repaired(check, "bias")
+        # of tensors that are not pruned, repair changes biases only, and recovery norms as well
+        is_vector = self.plan.options.recover > 0 and len(check.entry.shape) == 1
+        may_change = is_vector or check.name.endswith("bias")
+        check.repaired = may_change and self._is_repaired(check, "bias")
         if check.repaired:
             yield from check.pieces()
         else:
@@ -190,7 +192,7 @@ class SourceComparison:
 
     def _is_repaired(self, check: TensorCheck, by: Repair) -> bool:
         """Whether a tensor has other weights than the source by the report, or may without one."""
-        repairs = self.plan.options.repair == by
+        repairs = self.plan.options.repair == by or self.plan.options.recover > 0
         if check.fields is None:
             return repairs
         repaired = check.fields.get("repaired") is True

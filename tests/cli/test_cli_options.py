@@ -1,6 +1,7 @@
 """Options of the command line that find β and take scores from data: what goes with what."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from emp_llm import OptionError, PruneOptions, inspect, prune
 from emp_llm.calibration.option_checks import check_options
-from emp_llm.options import CalibrationOptions
+from emp_llm.options import PRESETS, CalibrationOptions
 
 PRUNE = ("prune", "model", "--out", "out")
 
@@ -40,6 +41,8 @@ def run(*arguments: object) -> Result:
         "--calibration wikitext2 --samples 0",
         "--calibration wikitext2 --length 1",
         "--calibration wikitext2 --seed -1",
+        "--calibration wikitext2 --recover -1",
+        "--preset worst",
     ],
 )
 def test_options_that_contradict_each_other_are_wrong_usage(arguments: str) -> None:
@@ -70,7 +73,11 @@ def test_the_option_that_lacks_its_companion_is_the_one_that_is_named(beta: str)
         ("--repair obs --criterion random", "repair 'obs' needs data: give a text"),
         ("--criterion wander", "criterion is 'wander'; choose one of magnitude, wanda,"),
         ("--criterion no_such_module:Mine", "no_such_module cannot be imported"),
-        ("--calibration wikitext2", "calibration 'wikitext2' would not be used"),
+        ("--calibration wikitext2 --preset paper", "calibration 'wikitext2' would not be used"),
+        ("--calibration wikitext2 --repair none", "calibration 'wikitext2' would not be used"),
+        ("--preset repaired", "criterion 'obs' needs data: give a text"),
+        ("--recover 3", "recover needs data: give a text"),
+        ("--recover 40000", "recover is 40000; it is for how many steps to train: give a whole"),
         ("--calibration wikitext2 --criterion random", "'wikitext2' would not be used"),
         ("--calibration wikitext2 --criterion wanda --device tpu", "device"),
         (
@@ -128,6 +135,7 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
     run(
         *(*PRUNE, "--beta", "auto", "--max-loss-increase", "1.5", "--criterion", "wanda"),
         *("--count-by", "magnitude", "--repair", "bias", "--calibration", "c4", "--samples", "9"),
+        *("--recover", "7"),
         *("--length", "64", "--seed", "5", "--no-sequential", "--device", "cpu"),
     )
     calibration = CalibrationOptions(
@@ -139,8 +147,58 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
         criterion="wanda",
         count_by="magnitude",
         repair="bias",
+        recover=7,
         calibration=calibration,
     )
+
+
+REPAIRED = {"criterion": "obs", "count_by": "magnitude", "repair": "obs"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", {}),
+        ("--preset paper", {}),
+        ("--calibration c4", REPAIRED),
+        ("--calibration c4 --preset repaired", REPAIRED),
+        ("--calibration c4 --preset best", {**REPAIRED, "recover": PRESETS["best"]["recover"]}),
+        ("--calibration c4 --preset best --recover 9", {**REPAIRED, "recover": 9}),
+        ("--calibration c4 --preset repaired --repair bias", {**REPAIRED, "repair": "bias"}),
+        ("--calibration c4 --preset best --recover 0", REPAIRED),
+        ("--calibration c4 --criterion wanda", {"criterion": "wanda"}),
+        ("--calibration c4 --recover 9", {"recover": 9}),
+        ("--calibration c4 --beta auto --max-loss-increase 1", {"max_loss_increase": 1.0}),
+    ],
+)
+def test_presets_stand_for_options_that_single_ones_override(
+    monkeypatch: pytest.MonkeyPatch, arguments: str, expected: dict[str, object]
+) -> None:
+    asked: dict[str, PruneOptions] = {}
+    monkeypatch.setattr("emp_llm.prune", lambda _model, _out, options, **_: asked.update(o=options))
+    with pytest.raises(TypeError):  # no report to be shown
+        run(*PRUNE, *arguments.split())
+    calibration = CalibrationOptions(text="c4") if "c4" in arguments else None
+    assert asked["o"] == PruneOptions(calibration=calibration, **expected)
+
+
+def test_pruning_by_magnitude_says_what_it_costs_and_names_the_command_that_repairs(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    told = run("prune", source, "--out", out, "--beta", 0.8).stdout
+    _, _, hint = told.partition("\nMagnitude alone costs")
+    command = hint.partition("To repair:\n")[2].replace(" \\\n", " ")
+    words = ["emp-llm", "prune", str(source), "--out", str(out), "--beta", "0.8"]
+    assert shlex.split(command) == [*words, "--calibration", "wikitext2", "--overwrite"]
+
+
+@pytest.mark.parametrize("arguments", ["--criterion random", "--targets none", "--json"])
+def test_there_is_no_such_hint_where_it_would_not_help(
+    source: Path, tmp_path: Path, arguments: str
+) -> None:
+    result = run("prune", source, "--out", tmp_path / "out", *arguments.split())
+    assert (result.exit_code, "To repair" in result.stdout) == (0, False)
 
 
 def test_a_seed_alone_goes_with_random_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +244,7 @@ def test_a_report_tells_what_was_tried_and_which_data_were_taken(
         "rule": {
             "beta": 0.875,
             "repair": "obs",
+            "recover": 100,
             "calibration": {
                 "text": "c4",
                 "samples": 9,
@@ -207,6 +266,7 @@ def test_a_report_tells_what_was_tried_and_which_data_were_taken(
         "found: --beta 0.875, with which 1,234 of 5,678 weights stay",
         "calibrated on c4: 9 × 64 tokens, seed 5, sequential",
         "repaired: the weights that stay have changed",
+        "recovered: 100 steps trained the weights that stay, norms and biases",
         "ranked by magnitude, for no token reached them: 2 matrices",
     ]
     search_table(report)

@@ -112,6 +112,7 @@ def test_the_command_makes_the_same_weights_again(
     [
         ("rule", {"count_by": "weight"}),
         ("rule", {"repair": 1}),
+        ("rule", {"recover": -1}),
         ("rule", {"calibration": {"seed": "x"}}),
         ("rule", {"calibration": {"seed": 1, "hash": 5}}),
         ("calibration", {"without_tokens": [1]}),

@@ -179,10 +179,17 @@ def _settings(report: Report) -> Iterator[str]:
             f"{before} blocks before it"
         )
     repaired = sum(fields.get("repaired", False) for fields in report["tensors"].values())
-    if repaired:
+    tensors = "1 tensor" if repaired == 1 else f"{repaired:,} tensors"
+    steps = rule.get("recover")
+    if repaired and rule.get("repair"):
         what = "biases" if rule.get("repair") == "bias" else "the weights that stay"
-        tensors = "1 tensor" if repaired == 1 else f"{repaired:,} tensors"
-        yield f"repair: {what} were adjusted to restore the outputs of pruned layers ({tensors})"
+        of = "" if steps else f" ({tensors})"
+        yield f"repair: {what} were adjusted to restore the outputs of pruned layers{of}"
+    if steps:
+        yield (
+            f"recovery: for {steps:,} steps, the weights that stay, norms and biases were trained "
+            f"towards the predictions of the dense model on the calibration text ({tensors})"
+        )
     unreached = (report.get("calibration") or {}).get("without_tokens", [])
     if unreached:
         matrices = "1 matrix" if len(unreached) == 1 else f"{len(unreached):,} matrices"
