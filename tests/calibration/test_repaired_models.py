@@ -1,5 +1,6 @@
 """What repair does to a model, and that every run of a calibration gives the same bytes."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from support.calibrated import (
 )
 from support.checkpoints import bits, load
 from support.streaming import load_whole
+
+from emp_llm.calibration.input_statistics import Gathering, UnsharedInputsError
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +98,31 @@ def test_bias_repair_restores_mean_outputs_by_biases_alone(
             means.append((x @ w + t[f"{layer}.bias"].double()).mean(0))
         assert (means[2] - means[0]).abs().max() < 1e-6
         assert (means[1] - means[0]).abs().max() > 1e-4
+
+
+def test_inputs_that_turn_out_not_to_be_shared_are_gathered_again_after_samples_have_gone_on(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"targets": "mlp", "repair": "obs"}
+    expected = pruned(models["llama"], tmp_path / "expected", text, options=options)
+    samples: Counter[Gathering] = Counter()
+    own = Gathering.forget_last
+
+    def found_wrong_at_the_second(gathering: Gathering) -> None:
+        samples[gathering] += 1
+        if gathering._shared and samples[gathering] == 2:
+            raise UnsharedInputsError
+        own(gathering)
+
+    monkeypatch.setattr(Gathering, "forget_last", found_wrong_at_the_second)
+    again = pruned(models["llama"], tmp_path / "again", text, options=options)
+
+    assert all(torch.equal(expected[name] != 0, again[name] != 0) for name in expected)
+    first = {name.rpartition("mlp.")[2]: name for name in expected if ".layers.0.mlp." in name}
+    for projection in ("gate_proj", "up_proj"):
+        name = first[f"{projection}.weight"]
+        assert torch.equal(expected[name], again[name])
+    # the dense model's inputs of a sample that has gone on are not known any more
+    down = first["down_proj.weight"]
+    difference = (expected[down] - again[down]).norm() / expected[down].norm()
+    assert 0 < difference < 0.5
