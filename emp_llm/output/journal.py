@@ -49,8 +49,12 @@ class Journal:
         return self._folder / _MASKS
 
     def masked_units(self) -> int:
-        """How many decoder blocks, and other units of the model, have their masks already."""
-        return count_stored(self.masks)
+        """How many decoder blocks, and other units of the model, have their masks already.
+
+        Masks whose weights are still to be changed lie in a folder inside.
+        """
+        inner = (path for path in self.masks.glob("*") if path.is_dir())
+        return max(map(count_stored, (self.masks, *inner)))
 
     def run(self) -> dict[str, Any] | None:
         """The description of the run in the folder; None where no journal was begun."""

@@ -15,6 +15,8 @@ from support.streaming import load_whole
 from torch.nn.functional import kl_div
 
 from emp_llm import OptionError, PruneOptions, prune, verify
+from emp_llm.calibration.target_pruner import TargetPruner
+from emp_llm.output.output_folder import STAGING_NAME
 from emp_llm.recovery import memory, training
 from emp_llm.recovery.training import relative_rate
 from emp_llm.report.prune_command import prune_words
@@ -187,6 +189,25 @@ def test_a_checkpoint_in_float16_is_trained_in_float32(text: Path, tmp_path: Pat
     assert {tensor.dtype for tensor in after.values()} == {torch.float16}
     assert any(bits(after[name]) != bits(before[name]) for name in after)
     assert nearer(source, tmp_path / "before", tmp_path / "after", "llama", text)
+
+
+def test_an_interrupted_training_leaves_the_masks_to_go_on_from(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, out = recovering(text), tmp_path / "out"
+    prune(models["llama"], tmp_path / "expected", options)
+    with monkeypatch.context() as patch:
+        patch.setattr("emp_llm.recovery.recover.train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prune(models["llama"], out, options)
+    assert list((out / STAGING_NAME).rglob("*.data"))
+    monkeypatch.setattr(TargetPruner, "prune", None)  # no target is pruned again
+    prune(models["llama"], out, options)
+    assert files(out) == files(tmp_path / "expected")
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_does_not_fit_in_memory_is_refused_before_any_work(
