@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emp_cli.arguments import (
+    Calibration,
     Context,
     Device,
     Dtype,
     Ignore,
     Json,
+    Length,
     Model,
     Protocol,
     Revision,
+    Samples,
     Targets,
     TrustRemoteCode,
 )
 from emp_cli.console import Clock, command, print_json, shown_progress
+from emp_cli.option_parsing import calibration_options
 
 if TYPE_CHECKING:
     from emp_llm.comparison.costs import Comparison, Cost
@@ -31,6 +35,10 @@ _NAMES = {
     "magnitude-layer": "uniform layers",
     "pq-index": "PQ index",
     "random": "random",
+    "wanda": "wanda",
+    "obs": "obs",
+    "emp-repaired": "EMP, repaired",
+    "obs-repaired": "obs, repaired",
 }
 
 
@@ -57,11 +65,17 @@ def compare(
     dtype: Dtype = "auto",
     device: Device = "auto",
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of the first random run.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Seed of the first random run, and of the calibration."
+        ),
     ] = 0,
     random_runs: Annotated[
         int, typer.Option(min=0, metavar="N", help="Random runs for each β; 0 for none.")
     ] = 3,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    length: Length = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Also draw the result.")
     ] = None,
@@ -69,13 +83,26 @@ def compare(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the perplexity of EMP, and of other ways to keep the same number of weights."""
+    """Measure the perplexity of EMP, and of other ways to keep the same number of weights.
+
+    With --calibration, also that of scores and repair from data.
+    """
     clock = Clock()
     multipliers = _numbers(betas)
     if plot is not None:
         from emp_llm.comparison.plot import check_plot
 
         check_plot(plot)
+    data = calibration_options(
+        "obs",
+        calibration,
+        None if calibration is None else seed,
+        sequential=True,
+        samples=samples,
+        length=length,
+        device=device,
+        trust_remote_code=trust_remote_code and calibration is not None,
+    )
     import emp_llm
     from emp_llm.texts.texts import read_text
 
@@ -92,6 +119,7 @@ def compare(
             device=device,
             seed=seed,
             random_runs=random_runs,
+            calibration=data,
             trust_remote_code=trust_remote_code,
             revision=revision,
             progress=progress,

@@ -56,15 +56,18 @@ class Bench:
             "dtype": dtype,
         }
 
-    def measure(self, label: str, pruning: EmpConfig | None = None) -> Perplexity:
+    def measure(
+        self, label: str, pruning: EmpConfig | None = None, found: Found | None = None
+    ) -> Perplexity:
         """The perplexity of the model.
 
         Args:
             label: What progress calls this measurement.
-            pruning: How to prune the model while it is loaded; None to leave it dense.
+            pruning: How to prune the model while it is loaded; None to leave it as it is.
+            found: Another model, made of this one; None for the model itself.
         """
         model, tokenizer = load_model(
-            self._found,
+            found or self._found,
             dtype=self._dtype,
             device=self._device,
             trust_remote_code=self._trust_remote_code,

@@ -8,12 +8,15 @@ from typing import Any, Literal, get_args
 from emp_llm.evaluation.perplexity import Perplexity
 from emp_llm.report.fields import SourceFields
 
-__all__ = ["CONTROLS", "Comparison", "Control", "Cost", "Method"]
+__all__ = ["CONTROLS", "WITH_DATA", "Comparison", "Control", "Cost", "Method", "WithData"]
 
 Control = Literal["magnitude-row", "magnitude-layer", "pq-index", "random"]
-Method = Literal["dense", "emp"] | Control
+WithData = Literal["wanda", "obs", "emp-repaired", "obs-repaired"]
+Method = Literal["dense", "emp"] | Control | WithData
 
 CONTROLS: tuple[Control, ...] = get_args(Control)
+WITH_DATA: tuple[WithData, ...] = get_args(WithData)
+"""EMP with scores or repair from data, or both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,8 @@ class Comparison:
     Attributes:
         source: Name and revision of the model.
         settings: The options that were given.
-        costs: The dense model's first, then for each β EMP's and those of its controls.
+        costs: The dense model's first, then for each β EMP's, those of its controls and those with
+            data.
     """
 
     source: SourceFields

@@ -18,6 +18,10 @@ _STYLES: dict[Method, tuple[str, str, str]] = {
     "magnitude-layer": ("magnitude, same share of every layer", "#009E73", "^"),
     "pq-index": ("PQ index (Diao et al. 2023)", "#CC79A7", "D"),
     "random": ("random", "#777777", "x"),
+    "wanda": ("scores of wanda", "#F0E442", "v"),
+    "obs": ("scores of obs", "#56B4E9", "P"),
+    "emp-repaired": ("EMP, repaired", "#E69F00", "*"),
+    "obs-repaired": ("scores of obs, repaired", "#000000", "X"),
 }
 
 

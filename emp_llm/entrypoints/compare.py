@@ -1,35 +1,41 @@
 """Compare: perplexity of EMP and of other ways to keep the same number of weights.
 
     dense → for each β: EMP → at the number of weights that EMP keeps: every control
+                            → with data: scores, repair, both
 
 One model is in memory at a time, with no second copy of its weights: each is loaded from the
 checkpoint and pruned tensor by tensor on the way, so every control starts from the same weights.
+With data, `prune` writes a folder, which is measured and deleted.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.comparison.bench import Bench
 from emp_llm.comparison.choices import Choices
 from emp_llm.comparison.control_model import ChoiceConfig
-from emp_llm.comparison.costs import CONTROLS, Comparison, Control, Cost, Method
+from emp_llm.comparison.costs import CONTROLS, WITH_DATA, Comparison, Control, Cost, Method
+from emp_llm.comparison.with_data import options_with_data
 from emp_llm.entrypoints.inspect import inspect
+from emp_llm.entrypoints.prune import prune
 from emp_llm.errors import OptionError
 from emp_llm.evaluation.found_model import find_model
 from emp_llm.evaluation.model_loading import Dtype, check_dtype
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.messages import encodable
-from emp_llm.options import PruneOptions, patterns
+from emp_llm.options import CalibrationOptions, PruneOptions, patterns
 from emp_llm.report.fields import Report
 from emp_llm.report.totals import pruned_tensors
 from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, Silent
 from emp_llm.tensors.target import Target
-from emp_llm.texts.texts import Protocol, Text, check_protocol
+from emp_llm.texts.texts import Protocol, Text, check_protocol, read_text
 
 __all__ = ["BETAS", "RANDOM_RUNS", "compare"]
 
@@ -50,6 +56,7 @@ def compare(
     device: str = "auto",
     seed: int = 0,
     random_runs: int = RANDOM_RUNS,
+    calibration: CalibrationOptions | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -64,6 +71,13 @@ def compare(
         pq-index          the largest of each row, as many as the PQ index of Diao et al. gives it
                           (see `emp_llm.comparison.pq_index`)
         random            random ones of each row, the same share of every row
+
+    With data, EMP's own counts are kept in every row:
+
+        wanda             those with the largest scores of `wanda`
+        obs               those with the largest scores of `obs`
+        emp-repaired      the largest, repaired
+        obs-repaired      those with the largest scores of `obs`, repaired: the preset ``repaired``
 
     The counts are whole numbers, and their sums agree to the last weight. A kept weight may be
     zero. Weights are ranked in the checkpoint's dtype, and cast after they are pruned.
@@ -88,6 +102,8 @@ def compare(
         device: ``auto`` (all GPUs there are, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
         seed: Seed of the first random run; each further run takes the next number.
         random_runs: How often to prune at random for each β; 0 to leave it out.
+        calibration: The data; None to leave out what needs it. Each method with data writes the
+            pruned model to the system's folder for temporary files, one at a time.
         trust_remote_code: Whether code that comes with the model's tokenizer or with the model may
             be run to load it. Which tensors are pruned is found without.
         revision: Branch, tag or commit of a model of the Hub.
@@ -99,7 +115,7 @@ def compare(
         OptionError: If an option is out of its range.
     """
     ignored = patterns("ignore", ignore)
-    _check(betas, seed, random_runs, dtype)
+    _check(betas, seed, random_runs, dtype, calibration)
     rules = [PruneOptions(beta=b, targets=targets, ignore=ignored) for b in betas]
     check_protocol(protocol)
     check_device(device)
@@ -122,6 +138,8 @@ def compare(
     costs = [_dense(bench, reports[0])]
     for rule, report in zip(rules, reports, strict=True):
         costs += _emp_and_controls(bench, rule, report, choices, seeds)
+        if calibration is not None:
+            costs += _with_data(bench, source.folder, rule, calibration, progress)
     return Comparison(
         source={
             "model": encodable(source.repo_id or source.folder.resolve().name),
@@ -134,12 +152,19 @@ def compare(
             "ignore": list(ignored),
             "seeds": list(seeds),
         }
+        | _described(calibration)
         | bench.settings,
         costs=costs,
     )
 
 
-def _check(betas: Sequence[float], seed: int, random_runs: int, dtype: str) -> None:
+def _check(
+    betas: Sequence[float],
+    seed: int,
+    random_runs: int,
+    dtype: str,
+    calibration: CalibrationOptions | None,
+) -> None:
     if not isinstance(betas, list | tuple):
         raise OptionError(f"betas is {betas!r}; give a list of numbers, such as [1.0]")
     if not betas or len(set(betas)) != len(betas):
@@ -148,6 +173,19 @@ def _check(betas: Sequence[float], seed: int, random_runs: int, dtype: str) -> N
         if number < 0:
             raise OptionError(f"{name} is {number}; give 0 or more")
     check_dtype(dtype)
+    if calibration is not None:
+        if calibration.text is None:
+            raise OptionError("calibration has no text; give one, such as wikitext2 or a file")
+        read_text(calibration.text, protocol="paper", part="train")  # hours before it is needed
+
+
+def _described(calibration: CalibrationOptions | None) -> dict[str, Any]:
+    """The data as settings for JSON; none where there is none."""
+    if calibration is None:
+        return {}
+    names = ("samples", "length", "seed", "sequential")
+    fields = {name: getattr(calibration, name) for name in names}
+    return {"calibration": {"text": encodable(Path(str(calibration.text)).name), **fields}}
 
 
 def _choices(folder: Path, report: Report, progress: Progress) -> Choices:
@@ -194,3 +232,25 @@ def _emp_and_controls(
             yield cost(name, control(name))
         elif seeds:
             yield cost(name, *(control(name, seed) for seed in seeds))
+
+
+def _with_data(
+    bench: Bench,
+    model: Path,
+    rule: PruneOptions,
+    calibration: CalibrationOptions,
+    progress: Progress,
+) -> Iterator[Cost]:
+    """The cost of EMP with scores and repair from data."""
+    for method in WITH_DATA:
+        with TemporaryDirectory(prefix="emp-llm-compare-") as folder:
+            options = options_with_data(method, rule, calibration)
+            totals = prune(model, folder, options, progress=progress)["totals"]["targets"]
+            found = find_model(folder, progress=progress)
+            yield Cost(
+                method=method,
+                beta=rule.beta,
+                weights=totals["weights"],
+                kept=totals["kept"],
+                runs=(bench.measure(f"{method}, β = {rule.beta:g}", found=found),),
+            )

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 import emp_llm
-from emp_llm import OptionError, OutputError, PruneOptions
-from emp_llm.comparison.costs import CONTROLS, Comparison, Cost
+from emp_llm import CalibrationOptions, OptionError, OutputError, PruneOptions
+from emp_llm.comparison.costs import CONTROLS, WITH_DATA, Comparison, Cost
 from emp_llm.comparison.plot import check_plot, save_plot
 from emp_llm.evaluation.perplexity import Perplexity, perplexity
 
@@ -133,6 +133,28 @@ def test_the_source_is_left_as_it_was(folder: Path) -> None:
     assert files(folder) == before
 
 
+def test_with_data_scores_and_repair_are_measured_as_prune_writes_them(
+    folder: Path, text: Path, tmp_path: Path
+) -> None:
+    data = CalibrationOptions(text=str(text), samples=3, length=16, seed=2)
+    found = emp_llm.compare(folder, TEXT, betas=[0.4], context=16, random_runs=0, calibration=data)
+    assert [cost.method for cost in found.costs[-5:]] == ["pq-index", *WITH_DATA]
+    assert {cost.kept for cost in found.costs[1:]} == {found.emp(0.4).kept}
+    assert found.settings["calibration"] == {
+        "text": "text.txt", "samples": 3, "length": 16, "seed": 2, "sequential": True
+    }  # fmt: skip
+    fields = {
+        "wanda": {"criterion": "wanda", "count_by": "magnitude"},
+        "obs-repaired": {"criterion": "obs", "count_by": "magnitude", "repair": "obs"},
+    }
+    for method, options in fields.items():
+        out = tmp_path / method
+        options = PruneOptions(beta=0.4, calibration=data, output_format="dense", **options)
+        emp_llm.prune(folder, out, options)
+        cost = next(cost for cost in found.costs if cost.method == method)
+        assert cost.perplexity == measured(out)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -148,6 +170,8 @@ def test_the_source_is_left_as_it_was(folder: Path) -> None:
         ({"device": "nowhere"}, "device is 'nowhere'"),
         ({"context": 65}, "context is 65; this model has 64 positions"),
         ({"protocol": "mine"}, "protocol is 'mine'"),
+        ({"calibration": CalibrationOptions()}, "calibration has no text"),
+        ({"calibration": CalibrationOptions(text="no.txt")}, "no.txt: there is no such file"),
     ],
 )
 def test_an_option_out_of_its_range_is_one_line(
@@ -188,6 +212,20 @@ def test_the_table_fits_80_columns_and_says_who_wins(
     assert f"EMP beats uniform rows at {worse} of 2 β" in lines
 
 
+def test_the_table_shows_what_data_brings(folder: Path, text: Path) -> None:
+    result = run(
+        folder, "--perplexity", text, "--betas", "0.4", "--context", 16, "--random-runs", 0,
+        "--calibration", text, "--samples", 2, "--length", 16,
+    )  # fmt: skip
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines() if "%" in line]
+    assert [row[:2] for row in rows[-3:]] == [
+        ["obs", rows[1][2]],
+        ["EMP,", "repaired"],
+        ["obs,", "repaired"],
+    ]
+
+
 def test_json_has_everything_and_is_alone_on_stdout(
     folder: Path, text: Path, found: Comparison
 ) -> None:
@@ -209,6 +247,7 @@ def test_json_has_everything_and_is_alone_on_stdout(
     [
         (["--betas", "one"], 2, "is not a list of numbers"),
         (["--random-runs", "-1"], 2, ""),
+        (["--samples", "3"], 2, "goes with --calibration only"),
         (["--plot", "costs.svg"], 1, "OptionError: plot is 'costs.svg'; give the name of a PNG"),
         (["--plot", "no/folder/costs.png"], 1, "OutputError: no/folder/costs.png: there is no"),
         (["--perplexity", "no.txt"], 1, "OptionError: no.txt: there is no such file"),
