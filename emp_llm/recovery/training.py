@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["SAMPLES_PER_STEP", "relative_rate", "train"]
 
 SAMPLES_PER_STEP = 2
-"""Samples whose gradients are added up for a step. At the same number of tokens, more steps help
-more than larger ones."""
+"""Samples whose gradients are added up for a step."""
 
-_RATE = 5e-4
+_RATE = 1e-3
 _WARM_UP = 0.05
 _SAVE_SECONDS = 120.0
 
@@ -36,7 +35,7 @@ def relative_rate(step: int, steps: int) -> float:
         steps: How many there are.
 
     >>> [round(relative_rate(step, 40) * 1e4, 2) for step in (1, 2, 21, 40)]
-    [2.5, 5.0, 2.6, 0.01]
+    [5.0, 10.0, 5.2, 0.02]
     """
     rise = max(1, round(_WARM_UP * steps))
     if step <= rise:
