@@ -34,7 +34,8 @@ __all__ = ["recover"]
 
 _PRUNED = "pruned"
 _VECTORS = "norms and biases"
-_DONE = "recovered"
+_WRITTEN = "recovered"
+"""Notes which units were written; last of all, so that with it a run has finished this step."""
 
 
 def recover(plan: PruningPlan, workers: Workers, store: MaskStore) -> float:
@@ -54,13 +55,15 @@ def recover(plan: PruningPlan, workers: Workers, store: MaskStore) -> float:
         OptionError: As there, or if the model and what its training needs do not fit in memory.
         OSError: If masks, weights or the state of the training cannot be written.
     """
+    written = store.notes.get(_WRITTEN, ())
+    done = bool(written) and all(map(store.has, written))
     with MaskStore(store.folder / _PRUNED) as pruned:
-        if not store.notes.get(_DONE):
+        if not done:
             check_memory(plan, _data(plan))
         beta = calibrate(plan, workers, pruned)
         for name, value in pruned.notes.items():
             store.note(name, value)
-        if not store.notes.get(_DONE):
+        if not done:
             _train(plan, workers, pruned, store)
     return beta
 
@@ -86,7 +89,7 @@ def _train(plan: PruningPlan, workers: Workers, pruned: MaskStore, store: MaskSt
                 _replace(writer, model, name, plan.checkpoint.tensors[name][1].dtype)
         if "calibration" not in store.notes:  # these are the only samples
             store.note("calibration", {**session.samples.description(), "seed": data.seed})
-    store.note(_DONE, value=True)
+    store.note(_WRITTEN, [*session.targets, _VECTORS])
     state.remove()
 
 

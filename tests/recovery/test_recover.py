@@ -206,6 +206,31 @@ def test_an_interrupted_training_leaves_the_masks_to_go_on_from(
     assert files(out) == files(tmp_path / "expected")
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_was_trained_is_used_again_if_it_is_whole(
+    models: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damaged: bool,
+) -> None:
+    options, out = recovering(text), tmp_path / "out"
+    prune(models["llama"], tmp_path / "expected", options)
+    with monkeypatch.context() as patch:
+        patch.setattr("emp_llm.entrypoints.prune._write_shards", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prune(models["llama"], out, options)
+    trained = next(iter(sorted((out / STAGING_NAME / ".masks").glob("*.data"))))
+    if damaged:
+        data = bytearray(trained.read_bytes())
+        data[-1] ^= 1
+        trained.write_bytes(data)
+    else:
+        monkeypatch.setattr("emp_llm.recovery.recover.train", None)
+    prune(models["llama"], out, options)
+    assert files(out) == files(tmp_path / "expected")
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
