@@ -44,9 +44,9 @@ def needed_bytes(plan: PruningPlan, tokens: int) -> int:
 
     Returns:
         Bytes of all weights; of the dense values, gradients and state of those that are trained;
-        and of the activations of one sample, which are estimated: what goes into each matrix and
-        comes out of it, of experts of one kind once. What comes out of an embedding counts four
-        times, for it may be the output head, too.
+        and of the activations of one sample, which are estimated: twice what goes into each matrix
+        and comes out of it, of experts of one kind once, and four times that of embeddings and the
+        output head.
     """
     item = training_dtype(plan.checkpoint).itemsize
     targets = {target.name for target in plan.all_targets}
@@ -59,7 +59,7 @@ def needed_bytes(plan: PruningPlan, tokens: int) -> int:
             trained += size
         if len(entry.shape) >= 2:
             kind = name if decision.block is None else re.sub(r"\d+", "", name)
-            numbers[decision.block, kind] = sum(entry.shape[-2:]) * (4 if not decision.block else 1)
+            numbers[decision.block, kind] = sum(entry.shape[-2:]) * (2 if decision.block else 4)
     state = trained * (2 * item + _STATE_BYTES)
     return weights * item + state + tokens * item * sum(numbers.values())
 
