@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emp_llm.calibration.hessian import damping
+from emp_llm.calibration.hessian import DAMPING, damping
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,8 @@ def repair_obs(
     keep_RC: torch.Tensor,
     hessian_CC: torch.Tensor,
     cross_CC: torch.Tensor | None = None,
+    *,
+    tokens: int,
 ) -> torch.Tensor:
     """Change the kept weights of a matrix so that its outputs come close to the dense model's.
 
@@ -30,10 +32,12 @@ def repair_obs(
 
         Σ_t (w · d_t - v · x_t)² + λ ‖w - v‖²,
 
-    where x_t is an input of the matrix in the pruned model, d_t the same input in the dense model,
-    and λ is 1 % of the mean of H's diagonal. Aiming at the outputs w · d_t of the dense model
-    compensates errors of the layers before as well: the target of GPTAQ (Li et al., arXiv
-    2504.02692). Without `cross_CC`, d_t is x_t.
+    where x_t is an input of the matrix in the pruned model, and d_t the same input in the dense
+    model. Aiming at the outputs w · d_t of the dense model compensates errors of the layers before
+    as well: the target of GPTAQ (Li et al., arXiv 2504.02692). Without `cross_CC`, d_t is x_t.
+
+    λ is the mean of H's diagonal times C / T, or 1 % of that mean if this is more: the fewer tokens
+    there are for each input, the more a fit follows these tokens and not the text.
 
     That is a system of the kept weights alone, (H + λI)_KK v_K = b_K, in every row (the optimal
     brain surgeon for a whole mask, Hassibi & Stork, 1992). 24 steps of conjugate gradients, for all
@@ -46,18 +50,19 @@ def repair_obs(
         keep_RC: bool [R, C], which weights stay.
         hessian_CC: float32 [C, C], H = Σ_t x_t x_tᵀ.
         cross_CC: float32 [C, C], Σ_t d_t x_tᵀ: rows belong to the dense inputs.
+        tokens: T, 1 or more.
 
     Returns:
         float32 [R, C], zero where a weight is pruned. Without `cross_CC`, a row that is kept whole
         stays as it is.
     """
     damped_CC = hessian_CC.clone()
-    damped_CC.diagonal().add_(damping(hessian_CC))
+    damped_CC.diagonal().add_(damping(hessian_CC, max(DAMPING, len(hessian_CC) / tokens)))
     start_RC = weight_RC * keep_RC
     # with D = Σ d xᵀ, b = w (D + λI) = w (H + λI) + w (D - H)
     residual_RC = (weight_RC - start_RC) @ damped_CC
     if cross_CC is not None:
-        residual_RC += weight_RC @ (cross_CC - hessian_CC)
+        residual_RC.addmm_(weight_RC, cross_CC - hessian_CC)
     return _refined(start_RC, residual_RC.mul_(keep_RC), keep_RC, damped_CC)
 
 

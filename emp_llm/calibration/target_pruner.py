@@ -123,7 +123,11 @@ class TargetPruner:
             if self._options.repair == "obs" and statistics.hessian_CC is not None:
                 keep_RC = _keep(mask.mask, weight_RC).bool()
                 repaired_RC = repair_obs(
-                    weight_RC, keep_RC, statistics.hessian_CC, statistics.cross_CC
+                    weight_RC,
+                    keep_RC,
+                    statistics.hessian_CC,
+                    statistics.cross_CC,
+                    tokens=statistics.tokens,
                 )
                 repaired = _stored_patterns(target, repaired_RC)
                 del keep_RC, repaired_RC

@@ -313,5 +313,5 @@ def test_a_repair_restores_the_outputs_of_all_uses(
         x, weights = inputs[id(model.get_parameter(tensor))], dense[tensor]
         keep = keep_mask(weights.abs())
         # nothing else is pruned, and the block is dense as long as it is used: x is the dense input
-        expected = repair_obs(weights, keep, (x.T @ x).float())
+        expected = repair_obs(weights, keep, (x.T @ x).float(), tokens=len(x))
         assert (left[tensor] - expected).abs().max() < 0.01 * weights.abs().max(), tensor
