@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # a process a core: more threads of torch's would only be in each other's way
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 ALL_CORES := --numprocesses auto --dist worksteal
-KERNEL_TESTS := $(addprefix tests/kernels/test_,$(addsuffix .py,counting histogram kernels masks sweep whole)) \
+KERNEL_TESTS := $(addprefix tests/kernels/test_,$(addsuffix .py,counting held_rows held_whole histogram kernels masks sweep whole)) \
 	tests/tensors/test_layout_choice.py
 # the tests of calibration that run models of transformers
 WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repaired_models scores shared_blocks walk))
