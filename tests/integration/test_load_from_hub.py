@@ -136,7 +136,7 @@ def test_a_damaged_shard_of_a_repository_is_named(hub: HubServer, pruned_model: 
 # Pushing
 
 
-@pytest.mark.parametrize("way", ["pruned", "unpacked"])
+@pytest.mark.parametrize("way", ["pruned", "unpacked", "kept"])
 @pytest.mark.parametrize("architecture", ["llama", "mixtral"])
 def test_a_model_is_pushed_packed_as_the_command_writes_it(
     upload_hub: UploadHub,
@@ -151,7 +151,8 @@ def test_a_model_is_pushed_packed_as_the_command_writes_it(
         source = tiny_model(architecture)
         model = load_model(architecture, source, quantization_config=EmpConfig())
     else:
-        model = load_model(architecture, packed)
+        keep = {"quantization_config": EmpConfig(keep_packed=True)} if way == "kept" else {}
+        model = load_model(architecture, packed, **keep)
     model.push_to_hub("me/pushed")
     for name, content in upload_hub.files("me/pushed").items():
         (tmp_path / name).write_bytes(content)
@@ -160,7 +161,8 @@ def test_a_model_is_pushed_packed_as_the_command_writes_it(
         json.loads((folder / "config.json").read_text()) for folder in (tmp_path, packed)
     )
     assert pushed["quantization_config"] == written["quantization_config"]
-    assert_same(AutoModelForCausalLM.from_pretrained("me/pushed"), model)
+    pulled = AutoModelForCausalLM.from_pretrained("me/pushed")
+    assert_same(pulled, densify(model) if way == "kept" else model)
     unpack("me/pushed", tmp_path / "dense")
     dense = pruned_model(architecture, output_format="dense")
     assert differing(load(tmp_path / "dense"), load(dense)) == []
