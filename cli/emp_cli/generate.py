@@ -100,7 +100,7 @@ def generate(
         progress = shown.enter_context(shown_progress())
         found = run(
             model,
-            sys.stdin.read() if prompt == "-" else prompt,
+            _text(prompt),
             options,
             against=against,
             revision=revision,
@@ -112,6 +112,14 @@ def generate(
         print_json(found.to_dict() | clock.to_dict())
     else:
         _show(found)
+
+
+def _text(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    if sys.stdin is None:
+        raise typer.BadParameter("is -, and stdin is closed: give the text", param_hint="PROMPT")
+    return sys.stdin.read()
 
 
 class _Printer:

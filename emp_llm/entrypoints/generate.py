@@ -58,8 +58,8 @@ def generate(
         The text of each model, and what it took.
 
     Raises:
-        OptionError: If there is no such device, a value is out of its range, or the prompt is empty
-            or too long for the model.
+        OptionError: If there is no such device, a value is out of its range, or the prompt is no
+            text, empty or too long for the model.
         CheckpointError: If a model cannot be loaded.
         HubError: If the Hub refuses a model.
         FormatError: If a packed folder is not as it was written.
@@ -71,6 +71,7 @@ def generate(
             f"temperature is {options.temperature}; texts that are drawn part by chance, so two "
             "models are compared without: leave it out"
         )
+    _check_prompt(prompt)
     check_device(options.device)
     found = find_model(model, revision=revision, progress=progress)
     if against is None:
@@ -85,3 +86,13 @@ def generate(
         model=generate_apart(found, prompt, options, listener),
         against=generate_apart(beside, prompt, replace(options, keep_packed=False), listener),
     )
+
+
+def _check_prompt(prompt: str) -> None:
+    """Refuse bytes that are no text; Python hands them on as single surrogates."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(
+            f"the prompt is not UTF-8 (at character {error.start + 1}): give it in UTF-8"
+        ) from error

@@ -72,6 +72,8 @@ class EmpConfig(QuantizationConfigMixin):
     ) -> None:
         if criterion != "magnitude":
             raise OptionError(f"criterion is {criterion!r}; while loading it must be 'magnitude'")
+        if not isinstance(keep_packed, bool):
+            raise OptionError(f"keep_packed is {keep_packed!r}; give True or False")
         self.quant_method = PRUNE_METHOD  # type: ignore[assignment]
         self.beta = beta
         self.granularity: Granularity = granularity
@@ -142,17 +144,24 @@ class PackedConfig(QuantizationConfigMixin):
             asked: What `from_pretrained` was given.
 
         Returns:
-            None if it does not ask for that, or for another rule than the checkpoint's.
+            None if it does not ask for that.
+
+        Raises:
+            OptionError: If it asks for another rule than the checkpoint's.
         """
+        if not asked.keep_packed:
+            return None
         default = EmpConfig()
         said = {**vars(self), "rest": "packed" if self.format_version == WHOLE_VERSION else "plain"}
-        fits = all(
-            value in (getattr(default, name), said.get(name))
-            for name, value in vars(asked).items()
-            if name not in ("quant_method", "keep_packed")
-        )
-        if not (asked.keep_packed and fits):
-            return None
+        for name, value in vars(asked).items():
+            if name in ("quant_method", "keep_packed"):
+                continue
+            if value not in (getattr(default, name), said.get(name)):
+                raise OptionError(
+                    f"EmpConfig: {name} is {value!r}, but the checkpoint is packed already, with "
+                    f"{said.get(name)!r}: leave {name} out, or load the dense model that it was "
+                    "made from"
+                )
         kept = copy(self)
         kept.keep_packed = True
         return kept

@@ -144,10 +144,7 @@ def _refuse_writing(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, 
             continue
         given = args[number] if number < len(args) else kwargs.get(argument.name)
         if isinstance(given, PackedWeight):
-            raise OptionError(
-                f"a weight that stays packed in memory cannot be changed, as "
-                f"{func.overloadpacket} would do: call emp_llm.densify(model) first"
-            )
+            raise _unchangeable(str(func.overloadpacket))
 
 
 def _took_over(target: Tensor, source: Tensor) -> bool:
@@ -190,6 +187,19 @@ def _set_requires_grad(weight: PackedWeight, requires_grad: bool = True) -> Pack
             "adapters on top of it, or call emp_llm.densify(model) first"
         )
     return weight
+
+
+def _set_data(weight: PackedWeight, data: Tensor) -> None:
+    """As when a state is loaded; torch would ignore it, and only say that the shape has changed."""
+    if not _took_over(weight, data):
+        raise _unchangeable(".data =")
+
+
+def _unchangeable(what: str) -> OptionError:
+    return OptionError(
+        f"a weight that stays packed in memory cannot be changed, as {what} would do: call "
+        "emp_llm.densify(model) first"
+    )
 
 
 def _storage(weight: PackedWeight) -> torch.UntypedStorage:
@@ -236,6 +246,7 @@ _SPECIAL: Final[dict[Callable[..., object], Callable[..., object]]] = {
     Tensor.share_memory_: _shared,
     Tensor.is_shared: _is_shared,
     Tensor.requires_grad_: _set_requires_grad,
+    vars(torch._C.TensorBase)["data"].__set__: _set_data,
     vars(torch._C.TensorBase)["requires_grad"].__set__: _set_requires_grad,
     torch._has_compatible_shallow_copy_type: _no_shallow_copy,
     Tensor.__repr__: _repr,

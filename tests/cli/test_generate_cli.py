@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from emp_cli.app import app
+from emp_cli.generate import _text
 from support.processes import start
 from support.word_models import known_model, save_words
 from typer.testing import CliRunner, Result
@@ -90,6 +92,12 @@ def test_it_says_where_texts_part(known: Path, tmp_path: Path) -> None:
 
 def test_a_prompt_is_read_from_stdin(known: Path) -> None:
     assert run(known, "-", given="the coal\n").stdout == "black\n"
+
+
+def test_a_prompt_from_a_closed_stdin_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(typer.BadParameter, match="is -, and stdin is closed: give the text"):
+        _text("-")
 
 
 def test_what_a_terminal_would_obey_is_escaped(known: Path) -> None:

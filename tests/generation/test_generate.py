@@ -1,6 +1,7 @@
 """Texts that a model generates: known ones, their end, what is refused, who hears them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,12 @@ def test_a_text_ends_at_the_last_position(known: Path) -> None:
     [
         ("the " * 32, r"32 tokens long; .*known has 32 positions: give a prompt of 31 tokens"),
         ("", "the prompt has no tokens"),
+        (os.fsdecode(b"caf\xe9"), r"the prompt is not UTF-8 \(at character 4\)"),
     ],
 )
-def test_a_prompt_too_long_or_empty_is_refused(known: Path, prompt: str, message: str) -> None:
+def test_a_prompt_too_long_or_empty_or_no_text_is_refused(
+    known: Path, prompt: str, message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
         generate(known, prompt)
 

@@ -14,6 +14,7 @@ from support.loading import DTYPES, load_model, logits, state
 from support.wide_models import WIDE, WideModel
 
 from emp_llm import EmpConfig, PruneOptions, densify, prune
+from emp_llm.errors import OptionError
 from emp_llm.integration import keeping
 from emp_llm.resident.weight import PackedWeight
 
@@ -154,7 +155,7 @@ def test_a_rule_may_be_left_out_or_be_that_of_the_checkpoint(
         model = load_model("llama", tmp_path / "packed", quantization_config=config)
         assert packed_names(model)
     other = EmpConfig(beta=0.25, keep_packed=True)
-    with pytest.raises(ValueError, match="leave quantization_config out"):
+    with pytest.raises(OptionError, match=r"beta is 0.25, .* packed already, with .*: leave beta"):
         load_model("llama", tmp_path / "packed", quantization_config=other)
 
 

@@ -92,6 +92,14 @@ def test_its_state_is_loaded_again(kept: Callable[..., Any]) -> None:
     assert torch.equal(logits(dense), logits(densify(other)))
 
 
+def test_its_vocabulary_is_resized_once_it_is_dense(kept: Callable[..., Any]) -> None:
+    model = kept()
+    rows = model.config.vocab_size + 8
+    with pytest.raises(OptionError, match="cannot be changed"):
+        model.resize_token_embeddings(rows)
+    assert densify(kept()).resize_token_embeddings(rows).weight.shape[0] == rows
+
+
 @PEFT_ASKS_AS_OLD_VERSIONS_DID
 @pytest.mark.parametrize(
     ("architecture", "targets"), [("llama", ["q_proj", "up_proj"]), ("gpt2", ["c_attn", "c_fc"])]

@@ -222,6 +222,17 @@ def test_it_cannot_be_written_to(write: Callable[[Tensor], object]) -> None:
         write(weight)
 
 
+def test_its_data_is_that_of_another_packed_weight_or_stays() -> None:
+    dense = dense_of("pruned", 24, 32)
+    parameter = torch.nn.Parameter(packed_of("pruned", dense), requires_grad=False)
+    for other in (torch.zeros(24, 32), packed_of("pruned", dense_of("pruned", 20, 32))):
+        with pytest.raises(OptionError, match=r"cannot be changed, as \.data = would"):
+            parameter.data = other
+    assert torch.equal(parameter.unpacked(), dense)
+    parameter.data = packed_of("pruned", -dense)
+    assert torch.equal(parameter.unpacked(), -dense)
+
+
 def test_it_cannot_be_trained() -> None:
     weight = packed_of("pruned", dense_of("pruned", 24, 32))
     parameter = torch.nn.Parameter(weight, requires_grad=False)
