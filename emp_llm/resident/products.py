@@ -19,8 +19,9 @@ __all__ = ["look_up", "multiply", "multiply_experts", "multiply_rows_by"]
 FEW_TOKENS: Final = 16
 """Tokens that packed rows are multiplied by; for more, rows are decoded and torch multiplies."""
 
-TILE_BYTES: Final = 1 << 20
-"""Bytes of the rows that are decoded at a time: they stay in a core's cache."""
+TILE_BYTES: Final = 8 << 20
+"""Bytes of the rows that are decoded at a time: they stay in the cache that cores share, and are
+enough for all threads to decode some and for torch to multiply well."""
 
 _LARGE_TILE_BYTES: Final = 64 << 20
 """The same on a GPU, and where sums over tiles are rounded: most weights are one tile."""
