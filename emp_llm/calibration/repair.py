@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bias_change", "repair_obs"]
 
+_PROPAGATION = 0.5
+"""Which share of the errors of the layers before is compensated."""
+
 _STEPS = 24
 """Steps of conjugate gradients: for inputs of LLMs, that many come within 1 % of the minimum."""
 
@@ -30,11 +33,13 @@ def repair_obs(
 
     For every row w, the result approximates the v that is zero for pruned weights and minimizes
 
-        Σ_t (w · d_t - v · x_t)² + λ ‖w - v‖²,
+        Σ_t (w · (d_t + x_t) / 2 - v · x_t)² + λ ‖w - v‖²,
 
     where x_t is an input of the matrix in the pruned model, and d_t the same input in the dense
     model. Aiming at the outputs w · d_t of the dense model compensates errors of the layers before
-    as well: the target of GPTAQ (Li et al., arXiv 2504.02692). Without `cross_CC`, d_t is x_t.
+    as well (GPTAQ, Li et al., arXiv 2504.02692), but follows the calibration text too closely: on
+    other text, half of the way is better (the propagation strength of QEP, Arai and Ichikawa, arXiv
+    2504.09629). Without `cross_CC`, d_t is x_t.
 
     λ is the mean of H's diagonal times C / T, or 1 % of that mean if this is more: the fewer tokens
     there are for each input, the more a fit follows these tokens and not the text.
@@ -59,10 +64,10 @@ def repair_obs(
     damped_CC = hessian_CC.clone()
     damped_CC.diagonal().add_(damping(hessian_CC, max(DAMPING, len(hessian_CC) / tokens)))
     start_RC = weight_RC * keep_RC
-    # with D = Σ d xᵀ, b = w (D + λI) = w (H + λI) + w (D - H)
+    # with D = Σ d xᵀ, b = w ((D + H) / 2 + λI) = w (H + λI) + w (D - H) / 2
     residual_RC = (weight_RC - start_RC) @ damped_CC
     if cross_CC is not None:
-        residual_RC.addmm_(weight_RC, cross_CC - hessian_CC)
+        residual_RC.addmm_(weight_RC, cross_CC - hessian_CC, alpha=_PROPAGATION)
     return _refined(start_RC, residual_RC.mul_(keep_RC), keep_RC, damped_CC)
 
 
