@@ -13,7 +13,7 @@ WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repai
 # even where the environment says not to: every process would compile it again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types unit kernels rest oldest architectures clean
+.PHONY: demo test lint types unit kernels rest oldest slow architectures clean
 
 demo: .venv/installed
 	$(BIN)/python demo/demo.py
@@ -41,6 +41,10 @@ rest: .venv/test-installed
 # What touches transformers and the Hub, once more on the oldest versions that are tested.
 oldest: .venv/oldest
 	PYTHONPATH=.venv/oldest $(PYTEST) $(ALL_CORES) tests/integration $(WALK_TESTS)
+
+# What takes long and rarely fails where the tests beside it pass; no part of `make test`.
+slow: .venv/test-installed
+	$(PYTEST) $(ALL_CORES) -m slow
 
 # A tiny model of each of transformers' classes, for half an hour or more; no part of the tests.
 architectures: .venv/test-installed

@@ -25,6 +25,7 @@ def small_case(dtype):
 
 
 @interpreter
+@pytest.mark.slow
 def test_interpreted_it_runs_to_its_end_and_writes_no_result(monkeypatch, tmp_path, capsys):
     out = tmp_path / "gpu.json"
     run(monkeypatch, "--quick", "--dtypes", "bf16", "fp32", "--json", str(out))

@@ -140,7 +140,9 @@ def test_zeros_are_not_held_where_they_cannot_be_lost(kept: Callable[..., Any]) 
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-@pytest.mark.parametrize("architecture", ["llama-tied", "mixtral"])
+@pytest.mark.parametrize(
+    "architecture", ["llama-tied", pytest.param("mixtral", marks=pytest.mark.slow)]
+)
 def test_it_compiles(kept: Callable[..., Any], architecture: str) -> None:
     torch._dynamo.reset()
     model = kept(architecture)

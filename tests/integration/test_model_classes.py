@@ -16,12 +16,17 @@ from emp_llm import EmpConfig
 CLASSES = [
     "AriaForConditionalGeneration",  # experts that lie [.., in, out]
     "Gemma3ForConditionalGeneration",  # three parts under other names than in the checkpoint
-    "JetMoeForCausalLM",  # experts in attention
-    "NllbMoeForConditionalGeneration",  # experts one by one, encoder and decoder
     "Wav2Vec2ForCTC",  # weight norm
-    "WhisperForConditionalGeneration",  # speech
     "XLNetLMHeadModel",  # attention in three dimensions, which is left as it is
     "Zamba2ForCausalLM",  # one decoder block at several places, and state space layers
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+            "JetMoeForCausalLM",  # experts in attention
+            "NllbMoeForConditionalGeneration",  # experts one by one, encoder and decoder
+            "WhisperForConditionalGeneration",  # speech
+        )
+    ),
 ]
 
 

@@ -16,6 +16,8 @@ import pytest
 from support import compiled_kernels
 from support.compiled_kernels import Compiled
 
+pytestmark = pytest.mark.slow
+
 LEAST_SHARED_MEMORY = 99 * 1024
 """Bytes that a program may have on the smallest GPUs that the kernels are for: sm_86 and sm_89."""
 

@@ -47,7 +47,8 @@ def prune_to(source: Path, out: Path, options: PruneOptions, overwrite: bool) ->
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        *((PruneOptions(), part) for part in range(4)),
+        (PruneOptions(), 0),
+        *(pytest.param(PruneOptions(), part, marks=pytest.mark.slow) for part in (1, 2, 3)),
         (PruneOptions(granularity="model", output_format="dense"), 0),
     ],
 )
@@ -72,7 +73,7 @@ def test_a_run_killed_at_any_step_looks_like_no_model_or_is_one_and_is_completed
     assert kept == {0, 1, 2, 3}  # every stage was hit
 
 
-@pytest.mark.parametrize("part", [1, 3])
+@pytest.mark.parametrize("part", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_overwrite_killed_at_any_step_leaves_the_older_model_or_none_and_is_completed(
     three: Path, tmp_path: Path, part: int
 ) -> None:

@@ -147,7 +147,9 @@ def recovering(text: Path, **options: object) -> PruneOptions:
     return PruneOptions(calibration=calibration(text), **asked)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("step", [38, 60, 76])
+@pytest.mark.parametrize(
+    "step", [60, *(pytest.param(step, marks=pytest.mark.slow) for step in (38, 76))]
+)
 def test_a_run_killed_anywhere_goes_on_to_the_same_bytes(
     models: dict[str, Path], text: Path, tmp_path: Path, step: int
 ) -> None:

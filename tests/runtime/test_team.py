@@ -107,9 +107,12 @@ def statuses(processes: list[Process]) -> list[int | None]:
 @pytest.mark.parametrize(
     ("granularity", "size"),
     [
-        *(("row", size) for size in (1, 3, 6)),
-        *(("layer", size) for size in (1, 2, 4)),
-        *(("model", size) for size in (2, 3, 6)),
+        ("row", 3),
+        ("layer", 2),
+        ("model", 6),
+        *(pytest.param("row", size, marks=pytest.mark.slow) for size in (1, 6)),
+        *(pytest.param("layer", size, marks=pytest.mark.slow) for size in (1, 4)),
+        *(pytest.param("model", size, marks=pytest.mark.slow) for size in (2, 3)),
     ],
 )
 def test_any_number_of_ranks_writes_the_same_bytes(
@@ -144,8 +147,15 @@ def test_ranks_that_share_a_gpu_write_the_same_bytes(
     assert files(tmp_path / "out") == files(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("step", [0, 2, 5])
-@pytest.mark.parametrize(("dead", "size"), [(0, 2), (1, 3)])
+@pytest.mark.parametrize(
+    ("dead", "size", "step"),
+    [
+        (0, 2, 2),
+        (1, 3, 5),
+        *(pytest.param(0, 2, step, marks=pytest.mark.slow) for step in (0, 5)),
+        *(pytest.param(1, 3, step, marks=pytest.mark.slow) for step in (0, 2)),
+    ],
+)
 def test_a_rank_that_is_killed_makes_the_others_stop_and_fewer_go_on(
     four: Path, tmp_path: Path, together: Together, dead: int, size: int, step: int
 ) -> None:
