@@ -76,6 +76,13 @@ def compare(
     calibration: Calibration = None,
     samples: Samples = None,
     length: Length = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Save each row when it is measured; the same command goes on from there.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Also draw the result.")
     ] = None,
@@ -122,12 +129,15 @@ def compare(
             calibration=data,
             trust_remote_code=trust_remote_code,
             revision=revision,
+            save=save,
             progress=progress,
         )
     if plot is not None:
         from emp_llm.comparison.plot import save_plot
 
         save_plot(found, plot)
+    if found.taken:
+        typer.echo(f"{found.taken} of {len(found.costs)} rows were in {save} already", err=True)
     if as_json:
         print_json(found.to_dict() | clock.to_dict())
         return
@@ -162,10 +172,14 @@ def _row(found: "Comparison", cost: "Cost") -> tuple[str, ...]:
         f"{cost.beta:g}" if leads else "",
         _NAMES[cost.method],
         f"{cost.sparsity:.2%}",
-        f"{cost.perplexity:,.2f}" + ("" if cost.deviation is None else f" ± {cost.deviation:,.2f}"),
+        " ± ".join(_number(n) for n in (cost.perplexity, cost.deviation) if n is not None),
         "" if cost.beta is None else _share(cost.above(found.dense)),
         "" if cost.beta is None or leads else _share(cost.above(found.emp(cost.beta))),
     )
+
+
+def _number(number: float) -> str:
+    return f"{number:,.2f}" if number < 1000 else f"{number:,.0f}"
 
 
 def _share(share: float) -> str:

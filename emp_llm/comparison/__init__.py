@@ -5,6 +5,7 @@ pq_index       the PQ index of Diao et al., as a count for each group
 control_model  a model loaded with the weights that a control keeps
 bench          one model in memory at a time, measured
 costs          the results, relative to the dense model and EMP
+saved          the rows of a comparison in a file, from which the same command goes on
 with_data      EMP with scores and repair from data
 choices        how many weights each control keeps of each group
 plot           a comparison as a figure

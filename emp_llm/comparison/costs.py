@@ -79,11 +79,13 @@ class Comparison:
         settings: The options that were given.
         costs: The dense model's first, then for each β EMP's, those of its controls and those with
             data.
+        taken: How many of the costs were not measured now, but by an earlier run that was saved.
     """
 
     source: SourceFields
     settings: Mapping[str, Any]
     costs: Sequence[Cost]
+    taken: int = 0
 
     @property
     def dense(self) -> Cost:

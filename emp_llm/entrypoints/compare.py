@@ -9,7 +9,8 @@ With data, `prune` writes a folder, which is measured and deleted.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,17 +20,27 @@ from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.comparison.bench import Bench
 from emp_llm.comparison.choices import Choices
 from emp_llm.comparison.control_model import ChoiceConfig
-from emp_llm.comparison.costs import CONTROLS, WITH_DATA, Comparison, Control, Cost, Method
+from emp_llm.comparison.costs import (
+    CONTROLS,
+    WITH_DATA,
+    Comparison,
+    Control,
+    Cost,
+    Method,
+    WithData,
+)
+from emp_llm.comparison.saved import Rows, content_of, describe_comparison
 from emp_llm.comparison.with_data import options_with_data
 from emp_llm.entrypoints.inspect import inspect
 from emp_llm.entrypoints.prune import prune
 from emp_llm.errors import OptionError
 from emp_llm.evaluation.found_model import find_model
 from emp_llm.evaluation.model_loading import Dtype, check_dtype
+from emp_llm.files.atomic import check_place
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.messages import encodable
 from emp_llm.options import CalibrationOptions, PruneOptions, patterns
-from emp_llm.report.fields import Report
+from emp_llm.report.fields import Report, SourceFields
 from emp_llm.report.totals import pruned_tensors
 from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count
@@ -59,6 +70,7 @@ def compare(
     calibration: CalibrationOptions | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    save: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Measure the perplexity of EMP, and of other ways to keep the same number of weights.
@@ -107,15 +119,20 @@ def compare(
         trust_remote_code: Whether code that comes with the model's tokenizer or with the model may
             be run to load it. Which tensors are pruned is found without.
         revision: Branch, tag or commit of a model of the Hub.
+        save: A JSON file that gets each row when it is measured. Rows that it has from an earlier
+            call with the same model, texts and options are not measured again.
         progress: Reports how far the work is.
 
     Raises:
         CheckpointError: If the model cannot be pruned.
         HubError: If it cannot be downloaded.
-        OptionError: If an option is out of its range.
+        OptionError: If an option is out of its range, or the file to save to holds anything else.
+        OutputError: If it cannot be written.
     """
     ignored = patterns("ignore", ignore)
     _check(betas, seed, random_runs, dtype, calibration)
+    if save is not None:
+        check_place(Path(save))
     rules = [PruneOptions(beta=b, targets=targets, ignore=ignored) for b in betas]
     check_protocol(protocol)
     check_device(device)
@@ -123,7 +140,6 @@ def compare(
     progress = progress or Silent()
     found = find_model(model, revision=revision, progress=progress)
     source = found.source
-    reports = [inspect(source.folder, rule, curve=False, progress=progress) for rule in rules]
     bench = Bench(
         found,
         text,
@@ -134,28 +150,36 @@ def compare(
         trust_remote_code=trust_remote_code,
         progress=progress,
     )
-    choices = _choices(source.folder, reports[0], progress)
-    costs = [_dense(bench, reports[0])]
-    for rule, report in zip(rules, reports, strict=True):
-        costs += _emp_and_controls(bench, rule, report, choices, seeds)
-        if calibration is not None:
-            costs += _with_data(bench, source.folder, rule, calibration, progress)
-    return Comparison(
-        source={
-            "model": encodable(source.repo_id or source.folder.resolve().name),
-            "revision": source.revision,
-        },
-        settings={
-            "betas": list(betas),
-            "granularity": "row",
-            "targets": targets,
-            "ignore": list(ignored),
-            "seeds": list(seeds),
-        }
-        | _described(calibration)
-        | bench.settings,
-        costs=costs,
-    )
+    name: SourceFields = {
+        "model": encodable(source.repo_id or source.folder.resolve().name),
+        "revision": source.revision,
+    }
+    settings = {
+        "betas": list(betas),
+        "granularity": "row",
+        "targets": targets,
+        "ignore": list(ignored),
+        "seeds": list(seeds),
+        **_described(calibration),
+        **bench.settings,
+    }
+    options = _depends_on(settings, text, calibration, device, trust_remote_code)
+    with Rows(
+        None if save is None else Path(save),
+        describe_comparison(source, name, options),
+        source=name,
+        settings=settings,
+    ) as rows:
+        if rows.found:
+            progress.begin("taken from an earlier run:", rows.found, "rows")
+        reports = [inspect(source.folder, rule, curve=False, progress=progress) for rule in rules]
+        choices = cache(partial(_choices, source.folder, reports[0], progress))
+        rows.add("dense", None, partial(_dense, bench, reports[0]))
+        for rule, report in zip(rules, reports, strict=True):
+            _add_emp_and_controls(rows, bench, rule, report, choices, seeds)
+            if calibration is not None:
+                _add_with_data(rows, bench, source.folder, rule, calibration, progress)
+    return rows.comparison
 
 
 def _check(
@@ -176,7 +200,30 @@ def _check(
     if calibration is not None:
         if calibration.text is None:
             raise OptionError("calibration has no text; give one, such as wikitext2 or a file")
-        read_text(calibration.text, protocol="paper", part="train")  # hours before it is needed
+        _calibration_text(calibration)  # hours before it is needed
+
+
+def _calibration_text(calibration: CalibrationOptions) -> str:
+    return read_text(str(calibration.text), protocol="paper", part="train").text
+
+
+def _depends_on(
+    settings: Mapping[str, Any],
+    text: str | Text,
+    calibration: CalibrationOptions | None,
+    device: str,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """The options that results depend on, with checksums of the texts."""
+    flat = {name: value for name, value in settings.items() if name != "calibration"}
+    flat |= {f"calibration {name}": of for name, of in settings.get("calibration", {}).items()}
+    if calibration is not None:
+        flat["content of the calibration text"] = content_of(_calibration_text(calibration))
+    return flat | {
+        "content of the text": content_of(text if isinstance(text, str) else text.text),
+        "device": device,
+        "trust_remote_code": trust_remote_code,
+    }
 
 
 def _described(calibration: CalibrationOptions | None) -> dict[str, Any]:
@@ -205,14 +252,23 @@ def _dense(bench: Bench, report: Report) -> Cost:
     return Cost(method="dense", beta=None, weights=weights, kept=weights, runs=(measured,))
 
 
-def _emp_and_controls(
-    bench: Bench, rule: PruneOptions, report: Report, choices: Choices, seeds: Sequence[int]
-) -> Iterator[Cost]:
-    """The cost of EMP and, at the number of weights that it keeps, those of the controls."""
+def _add_emp_and_controls(
+    rows: Rows,
+    bench: Bench,
+    rule: PruneOptions,
+    report: Report,
+    choices: Callable[[], Choices],
+    seeds: Sequence[int],
+) -> None:
+    """Add EMP and, at the number of weights that it keeps, the controls."""
     targets, ignore = rule.targets, rule.ignore
     totals = report["totals"]["targets"]
 
-    def cost(method: Method, *ways: EmpConfig) -> Cost:
+    def control(name: Control, seed: int | None = None) -> EmpConfig:
+        choice = choices().choose(name, totals["kept"], seed)
+        return ChoiceConfig(choice, targets=targets, ignore=ignore)
+
+    def cost(method: Method, ways: Iterable[EmpConfig]) -> Cost:
         runs = tuple(bench.measure(f"{method}, β = {rule.beta:g}", way) for way in ways)
         return Cost(
             method=method,
@@ -222,35 +278,39 @@ def _emp_and_controls(
             runs=runs,
         )
 
-    def control(name: Control, seed: int | None = None) -> EmpConfig:
-        choice = choices.choose(name, totals["kept"], seed)
-        return ChoiceConfig(choice, targets=targets, ignore=ignore)
+    def emp() -> Cost:
+        return cost("emp", [EmpConfig(beta=rule.beta, targets=targets, ignore=ignore)])
 
-    yield cost("emp", EmpConfig(beta=rule.beta, targets=targets, ignore=ignore))
+    rows.add("emp", rule.beta, emp)
     for name in CONTROLS:
-        if name != "random":
-            yield cost(name, control(name))
-        elif seeds:
-            yield cost(name, *(control(name, seed) for seed in seeds))
+        orders = seeds if name == "random" else [None]
+        if orders:
+            ways = (control(name, seed) for seed in orders)
+            rows.add(name, rule.beta, partial(cost, name, ways))
 
 
-def _with_data(
+def _add_with_data(
+    rows: Rows,
     bench: Bench,
     model: Path,
     rule: PruneOptions,
     calibration: CalibrationOptions,
     progress: Progress,
-) -> Iterator[Cost]:
-    """The cost of EMP with scores and repair from data."""
-    for method in WITH_DATA:
+) -> None:
+    """Add EMP with scores and repair from data."""
+
+    def cost(method: WithData) -> Cost:
         with TemporaryDirectory(prefix="emp-llm-compare-") as folder:
             options = options_with_data(method, rule, calibration)
             totals = prune(model, folder, options, progress=progress)["totals"]["targets"]
             found = find_model(folder, progress=progress)
-            yield Cost(
+            return Cost(
                 method=method,
                 beta=rule.beta,
                 weights=totals["weights"],
                 kept=totals["kept"],
                 runs=(bench.measure(f"{method}, β = {rule.beta:g}", found=found),),
             )
+
+    for method in WITH_DATA:
+        rows.add(method, rule.beta, partial(cost, method))

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 import emp_llm
 from emp_llm import CalibrationOptions, OptionError, OutputError, PruneOptions
-from emp_llm.comparison.costs import CONTROLS, WITH_DATA, Comparison, Cost
+from emp_llm.comparison.costs import CONTROLS, WITH_DATA, Comparison, Cost, Method
 from emp_llm.comparison.plot import check_plot, save_plot
 from emp_llm.evaluation.perplexity import Perplexity, perplexity
 
@@ -49,6 +49,22 @@ def found(folder: Path) -> Comparison:
 def text(tmp_path: Path) -> Path:
     (tmp_path / "text.txt").write_text(TEXT)
     return tmp_path / "text.txt"
+
+
+def cost(method: Method, beta: float | None, *perplexities: float) -> Cost:
+    """That of half of four weights."""
+    runs = tuple(
+        Perplexity(
+            perplexity=one,
+            nats_per_token=1.0,
+            bits_per_byte=1.0,
+            tokens=2,
+            context=2,
+            protocol="paper",
+        )
+        for one in perplexities
+    )
+    return Cost(method=method, beta=beta, weights=4, kept=2, runs=runs)
 
 
 def run(*arguments: object) -> Result:
@@ -226,6 +242,24 @@ def test_the_table_shows_what_data_brings(folder: Path, text: Path) -> None:
     ]
 
 
+def test_perplexities_past_all_use_fit_80_columns(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = [
+        *(cost("dense", None, 21.2), cost("emp", 0.75, 215.0)),
+        *(cost("magnitude-layer", 0.75, 999.0), cost("random", 0.75, 1e5, 9e5)),
+    ]
+    settings = {"text": "text.txt", "context": 2048, "protocol": "paper"}
+    found = Comparison(source={"model": "m", "revision": None}, settings=settings, costs=costs)
+    monkeypatch.setattr(emp_llm, "compare", lambda *_, **__: found)
+    lines = run("m", "--perplexity", text).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split() for line in lines if "50.00%" in line][2:] == [
+        ["uniform", "layers", "50.00%", "999.00", "×", "47", "+364.65%"],
+        ["random", "50.00%", "500,000", "±", "565,685", "×", "23,585", "×", "2,326"],
+    ]
+
+
 def test_json_has_everything_and_is_alone_on_stdout(
     folder: Path, text: Path, found: Comparison
 ) -> None:
@@ -305,17 +339,6 @@ def test_the_command_draws_it(folder: Path, text: Path, tmp_path: Path) -> None:
 
 def test_a_perplexity_past_all_numbers_is_drawn_as_well(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-
-    def cost(method: str, beta: float | None, figure: float) -> Cost:
-        run = Perplexity(
-            perplexity=figure,
-            nats_per_token=1.0,
-            bits_per_byte=1.0,
-            tokens=2,
-            context=2,
-            protocol="paper",
-        )
-        return Cost(method=method, beta=beta, weights=4, kept=2, runs=(run,))
 
     costs = [cost("dense", None, 5.0), cost("emp", 1.0, 6.0), cost("random", 1.0, math.inf)]
     comparison = Comparison(
