@@ -13,7 +13,7 @@ WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repai
 # even where the environment says not to: every process would compile it again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types unit kernels rest oldest slow architectures clean
+.PHONY: demo test lint types unit kernels rest oldest slow architectures peers clean
 
 demo: .venv/installed
 	$(BIN)/python demo/demo.py
@@ -50,6 +50,9 @@ slow: .venv/test-installed
 architectures: .venv/test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/check_architectures.py --jobs 2
 
+# Another pruner to compare with, for benchmarks/quality_table.py; no part of the tests.
+peers: .venv/peers/installed
+
 # torch first and by its exact pin: left to the resolver, a machine without a GPU pulls gigabytes of CUDA packages.
 .venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
@@ -67,6 +70,12 @@ architectures: .venv/test-installed
 .venv/oldest: oldest-transformers.txt .venv/test-installed
 	rm -rf $@
 	$(PIP) --no-deps --target $@ -r $<
+	touch $@
+
+.venv/peers/installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv/peers
+	.venv/peers/bin/pip install --quiet --disable-pip-version-check --no-compile "$$(grep '^torch==' $<)"
+	.venv/peers/bin/pip install --quiet --disable-pip-version-check --no-compile -r $<
 	touch $@
 
 clean:
