@@ -26,13 +26,14 @@ __all__ = [
     "needs_masks",
     "packs_rest",
     "patterns",
+    "ranks_magnitudes",
 ]
 
 
 Granularity = Literal["row", "layer", "model"]
 OutputFormat = Literal["packed", "dense"]
 CountBy = Literal["criterion", "magnitude"]
-Repair = Literal["none", "obs", "bias"]
+Repair = Literal["none", "obs", "swaps", "bias"]
 Rest = Literal["packed", "plain"]
 Preset = Literal["paper", "repaired", "best"]
 
@@ -41,8 +42,8 @@ NO_TARGETS: Final = "none"
 
 PRESETS: Final[Mapping[Preset, Mapping[str, Any]]] = {
     "paper": {},
-    "repaired": {"criterion": "obs", "count_by": "magnitude", "repair": "obs"},
-    "best": {"criterion": "obs", "count_by": "magnitude", "repair": "obs", "recover": 100},
+    "repaired": {"criterion": "obs", "count_by": "magnitude", "repair": "swaps"},
+    "best": {"criterion": "obs", "count_by": "magnitude", "repair": "swaps", "recover": 100},
 }
 """The options that docs/quality.md proves best together: without data, by a calibration, and with a
 short training after it."""
@@ -126,7 +127,8 @@ class PruneOptions:
         count_by: What the effective number, which sets how many weights stay, is computed from:
             the scores of the ``criterion``, or the weights' ``magnitude``.
         repair: What is changed to restore the outputs of pruned layers: ``none``, ``obs`` (the
-            kept weights) or ``bias`` (the biases).
+            kept weights), ``swaps`` (these, and which ones of a row are kept) or ``bias`` (the
+            biases).
         recover: For how many steps the pruned model is trained towards the logits of the dense
             one, on samples of the data, 0 to 32,768: the kept weights, norms and biases. The whole
             model has to fit in memory.
@@ -191,7 +193,7 @@ class PruneOptions:
 
         >>> options = PruneOptions.preset("repaired", beta=0.8)
         >>> options.criterion, options.count_by, options.repair, options.beta
-        ('obs', 'magnitude', 'obs', 0.8)
+        ('obs', 'magnitude', 'swaps', 0.8)
         """
         _check_choice("preset", name, get_args(Preset))
         fields: dict[str, Any] = {**PRESETS[name], **options}
@@ -235,6 +237,11 @@ def patterns(option: str, value: object) -> tuple[str, ...]:
 def counts_magnitudes(options: PruneOptions) -> bool:
     """Whether the effective number is that of magnitudes, so that it is known without data."""
     return "magnitude" in (options.criterion, options.count_by)
+
+
+def ranks_magnitudes(options: PruneOptions) -> bool:
+    """Whether those of the largest magnitude stay, so that masks are known without data."""
+    return options.criterion == "magnitude" and options.repair != "swaps"
 
 
 def needs_masks(options: PruneOptions) -> bool:

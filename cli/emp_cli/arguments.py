@@ -152,9 +152,9 @@ RepairOption = Annotated[
     Repair | None,
     typer.Option(
         "--repair",
-        metavar="none|obs|bias",
+        metavar="none|obs|swaps|bias",
         help="Bring the outputs of pruned layers back towards the dense ones: obs changes the "
-        "weights that stay, bias the biases. Default: none.",
+        "weights that stay, swaps also which ones of a row stay, bias the biases. Default: none.",
         rich_help_panel=_DATA,
     ),
 ]

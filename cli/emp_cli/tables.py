@@ -40,6 +40,7 @@ _LARGE = 10_000_000
 
 _REPAIRED = {
     "obs": "the weights that stay",
+    "swaps": "the weights that stay, and which ones of each row do,",
     "bias": "biases of pruned layers",
 }
 

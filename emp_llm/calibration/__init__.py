@@ -18,6 +18,7 @@ backward_walk       gradients of the loss, one decoder block at a time
 masks               the mask of one matrix from its scores, by the rule
 stored_scores       scores on disk, and the masks computed from all of them
 repair              kept weights and biases that restore a layer's outputs
+swaps               repair that exchanges kept and pruned weights as well
 target_pruner       prunes one target: scores, mask, repair
 sinks               what becomes of a decoder block's statistics: masks, or stored scores
 forward_walk        the walk on which decoder blocks are pruned as samples reach them

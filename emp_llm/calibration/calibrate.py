@@ -41,6 +41,7 @@ __all__ = ["Calibration", "calibrate", "needs_of"]
 _REPAIR_NEEDS: dict[str, frozenset[Need]] = {
     "none": frozenset(),
     "obs": frozenset({"hessian"}),
+    "swaps": frozenset({"hessian"}),
     "bias": frozenset({"means"}),
 }
 

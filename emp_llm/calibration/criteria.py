@@ -9,10 +9,10 @@ Shapes in names: R rows (outputs) and C columns (inputs) of a matrix, r some of 
 from __future__ import annotations
 
 import math
-import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from emp_llm.calibration.hessian import Worth
 from emp_llm.calibration.statistics import Need
 from emp_llm.errors import OptionError
 from emp_llm.messages import first_line
@@ -266,15 +266,11 @@ class Obs(Criterion):
     needs = frozenset({"hessian"})
 
     def __init__(self) -> None:
-        self._hessian: Callable[[], torch.Tensor | None] = lambda: None
+        self._worth = Worth()
 
     def scores(self, weight_RC: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """w_rc² / [H⁻¹]_cc."""
-        hessian_CC = _gathered(statistics.hessian_CC)
-        # the projections that share their inputs, as gate and up, come one after the other
-        if self._hessian() is not hessian_CC:
-            self._hessian, self._worth_C = weakref.ref(hessian_CC), _worth(hessian_CC)
-        worth_C = self._worth_C
+        worth_C = self._worth(_gathered(statistics.hessian_CC))
         return _in_float32(weight_RC, lambda _, size_rC: size_rC.square() * worth_C)
 
 
@@ -306,18 +302,6 @@ def _gathered(statistic: torch.Tensor | None) -> torch.Tensor:
     if statistic is None:
         raise AssertionError("a statistic that the criterion needs was not gathered")
     return statistic
-
-
-def _worth(hessian_CC: torch.Tensor) -> torch.Tensor:
-    """1 / [H⁻¹]_cc of each column, float64 [C]; 0 where the input was always zero."""
-    import torch
-
-    from emp_llm.calibration.hessian import dead_columns, factored
-
-    factor_CC, _ = factored(hessian_CC)
-    # the inverse takes the factor's place in memory
-    inverse_C = torch.cholesky_inverse(factor_CC, out=factor_CC).diagonal().double()
-    return torch.where(dead_columns(hessian_CC), 0.0, 1.0 / inverse_C)
 
 
 def _inverse(sums: torch.Tensor) -> torch.Tensor:

@@ -9,14 +9,15 @@ Shapes in names: T tokens, C columns (inputs).
 from __future__ import annotations
 
 import math
+import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import torch
 
-__all__ = ["DAMPING", "add_squares", "damping", "dead_columns", "factored", "mirror"]
+__all__ = ["DAMPING", "Worth", "add_squares", "damping", "dead_columns", "factored", "mirror"]
 
 DAMPING = 0.01
 """What is added to the diagonal, relative to its mean (SparseGPT's ``percdamp``)."""
@@ -94,3 +95,36 @@ def factored(hessian_CC: torch.Tensor) -> tuple[torch.Tensor, float]:
         if not failed.item():
             return lower_CC, added
         added *= _GROWTH
+
+
+class Worth:
+    """1 / [(H + λI)⁻¹]_cc of each column: by how much an error rises without w_c = 1.
+
+    Remembers those of the last Hessian: projections that share their inputs, as gate and up, come
+    one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._hessian: Callable[[], torch.Tensor | None] = lambda: None
+
+    def __call__(self, hessian_CC: torch.Tensor) -> torch.Tensor:
+        """Those of a Hessian, with `factored`'s damping.
+
+        Args:
+            hessian_CC: float32 [C, C], symmetric, finite; not changed.
+
+        Returns:
+            float64 [C]; 0 where the input was always zero.
+
+        Raises:
+            ValueError: If H is not finite.
+        """
+        import torch
+
+        if self._hessian() is not hessian_CC:
+            factor_CC, _ = factored(hessian_CC)
+            # the inverse takes the factor's place in memory
+            inverse_C = torch.cholesky_inverse(factor_CC, out=factor_CC).diagonal().double()
+            self._worth_C = torch.where(dead_columns(hessian_CC), 0.0, 1.0 / inverse_C)
+            self._hessian = weakref.ref(hessian_CC)
+        return self._worth_C

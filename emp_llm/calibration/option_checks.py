@@ -33,6 +33,7 @@ def check_options(options: PruneOptions) -> None:
         )
     if calibration is not None and user is not None:
         _check_all_known(options, calibration)
+        _check_swaps(options)
         from emp_llm.runtime.device_choice import check_device
 
         check_device(calibration.device)
@@ -77,3 +78,22 @@ def _check_all_known(options: PruneOptions, calibration: CalibrationOptions) -> 
             f"criterion {options.criterion!r} depend on the blocks that were pruned before: "
             f"{_WITHOUT_SEQUENTIAL}, or --count-by magnitude, which the weights alone decide"
         )
+
+
+def _check_swaps(options: PruneOptions) -> None:
+    """Refuse to swap weights whose scores are not known any more when they are repaired."""
+    if options.repair != "swaps":
+        return
+    if options.granularity == "model":
+        together = "granularity 'model'"
+    elif "gradient" in _needs(options.criterion):
+        together = f"criterion {options.criterion!r}"
+    elif options.target_sparsity is not None and not counts_magnitudes(options):
+        together = "target_sparsity"
+    else:
+        return
+    raise OptionError(
+        f"repair 'swaps' changes masks decoder block by decoder block, but {together} needs all of "
+        "them before the first repair: choose --repair obs"
+        + ("" if together != "target_sparsity" else ", or give --count-by magnitude")
+    )

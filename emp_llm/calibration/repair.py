@@ -5,6 +5,7 @@ Shapes in names: R rows (outputs) and C columns (inputs) of a matrix.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emp_llm.calibration.hessian import DAMPING, damping
@@ -12,7 +13,7 @@ from emp_llm.calibration.hessian import DAMPING, damping
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["bias_change", "repair_obs"]
+__all__ = ["LeastSquares", "bias_change", "repair_obs"]
 
 _PROPAGATION = 0.5
 """Which share of the errors of the layers before is compensated."""
@@ -21,17 +22,9 @@ _STEPS = 24
 """Steps of conjugate gradients: for inputs of LLMs, that many come within 1 % of the minimum."""
 
 
-def repair_obs(
-    weight_RC: torch.Tensor,
-    keep_RC: torch.Tensor,
-    hessian_CC: torch.Tensor,
-    cross_CC: torch.Tensor | None = None,
-    *,
-    tokens: int,
-) -> torch.Tensor:
-    """Change the kept weights of a matrix so that its outputs come close to the dense model's.
-
-    For every row w, the result approximates the v that is zero for pruned weights and minimizes
+@dataclass(frozen=True)
+class LeastSquares:
+    """What every row w of a matrix is to minimize by its kept weights v.
 
         Σ_t (w · (d_t + x_t) / 2 - v · x_t)² + λ ‖w - v‖²,
 
@@ -39,68 +32,123 @@ def repair_obs(
     model. Aiming at the outputs w · d_t of the dense model compensates errors of the layers before
     as well (GPTAQ, Li et al., arXiv 2504.02692), but follows the calibration text too closely: on
     other text, half of the way is better (the propagation strength of QEP, Arai and Ichikawa, arXiv
-    2504.09629). Without `cross_CC`, d_t is x_t.
-
-    λ is the mean of H's diagonal times C / T, or 1 % of that mean if this is more: the fewer tokens
-    there are for each input, the more a fit follows these tokens and not the text.
+    2504.09629).
 
     That is a system of the kept weights alone, (H + λI)_KK v_K = b_K, in every row (the optimal
-    brain surgeon for a whole mask, Hassibi & Stork, 1992). 24 steps of conjugate gradients, for all
-    rows together and preconditioned by the diagonal, begin at the dense weights under the mask.
-    Each step lessens the sum above; for inputs of LLMs it comes within 1 % of its minimum, where
-    SparseGPT's update (Frantar & Alistarh, arXiv 2301.00774) stays 37 to 130 % above it.
+    brain surgeon for a whole mask, Hassibi & Stork, 1992), with
+    b = w ((D + H) / 2 + λI) = w (H + λI) + w (D - H) / 2 and D = Σ_t d_t x_tᵀ.
+
+    Attributes:
+        weight_RC: float32 [R, C], the dense weights w.
+        damped_CC: float32 [C, C], H + λI, where H = Σ_t x_t x_tᵀ.
+        shift_RC: float32 [R, C], w (D - H) / 2; None if d_t is x_t.
+    """
+
+    weight_RC: torch.Tensor
+    damped_CC: torch.Tensor
+    shift_RC: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        weight_RC: torch.Tensor,
+        hessian_CC: torch.Tensor,
+        cross_CC: torch.Tensor | None = None,
+        *,
+        tokens: int,
+    ) -> LeastSquares:
+        """From the statistics of a matrix.
+
+        λ is the mean of H's diagonal times C / T, or 1 % of that mean if this is more: the fewer
+        tokens there are for each input, the more a fit follows these tokens and not the text.
+
+        Args:
+            weight_RC: float32 [R, C], the dense weights.
+            hessian_CC: float32 [C, C], H = Σ_t x_t x_tᵀ.
+            cross_CC: float32 [C, C], Σ_t d_t x_tᵀ: rows belong to the dense inputs. Without it, d_t
+                is x_t.
+            tokens: T, 1 or more.
+        """
+        damped_CC = hessian_CC.clone()
+        damped_CC.diagonal().add_(damping(hessian_CC, max(DAMPING, len(hessian_CC) / tokens)))
+        shift_RC = None
+        if cross_CC is not None:
+            shift_RC = (weight_RC @ (cross_CC - hessian_CC)).mul_(_PROPAGATION)
+        return cls(weight_RC, damped_CC, shift_RC)
+
+    def rows(self, some: slice) -> LeastSquares:
+        """Those of some rows."""
+        shift_RC = None if self.shift_RC is None else self.shift_RC[some]
+        return LeastSquares(self.weight_RC[some], self.damped_CC, shift_RC)
+
+    def gradient(self, solution_RC: torch.Tensor) -> torch.Tensor:
+        """B - v (H + λI), float32 [R, C]: minus half the gradient of the sums above."""
+        gradient_RC = (self.weight_RC - solution_RC) @ self.damped_CC
+        return gradient_RC if self.shift_RC is None else gradient_RC.add_(self.shift_RC)
+
+    def error(self, solution_RC: torch.Tensor, gradient_RC: torch.Tensor) -> torch.Tensor:
+        """The sum above of each row, float32 [R], but for a part that depends on w alone.
+
+        With u = w - v and s = w (D - H) / 2, it is u (H + λI) uᵀ + 2 u · s.
+
+        Args:
+            solution_RC: v.
+            gradient_RC: Its `gradient`, u (H + λI) + s.
+        """
+        if self.shift_RC is not None:
+            gradient_RC = gradient_RC + self.shift_RC
+        return ((self.weight_RC - solution_RC) * gradient_RC).sum(1)
+
+    def solved(
+        self, start_RC: torch.Tensor, keep_RC: torch.Tensor, steps: int = _STEPS
+    ) -> torch.Tensor:
+        """Steps of conjugate gradients (Hestenes & Stiefel, 1952), for each row its own.
+
+        Rows differ in which weights are kept. Multiplying by the whole matrix and masking the
+        result is the same as multiplying by the rows and columns of kept weights, as long as the
+        masked entries of steps and residuals are zero; so one product of matrices serves all rows.
+        Steps are preconditioned by the diagonal, and each one lessens a row's sum.
+
+        Args:
+            start_RC: float32 [R, C], where to start: zero where a weight is pruned.
+            keep_RC: bool [R, C], which weights stay.
+            steps: How many.
+
+        Returns:
+            float32 [R, C], zero where a weight is pruned.
+        """
+        solution_RC = start_RC.clone()
+        residual_RC = self.gradient(start_RC).mul_(keep_RC)
+        diagonal_C = self.damped_CC.diagonal()
+        step_RC = residual_RC / diagonal_C
+        product_R1 = (residual_RC * step_RC).sum(1, keepdim=True)
+        for _ in range(steps):
+            image_RC = (step_RC @ self.damped_CC).mul_(keep_RC)
+            length_R1 = _ratio(product_R1, (step_RC * image_RC).sum(1, keepdim=True))
+            solution_RC.addcmul_(length_R1, step_RC)
+            residual_RC.addcmul_(length_R1, image_RC, value=-1)
+            ahead_RC = residual_RC / diagonal_C
+            last_R1, product_R1 = product_R1, (residual_RC * ahead_RC).sum(1, keepdim=True)
+            step_RC = step_RC.mul_(_ratio(product_R1, last_R1)).add_(ahead_RC)
+        return solution_RC
+
+
+def repair_obs(squares: LeastSquares, keep_RC: torch.Tensor) -> torch.Tensor:
+    """Change the kept weights of a matrix so that its outputs come close to the dense model's.
+
+    24 steps of conjugate gradients begin at the dense weights under the mask. For inputs of LLMs
+    they come within 1 % of the minimum, where SparseGPT's update (Frantar & Alistarh, arXiv
+    2301.00774) stays 37 to 130 % above it.
 
     Args:
-        weight_RC: float32 [R, C], the dense weights.
+        squares: What each row is to minimize.
         keep_RC: bool [R, C], which weights stay.
-        hessian_CC: float32 [C, C], H = Σ_t x_t x_tᵀ.
-        cross_CC: float32 [C, C], Σ_t d_t x_tᵀ: rows belong to the dense inputs.
-        tokens: T, 1 or more.
 
     Returns:
-        float32 [R, C], zero where a weight is pruned. Without `cross_CC`, a row that is kept whole
-        stays as it is.
+        float32 [R, C], zero where a weight is pruned. Without dense inputs, a row that is kept
+        whole stays as it is.
     """
-    damped_CC = hessian_CC.clone()
-    damped_CC.diagonal().add_(damping(hessian_CC, max(DAMPING, len(hessian_CC) / tokens)))
-    start_RC = weight_RC * keep_RC
-    # with D = Σ d xᵀ, b = w ((D + H) / 2 + λI) = w (H + λI) + w (D - H) / 2
-    residual_RC = (weight_RC - start_RC) @ damped_CC
-    if cross_CC is not None:
-        residual_RC.addmm_(weight_RC, cross_CC - hessian_CC, alpha=_PROPAGATION)
-    return _refined(start_RC, residual_RC.mul_(keep_RC), keep_RC, damped_CC)
-
-
-def _refined(
-    solution_RC: torch.Tensor,
-    residual_RC: torch.Tensor,
-    keep_RC: torch.Tensor,
-    damped_CC: torch.Tensor,
-) -> torch.Tensor:
-    """Steps of conjugate gradients (Hestenes & Stiefel, 1952), each row with a system of its own.
-
-    Rows differ in which weights are kept. Multiplying by the whole matrix and masking the result
-    is the same as multiplying by the rows and columns of kept weights, as long as the masked
-    entries of steps and residuals are zero; so one product of matrices serves all rows.
-
-    Args:
-        solution_RC: Where to start; changed.
-        residual_RC: b - v (H + λI) at the start, masked; changed.
-        keep_RC: bool [R, C], which weights stay.
-        damped_CC: H + λI.
-    """
-    diagonal_C = damped_CC.diagonal()
-    step_RC = residual_RC / diagonal_C
-    product_R1 = (residual_RC * step_RC).sum(1, keepdim=True)
-    for _ in range(_STEPS):
-        image_RC = (step_RC @ damped_CC).mul_(keep_RC)
-        length_R1 = _ratio(product_R1, (step_RC * image_RC).sum(1, keepdim=True))
-        solution_RC.addcmul_(length_R1, step_RC)
-        residual_RC.addcmul_(length_R1, image_RC, value=-1)
-        ahead_RC = residual_RC / diagonal_C
-        last_R1, product_R1 = product_R1, (residual_RC * ahead_RC).sum(1, keepdim=True)
-        step_RC = step_RC.mul_(_ratio(product_R1, last_R1)).add_(ahead_RC)
-    return solution_RC
+    return squares.solved(squares.weight_RC * keep_RC, keep_RC)
 
 
 def _ratio(over_R1: torch.Tensor, under_R1: torch.Tensor) -> torch.Tensor:

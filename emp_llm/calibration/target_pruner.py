@@ -5,7 +5,7 @@ Shapes in names: R rows (outputs) and C columns (inputs) of a matrix.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +17,10 @@ from emp_kernels.rows import Workspace
 from emp_llm.calibration.criteria import score
 from emp_llm.calibration.criterion_registry import find_criterion
 from emp_llm.calibration.freed_memory import give_back
+from emp_llm.calibration.hessian import Worth
 from emp_llm.calibration.masks import mask_by_scores
-from emp_llm.calibration.repair import bias_change, repair_obs
+from emp_llm.calibration.repair import LeastSquares, bias_change, repair_obs
+from emp_llm.calibration.swaps import repair_by_swaps
 from emp_llm.tensors.geometry import RowBlock
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class TargetPruner:
         self._files = files
         self._device = device
         self._masks = masks
+        self._worth = Worth()
 
     def target_scores(
         self, target: Target, statistics_of: Callable[[int], Statistics]
@@ -119,18 +122,7 @@ class TargetPruner:
             patterns, weight_RC = self._read(target, matrix)
             statistics = statistics_of(matrix)
             mask = self._mask(target, matrix, patterns, weight_RC, statistics, unreached)
-            repaired = None
-            if self._options.repair == "obs" and statistics.hessian_CC is not None:
-                keep_RC = _keep(mask.mask, weight_RC).bool()
-                repaired_RC = repair_obs(
-                    weight_RC,
-                    keep_RC,
-                    statistics.hessian_CC,
-                    statistics.cross_CC,
-                    tokens=statistics.tokens,
-                )
-                repaired = _stored_patterns(target, repaired_RC)
-                del keep_RC, repaired_RC
+            mask, repaired = self._repaired(target, mask, weight_RC, statistics)
             writer.add(target.name, mask.mask, mask.stats, mask.groups, repaired)
             if bias is not None and statistics.means_C is not None:
                 self._repair_bias(writer, bias, weight_RC, mask.mask, statistics.means_C)
@@ -201,6 +193,34 @@ class TargetPruner:
         )
         groups = () if masked.group is None else (masked.group,)
         return _MatrixMask(masked.mask, masked.stats, groups)
+
+    def _repaired(
+        self, target: Target, mask: _MatrixMask, weight_RC: torch.Tensor, statistics: Statistics
+    ) -> tuple[_MatrixMask, Patterns | None]:
+        """The mask and the repaired weights of a matrix.
+
+        Where nothing is repaired, or the new weights would not be finite, the mask is the given one
+        and there are no weights.
+        """
+        hessian_CC, repair = statistics.hessian_CC, self._options.repair
+        if hessian_CC is None or repair not in ("obs", "swaps"):
+            return mask, None
+        squares = LeastSquares.of(
+            weight_RC, hessian_CC, statistics.cross_CC, tokens=statistics.tokens
+        )
+        keep_RC = _keep(mask.mask, weight_RC).bool()
+        if repair == "obs":
+            return mask, _stored_patterns(target, repair_obs(squares, keep_RC))
+        keep_RC, repaired_RC = repair_by_swaps(squares, keep_RC, self._worth(hessian_CC))
+        repaired = _stored_patterns(target, repaired_RC)
+        if repaired is None:
+            return mask, None
+        stats = mask.stats.copy()
+        scores_RC, _ = self._scores(weight_RC, statistics)
+        kept_R = torch.where(keep_RC, scores_RC, 0.0).sum(1, dtype=torch.float64)
+        stats[:, 2] = kept_R.cpu().numpy()
+        bits = np.packbits(keep_RC.cpu().numpy(), axis=1, bitorder="little")
+        return replace(mask, mask=bits, stats=stats), repaired
 
     def _repair_bias(
         self,

@@ -29,14 +29,16 @@ class StoredSelection(Selection):
 
     def __init__(self, options: PruneOptions, store: MaskStore) -> None:
         super().__init__(options.beta, {}, {})
-        # with count_by="magnitude", k is that of other values than the scores that are reported
-        self._by_score = options.criterion == "magnitude" or options.count_by == "criterion"
+        # with count_by="magnitude", k is that of other values than the scores that are reported;
+        # swaps keep others than those with the largest scores
+        by_score = options.criterion == "magnitude" or options.count_by == "criterion"
+        self._largest = by_score and options.repair != "swaps"
         self._store = store
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the bound holds: it does where the scores that are reported gave the counts."""
-        return super().is_bounded and self._by_score
+        """Whether the bound holds: where the largest of the scores that are reported are kept."""
+        return super().is_bounded and self._largest
 
     def groups_of(self, target: Target) -> Sequence[Group] | None:
         """The group of scores of each of a target's matrices; None where each row is a group."""

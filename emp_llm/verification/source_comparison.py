@@ -17,7 +17,7 @@ from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
 from emp_llm.files.checksum import COPY_BYTES
 from emp_llm.hub.source import Source
-from emp_llm.options import PruneOptions, Repair
+from emp_llm.options import PruneOptions, Repair, ranks_magnitudes
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.stages import select_targets
 from emp_llm.report.totals import compare_totals, mass_totals
@@ -176,7 +176,7 @@ class SourceComparison:
             for geometry in (check.geometry, target.geometry)
         )
         self._check_kind(check, here, there)
-        check.repaired = self._is_repaired(check, "obs")
+        check.repaired = self._is_repaired(check, "obs", "swaps")
         if self.selection is None:
             given = GivenTarget(target, file, self.plan.options, check, self.name)
             yield from given.pieces()
@@ -190,9 +190,9 @@ class SourceComparison:
         if here != there:
             raise check.fault(f"is {here}, in {self.name} it is {there}", NOT_OF_SOURCE)
 
-    def _is_repaired(self, check: TensorCheck, by: Repair) -> bool:
+    def _is_repaired(self, check: TensorCheck, *by: Repair) -> bool:
         """Whether a tensor has other weights than the source by the report, or may without one."""
-        repairs = self.plan.options.repair == by or self.plan.options.recover > 0
+        repairs = self.plan.options.repair in by or self.plan.options.recover > 0
         if check.fields is None:
             return repairs
         repaired = check.fields.get("repaired") is True
@@ -224,7 +224,7 @@ def compared_with(
     targets = {target.name: target for target in plan.all_targets}
     with source.files(checkpoint.shards) as files:
         selection = None
-        if options.criterion == "magnitude":
+        if ranks_magnitudes(options):
             if nbytes := passes(options) * plan.bytes_to_prune(checkpoint.shards):
                 workers.progress.begin("selecting", nbytes)
             selection = select_targets(plan, workers, list(targets.values()), files)

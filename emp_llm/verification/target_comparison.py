@@ -18,7 +18,7 @@ from emp_kernels.rows import Given, Patterns, PerRow, RowStatistics, Threshold, 
 
 from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
-from emp_llm.options import PruneOptions
+from emp_llm.options import PruneOptions, counts_magnitudes
 from emp_llm.pruning.target_job import TargetJob
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.selection.selection import Selection
@@ -165,7 +165,7 @@ class GivenTarget:
     ) -> None:
         self._target = target
         self._file = file
-        self._counted = options.count_by == "magnitude" and options.granularity == "row"
+        self._counted = counts_magnitudes(options) and options.granularity == "row"
         self._beta = options.beta
         self._check = check
         self._repaired = check.repaired

@@ -9,7 +9,8 @@ import torch
 
 from emp_llm import keep_mask
 from emp_llm.calibration.hessian import factored
-from emp_llm.calibration.repair import bias_change, repair_obs
+from emp_llm.calibration.repair import LeastSquares, bias_change
+from emp_llm.calibration.repair import repair_obs as repair
 
 R, C, T = 8, 150, 250
 
@@ -27,6 +28,12 @@ def inputs() -> torch.Tensor:
         C // 3, C, generator=generator
     )
     return shared + 2 * torch.randn(T, C, generator=generator)
+
+
+def repair_obs(
+    weight: torch.Tensor, keep: torch.Tensor, *statistics: torch.Tensor, tokens: int
+) -> torch.Tensor:
+    return repair(LeastSquares.of(weight, *statistics, tokens=tokens), keep)
 
 
 def squares(inputs: torch.Tensor) -> torch.Tensor:

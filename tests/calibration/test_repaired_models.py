@@ -1,5 +1,6 @@
 """What repair does to a model, and that every run of a calibration gives the same bytes."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,40 @@ def test_repair_keeps_the_masks_and_brings_outputs_nearer_to_the_dense_ones(
     assert sorted(set(dense) - set(changed)) == sorted(
         name for name in dense if bits(dense[name]) == bits(repaired[name])
     )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_swaps_keep_as_many_weights_of_each_row_and_bring_outputs_nearer_still(
+    models: dict[str, Path], text: Path, tmp_path: Path, architecture: str
+) -> None:
+    folder, ids = models[architecture], ids_of(text)
+    by = {
+        repair: pruned(
+            folder,
+            tmp_path / repair,
+            text,
+            options={"beta": 0.7, "repair": repair},
+            sequential=False,
+        )
+        for repair in ("obs", "swaps")
+    }
+    dense, whole = load(folder), load_whole(architecture, folder)
+    inputs = {f"{n}.weight": x for n, x in inputs_of(whole, lambda: run_on(whole, ids)).items()}
+    if architecture == "mixtral":
+        inputs |= expert_inputs(whole, ids, dense)
+    changed = [name for name in dense if bits(dense[name]) != bits(by["obs"][name])]
+    assert changed != []
+    told = json.loads((tmp_path / "swaps" / "emp_report.json").read_text())["tensors"]
+    for name in changed:
+        old, new = by["obs"][name], by["swaps"][name]
+        assert torch.equal((old != 0).sum(1), (new != 0).sum(1)), name
+        x = inputs[name]
+        before, after = ((x @ (weights - dense[name]).T).norm() for weights in (old, new))
+        assert after < before, name
+        size = dense[name].double().abs()
+        share = size[new != 0].sum() / size.sum()
+        assert told[name]["retained_mass"] == pytest.approx(float(share), rel=1e-5)
+        assert share < size[old != 0].sum() / size.sum(), name
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt"])

@@ -36,6 +36,7 @@ OPTIONS = {
     "wanda": {"criterion": "wanda"},
     "obs": {"criterion": "obs", "repair": "obs", "granularity": "layer"},
     "taylor": {"criterion": "taylor", "repair": "obs"},
+    "swaps": {"criterion": "obs", "count_by": "magnitude", "repair": "swaps"},
 }
 
 

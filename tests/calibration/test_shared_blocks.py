@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from emp_llm import PruneOptions, keep_mask, prune
 from emp_llm.calibration.criteria import Criterion
-from emp_llm.calibration.repair import repair_obs
+from emp_llm.calibration.repair import LeastSquares, repair_obs
 from emp_llm.calibration.sinks import MaskSink
 from emp_llm.calibration.statistics import Statistics
 
@@ -313,5 +313,6 @@ def test_a_repair_restores_the_outputs_of_all_uses(
         x, weights = inputs[id(model.get_parameter(tensor))], dense[tensor]
         keep = keep_mask(weights.abs())
         # nothing else is pruned, and the block is dense as long as it is used: x is the dense input
-        expected = repair_obs(weights, keep, (x.T @ x).float(), tokens=len(x))
+        squares = LeastSquares.of(weights, (x.T @ x).float(), tokens=len(x))
+        expected = repair_obs(squares, keep)
         assert (left[tensor] - expected).abs().max() < 0.01 * weights.abs().max(), tensor

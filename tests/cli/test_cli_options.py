@@ -85,6 +85,13 @@ def test_the_option_that_lacks_its_companion_is_the_one_that_is_named(beta: str)
             "(sequential=False), or --count-by magnitude",
         ),
         ("--calibration c4 --criterion ria --granularity model", "give --no-sequential"),
+        ("--calibration c4 --repair swaps --granularity model", "'model' needs all of them"),
+        ("--calibration c4 --repair swaps --criterion taylor", "'taylor' needs all of them"),
+        (
+            "--calibration c4 --repair swaps --criterion wanda --target-sparsity 0.5"
+            " --no-sequential --count-by criterion",
+            "--repair obs, or give --count-by magnitude",
+        ),
     ],
 )
 def test_what_cannot_be_done_ends_with_1_and_one_line(arguments: str, told: str) -> None:
@@ -106,6 +113,8 @@ def test_what_cannot_be_done_ends_with_1_and_one_line(arguments: str, told: str)
         ({"repair": "obs", "target_sparsity": 0.5}, True),
         ({"max_loss_increase": 1.0}, True),
         ({"criterion": "obs", "repair": "bias"}, True),
+        ({"criterion": "obs", "repair": "swaps", "granularity": "layer"}, True),
+        ({"repair": "swaps", "target_sparsity": 0.5}, True),
     ],
 )
 def test_what_can_be_done_with_data_is_let_pass(
@@ -152,7 +161,7 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
-REPAIRED = {"criterion": "obs", "count_by": "magnitude", "repair": "obs"}
+REPAIRED = {"criterion": "obs", "count_by": "magnitude", "repair": "swaps"}
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ class TestMasksFromData:
             ("gpt2", "criterion", "obs"),
             ("gpt-oss", "magnitude", "none"),
             ("gpt-oss", "magnitude", "obs"),
+            ("gpt-oss", "magnitude", "swaps"),
         ],
     )
     def test_what_prune_writes_is_accepted(
@@ -268,6 +269,19 @@ class TestRepairedMagnitudes:
         told = refusal(out, source)
         assert f"{UP!r} row 3 column {places[0]} is" in told
         assert "for the rule prunes it" in told
+
+    def test_swaps_are_masks_from_data_that_keep_as_many_as_the_rule(
+        self, source, tmp_path
+    ) -> None:
+        out, asked = tmp_path / "out", options_of(criterion="magnitude", repair="swaps")
+        report = prune(source, out, asked)
+        found = verify(out, against=source)
+        assert (found["masks_derived"], found["repaired_tensors"]) == (False, 3)
+        plain = prune(source, tmp_path / "plain", PruneOptions())
+        for name in (DOWN, GATE, UP):
+            told, usual = report["tensors"][name], plain["tensors"][name]
+            assert (told["kept"], told["n_eff_mean"]) == (usual["kept"], usual["n_eff_mean"])
+            assert told["retained_mass_bound"] is None
 
     def test_the_printed_line_says_how_many_tensors_are_repaired(self, source, tmp_path) -> None:
         prune(source, tmp_path / "out", options_of(criterion="magnitude", repair="obs"))

@@ -182,9 +182,8 @@ def _settings(report: Report) -> Iterator[str]:
     tensors = "1 tensor" if repaired == 1 else f"{repaired:,} tensors"
     steps = rule.get("recover")
     if repaired and rule.get("repair"):
-        what = "biases" if rule.get("repair") == "bias" else "the weights that stay"
         of = "" if steps else f" ({tensors})"
-        yield f"repair: {what} were adjusted to restore the outputs of pruned layers{of}"
+        yield f"repair: {_REPAIRED[rule['repair']]} to restore the outputs of pruned layers{of}"
     if steps:
         yield (
             f"recovery: for {steps:,} steps, the weights that stay, norms and biases were trained "
@@ -194,6 +193,13 @@ def _settings(report: Report) -> Iterator[str]:
     if unreached:
         matrices = "1 matrix" if len(unreached) == 1 else f"{len(unreached):,} matrices"
         yield f"ranked by magnitude, since no calibration token reached them: {matrices}"
+
+
+_REPAIRED = {
+    "obs": "the weights that stay were adjusted",
+    "swaps": "weights of each row were swapped, and those that stay adjusted,",
+    "bias": "biases were adjusted",
+}
 
 
 def _showing(figure: str) -> str:
