@@ -52,8 +52,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             show_error(error)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interruption:
-            kept = _notes(interruption) or ["no output was kept; run the command again"]
-            typer.echo(f"interrupted: {'; '.join(kept)}", err=True)
+            notes = _notes(interruption) or ["run the command again"]
+            typer.echo(f"interrupted: {'; '.join(notes)}", err=True)
             raise typer.Exit(INTERRUPTED) from interruption
 
     return run

@@ -163,6 +163,11 @@ def _show(found: "Generation") -> None:
         header += ["against", "ratio"]
         pairs = zip(_rows(model), _rows(against), strict=True)
         rows = [[name, ours, theirs, _ratio(a, b)] for (name, ours, a), (_, theirs, b) in pairs]
+    for one in filter(None, (model, against)):
+        if one.ended == "positions":
+            asked = found.options.max_new_tokens
+            got = f"{len(one.new_ids)} of {asked} tokens"
+            lines.append(f"{one.model}: {got}, for the text ends at the model's last position")
     for line in lines:
         typer.echo(printable(line), err=True)
     show("", header, rows, err=True)

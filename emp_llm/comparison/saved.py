@@ -103,6 +103,7 @@ class Rows:
         count = max(len(self.comparison.costs), len(self._found))
         if error is None or not count:
             return
+        vars(error).pop("__notes__", None)  # of a folder for one row, which is deleted
         rows = "1 row is" if count == 1 else f"{count} rows are"
         if self._path is None:
             error.add_note(f"{rows} measured and lost: --save FILE keeps what is measured")

@@ -36,6 +36,7 @@ def check_dtype(dtype: str) -> None:
 def load_model(
     found: Found,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: Dtype,
     device: str,
     trust_remote_code: bool = False,
@@ -45,6 +46,7 @@ def load_model(
 
     Args:
         found: The model.
+        tokenizer: Its tokenizer, if that is loaded already.
         dtype: What its weights are cast to; ``auto`` leaves them as they are stored.
         device: ``auto`` (all GPUs, over which accelerate spreads it, else the CPU), ``cpu``,
             ``cuda`` or ``cuda:N``.
@@ -69,7 +71,8 @@ def load_model(
         _check_attention(found.name, found.config)
     # quantization_config=None would override what the config of a packed checkpoint says
     more = {} if pruning is None else {"quantization_config": pruning}
-    tokenizer = load_tokenizer(found.name, folder, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(found.name, folder, trust_remote_code=trust_remote_code)
     with quiet_transformers(), load_errors(found.name, "it"):
         model, info = loader.from_pretrained(
             folder,

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from emp_llm.errors import CheckpointError, OptionError
 from emp_llm.messages import first_line
-from emp_llm.texts.texts import Text
-from emp_llm.texts.tokens import check_tokens, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,7 +14,7 @@ __all__ = ["prompt_ids"]
 
 
 def prompt_ids(
-    name: str, tokenizer: PreTrainedTokenizerBase, prompt: str, embeddings: int, *, chat: bool
+    name: str, tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
 ) -> list[int]:
     """The tokens of a prompt, with the special ones that the tokenizer or its template adds.
 
@@ -24,18 +22,16 @@ def prompt_ids(
         name: What the user called the model.
         tokenizer: Its tokenizer.
         prompt: The prompt.
-        embeddings: How many tokens the model has embeddings for.
         chat: Whether it is a user's message for the tokenizer's chat template.
 
     Raises:
-        OptionError: If there are no tokens, or some that the model does not have.
+        OptionError: If there are no tokens.
         CheckpointError: If a chat template is asked for and there is none that works.
     """
     if chat:
         ids = _chat_ids(name, tokenizer, prompt)
-        check_tokens(ids, embeddings, "the prompt")
-    else:
-        ids = tokenized(tokenizer, Text("the prompt", prompt), embeddings)["input_ids"]
+    else:  # a prompt that is too long is told of where the model's positions are known
+        ids = list(tokenizer(prompt, verbose=False)["input_ids"])
     if not ids:
         raise OptionError("the prompt has no tokens: give some text to continue")
     return ids

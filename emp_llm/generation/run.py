@@ -17,7 +17,8 @@ from emp_llm.generation.stream import Stream
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.runtime.memory import peak_bytes, resident_bytes
 from emp_llm.runtime.quiet import quiet_transformers
-from emp_llm.texts.tokens import positions_of
+from emp_llm.texts.tokenizer import load_tokenizer
+from emp_llm.texts.tokens import check_tokens, positions_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,15 +66,21 @@ def generate_with(
 def _generate(found: Found, prompt: str, options: GenerateOptions, listener: Listener) -> Generated:
     import_module("transformers.generation.utils")  # 160 MB that are no model's
     bytes_before, start = resident_bytes(), time.perf_counter()
-    model, tokenizer = load_model(
+    tokenizer = load_tokenizer(
+        found.name, found.source.folder, trust_remote_code=options.trust_remote_code
+    )
+    # first, for a prompt that cannot be used is told in a second, and a model loads for minutes
+    ids = prompt_ids(found.name, tokenizer, prompt, chat=options.chat)
+    model, _ = load_model(
         found,
+        tokenizer=tokenizer,
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
         pruning=EmpConfig(keep_packed=True) if options.keep_packed else None,
     )
     embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
-    ids = prompt_ids(found.name, tokenizer, prompt, embeddings, chat=options.chat)
+    check_tokens(ids, embeddings, "the prompt")
     most = min(options.max_new_tokens, _room(found.name, model, len(ids)))
     _new_ids(model, ids[:_FIRST_PASS], max_new_tokens=2, min_new_tokens=2, do_sample=False)
     load_seconds = time.perf_counter() - start

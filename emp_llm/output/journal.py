@@ -4,6 +4,7 @@
     .finished/SHARD.json    what became of the tensors of a shard that is on disk, one file a shard
     .copied/NUMBER.json     a large file that was copied and is on disk, one file each
     .masks/                 masks and repaired weights from data, see `emp_llm.selection.mask_store`
+                            the state of a training, see `emp_llm.recovery.saved_state`
 
 Each file appears in one step, after the shard or copy that it records. So processes on many
 machines can write to one journal, and one that is killed leaves nothing wrong in it.
@@ -25,7 +26,10 @@ from emp_llm.report.report import Outcome
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.selection.mask_index import count_stored
 
-__all__ = ["Journal"]
+__all__ = ["TRAINING_NAME", "Journal"]
+
+TRAINING_NAME = "training.safetensors"
+"""The state of a training, beside the masks."""
 
 _RUN = ".run.json"
 _FINISHED = ".finished"
@@ -49,12 +53,17 @@ class Journal:
         return self._folder / _MASKS
 
     def masked_units(self) -> int:
-        """How many decoder blocks, and other units of the model, have their masks already.
+        """How many units, as `emp_llm.selection.mask_index` has them, have their masks already.
 
         Masks whose weights are still to be changed lie in a folder inside.
         """
         inner = (path for path in self.masks.glob("*") if path.is_dir())
         return max(map(count_stored, (self.masks, *inner)))
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is the state of a training to go on from."""
+        return (self.masks / TRAINING_NAME).exists()
 
     def run(self) -> dict[str, Any] | None:
         """The description of the run in the folder; None where no journal was begun."""

@@ -95,8 +95,10 @@ class OutputFolder:
             self._leave()
             raise
         except BaseException as error:
-            if self._lock >= 0 and not self._finished():
-                self._remove_all()
+            if self._lock >= 0:
+                if not self._finished():
+                    self._remove_all()
+                self._tell(error, self._kept())
             self._leave()
             if isinstance(error, OSError):
                 raise self._explain(error) from error
@@ -121,8 +123,8 @@ class OutputFolder:
         else:
             self._remove_all()
         raised = self._explain(error) if isinstance(error, OSError) else error
-        if raised is not None and kept:
-            raised.add_note(f"{kept} kept in {self.path}: the same command goes on from there")
+        if raised is not None:
+            self._tell(raised, kept)
         if raised is not None and self._publication.begun:
             raised.add_note(
                 f"{self.path} is not as it was before: the next command that writes there puts "
@@ -239,13 +241,21 @@ class OutputFolder:
     def _kept(self) -> str:
         """What is finished in the staging folder, in words; empty for nothing."""
         files = len(self.journal.finished()) + len(self.journal.copied())
-        blocks = self.journal.masked_units()
+        parts = self.journal.masked_units()
         if files:
             return "1 file is finished and" if files == 1 else f"{files} files are finished and"
-        if blocks:
-            number = "1 block" if blocks == 1 else f"{blocks} blocks"
-            return f"the masks of {number} of the model are"
+        if self.journal.trains:
+            return "the masks of the model and the state of its training are"
+        if parts:
+            return f"the masks of {parts} part{'s' if parts > 1 else ''} of the model are"
         return ""
+
+    def _tell(self, error: BaseException, kept: str) -> None:
+        """Add to an error what is kept, in words; to an interruption, that nothing is, too."""
+        if kept:
+            error.add_note(f"{kept} kept in {self.path}: the same command goes on from there")
+        elif isinstance(error, KeyboardInterrupt):
+            error.add_note("no output was kept; run the command again")
 
     def _remove_all(self) -> None:
         """Remove all that is not published; an older checkpoint is put back first."""

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from emp_llm.files.atomic import flush_path, replacing
+from emp_llm.output.journal import TRAINING_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SavedState"]
 
-_FILE = "training.safetensors"
 _STEPS = "steps"
 
 
@@ -32,7 +32,7 @@ class SavedState:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _FILE
+        self._path = folder / TRAINING_NAME
 
     def save(self, steps: int, weights: Mapping[str, TrainedWeight]) -> None:
         """Save the state after so many steps.

@@ -18,7 +18,7 @@ OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
 """Files that a report does not describe: itself, and what people, `eval` and `push` may rewrite."""
 
 NOT_AS_WRITTEN = (
-    "the folder is not as it was written; download or prune it again, or delete "
-    f"{REPORT_NAME} if another model was saved over the pruned one"
+    "the folder is not as it was written; download, prune or pack it again, or delete "
+    f"{REPORT_NAME} if another model was saved over it"
 )
 """The remedy where a report is not that of the files beside it."""

@@ -58,7 +58,9 @@ def read_report_file(path: Path) -> Report:
     report = cast("Report", content)
     fault = fault.removeprefix(".") if fault is not None else next(_faults(report), None)
     if fault is not None:
-        raise FormatError(f"{path}: is not a report that emp-llm wrote: {fault}; prune again")
+        raise FormatError(
+            f"{path}: is not a report that emp-llm wrote: {fault}; prune or pack again"
+        )
     for fields in report["tensors"].values():
         if fields["pruned"] and "n_eff_fraction_histogram_start" not in fields:
             start, counts = trimmed(fields["n_eff_fraction_histogram"])

@@ -196,6 +196,6 @@ def open_shard(
     if dense > _MOST_GROWTH * stored + _SMALL:
         raise FormatError(
             f"{shard.name}: its packed tensors have {stored:,} bytes and would have {dense:,} "
-            "unpacked: this is not a valid checkpoint; prune it again"
+            "unpacked: this is not a valid checkpoint; prune or pack it again"
         )
     return readers, plain

@@ -129,7 +129,7 @@ class PlanesReader(ABC):
         """The error for a damaged tensor."""
         return FormatError(
             f"{self._file.name}: packed tensor {self.name!r} is damaged: {fault}; "
-            "download or prune it again"
+            "download, prune or pack it again"
         )
 
     def _plane(self, entry: TensorEntry) -> bytes:

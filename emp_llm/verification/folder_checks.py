@@ -67,7 +67,7 @@ def file_fault(folder: Path, name: str) -> FormatError:
     state = "is not as it was written" if (folder / name).is_file() else "is missing"
     return FormatError(
         f"{folder}: {name} {state}, by {REPORT_NAME}; take it from the source, "
-        f"prune again, or delete {REPORT_NAME} if another model was saved over the pruned one"
+        f"prune or pack again, or delete {REPORT_NAME} if another model was saved over the folder"
     )
 
 

@@ -40,7 +40,7 @@ __all__ = [
     "shard_checks",
 ]
 
-NOT_OF_SOURCE = "prune again, or give the source that it was made from"
+NOT_OF_SOURCE = "prune or pack it again, or give the source that it was made from"
 """The remedy where a tensor is whole, and is not what pruning the source gives."""
 
 

@@ -341,7 +341,7 @@ def test_verify_against_another_source_exits_with_1(source: Path, tmp_path: Path
     other = write_checkpoint(tmp_path / "other", llama_config(H, F), few_mlp())
     result = run("verify", tmp_path / "out", "--against", other)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "prune again, or give the source that it was made from" in result.stderr
+    assert "prune or pack it again, or give the source that it was made from" in result.stderr
 
 
 def few_mlp():

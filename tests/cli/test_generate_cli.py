@@ -53,6 +53,13 @@ def test_stdout_has_the_text_alone_and_stderr_the_figures(known: Path) -> None:
     assert re.fullmatch(r"[\d.]+ [MG]B", cells["resident memory"])
 
 
+def test_a_text_that_the_models_positions_cut_off_is_told_of(known: Path) -> None:
+    """The model has 32."""
+    told = "1 of 100 tokens, for the text ends at the model's last position"
+    assert f"{known}: {told}\n" in run(known, "the " * 30 + "sky").stderr
+    assert "last position" not in run(known, "the sky").stderr
+
+
 def test_json_is_one_object_with_the_text(known: Path) -> None:
     result = run(known, "the sky", "--json", "--max-new-tokens", 1)
 
@@ -113,7 +120,7 @@ def test_ctrl_c_ends_it_with_130_and_one_line(known: Path, monkeypatch: pytest.M
     monkeypatch.setattr("emp_cli.generate._Printer.hear", interrupt)
     result = run(known, "the sky")
     assert result.exit_code == 130
-    assert result.stderr.splitlines() == ["interrupted: no output was kept; run the command again"]
+    assert result.stderr.splitlines() == ["interrupted: run the command again"]
 
 
 def into_a_closed_pipe(known: Path) -> None:

@@ -114,6 +114,22 @@ def test_rows_with_data_are_kept_too(
     assert results[:7] == saved
 
 
+def test_what_is_kept_in_a_folder_that_is_deleted_is_not_told_of(
+    model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        error = KeyboardInterrupt()
+        error.add_note("the masks of 2 parts of the model are kept in /tmp/none")
+        raise error
+
+    monkeypatch.setattr("emp_llm.entrypoints.compare.prune", interrupt)
+    data = calibration(save_text(tmp_path / "words.txt"))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        compared(model, betas=[0.4], random_runs=0, calibration=data, save=file)
+    note = f"5 rows are kept in {file}: the same command goes on from there"
+    assert caught.value.__notes__ == [note]
+
+
 @pytest.fixture(scope="module")
 def finished(model: Path) -> Path:
     """The file of a run with β = 1 that has come to its end."""

@@ -26,7 +26,7 @@ from emp_llm.entrypoints.report import find_report
 from emp_llm.evaluation.saving import check_can_save
 
 NORM = "model.norm.weight"
-REMEDY = "or delete emp_report.json if another model was saved over the pruned one"
+REMEDY = "or delete emp_report.json if another model was saved over it"
 
 
 @pytest.fixture

@@ -95,6 +95,14 @@ def test_a_prompt_too_long_or_empty_or_no_text_is_refused(
         generate(known, prompt)
 
 
+def test_an_empty_prompt_is_told_before_the_model_is_loaded(
+    known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emp_llm.generation.run.load_model", None)
+    with pytest.raises(OptionError, match="the prompt has no tokens: give some text to continue"):
+        generate(known, "")
+
+
 def test_a_message_goes_into_the_chat_template(known: Path) -> None:
     set_template(
         known,

@@ -127,6 +127,20 @@ def test_finished_shards_are_not_written_again(
     assert files(unfinished) == files(tmp_path / "expected")
 
 
+def test_an_interruption_before_any_work_tells_what_is_kept_already(
+    three: Path, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emp_llm.output.journal.Journal.begin", interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        prune(three, unfinished)
+    note = f"2 files are finished and kept in {unfinished}: the same command goes on from there"
+    assert caught.value.__notes__ == [note]
+    assert kept_unfinished(unfinished) == SHARDS[:2]
+
+
 @pytest.mark.parametrize("offset", [9, 300, -1])
 def test_a_finished_shard_that_was_damaged_since_is_made_again(
     three: Path, unfinished: Path, tmp_path: Path, offset: int

@@ -20,6 +20,7 @@ from emp_llm.output.output_folder import STAGING_NAME
 from emp_llm.recovery import memory, training
 from emp_llm.recovery.training import relative_rate
 from emp_llm.report.prune_command import prune_words
+from emp_llm.runtime.progress import Silent
 
 STEPS = 6
 
@@ -200,12 +201,44 @@ def test_an_interrupted_training_leaves_the_masks_to_go_on_from(
     prune(models["llama"], tmp_path / "expected", options)
     with monkeypatch.context() as patch:
         patch.setattr("emp_llm.recovery.recover.train", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             prune(models["llama"], out, options)
+    # two blocks, each in two stages
+    assert caught.value.__notes__ == [
+        f"the masks of 4 parts of the model are kept in {out}: the same command goes on from there"
+    ]
     assert list((out / STAGING_NAME).rglob("*.data"))
     monkeypatch.setattr(TargetPruner, "prune", None)  # no target is pruned again
     prune(models["llama"], out, options)
     assert files(out) == files(tmp_path / "expected")
+
+
+class Interrupting(Silent):
+    """Ctrl-C after so many steps of a training."""
+
+    def __init__(self, steps: int) -> None:
+        self._stage, self._left = "", steps
+
+    def begin(self, stage: str, *_: object) -> None:
+        self._stage = stage
+
+    def advance(self, count: int) -> None:
+        if self._stage == "recovering":
+            self._left -= count
+            if not self._left:
+                raise KeyboardInterrupt
+
+
+def test_an_interruption_tells_that_the_state_of_a_training_is_kept(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_SAVE_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        prune(models["llama"], tmp_path / "out", recovering(text), progress=Interrupting(3))
+    assert caught.value.__notes__ == [
+        "the masks of the model and the state of its training are kept in "
+        f"{tmp_path / 'out'}: the same command goes on from there"
+    ]
 
 
 @pytest.mark.parametrize("damaged", [False, True])

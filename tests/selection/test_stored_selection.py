@@ -227,7 +227,7 @@ def test_masks_of_an_interrupted_run_are_kept_and_not_made_again(
     out = tmp_path / "out"
     notes = interrupted(three, out, monkeypatch, OutputError("the disk is full"))
     assert notes == (
-        f"the masks of 2 blocks of the model are kept in {out}: the same command goes on from there"
+        f"the masks of 2 parts of the model are kept in {out}: the same command goes on from there"
     )
     assert visible(out) == {}
     masked, mask_by_scores = [], stored_masks.mask_by_scores

@@ -75,7 +75,7 @@ def test_a_flipped_bit_of_a_record_is_found_by_its_hash(folder: Path) -> None:
     change(folder, flipped(EMBED, 100))
     message = refusal(folder)
     assert f"tensor {EMBED!r} has the hash xxh3-128:" in message
-    assert "download or prune it again" in message
+    assert "download, prune or pack it again" in message
 
 
 DAMAGE: dict[str, tuple[Change, str]] = {
@@ -116,7 +116,7 @@ def test_a_weight_that_is_not_the_sources_is_named_with_both_values(
     row, column = place
     assert f"tensor {name!r} item [{row}, {column}] is " in message
     assert f"(0x{was}); in {other} it is " in message
-    assert f"(0x{now}): prune again, or give the source that it was made from" in message
+    assert f"(0x{now}): prune or pack it again, or give the source that it was made from" in message
 
 
 def test_another_weight_is_found_though_report_and_planes_agree_on_it(
