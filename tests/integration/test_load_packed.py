@@ -19,7 +19,7 @@ from support.checkpoints import (
     write_checkpoint,
 )
 from support.expected_targets import EXPECTED
-from support.loading import DTYPES, Traces, load_model, logits, state
+from support.loading import Traces, each_with_a_dtype, load_model, logits, state
 from transformers import LlamaForCausalLM
 
 from emp_llm import EmpConfig, PruneOptions, densify, prune, unpack
@@ -42,20 +42,11 @@ def quantization_config(folder: Path) -> Any:
     return json.loads((folder / "config.json").read_text()).get("quantization_config")
 
 
-@pytest.mark.parametrize(
-    ("dtype", "sharded"),
-    [(torch.bfloat16, True), (torch.float16, False), (torch.float32, False)],
-    ids=["bf16-sharded", "fp16", "fp32"],
-)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@each_with_a_dtype
 def test_loaded_saved_and_loaded_again_it_is_the_same_to_the_bit(
-    pruned_model: TinyModel,
-    expected_model: Any,
-    tmp_path: Path,
-    architecture: str,
-    dtype: Any,
-    sharded: bool,
+    pruned_model: TinyModel, expected_model: Any, tmp_path: Path, architecture: str, dtype: Any
 ) -> None:
+    sharded = dtype == torch.bfloat16
     packed = pruned_model(architecture, dtype, sharded=sharded)
     weights, said = expected_model(architecture, dtype, sharded=sharded)
     model = load_model(architecture, packed)
@@ -71,8 +62,7 @@ def test_loaded_saved_and_loaded_again_it_is_the_same_to_the_bit(
     assert differing(state(again), weights) == []
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@each_with_a_dtype
 def test_a_model_pruned_while_it_was_loaded_is_saved_as_the_command_writes_it(
     tiny_model: TinyModel, pruned_model: TinyModel, tmp_path: Path, architecture: str, dtype: Any
 ) -> None:

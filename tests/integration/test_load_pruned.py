@@ -25,7 +25,7 @@ from support.checkpoints import (
     write_checkpoint,
 )
 from support.expected_targets import EXPECTED
-from support.loading import DTYPES, Traces, load_model, logits, state, zeros
+from support.loading import DTYPES, Traces, each_with_a_dtype, load_model, logits, state, zeros
 from transformers import LlamaForCausalLM
 
 from emp_llm import EmpConfig, OptionError, PruneOptions, prune
@@ -51,8 +51,7 @@ def assert_same_model(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@each_with_a_dtype
 def test_a_model_pruned_while_it_is_loaded_is_the_pruned_checkpoint_loaded(
     tiny_model: TinyModel, expected_model: Any, architecture: str, dtype: Any, sharded: bool
 ) -> None:

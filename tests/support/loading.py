@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from support.architectures import ARCHITECTURES, V
@@ -13,6 +14,20 @@ from support.checkpoints import Tensors
 from transformers import PreTrainedModel
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+each_with_a_dtype = pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        pytest.param(
+            *(architecture, dtype),
+            id=f"{architecture}-{name}",
+            marks=[] if (place + number) % len(DTYPES) == 0 else [pytest.mark.slow],
+        )
+        for place, architecture in enumerate(ARCHITECTURES)
+        for number, (name, dtype) in enumerate(DTYPES.items())
+    ],
+)
+"""Each architecture with one dtype after the other; with the other two where slow tests are run."""
 
 
 def load_model(architecture: str, folder: Path | str, **options: Any) -> PreTrainedModel:
