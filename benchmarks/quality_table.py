@@ -153,7 +153,8 @@ def make(row: Row, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"{folder} has no report, although it was pruned")
     targets, whole = report["totals"]["targets"], report["totals"]["model"]
     return took | {
-        "options": options,
+        "options": list(row.prune or ()),
+        "seed": row.seed,
         "sparsity": targets["sparsity"],
         "bytes_ratio": targets["bytes_ratio"],
         "whole_bytes_ratio": whole["bytes_ratio"],
@@ -210,11 +211,15 @@ def evaluate(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any], args: argparse.Namespace) -> str:
-    """A table in Markdown: the rows there are, in their order, and means over seeds."""
+    """A table in Markdown: the rows there are, in their order, and means over seeds.
+
+    Bytes are those of the targets and of all tensors, relative to dense; a model that a peer wrote
+    is dense.
+    """
     config = json.loads((args.model / "config.json").read_text(encoding="utf-8"))
     blocks = config["num_hidden_layers"]
-    heads = ["", "sparsity", "bytes", "whole", *(path.name for path in args.texts), args.task]
-    heads += ["CPU s", "a block", "peak MB"]
+    heads = ["", "sparsity", "bytes", "of all", *(path.name for path in args.texts), args.task]
+    heads += ["CPU s", "CPU s a block", "peak MB"]
     lines = [heads, ["---"] * len(heads)]
     seeds: dict[str, list[Any]] = {}
     names = [row.name for row in selected(["*"]) if row.name in results]
