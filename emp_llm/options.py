@@ -14,6 +14,7 @@ from emp_llm.messages import encodable
 __all__ = [
     "NO_TARGETS",
     "PRESETS",
+    "Allocate",
     "CalibrationOptions",
     "CountBy",
     "Granularity",
@@ -32,6 +33,7 @@ __all__ = [
 
 Granularity = Literal["row", "layer", "model"]
 OutputFormat = Literal["packed", "dense"]
+Allocate = Literal["emp", "uniform", "loss"]
 CountBy = Literal["criterion", "magnitude"]
 Repair = Literal["none", "obs", "swaps", "bias"]
 Rest = Literal["packed", "plain"]
@@ -117,6 +119,11 @@ class PruneOptions:
             finite and above 0; the smallest β that keeps to it is searched for.
         granularity: Which weights are ranked together: those of a ``row`` (all inputs of one output
             neuron), of a ``layer`` (one weight matrix) or of the ``model`` (all targets).
+        allocate: How the weights that stay are spread over targets: as the effective numbers of
+            groups say (``emp``); the same share of each group (``uniform``); or with a β for each
+            target, so that the loss on the data rises the least (``loss``). All three keep as many
+            weights together, and the last two need N_eff of magnitudes, and granularity ``row`` or
+            ``layer``.
         targets: Which tensors are pruned: ``mlp``, ``attention``, ``all-linear``, ``none``, or a
             regular expression searched in the checkpoint's tensor names.
         ignore: Regular expressions; a target is left as it is if one of them is found in its name
@@ -151,6 +158,7 @@ class PruneOptions:
     target_sparsity: float | None = None
     max_loss_increase: float | None = None
     granularity: Granularity = "row"
+    allocate: Allocate = "emp"
     targets: str = "mlp"
     ignore: tuple[str, ...] = ()
     criterion: str = "magnitude"
@@ -170,6 +178,7 @@ class PruneOptions:
             )
         _check_search(self.target_sparsity, self.max_loss_increase)
         _check_choice("granularity", self.granularity, get_args(Granularity))
+        _check_choice("allocate", self.allocate, get_args(Allocate))
         _check_choice("format", self.output_format, get_args(OutputFormat))
         _check_choice("rest", self.rest, get_args(Rest))
         _check_choice("count-by", self.count_by, get_args(CountBy))
@@ -205,7 +214,7 @@ class PruneOptions:
             return
         for name in (
             *("beta", "target_sparsity", "max_loss_increase", "granularity", "ignore"),
-            *("criterion", "count_by", "repair", "recover", "rest"),
+            *("allocate", "criterion", "count_by", "repair", "recover", "rest"),
         ):
             value, usual = getattr(self, name), getattr(type(self), name)
             if value != usual:
@@ -240,13 +249,19 @@ def counts_magnitudes(options: PruneOptions) -> bool:
 
 
 def ranks_magnitudes(options: PruneOptions) -> bool:
-    """Whether those of the largest magnitude stay, so that masks are known without data."""
-    return options.criterion == "magnitude" and options.repair != "swaps"
+    """Whether the rule on magnitudes alone gives the masks."""
+    of_rule = options.repair != "swaps" and options.allocate == "emp"
+    return options.criterion == "magnitude" and of_rule
 
 
 def needs_masks(options: PruneOptions) -> bool:
     """Whether masks or weights depend on more than magnitudes, so that they are found first."""
-    return options.criterion != "magnitude" or options.repair != "none" or options.recover > 0
+    return (
+        options.criterion != "magnitude"
+        or options.repair != "none"
+        or options.recover > 0
+        or options.allocate != "emp"
+    )
 
 
 def packs_rest(options: PruneOptions) -> bool:

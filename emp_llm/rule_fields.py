@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict
 from emp_llm.errors import FormatError, OptionError
 from emp_llm.messages import encodable
 from emp_llm.options import (
+    Allocate,
     CalibrationOptions,
     CountBy,
     Granularity,
@@ -76,6 +77,7 @@ class RuleFields(TypedDict):
     criterion: str
     targets: str
     ignore: list[str]
+    allocate: NotRequired[Allocate]
     count_by: NotRequired[CountBy]
     repair: NotRequired[Repair]
     recover: NotRequired[int]
@@ -98,6 +100,8 @@ def rule_fields(options: PruneOptions, samples: SampleFields | None = None) -> R
         "targets": options.targets,
         "ignore": list(options.ignore),
     }
+    if options.allocate != "emp":
+        fields["allocate"] = options.allocate
     if options.criterion != "magnitude" and options.count_by != "criterion":
         fields["count_by"] = options.count_by
     if options.repair != "none":

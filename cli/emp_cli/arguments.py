@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from emp_llm.options import CountBy, Granularity, Preset, Repair, Rest
+from emp_llm.options import Allocate, CountBy, Granularity, Preset, Repair, Rest
 
 __all__ = [
     "Beta",
@@ -115,6 +115,16 @@ GranularityOption = Annotated[
         metavar="row|layer|model",
         help="Which weights are ranked together: the inputs of one neuron, one matrix, or all "
         "targets.",
+        rich_help_panel=_HOW_MANY,
+    ),
+]
+AllocateOption = Annotated[
+    Allocate,
+    typer.Option(
+        "--allocate",
+        metavar="emp|uniform|loss",
+        help="How the weights that stay are spread: as the effective numbers say, the same share "
+        "everywhere, or by matrix so that the loss on the data rises the least.",
         rich_help_panel=_HOW_MANY,
     ),
 ]

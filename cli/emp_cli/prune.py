@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emp_cli.arguments import (
+    AllocateOption,
     BetaOrAuto,
     Calibration,
     CountByOption,
@@ -55,6 +56,7 @@ def prune(
     target_sparsity: TargetSparsity = None,
     max_loss_increase: MaxLossIncrease = None,
     granularity: GranularityOption = "row",
+    allocate: AllocateOption = "emp",
     count_by: CountByOption = None,
     preset: PresetOption = None,
     criterion: Criterion = None,
@@ -109,6 +111,7 @@ def prune(
     options = PruneOptions(
         **preset_fields(preset, single, calibration, max_loss_increase),
         granularity=granularity,
+        allocate=allocate,
         targets=targets,
         ignore=tuple(ignore or ()),
         output_format=output_format,

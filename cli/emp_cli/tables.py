@@ -124,6 +124,8 @@ def rule_in_short(report: "Report") -> str:
     """The rule that weights were chosen by, for titles."""
     rule = report["rule"]
     words = f"β = {rule['beta']:g}, {rule['granularity']} groups"
+    if allocated := rule.get("allocate"):
+        words += f", allocate {allocated}"
     return words if rule["criterion"] == "magnitude" else f"{words}, {rule['criterion']}"
 
 

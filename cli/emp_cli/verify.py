@@ -72,7 +72,7 @@ def _lines(folder: Path, found: "Verified") -> list[str]:
         others = f", {repaired} of them repaired: the others" if repaired else ""
         masks = "their masks are those of the rule"
         if not derived:
-            masks = "their masks came from data and were not computed again"
+            masks = "their masks came from data or an allocation, and were not computed again"
         first = (
             f"{folder}: whole, and {as_pruned} what pruning {found['against']} gives. "
             f"{tensors}{others} are the same bit for bit; {pruned}; {masks}"

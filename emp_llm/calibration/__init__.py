@@ -22,6 +22,9 @@ swaps               repair that exchanges kept and pruned weights as well
 target_pruner       prunes one target: scores, mask, repair
 sinks               what becomes of a decoder block's statistics: masks, or stored scores
 forward_walk        the walk on which decoder blocks are pruned as samples reach them
+distortion          what pruning a matrix changes in its outputs, at several β
+sensitivity         how much predictions change when one part of a unit is pruned
+loss_allocation     a β for each target, so that the loss rises the least
 gradient_walk       the walk forward and back, for criteria that need gradients
 calibrate           all steps, in order
 beta_search         the smallest β whose loss stays within a bound

@@ -10,7 +10,8 @@ mask, a walk through the dense model comes first, and a second one only to repai
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from emp_llm.calibration.criterion_registry import find_criterion
 from emp_llm.calibration.forward_walk import ForwardWalk
 from emp_llm.calibration.gradient_walk import GradientWalk
+from emp_llm.calibration.loss_allocation import allocate_by_loss
 from emp_llm.calibration.session import Session, recording
 from emp_llm.calibration.sinks import MaskSink, ScoreSink
 from emp_llm.calibration.statistics import Need, Statistics
@@ -25,9 +27,16 @@ from emp_llm.calibration.stored_scores import mask_by_stored_scores
 from emp_llm.calibration.target_pruner import TargetPruner
 from emp_llm.errors import OptionError
 from emp_llm.options import counts_magnitudes
+from emp_llm.runtime.team import Team
+from emp_llm.selection.allocation import Allocation
+from emp_llm.selection.group_numbers import GroupNumbers
 from emp_llm.selection.mask_store import MaskStore
+from emp_llm.selection.row_block_pass import RowBlockPass
+from emp_llm.selection.target_sparsity import measure_groups
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from emp_llm.calibration.sinks import Sink
     from emp_llm.calibration.tensor_loading import Change
     from emp_llm.checkpoint.open_files import OpenFiles
@@ -47,8 +56,9 @@ _REPAIR_NEEDS: dict[str, frozenset[Need]] = {
 
 
 def needs_of(options: PruneOptions) -> frozenset[Need]:
-    """The statistics that the criterion and the repair need; none where they need no data."""
-    return find_criterion(options.criterion).needs | _REPAIR_NEEDS[options.repair]
+    """The statistics that the options need; none where they need no data."""
+    allocation: frozenset[Need] = frozenset({"hessian"} if options.allocate == "loss" else ())
+    return find_criterion(options.criterion).needs | _REPAIR_NEEDS[options.repair] | allocation
 
 
 def calibrate(plan: PruningPlan, workers: Workers, store: MaskStore) -> float:
@@ -90,6 +100,7 @@ class Calibration:
     def __init__(
         self, plan: PruningPlan, workers: Workers, files: OpenFiles, session: Session | None
     ) -> None:
+        self._plan = plan
         self._workers = workers
         self._files = files
         self._options = options = plan.options
@@ -98,6 +109,7 @@ class Calibration:
         self._repair_needs = _REPAIR_NEEDS[options.repair]
         self._units = session.targets if session else _targets_by_unit(plan)
         self._targets = [target for targets in self._units.values() for target in targets]
+        self._allocation = Allocation()
         if options.repair == "bias" and not any(map(self._bias_name, self._targets)):
             raise OptionError(
                 "repair 'bias' changes the biases of pruned layers, and these have none: choose "
@@ -111,6 +123,7 @@ class Calibration:
     def mask(self, store: MaskStore) -> float:
         """Make everything that a store does not hold yet; returns β."""
         options = self._options
+        self._allocation = self._allocate(store)
         finds_beta = options.target_sparsity is not None and not counts_magnitudes(options)
         together = finds_beta or options.granularity == "model"
         if not together and "gradient" not in self._needs:
@@ -126,6 +139,37 @@ class Calibration:
             for name, value in masks.notes.items():
                 store.note(name, value)
         return beta
+
+    def _allocate(self, store: MaskStore) -> Allocation:
+        """How many weights each target keeps; noted in a store, for the run when it goes on."""
+        if self._options.allocate == "emp":
+            return Allocation()
+        noted = store.notes.get("allocation")
+        if noted is None:
+            if self._options.allocate == "loss":
+                found = allocate_by_loss(
+                    self._plan,
+                    self._session,
+                    self._files,
+                    self._workers.progress,
+                    store.folder,
+                    self._needs | {"hessian"},
+                    self._without_data,
+                )
+            else:
+                sizes = {target.name: math.prod(target.entry.shape) for target in self._targets}
+                found = Allocation.uniform(sizes, self._kept_by_emp(store.folder))
+            noted = asdict(found)
+            store.note("allocation", noted)
+        return Allocation(**noted)
+
+    def _kept_by_emp(self, scratch: Path) -> int:
+        """How many weights stay by the effective numbers of magnitudes."""
+        options, workers = self._options, self._workers
+        reading = RowBlockPass(self._files, workers.threads, None, workers.devices)
+        with GroupNumbers(scratch) as groups:
+            measure_groups(groups, self._targets, options.granularity, reading, Team())
+            return groups.counts([options.beta], threads=workers.threads)[0]
 
     def _mask_dense(self, store: MaskStore, options: PruneOptions, *, together: bool) -> float:
         """Make all masks by the dense model's scores; returns β.
@@ -158,7 +202,7 @@ class Calibration:
 
     def _pruner(self, options: PruneOptions, masks: MaskStore | None = None) -> TargetPruner:
         device = self._opened_session.device if self._opened_session else torch.device("cpu")
-        return TargetPruner(options, self._files, device, masks)
+        return TargetPruner(options, self._files, device, masks, self._allocation)
 
     def _mask_sink(
         self, store: MaskStore, options: PruneOptions, masks: MaskStore | None = None

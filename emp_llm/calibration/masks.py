@@ -7,10 +7,12 @@ well: N_eff = (Σs)² / Σs² (arXiv 2509.25606), counts and ties are as exact, 
 Shapes in names: R rows and C columns of a matrix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from emp_kernels.counting import exact_count
 from emp_kernels.dispatch import count_rows, select_rows
 from emp_kernels.errors import NonFiniteRowError
 from emp_kernels.histogram import BlockHistogram, MagnitudeHistogram, count_low_parts
@@ -18,13 +20,14 @@ from emp_kernels.numbers import F32, NumberFormat
 from emp_kernels.rows import Bytes, Patterns, PerRow, Threshold
 
 from emp_llm.errors import CheckpointError
-from emp_llm.options import PruneOptions
+from emp_llm.options import Granularity, PruneOptions
 from emp_llm.report.tensor_statistics import Group
 from emp_llm.selection.group_search import GroupSearch
 
-__all__ = ["MatrixMask", "Scores", "check_scores", "mask_by_scores"]
+__all__ = ["MatrixMask", "Scores", "check_scores", "count_magnitudes", "mask_by_scores"]
 
 Scores = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
 
 _COUNTED_AT_A_TIME = 1 << 24
 """Weights: of as many, sums of squared low parts fit 64 bits."""
@@ -43,7 +46,7 @@ class MatrixMask:
 
     mask: Bytes
     stats: npt.NDArray[np.float64]
-    kept: npt.NDArray[np.int64]
+    kept: Counts
     group: Group | None
 
 
@@ -78,6 +81,7 @@ def mask_by_scores(
     options: PruneOptions,
     *,
     first_row: int = 0,
+    kept: Counts | None = None,
 ) -> MatrixMask:
     """Mask one matrix by its scores, with granularity `row` or `layer`.
 
@@ -89,6 +93,8 @@ def mask_by_scores(
         number_format: The checkpoint's format.
         options: The rule.
         first_row: Number of the matrix's first row among all rows of the tensor.
+        kept: int64 [R] or, with granularity `layer`, [1]: how many weights of each group stay,
+            whatever β is; None for the rule's own.
 
     Raises:
         CheckpointError: If a score is negative, NaN or infinite, or a weight that is counted is
@@ -96,23 +102,18 @@ def mask_by_scores(
     """
     check_scores(name, scores, options.criterion, first_row=first_row)
     bits = np.ascontiguousarray(scores).view(np.uint32)
-    by_magnitude = options.count_by == "magnitude"
-    try:
-        if options.granularity == "row":
-            counts = None
-            if by_magnitude:
-                weights = np.ascontiguousarray(weights)
-                counts = count_rows(weights, number_format, [options.beta]).kept[:, 0]
-            return _selected(bits, PerRow(options.beta), counts, None)
-        kept = None
-        if by_magnitude:
-            kept = GroupSearch(_histogram(weights, number_format), options.beta).kept
-    except NonFiniteRowError as error:
-        raise CheckpointError(
-            f"{name!r} row {first_row + error.row} holds NaN or infinity, which have no magnitude: "
-            "repair the checkpoint or leave the tensor out with --ignore"
-        ) from error
-    search = GroupSearch(_histogram(bits, F32), options.beta, kept)
+    if kept is None and options.count_by == "magnitude":
+        try:
+            kept = count_magnitudes(weights, number_format, options.granularity, [options.beta])[0]
+        except NonFiniteRowError as error:
+            raise CheckpointError(
+                f"{name!r} row {first_row + error.row} holds NaN or infinity, which have no "
+                "magnitude: repair the checkpoint or leave the tensor out with --ignore"
+            ) from error
+    if options.granularity == "row":
+        return _selected(bits, PerRow(options.beta), kept, None)
+    number = None if kept is None else int(kept[0])
+    search = GroupSearch(_histogram(bits, F32), options.beta, number)
     if not search.is_concluded:
         search.add(count_low_parts(bits, search.bin))
         search.conclude()
@@ -120,10 +121,38 @@ def mask_by_scores(
     return _selected(bits, Threshold(key, ties), None, search.group)
 
 
+def count_magnitudes(
+    weights: Patterns,
+    number_format: NumberFormat,
+    granularity: Granularity,
+    betas: Sequence[float],
+) -> Counts:
+    """How many weights of each group of one matrix stay by the effective number of magnitudes.
+
+    Args:
+        weights: uint16 or uint32 [R, C], bit patterns.
+        number_format: Their format.
+        granularity: `row` or `layer`.
+        betas: B values of β.
+
+    Returns:
+        int64 [B, R], or [B, 1] with granularity `layer`.
+
+    Raises:
+        NonFiniteRowError: If a row holds NaN or infinity.
+    """
+    if granularity == "row":
+        weights = np.ascontiguousarray(weights)
+        return count_rows(weights, number_format, betas).kept.T
+    histogram = _histogram(weights, number_format)
+    sums = histogram.sums()
+    return np.array([[exact_count(*sums, histogram.size, beta)] for beta in betas], np.int64)
+
+
 def _selected(
     bits: Patterns,
     rule: PerRow | Threshold,
-    counts: npt.NDArray[np.int64] | None,
+    counts: Counts | None,
     group: Group | None,
 ) -> MatrixMask:
     selected = select_rows(bits, rule, kept=counts)

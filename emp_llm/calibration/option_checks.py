@@ -15,9 +15,11 @@ def check_options(options: PruneOptions) -> None:
 
     Raises:
         OptionError: If the criterion or the device does not exist; if data is needed and not given,
-            or given and not needed; or if all scores are needed before the first mask, and are not
-            known by then.
+            or given and not needed; if all scores are needed before the first mask, and are not
+            known by then; or if how many weights stay cannot be allocated as asked.
     """
+    if options.allocate != "emp":
+        _check_allocation(options)
     user = _user_of_data(options)
     calibration = options.calibration
     text = calibration.text if calibration is not None else None
@@ -47,9 +49,37 @@ def _user_of_data(options: PruneOptions) -> str | None:
         return f"repair {options.repair!r}"
     if options.recover:
         return "recover"
+    if options.allocate == "loss":
+        return "allocate 'loss'"
     if options.max_loss_increase is not None:
         return "max_loss_increase, for which β is searched,"
     return None
+
+
+def _check_allocation(options: PruneOptions) -> None:
+    """Refuse what has no total that is known ahead, or nothing to spread it over."""
+    asked = f"allocate {options.allocate!r}"
+    if options.granularity == "model":
+        raise OptionError(
+            f"{asked} spreads weights over groups, and granularity 'model' has one group: choose "
+            "granularity 'row' or 'layer'"
+        )
+    if options.max_loss_increase is not None:
+        raise OptionError(
+            f"{asked} spreads a number of weights, which a search by max_loss_increase does not "
+            "know yet: give a β or a target sparsity"
+        )
+    if not counts_magnitudes(options):
+        raise OptionError(
+            f"{asked} spreads as many weights as the effective numbers of all groups give, but "
+            f"those of criterion {options.criterion!r} are not known ahead: give --count-by "
+            "magnitude"
+        )
+    if options.allocate == "loss" and "gradient" in _needs(options.criterion):
+        raise OptionError(
+            f"{asked} predicts the loss from inputs of layers, and criterion "
+            f"{options.criterion!r} needs gradients: choose another criterion, such as obs"
+        )
 
 
 def _needs(criterion: str) -> frozenset[str]:

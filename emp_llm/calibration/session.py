@@ -153,6 +153,7 @@ class Session:
         lanes: int = 1,
         loss: bool = False,
         gradients: bool = False,
+        forward: Callable[[int], object] | None = None,
     ) -> Iterator[Walk]:
         """All samples, or only the first ones, on their way through the model.
 
@@ -164,6 +165,8 @@ class Session:
                 a float; otherwise it is None.
             gradients: Whether the loss of each sample is propagated back, scaled, to the outputs of
                 the last unit.
+            forward: Runs the model on a sample and returns its result, in place of the above. It is
+                given the sample's number, which goes on from lane to lane.
 
         Raises:
             CheckpointError: If a loss is needed and the model predicts no next token.
@@ -171,17 +174,17 @@ class Session:
         count = len(self.samples.ids_NL) if samples is None else samples
         activations = Activations(self.options.activation_memory, self._folder)
         units = {unit: self.model.module(unit) for unit in self.model.units}
-        forward: Callable[[int, bool], object] = self._run
+        run: Callable[[int, bool], object] = self._run
         if loss or gradients:
             self._check_predicts()
-            forward = self._loss
+            run = self._loss
         self.model.load_embeddings()
         # in two lanes, sample number `count` is sample 0 once more
         try:
             with Walk(
                 units,
                 self.model.outside,
-                lambda number: forward(number % count, gradients),
+                forward or (lambda number: run(number % count, gradients)),
                 lanes * count,
                 activations,
                 gradients=gradients,

@@ -21,6 +21,7 @@ from emp_llm.calibration.hessian import Worth
 from emp_llm.calibration.masks import mask_by_scores
 from emp_llm.calibration.repair import LeastSquares, bias_change, repair_obs
 from emp_llm.calibration.swaps import repair_by_swaps
+from emp_llm.selection.allocation import Allocation, spread
 from emp_llm.tensors.geometry import RowBlock
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class TargetPruner:
         files: The targets' files.
         device: Where scores and repairs are computed.
         masks: Masks that are decided already; None to decide them by scores.
+        allocation: How many weights each target keeps, where that is not the same β for all.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class TargetPruner:
         files: OpenFiles,
         device: torch.device,
         masks: MaskStore | None = None,
+        allocation: Allocation | None = None,
     ) -> None:
         self._criterion = find_criterion(options.criterion)
         self._magnitude = find_criterion("magnitude")
@@ -75,6 +78,7 @@ class TargetPruner:
         self._device = device
         self._masks = masks
         self._worth = Worth()
+        self._allocation = allocation or Allocation()
 
     def target_scores(
         self, target: Target, statistics_of: Callable[[int], Statistics]
@@ -90,10 +94,20 @@ class TargetPruner:
         """
         scores = []
         for matrix in range(target.geometry.matrices):
-            _, weight_RC = self._read(target, matrix)
-            scores_RC, _ = self._scores(weight_RC, statistics_of(matrix))
-            scores.append(scores_RC.cpu().numpy())
+            scores.append(self.scored(target, matrix, statistics_of(matrix))[2])
         return scores[0] if len(scores) == 1 else np.stack(scores)
+
+    def scored(
+        self, target: Target, matrix: int, statistics: Statistics
+    ) -> tuple[Patterns, torch.Tensor, npt.NDArray[np.float32]]:
+        """The bit patterns, values and scores of a matrix of a target, each [R, C].
+
+        Raises:
+            CheckpointError: If it cannot be read, or a weight is not finite.
+        """
+        patterns, weight_RC = self._read(target, matrix)
+        scores_RC, _ = self._scores(weight_RC, statistics)
+        return patterns, weight_RC, scores_RC.cpu().numpy()
 
     def prune(
         self,
@@ -188,8 +202,9 @@ class TargetPruner:
             scores_RC.cpu().numpy(),
             patterns,
             target.geometry.number_format,
-            self._options,
+            replace(self._options, beta=self._allocation.betas.get(name, self._options.beta)),
             first_row=first,
+            kept=self._kept(target, matrix),
         )
         groups = () if masked.group is None else (masked.group,)
         return _MatrixMask(masked.mask, masked.stats, groups)
@@ -221,6 +236,16 @@ class TargetPruner:
         stats[:, 2] = kept_R.cpu().numpy()
         bits = np.packbits(keep_RC.cpu().numpy(), axis=1, bitorder="little")
         return replace(mask, mask=bits, stats=stats), repaired
+
+    def _kept(self, target: Target, matrix: int) -> npt.NDArray[np.int64] | None:
+        """How many weights of each group of a matrix stay, where the rule does not say so."""
+        total = self._allocation.kept.get(target.name)
+        if total is None:
+            return None
+        geometry = target.geometry
+        groups = 1 if self._options.granularity == "layer" else geometry.matrix_rows
+        first = matrix * groups
+        return spread(total, geometry.matrices * groups)[first : first + groups]
 
     def _repair_bias(
         self,

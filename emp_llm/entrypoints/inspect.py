@@ -107,9 +107,9 @@ def inspect(
     options = options or PruneOptions()
     if needs_masks(options):
         raise OptionError(
-            f"criterion {options.criterion!r} with repair {options.repair!r} and recover "
-            f"{options.recover}: inspect cannot predict what is made from data; run prune, or "
-            "inspect by magnitude"
+            f"criterion {options.criterion!r} with repair {options.repair!r}, recover "
+            f"{options.recover} and allocate {options.allocate!r}: inspect cannot predict what is "
+            "made from data or allocated; run prune, or inspect by magnitude"
         )
     if options.max_loss_increase is not None:
         raise OptionError("max_loss_increase: inspect runs no model; let prune search for β")

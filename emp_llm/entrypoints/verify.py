@@ -80,10 +80,11 @@ def verify(
     source gives: kept weights and all other tensors as in the source, +0.0 for pruned weights.
     Configuration and all files beside the weights must be the source's.
 
-    Where scores came from data, masks cannot be computed again. Then every weight must be the
-    source's or +0.0, and with granularity `row` and `count_by="magnitude"` each row must keep as
-    many weights as the rule gives for its magnitudes. Weights and biases that the report calls
-    repaired may have any value.
+    Where scores came from data, or counts from an allocation, masks are not computed again. Then
+    every weight must be the source's or +0.0, and with granularity `row` and magnitudes counted
+    each row must keep as many weights as the rule gives: by its target's β in the report where
+    targets have different ones, or the same share where they keep that. Weights and biases that
+    the report calls repaired may have any value.
 
     >>> from emp_llm import prune, verify
     >>> report = prune("demo/model", "sparse")

@@ -57,6 +57,10 @@ def _is_positive(value: int) -> bool:
     return value > 0
 
 
+def _is_above_zero(value: float) -> bool:
+    return value > 0
+
+
 def _is_matrix(shape: list[int]) -> bool:
     return len(shape) >= 2 and 0 not in shape
 
@@ -64,6 +68,7 @@ def _is_matrix(shape: list[int]) -> bool:
 _Shape = Annotated[list[int], _at_most(64)]
 _MatrixShape = Annotated[list[int], _at_most(64), _is_matrix]
 _Positive = Annotated[int, _is_positive]
+_Beta = Annotated[float, _is_above_zero]
 _BlockName = Annotated[str, _at_most(1000)]  # the number in it is read
 _Histogram = Annotated[list[int], _at_most(HISTOGRAM_BINS)]
 
@@ -131,6 +136,7 @@ class StatisticFields(_OutcomeFields):
         n_eff_fraction_histogram_start: The first bin that `n_eff_fraction_histogram` gives. Early
             releases wrote all bins and no start; it is filled in when such a report is read.
         n_eff_fraction_histogram: Groups counted by N_eff / N, without the empty bins at both ends.
+        beta: Its own β, where targets have different ones (``allocate="loss"``).
     """
 
     shape: _MatrixShape
@@ -148,6 +154,7 @@ class StatisticFields(_OutcomeFields):
     mass: float
     retained_mass: float
     retained_mass_bound: float | None
+    beta: NotRequired[_Beta]
 
 
 class _DecisionFields(TypedDict):

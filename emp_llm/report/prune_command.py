@@ -32,6 +32,7 @@ def prune_words(
         ("--revision", report["source"]["revision"], None),
         ("--beta", exact_beta(rule["beta"]) if beta else None, exact_beta(default.beta)),
         ("--granularity", rule["granularity"], default.granularity),
+        ("--allocate", rule.get("allocate"), default.allocate),
         ("--targets", rule["targets"], default.targets),
         *(("--ignore", pattern, None) for pattern in rule["ignore"]),
         ("--criterion", rule["criterion"], default.criterion),

@@ -56,11 +56,13 @@ class Calibrated:
         samples: What the samples turned out to be.
         notes: What else the calibration met.
         repaired: Tensors that have new weights, targets and biases.
+        betas: The β of each target, where targets have different ones.
     """
 
     samples: SampleFields = field(default_factory=SampleFields)
     notes: NoteFields = field(default_factory=NoteFields)
     repaired: Collection[str] = ()
+    betas: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,10 @@ def build_report(
     fields = {tensor.entry.name: tensor.to_dict() for tensor in ordered}
     for name in calibrated.repaired:
         fields[name]["repaired"] = True
+    for name, beta in calibrated.betas.items():
+        tensor = fields[name]
+        if tensor["pruned"]:
+            tensor["beta"] = beta
     targets, model = count_totals(fields)
     statistics = [t.outcome.statistics for t in ordered if t.outcome.statistics is not None]
     return {

@@ -1,5 +1,6 @@
 """Which weights stay: the rule over groups of any size, and masks that data decided.
 
+allocation        how many weights each target keeps, where that is not one β for all
 ranking           the largest weights of a group, or random ones
 row_block_pass    one pass over the row blocks of targets
 group_search      the threshold of a group larger than a row

@@ -243,6 +243,7 @@ class MaskStore:
             samples=known.get("calibration", {}),
             notes=notes,
             repaired=repaired.union(self.replaced_names),
+            betas=known.get("allocation", {}).get("betas", {}),
         )
 
     def _tensor(self, name: str) -> StoredTensor:

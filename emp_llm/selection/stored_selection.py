@@ -30,9 +30,10 @@ class StoredSelection(Selection):
     def __init__(self, options: PruneOptions, store: MaskStore) -> None:
         super().__init__(options.beta, {}, {})
         # with count_by="magnitude", k is that of other values than the scores that are reported;
-        # swaps keep others than those with the largest scores
+        # swaps keep others than those with the largest scores, and an allocation has its own counts
         by_score = options.criterion == "magnitude" or options.count_by == "criterion"
-        self._largest = by_score and options.repair != "swaps"
+        swapped, allocated = options.repair == "swaps", options.allocate != "emp"
+        self._largest = by_score and not swapped and not allocated
         self._store = store
 
     @property

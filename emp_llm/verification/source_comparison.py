@@ -207,8 +207,8 @@ def compared_with(
 ) -> Iterator[SourceComparison]:
     """Open a source, and decide by a rule what is pruned and what stays.
 
-    Masks are decided once more where the weights alone give them, which may take reading them
-    ahead; masks that came from data are not.
+    Masks are decided once more where the rule gives them by magnitudes, which may take reading
+    these ahead; masks that came from data or from an allocation are not.
 
     Args:
         name: What the user calls the source.

@@ -5,7 +5,7 @@ RepairedTarget    masks are computed again, and kept weights have changed
 GivenTarget       masks came from data: what can be checked without them
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,9 @@ from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import FormatError
 from emp_llm.options import PruneOptions, counts_magnitudes
 from emp_llm.pruning.target_job import TargetJob
+from emp_llm.report.fields import TensorFields
 from emp_llm.runtime.pipeline import Piece
+from emp_llm.selection.allocation import spread
 from emp_llm.selection.selection import Selection
 from emp_llm.tensors.bit_patterns import first_difference, in_words
 from emp_llm.tensors.geometry import RowBlock
@@ -31,6 +33,7 @@ from emp_llm.verification.tensor_checks import NOT_OF_SOURCE, CheckedRows, RowsC
 __all__ = ["ComparedTarget", "GivenTarget", "RepairedTarget"]
 
 Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class GivenTarget:
     """Compares a target whose masks came from data.
 
     If it was not repaired, each of its weights must be the source's or +0.0. Where magnitudes were
-    counted, rows must keep as many weights as these say.
+    counted, or each row keeps the same share, rows must keep as many weights as these say.
 
     Args:
         target: The tensor in the source.
@@ -165,8 +168,7 @@ class GivenTarget:
     ) -> None:
         self._target = target
         self._file = file
-        self._counted = counts_magnitudes(options) and options.granularity == "row"
-        self._beta = options.beta
+        self._counts = _counts(target, options, check.fields)
         self._check = check
         self._repaired = check.repaired
         self._source = source
@@ -192,11 +194,11 @@ class GivenTarget:
             place = _place(self._target, block, *at)
             what = f"{place} is {is_}; in {source} it is {was}, of which pruning leaves that or 0.0"
             return checked, self._check.fault(what, NOT_OF_SOURCE)
-        if not self._counted:
+        if self._counts is None:
             return checked, None
         kept = self._check.kept_rows(block)
         try:
-            counts = count_rows(weights, geometry.number_format, [self._beta]).kept[:, 0]
+            counts = self._counts(block, weights)
         except NonFiniteRowError as error:
             raise self._target.not_finite(block, error) from error
         if kept is not None:
@@ -213,6 +215,29 @@ class GivenTarget:
         if fault is not None:
             raise fault
         self._check.take(checked)
+
+
+def _counts(
+    target: Target, options: PruneOptions, fields: TensorFields | None
+) -> Callable[[RowBlock, Patterns], Counts] | None:
+    """How many weights each row of a row block keeps, int64 [R]; None where only data say so."""
+    geometry = target.geometry
+    if options.granularity != "row" or not counts_magnitudes(options):
+        return None
+    if options.allocate == "uniform":
+        # the target's own number is known from the report alone
+        if fields is None:
+            return None
+        rows = spread(fields["kept"], geometry.matrices * geometry.matrix_rows)
+        first = geometry.first_row
+        return lambda block, _: rows[first(block) : first(block) + block.stop - block.start]
+    beta = options.beta
+    if options.allocate == "loss":
+        own = fields.get("beta") if fields is not None and fields["pruned"] else None
+        if own is None:
+            return None
+        beta = own
+    return lambda _, weights: count_rows(weights, geometry.number_format, [beta]).kept[:, 0]
 
 
 def _first(bad: Mask) -> tuple[int, int] | None:
@@ -246,6 +271,6 @@ def _other_count(
     row = int(bad.argmax())
     return check.fault(
         f"row {target.geometry.first_row(block) + row:,} keeps {kept[row]:,} weights, which is not "
-        f"what the rule gives for its magnitudes in {source}",
+        f"what the rule gives it in {source}",
         NOT_OF_SOURCE,
     )

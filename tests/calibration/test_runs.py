@@ -37,6 +37,7 @@ OPTIONS = {
     "obs": {"criterion": "obs", "repair": "obs", "granularity": "layer"},
     "taylor": {"criterion": "taylor", "repair": "obs"},
     "swaps": {"criterion": "obs", "count_by": "magnitude", "repair": "swaps"},
+    "loss": {"allocate": "loss", "repair": "obs"},
 }
 
 
@@ -91,7 +92,7 @@ def calibrate(source: Path, out: Path, options: PruneOptions, distributed: bool)
     prune(source, out, options, distributed=distributed)
 
 
-@pytest.mark.parametrize(("name", "step"), [("obs", 25), ("taylor", 38)])
+@pytest.mark.parametrize(("name", "step"), [("obs", 25), ("taylor", 38), ("loss", 30)])
 def test_a_run_killed_anywhere_goes_on_to_the_same_bytes(
     llama: Path, text: Path, tmp_path: Path, name: str, step: int
 ) -> None:

@@ -17,9 +17,11 @@ import transformers
 from support.architectures import F, H, V
 from support.calibrated import (
     calibration,
+    divergence,
     gradients_of,
     ids_of,
     is_linear,
+    opened,
     pruned,
     run_on,
     save_text,
@@ -32,6 +34,7 @@ from transformers import PreTrainedModel
 from emp_llm import PruneOptions, keep_mask, prune
 from emp_llm.calibration.criteria import Criterion
 from emp_llm.calibration.repair import LeastSquares, repair_obs
+from emp_llm.calibration.sensitivity import divergences, parts_of
 from emp_llm.calibration.sinks import MaskSink
 from emp_llm.calibration.statistics import Statistics
 
@@ -298,6 +301,21 @@ def test_a_run_that_stops_after_a_last_use_goes_on_to_the_same_bytes(
     assert set(done) == {"model.layers.0", "model.layers.1"}
     prune(models["zamba"], tmp_path / "out", options)
     assert files(tmp_path / "out") == files(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("name", ["zamba2", "gemma4"])
+def test_a_part_that_is_used_again_matters_as_much_as_all_its_uses(
+    models: dict[str, Path], text: Path, tmp_path: Path, name: str
+) -> None:
+    with opened(models[name], text, tmp_path, "all-linear") as session:
+        found = divergences(session, parts_of(session.targets), lambda _, tensor: tensor * 0.5)
+    dense = whole(name, models[name])
+    for part, value in found.items():
+        changed = deepcopy(dense)
+        for tensor in part.names:
+            # tied weights are tied in the copy as well
+            changed.get_parameter(tensor).data.mul_(0.5)
+        assert value == pytest.approx(divergence(dense, changed, ids_of(text)), rel=1e-3), part
 
 
 def test_a_repair_restores_the_outputs_of_all_uses(

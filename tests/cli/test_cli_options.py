@@ -92,6 +92,18 @@ def test_the_option_that_lacks_its_companion_is_the_one_that_is_named(beta: str)
             " --no-sequential --count-by criterion",
             "--repair obs, or give --count-by magnitude",
         ),
+        ("--allocate loss", "allocate 'loss' needs data: give a text"),
+        ("--allocate uniform --granularity model", "granularity 'model' has one group"),
+        ("--allocate uniform --criterion random", "give --count-by magnitude"),
+        (
+            "--allocate uniform --calibration c4 --beta auto --max-loss-increase 1",
+            "give a β or a target sparsity",
+        ),
+        (
+            "--allocate loss --calibration c4 --criterion taylor --count-by magnitude",
+            "needs gradients: choose another criterion",
+        ),
+        ("--allocate loss --targets none", "allocate is 'loss', but targets is 'none'"),
     ],
 )
 def test_what_cannot_be_done_ends_with_1_and_one_line(arguments: str, told: str) -> None:
@@ -115,6 +127,8 @@ def test_what_cannot_be_done_ends_with_1_and_one_line(arguments: str, told: str)
         ({"criterion": "obs", "repair": "bias"}, True),
         ({"criterion": "obs", "repair": "swaps", "granularity": "layer"}, True),
         ({"repair": "swaps", "target_sparsity": 0.5}, True),
+        ({"allocate": "loss", "target_sparsity": 0.5}, True),
+        ({"allocate": "uniform", "criterion": "taylor", "count_by": "magnitude"}, True),
     ],
 )
 def test_what_can_be_done_with_data_is_let_pass(
@@ -177,6 +191,7 @@ REPAIRED = {"criterion": "obs", "count_by": "magnitude", "repair": "swaps"}
         ("--calibration c4 --preset best --recover 0", REPAIRED),
         ("--calibration c4 --criterion wanda", {"criterion": "wanda"}),
         ("--calibration c4 --recover 9", {"recover": 9}),
+        ("--calibration c4 --allocate loss", {**REPAIRED, "allocate": "loss"}),
         ("--calibration c4 --beta auto --max-loss-increase 1", {"max_loss_increase": 1.0}),
     ],
 )

@@ -86,6 +86,11 @@ def test_a_card_of_plain_magnitude_tells_nothing_of_data(source: Path) -> None:
             "--samples 4 --length 16 --seed 3",
         ),
         (
+            {"allocate": "uniform", "repair": "obs", "calibration": CALIBRATION},
+            "--allocate uniform --repair obs --calibration some/text --samples 4 --length 16 "
+            "--seed 3",
+        ),
+        (
             {
                 "repair": "obs",
                 "calibration": CalibrationOptions(text="wikitext2", sequential=False),
@@ -113,6 +118,8 @@ def test_the_command_makes_the_same_weights_again(
         ("rule", {"count_by": "weight"}),
         ("rule", {"repair": 1}),
         ("rule", {"recover": -1}),
+        ("rule", {"allocate": "fairly"}),
+        ("tensors", {UP: {"beta": -0.5}}),
         ("rule", {"calibration": {"seed": "x"}}),
         ("rule", {"calibration": {"seed": 1, "hash": 5}}),
         ("calibration", {"without_tokens": [1]}),

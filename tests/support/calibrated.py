@@ -1,7 +1,7 @@
 """Tiny models with a tokenizer and a text, and what plain torch finds of them whole."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,16 @@ from support.architectures import V, save_tiny_model
 from support.checkpoints import Tensors, load
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from torch.nn.functional import cross_entropy, silu
+from torch.nn.functional import cross_entropy, kl_div, silu
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from emp_llm import PruneOptions, prune
+from emp_llm.calibration.session import Session, recording
+from emp_llm.hub.source import find_source
 from emp_llm.options import CalibrationOptions
+from emp_llm.pruning.plan import PruningPlan
+from emp_llm.runtime.progress import SharedProgress, Silent
 
 SAMPLES, LENGTH, SEED = 4, 24, 3
 
@@ -54,6 +58,23 @@ def calibration(text: Path | None, **options: Any) -> CalibrationOptions:
     """What asks for these samples."""
     asked = {"text": None if text is None else str(text), "samples": SAMPLES, "length": LENGTH}
     return CalibrationOptions(**{**asked, "seed": SEED, **options})
+
+
+@contextmanager
+def opened(source: Path, text: Path, scratch: Path, targets: str = "mlp") -> Iterator[Session]:
+    """A model and its samples."""
+    found = find_source(source, progress=SharedProgress(Silent()))
+    options = PruneOptions(targets=targets, calibration=calibration(text))
+    plan = PruningPlan.make(found, found.open_checkpoint(), options)
+    with found.files(plan.checkpoint.shards) as files, recording():
+        yield Session(plan, SharedProgress(Silent()), files, scratch)
+
+
+def divergence(dense: PreTrainedModel, other: PreTrainedModel, ids_NL: torch.Tensor) -> float:
+    """The divergence of a model's predictions from a dense one's, nats per token."""
+    with torch.no_grad():
+        p, q = (m(input_ids=ids_NL, use_cache=False).logits.double() for m in (dense, other))
+    return float(kl_div(q.log_softmax(-1), p.softmax(-1), reduction="none").sum(-1).mean())
 
 
 def pruned(

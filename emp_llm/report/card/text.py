@@ -155,16 +155,26 @@ def _principle(rule: RuleFields) -> str:
         if "magnitude" in (criterion, rule.get("count_by"))
         else "(Σs)² / Σs² of a group is computed from the scores s of its weights"
     )
-    return (
-        f"In each group of weights the ⌊β · N_eff⌋ {largest} stay, and the others are zero. The "
-        f"effective number N_eff = {number}."
-    )
+    stay = f"In each group of weights the ⌊β · N_eff⌋ {largest} stay, and the others are zero."
+    allocated = rule.get("allocate")
+    if allocated == "uniform":
+        stay = (
+            f"In each group the same share of {largest} stays, and the others are zero: as many "
+            "together as ⌊β · N_eff⌋ of each group."
+        )
+    elif allocated == "loss":
+        stay += (
+            " Each tensor has a β of its own (`emp_report.json` has it), with which the loss rises "
+            "the least; as many weights stay together as with one β."
+        )
+    return f"{stay} The effective number N_eff = {number}."
 
 
 def _settings(report: Report) -> Iterator[str]:
     """What was chosen, and what data did, a line each."""
     rule = report["rule"]
-    yield f"β = {rule['beta']:g}"
+    allocated = f", allocate {rule['allocate']}" if "allocate" in rule else ""
+    yield f"β = {rule['beta']:g}{allocated}"
     yield f"groups: {_GROUPS[rule['granularity']]}"
     ignored = "".join(f" without {_code(pattern)}" for pattern in rule["ignore"])
     named = _TARGETS.get(rule["targets"], "")

@@ -5,6 +5,7 @@ function heading() {
   byId("model").textContent = source.model;
   const facts = [
     ["β", rule.beta], ["groups", { row: "rows", layer: "matrices", model: "the whole model" }[rule.granularity]],
+    ...(rule.allocate ? [["allocation", rule.allocate]] : []),
     ["score", rule.criterion], ...(rule.count_by ? [["counted by", rule.count_by]] : []),
     ...(rule.repair ? [["repair", rule.repair]] : []),
     ...(rule.calibration?.text ? [["calibrated on", `${rule.calibration.samples} × ${rule.calibration.length} tokens of ${rule.calibration.text}`]] : []),
