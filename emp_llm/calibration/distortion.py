@@ -159,10 +159,25 @@ def _error(
 
 
 def _interpolated(errors_P: Floats) -> Floats:
-    """Errors at all β from those at some, which fall nearly as an exponential of log β."""
+    """Errors at all β from those at some: their logarithms by a monotone cubic.
+
+    Fritsch & Butland, 1984. Straight lines would have a corner at each β that was measured, and
+    no target would get one near it.
+    """
     largest = errors_P.max()
     if not largest:
         return np.zeros(len(FACTORS))
     logs_P = np.log(np.maximum(errors_P, largest * 1e-9))
-    errors_B: Floats = np.exp(np.interp(np.arange(len(FACTORS)), _MEASURED, logs_P))
+    steps = np.diff(logs_P)
+    before, after = steps[:-1], steps[1:]
+    falling = (before < 0) & (after < 0)
+    inner = np.where(falling, 2 * before * after / np.where(falling, before + after, 1.0), 0.0)
+    slopes_P = np.concatenate([steps[:1], inner, steps[-1:]])
+    at, left = np.divmod(np.arange(len(FACTORS) - 1), _MEASURED[1])
+    t = left / _MEASURED[1]
+    curved = (
+        t * (1 - t) * ((slopes_P[at] - steps[at]) * (1 - t) + (steps[at] - slopes_P[at + 1]) * t)
+    )
+    logs_B = np.append(logs_P[at] + steps[at] * t + curved, logs_P[-1])
+    errors_B: Floats = np.exp(logs_B)
     return errors_B
