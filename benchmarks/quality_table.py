@@ -8,7 +8,7 @@
 For each row a model is pruned by `emp-llm prune` in a process of its own, or by llm-compressor in
 the virtual environment of `make peers` (--peers), on the same samples, its matrices all as sparse
 as EMP's targets are together. `emp-llm eval` measures the perplexity of each text, and answers to a
-task of lm-eval. Results are written after each row, and rows that are there are not made again: an
+task of lm-eval. Results are written after each text, and what is there is not made again: an
 interrupted run goes on where it was. The folders of --folders hold models that are not measured
 yet, and with --keep all.
 
@@ -27,7 +27,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from statistics import mean, stdev
@@ -53,14 +53,15 @@ def main() -> None:
     rows = selected(args.rows)
     results = known(args)
     for row in rows:
-        if row.name in results and not args.again:
+        if "task" in results.get(row.name, {}) and not args.again:  # what is measured last
             continue
         if row.peer and args.peers is None:
             say(f"{row.name}: left out, for no --peers is given")
             continue
         say(row.name)
-        results[row.name] = measure(row, args)
-        save(args, results)
+        for result in measured(row, args, {} if args.again else results.get(row.name, {})):
+            results[row.name] = result
+            save(args, results)
     print(table(results, args))
 
 
@@ -122,21 +123,42 @@ def save(args: argparse.Namespace, results: Mapping[str, Any]) -> None:
 # --- making and measuring ------------------------------------------------------------------------
 
 
-def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
-    """Make the model of a row, unless it is there, measure it, and delete it."""
-    if row.prune is None and row.peer is None:
-        return evaluate(args.model, args)
+def measured(
+    row: Row, args: argparse.Namespace, before: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Make the model of a row, unless it is there, measure what is missing, and delete it.
+
+    Args:
+        row: The row.
+        args: The command line.
+        before: What was measured before.
+
+    Yields:
+        The row's results, after each text and at the end.
+    """
     args.folders.mkdir(parents=True, exist_ok=True)
     folder, made = args.folders / row.name, args.folders / f"{row.name}.json"
-    if args.again or not made.exists():
+    is_made = row.prune is not None or row.peer is not None
+    result: dict[str, Any] = {"perplexity": {}}
+    if not is_made:
+        folder = args.model
+    elif args.again or not made.exists():
         made.unlink(missing_ok=True)
         done = make_by_peer(row, folder, args) if row.peer else make(row, folder, args)
         made.write_text(json.dumps(done), encoding="utf-8")
-    result = json.loads(made.read_text(encoding="utf-8")) | evaluate(folder, args)
-    if not args.keep:
+        before = {}  # it was of another model
+    if is_made:
+        result |= json.loads(made.read_text(encoding="utf-8"))
+    result |= before
+    for text in args.texts:
+        if text.name not in result["perplexity"]:
+            result["perplexity"][text.name] = perplexity(folder, text, args)
+            yield result
+    result["task"] = task(folder, args) if args.include_path else None
+    yield result
+    if is_made and not args.keep:
         shutil.rmtree(folder)
         made.unlink()
-    return result
 
 
 def make(row: Row, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -191,20 +213,27 @@ def timed(command: list[str]) -> dict[str, Any]:
     }
 
 
-def evaluate(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Perplexities by text, and the scores of the task, if there is a folder of tasks."""
-    command = [*EVAL, str(folder), "--json", "--dtype", args.dtype, "--context", str(args.context)]
-    for text in args.texts:
-        command += ["--perplexity", str(text)]
-    if args.include_path:
-        command += ["--tasks", args.task, "--include-path", str(args.include_path)]
-        command += ["--limit", str(args.questions), "--batch-size", "16"]
+def perplexity(folder: Path, text: Path, args: argparse.Namespace) -> float:
+    """The perplexity of a text."""
+    options = ["--context", str(args.context), "--perplexity", str(text)]
+    found: float = evaluate(folder, options, args)["texts"][text.name]["perplexity"]
+    return found
+
+
+def task(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The scores of the task."""
+    options = ["--tasks", args.task, "--include-path", str(args.include_path)]
+    options += ["--limit", str(args.questions), "--batch-size", "16"]
+    found: dict[str, Any] = evaluate(folder, options, args)["tasks"][args.task]
+    return found
+
+
+def evaluate(folder: Path, options: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    """What `emp-llm eval` finds of a model."""
+    command = [*EVAL, str(folder), "--json", "--dtype", args.dtype, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    found = json.loads(done.stdout)["model"]
-    return {
-        "perplexity": {name: text["perplexity"] for name, text in found["texts"].items()},
-        "task": found["tasks"].get(args.task),
-    }
+    found: dict[str, Any] = json.loads(done.stdout)["model"]
+    return found
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -235,13 +264,13 @@ def table(results: Mapping[str, Any], args: argparse.Namespace) -> str:
 
 def cells(result: Mapping[str, Any], args: argparse.Namespace, blocks: int) -> list[str]:
     """One row but for its name; empty where something was not measured."""
-    task, cpu = result["task"], result.get("cpu_seconds")
+    answers, cpu = result.get("task"), result.get("cpu_seconds")
     return [
         shown(result.get("sparsity"), ".2%"),
         shown(result.get("bytes_ratio"), ".3f"),
         shown(result.get("whole_bytes_ratio"), ".3f"),
-        *(shown(result["perplexity"][text.name], ".2f") for text in args.texts),
-        f"{task['acc']:.1%} ± {task['acc_stderr']:.1%}" if task else "",
+        *(shown(result["perplexity"].get(text.name), ".2f") for text in args.texts),
+        f"{answers['acc']:.1%} ± {answers['acc_stderr']:.1%}" if answers else "",
         shown(cpu, ".0f"),
         shown(cpu and cpu / blocks, ".1f"),
         shown(result["peak_bytes"] / MB if cpu else None, ".0f"),
@@ -250,7 +279,9 @@ def cells(result: Mapping[str, Any], args: argparse.Namespace, blocks: int) -> l
 
 def over_seeds(found: Sequence[Mapping[str, Any]], text: str) -> str:
     """Mean and sample standard deviation of a perplexity."""
-    values = [result["perplexity"][text] for result in found]
+    values = [result["perplexity"][text] for result in found if text in result["perplexity"]]
+    if len(values) < 2:
+        return ""
     return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 

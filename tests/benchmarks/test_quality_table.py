@@ -18,26 +18,31 @@ class Run:
 
     def __init__(self, folder, monkeypatch):
         self.folder, self._patch = folder, monkeypatch
-        self.model, self.text, self.json = (folder / name for name in ("model", "t.txt", "q.json"))
+        self.model, self.json = folder / "model", folder / "q.json"
+        self.texts = [folder / "t.txt", folder / "u.txt"]
         self.model.mkdir()
         (self.model / "config.json").write_text('{"num_hidden_layers": 4}')
-        self.text.write_text("some text")
+        for text in self.texts:
+            text.write_text("some text")
         self.made, self.measured = [], []
         self.perplexities = iter([8.0, 10.0, 12.0])
         monkeypatch.setattr(quality_table, "make", self._make)
-        monkeypatch.setattr(quality_table, "evaluate", self._evaluate)
+        monkeypatch.setattr(quality_table, "perplexity", self._perplexity)
 
     def _make(self, row, folder, _args):
         self.made.append(row.name)
         folder.mkdir()
         return {"cpu_seconds": 20.0, "peak_bytes": 3e9, "sparsity": 0.375, "bytes_ratio": 0.5}
 
-    def _evaluate(self, folder, _args):
-        self.measured.append(folder.name)
-        return {"perplexity": {"t.txt": next(self.perplexities)}, "task": None}
+    def _perplexity(self, folder, text, _args):
+        self.measured.append((folder.name, text.name))
+        found = next(self.perplexities, None)
+        if found is None:
+            raise KeyboardInterrupt
+        return found
 
-    def __call__(self, *options):
-        paths = [str(path) for path in (self.model, self.text, self.text)]
+    def __call__(self, *options, texts=1):
+        paths = [str(path) for path in (self.model, self.texts[0], *self.texts[:texts])]
         more = ["--json", str(self.json), "--folders", str(self.folder / "made")]
         self._patch.setattr(sys, "argv", ["quality_table.py", *paths, *more, "--rows", *options])
         quality_table.main()
@@ -58,13 +63,16 @@ def test_rows_that_are_there_are_not_made_again(run):
     assert not list((run.folder / "made").iterdir())
 
 
-def test_a_model_that_was_made_but_not_measured_is_only_measured(run):
-    run.perplexities = iter([])
-    with pytest.raises(StopIteration):
-        run("wanda@1")
+def test_an_interrupted_row_goes_on_with_the_text_where_it_was(run):
     run.perplexities = iter([8.0])
-    run("wanda@1")
-    assert (run.made, run.measured) == (["wanda@1"], ["wanda@1"] * 2)
+    with pytest.raises(KeyboardInterrupt):
+        run("wanda@1", texts=2)
+    run.perplexities = iter([10.0])
+    run("wanda@1", texts=2)
+    assert run.made == ["wanda@1"]
+    assert run.measured == [("wanda@1", name) for name in ("t.txt", "u.txt", "u.txt")]
+    row = json.loads(run.json.read_text())["results"]["wanda@1"]
+    assert row["perplexity"] == {"t.txt": 8.0, "u.txt": 10.0}
 
 
 def test_rows_that_were_measured_differently_are_not_mixed(run):
