@@ -19,7 +19,7 @@ from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.comparison.allocation import Counts
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.integration.quantizers import PruningQuantizer
-from emp_llm.integration.tensor_readers import TargetReader, TensorReader
+from emp_llm.loading.tensor_readers import TargetReader, TensorReader
 from emp_llm.selection.ranking import keep_largest, magnitude_keys, random_keys
 from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.target import Target

@@ -1,10 +1,8 @@
 """emp-llm inside transformers: pruning while loading, packed checkpoints, and fine-tuning.
 
 configs         `EmpConfig`, and what a packed checkpoint's config.json says
-tensor_readers  whole tensors read from the files: pruned, or unpacked, on the CPU or on a GPU
 keeping         weights that stay packed in memory
-read_ahead      reads several of them ahead, on all cores
-weight_feed     transformers' weight conversions, fed with those tensors
+weight_feed     transformers' weight conversions, fed with pruned, unpacked or packed tensors
 saving          transformers' weight conversions, which pack what they give; `densify`
 zero_mask       masks of zeros, one bit a weight
 zeros           the pruned parameters of a model, found and set to zero again

@@ -6,13 +6,13 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from emp_llm.errors import FormatError, OptionError
+from emp_llm.errors import OptionError
 from emp_llm.options import Granularity, PruneOptions, Rest, packs_rest, patterns
 from emp_llm.rule_fields import rule_fields
 from emp_llm.tensors.packed_config import (
-    KNOWN_VERSIONS,
     QUANT_METHOD,
     WHOLE_VERSION,
+    check_version,
     format_version,
     quantization_config,
 )
@@ -119,15 +119,9 @@ class PackedConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, **fields: object) -> None:
-        version = fields.get("format_version")
-        if version not in KNOWN_VERSIONS:
-            raise FormatError(
-                f"config.json: the checkpoint is packed in version {version} of the format; this "
-                f"emp-llm reads versions {KNOWN_VERSIONS[0]} to {KNOWN_VERSIONS[-1]}: install a "
-                "release that knows it"
-            )
+        check_version(fields)
         self.__dict__.update(fields)
-        self.format_version = version
+        self.format_version = fields["format_version"]
         self.keep_packed = False
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
 

@@ -26,8 +26,8 @@ from emp_llm.integration.saving import (
     conversions_of,
     set_conversions,
 )
-from emp_llm.integration.tensor_readers import PruningReader, TensorReader, UnpackingReader
 from emp_llm.integration.weight_feed import FedConverter, FedPlainWeights, Feed, Placement
+from emp_llm.loading.tensor_readers import PruningReader, TensorReader, UnpackingReader
 from emp_llm.resident.packing import PackedBefore
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.selection.selection import select

@@ -22,8 +22,8 @@ from transformers.core_model_loading import (
 from transformers.integrations.accelerate import get_device
 
 from emp_llm.integration.keeping import Keeper
-from emp_llm.integration.read_ahead import Holding, Job, MadeElsewhere, ReadAhead, Reading
-from emp_llm.integration.tensor_readers import TensorReader, UnpackingReader
+from emp_llm.loading.read_ahead import Holding, Job, MadeElsewhere, ReadAhead, Reading
+from emp_llm.loading.tensor_readers import TensorReader, UnpackingReader
 from emp_llm.runtime.device_trial import device_of_kernels
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.tensors.geometry import WholeGeometry

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from emp_llm.errors import FormatError
+
 __all__ = [
     "KNOWN_VERSIONS",
     "PRUNED_VERSION",
     "QUANT_METHOD",
     "WHOLE_VERSION",
+    "check_version",
     "format_version",
     "is_packed",
     "quant_method",
@@ -34,6 +37,21 @@ def format_version(*, rest_packed: bool) -> int:
     plain it has version 1, which older releases can read.
     """
     return WHOLE_VERSION if rest_packed else PRUNED_VERSION
+
+
+def check_version(config: Mapping[str, Any]) -> None:
+    """Refuse a ``quantization_config`` of a version that this release does not know.
+
+    Raises:
+        FormatError: If it is one.
+    """
+    version = config.get("format_version")
+    if version not in KNOWN_VERSIONS:
+        raise FormatError(
+            f"config.json: the checkpoint is packed in version {version} of the format; this "
+            f"emp-llm reads versions {KNOWN_VERSIONS[0]} to {KNOWN_VERSIONS[-1]}: install a "
+            "release that knows it"
+        )
 
 
 def quantization_config(rule: Mapping[str, Any], version: int) -> dict[str, Any]:

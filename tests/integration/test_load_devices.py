@@ -20,7 +20,7 @@ from support.checkpoints import differing, load
 from support.loading import DTYPES, Traces, load_model, state
 
 from emp_llm import EmpConfig, prune
-from emp_llm.integration.tensor_readers import DenseWeights
+from emp_llm.loading.tensor_readers import DenseWeights
 from emp_llm.runtime import device_trial
 from emp_llm.runtime.device_trial import device_of_kernels
 from emp_llm.runtime.devices import Devices

@@ -1,4 +1,4 @@
-"""Reads tensors ahead, on all cores, in the order in which transformers asks for them."""
+"""Reads tensors ahead, on all cores, in the order in which they are asked for."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from emp_kernels.gpu_workspace import DeviceWorkspace
 from emp_kernels.rows import Workspace
 
-from emp_llm.integration.tensor_readers import DeviceWeights, TensorReader, UnpackingReader
+from emp_llm.loading.tensor_readers import DeviceWeights, TensorReader, UnpackingReader
 from emp_llm.resident.content import Content
 from emp_llm.resident.dense_weights import DenseWeights
 from emp_llm.resident.weight import PackedWeight
