@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = (ROOT / "emp_llm", ROOT / "kernels" / "emp_kernels", ROOT / "cli" / "emp_cli")
 BY_NAME = ("import_module", "need")
 OURS = {"emp_llm", "emp_kernels", "emp_cli"}
+HOSTS = {"vllm"}
+"""What imports us, and not the other way round."""
 
 
 def normalized(name: str) -> str:
@@ -44,7 +46,7 @@ def imported() -> dict[str, str]:
         for path in sorted(folder.rglob("*.py")):
             for module in imported_modules(path):
                 top = module.partition(".")[0]
-                if top not in sys.stdlib_module_names and top not in OURS:
+                if top not in sys.stdlib_module_names and top not in OURS | HOSTS:
                     (name,) = set(distributions[top])
                     found[normalized(name)] = str(path.relative_to(ROOT))
     return found

@@ -231,14 +231,17 @@ def _holders(shards: tuple[Shard, ...]) -> dict[str, str]:
     return holders
 
 
-def check_all_listed(checkpoint: Checkpoint) -> None:
+def check_all_listed(absent: Mapping[str, str]) -> None:
     """Refuse a checkpoint whose index lists a tensor that no shard has.
+
+    Args:
+        absent: As `Checkpoint.absent`.
 
     Raises:
         CheckpointError: If there is one.
     """
-    if checkpoint.absent:
-        _refuse_absent(checkpoint.absent)
+    if absent:
+        _refuse_absent(absent)
 
 
 def _refuse_absent(absent: Mapping[str, str]) -> NoReturn:

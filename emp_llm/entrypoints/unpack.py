@@ -120,7 +120,7 @@ def unpack(
     source = find_source(model, revision=revision, token=token, progress=shared)
     checkpoint = source.open_checkpoint()
     _check_packed(checkpoint)
-    check_all_listed(checkpoint)  # as it was written, it has a correct index
+    check_all_listed(checkpoint.absent)  # as it was written, it has a correct index
     packed_report = read_report(source.folder)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
         workers = Workers.find(

@@ -165,7 +165,7 @@ def open_written(folder: Path, progress: SharedProgress) -> WrittenFolder:
             "`emp-llm unpack` wrote"
         )
     checkpoint = open_checkpoint(folder)
-    check_all_listed(checkpoint)
+    check_all_listed(checkpoint.absent)
     report = read_report(folder)
     if report is not None:
         _check_reported_config(checkpoint, report)
