@@ -13,7 +13,7 @@ WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repai
 # even where the environment says not to: every process would compile it again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types unit kernels rest oldest slow architectures peers clean
+.PHONY: demo test lint types unit kernels rest oldest slow architectures installed peers clean
 
 demo: .venv/installed
 	$(BIN)/python demo/demo.py
@@ -52,6 +52,10 @@ architectures: .venv/test-installed
 
 # Another pruner to compare with, for benchmarks/quality_table.py; no part of the tests.
 peers: .venv/peers/installed
+
+# The package as users install it, in a new environment; no part of the tests.
+installed:
+	$(PYTHON) benchmarks/check_installed.py
 
 # torch first and by its exact pin: left to the resolver, a machine without a GPU pulls gigabytes of CUDA packages.
 .venv/torch: constraints.txt

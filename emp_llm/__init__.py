@@ -1,15 +1,15 @@
 """emp-llm: Effective Model Pruning (arXiv 2509.25606) for large language models.
 
 Names are imported when they are first used, so that ``import emp_llm`` costs nothing. It also
-has transformers know packed checkpoints, whichever of the two is imported first.
+has transformers know packed checkpoints, whichever of the two is imported first. Where emp-llm is
+installed, ``import torch`` does that as well: see `emp_llm.integration.autoload`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from wrapt import register_post_import_hook
-
 from emp_llm._version import __version__ as __version__
+from emp_llm.integration.autoload import watch_imports
 
 if TYPE_CHECKING:
     from emp_llm.calibration.criteria import Criterion
@@ -111,9 +111,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-register_post_import_hook(
-    "emp_llm.integration.registration:wrap_configs", "transformers.configuration_utils"
-)
-register_post_import_hook(
-    "emp_llm.integration.registration:register", "transformers.modeling_utils"
-)
+watch_imports()

@@ -25,8 +25,8 @@ def pack(
     """Pack a checkpoint without pruning it: smaller, and every weight keeps every bit.
 
     This is `emp_llm.prune` with ``targets="none"``. It streams and resumes in the same way, and the
-    result loads through ``from_pretrained`` after ``import emp_llm``. `emp_llm.unpack` gives the
-    source's tensors back; `emp_llm.verify` with ``against`` checks that they are the same.
+    result loads through ``from_pretrained``. `emp_llm.unpack` gives the source's tensors back;
+    `emp_llm.verify` with ``against`` checks that they are the same.
 
     >>> from emp_llm import pack, verify
     >>> report = pack("demo/model", "lossless")

@@ -11,6 +11,7 @@ adapters        `merge_adapter`, which keeps them while adapters are merged
 quantizers      what happens before, while and after weights are loaded
 save_call       a call of `save_pretrained`: what it packs, and whether config.json says so
 registration    makes `configs`, `quantizers` and `save_call` known to transformers
+autoload        has `registration` do so once transformers is imported
 
 ``quantization_config`` is transformers' name; nothing here quantizes. The loaded model is an
 ordinary one: dense weights with zeros in them, no hooks, no modules of emp-llm. With

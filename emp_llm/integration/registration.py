@@ -46,13 +46,14 @@ def register(modeling_utils: ModuleType) -> None:
 
     from emp_llm.integration.configs import PRUNE_METHOD, EmpConfig, PackedConfig
 
+    # first what may be missing in another version: then nothing is loaded that could not be saved
+    wrap_function_wrapper(auto, "AutoHfQuantizer.merge_quantization_configs", _merge_configs)
+    wrap_function_wrapper(modeling_utils, "PreTrainedModel.save_pretrained", _save_pretrained)
+    wrap_function_wrapper(modeling_utils, "PreTrainedModel.get_memory_footprint", _footprint)
     auto.register_quantization_config(QUANT_METHOD)(PackedConfig)
     auto.register_quantizer(QUANT_METHOD)(_deferred(_unpacking))
     auto.register_quantization_config(PRUNE_METHOD)(EmpConfig)
     auto.register_quantizer(PRUNE_METHOD)(_deferred(_pruning))
-    wrap_function_wrapper(auto, "AutoHfQuantizer.merge_quantization_configs", _merge_configs)
-    wrap_function_wrapper(modeling_utils, "PreTrainedModel.save_pretrained", _save_pretrained)
-    wrap_function_wrapper(modeling_utils, "PreTrainedModel.get_memory_footprint", _footprint)
 
 
 def _from_dict(

@@ -45,7 +45,7 @@ def test_push_tells_where_the_model_is_and_how_to_load_it(
     sizes = [len(data) for data in hub.files(REPO).values()]
     assert result.stdout.splitlines() == [
         f"{hub.url}/me/model: {len(sizes)} files, {sum(sizes) / 1000:.3g} kB; load it with",
-        "    import emp_llm  # registers the packed format",
+        "    # needs emp-llm: pip install emp-llm",
         "    from transformers import AutoModelForCausalLM",
         '    model = AutoModelForCausalLM.from_pretrained("me/model")',
     ]

@@ -67,7 +67,7 @@ def test_the_card_on_the_hub_names_the_model(hub: UploadHub, packed_folder: Path
 
 def test_the_lines_to_load_with_are_told(packed_folder: Path) -> None:
     assert push(packed_folder, REPO, revision="v1")["load"] == [
-        "import emp_llm  # registers the packed format",
+        "# needs emp-llm: pip install emp-llm",
         "from transformers import AutoModelForCausalLM",
         'model = AutoModelForCausalLM.from_pretrained("me/model", revision="v1")',
     ]
@@ -323,7 +323,7 @@ def test_a_packed_model_without_a_report_gets_a_card_that_says_how_to_load_it(
     done = push(packed_folder, REPO)
     assert done["files"] == len(hub.files(REPO))
     card = hub.files(REPO)["README.md"].decode()
-    assert "import emp_llm" in card
+    assert "pip install emp-llm" in card.partition("```python")[0]
     assert 'from_pretrained("me/model")' in card
 
 

@@ -1,7 +1,9 @@
-"""What `import emp_llm` does to transformers, in new processes, and what is there without it."""
+"""How transformers comes to know packed folders, in new processes, and what it does without it."""
 
+import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +19,38 @@ TinyModel = Callable[..., Path]
 NAME = EXPECTED["llama"].mlp[0]
 
 
-def run(program: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+ROOT = Path(__file__).parents[2]
+
+
+def run(
+    program: str, *arguments: Path, installed: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program for which torch does not look for what is installed when it is imported.
+
+    If it looks later it finds what is in the folder `installed`, too.
+    """
+    path = os.pathsep.join([*([str(installed)] if installed else []), *sys.path])
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "PYTHONPATH": path},
+    )
+
+
+def entry_points(folder: Path) -> Path:
+    """Write what pip writes of the entry points that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    written = folder / "emp_llm-0.dist-info"
+    written.mkdir(parents=True)
+    (written / "METADATA").write_text("Metadata-Version: 2.1\nName: emp-llm\nVersion: 0\n")
+    lines = []
+    for group, named in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {function}" for name, function in named.items())]
+    (written / "entry_points.txt").write_text("\n".join(lines))
+    return folder
 
 
 def test_importing_emp_llm_imports_neither_torch_nor_transformers() -> None:
@@ -44,15 +75,19 @@ def test_packed_checkpoints_are_known_to_transformers_before_kernels_are_importe
 def test_plain_from_pretrained_loads_a_packed_folder_whichever_was_imported_first(
     pruned_model: TinyModel, tmp_path: Path
 ) -> None:
+    order = ("emp_llm", "transformers", "transformers.modeling_utils", "torch alone")
     program = (
         "import datasets, importlib, os, sys, torch._dynamo, torch.distributed.tensor\n"
         "assert not {'transformers', 'emp_llm'} & sys.modules.keys()\n"  # what they need, once
-        "for before in ('emp_llm', 'transformers', 'transformers.modeling_utils'):\n"
+        f"for before in {order}:\n"
         "    if os.fork():\n"
         "        assert os.wait()[1] == 0, before\n"
         "        continue\n"
-        "    importlib.import_module(before)\n"
-        "    import emp_llm\n"
+        "    if before == 'torch alone':\n"
+        "        torch._import_device_backends()\n"  # as `import torch` ends
+        "    else:\n"
+        "        importlib.import_module(before)\n"
+        "        import emp_llm\n"
         "    from transformers import AutoModelForCausalLM\n"
         "    model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
         "    AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=None)\n"
@@ -60,10 +95,11 @@ def test_plain_from_pretrained_loads_a_packed_folder_whichever_was_imported_firs
         "    torch.save(weights, f'{sys.argv[2]}/{before}.pt')\n"
         "    break\n"
     )
-    result = run(program, pruned_model("llama"), tmp_path)
+    installed = entry_points(tmp_path / "installed")
+    result = run(program, pruned_model("llama"), tmp_path, installed=installed)
     assert result.returncode == 0, result.stderr
     expected = load(pruned_model("llama", output_format="dense"))[NAME]
-    for before in ("emp_llm", "transformers", "transformers.modeling_utils"):
+    for before in order:
         assert bits(torch.load(tmp_path / f"{before}.pt")) == bits(expected)
 
 

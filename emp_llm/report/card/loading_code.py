@@ -25,7 +25,7 @@ def loading_code(config: Mapping[str, object], name: str, revision: str | None =
     arguments = [_literal(name)]
     if revision is not None:
         arguments.append(f"revision={_literal(revision)}")
-    needed = ["import emp_llm  # registers the packed format"] if is_packed(config) else []
+    needed = ["# needs emp-llm: pip install emp-llm"] if is_packed(config) else []
     return [
         *needed,
         f"from transformers import {loader}",

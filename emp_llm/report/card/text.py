@@ -99,9 +99,9 @@ def _loading(
     source = "FOLDER" if name == ANY_NAME else name
     options = f" --revision {shlex.quote(revision)}" if revision else ""
     return (
-        "> **This checkpoint is packed and needs `import emp_llm`.** Without it, transformers "
-        "stops with a size\n> mismatch. Install it with `pip install emp-llm`, and import it "
-        f"before you load the model:\n\n{code}\n\n"
+        "> **This checkpoint is packed and needs emp-llm: `pip install emp-llm`.** Where it is "
+        "installed, transformers\n> loads this model like any other; elsewhere, it stops with a "
+        f"size mismatch.\n\n{code}\n\n"
         "For programs that do not know emp-llm, unpack it: the result is an ordinary checkpoint "
         "with the same weights,\nbit for bit.\n\n```\n"
         f"pip install emp-llm\nemp-llm unpack {source}{options} --out DENSE\n```"

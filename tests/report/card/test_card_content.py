@@ -55,11 +55,11 @@ def test_a_packed_card_begins_with_what_is_needed_to_load_it(source: Path) -> No
     _, ours, _ = take_apart(pruned_card(source, None))
     heading, warning = ours.split("\n\n")[:2]
     assert heading == "# source, pruned by Effective Model Pruning"
-    assert warning.startswith("> **This checkpoint is packed and needs `import emp_llm`.**")
-    assert "size\n> mismatch" in warning
+    assert warning.startswith("> **This checkpoint is packed and needs emp-llm: `pip install ")
+    assert "size mismatch" in warning
     code = ours.partition("```python\n")[2].partition("```")[0]
     assert code.splitlines() == [
-        "import emp_llm  # registers the packed format",
+        "# needs emp-llm: pip install emp-llm",
         "from transformers import AutoModelForCausalLM",
         'model = AutoModelForCausalLM.from_pretrained("path or id of this model")',
     ]

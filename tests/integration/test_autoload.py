@@ -1,0 +1,58 @@
+"""emp-llm waits for transformers, and what fails then ends no other program."""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import wrapt
+from transformers import modeling_utils
+from transformers.quantizers import auto
+
+from emp_llm.integration import registration
+from emp_llm.integration.autoload import watch_imports
+
+Hook = Callable[[ModuleType], None]
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Hook]:
+    """What is called after a module is imported, by its name, in a process that begins."""
+    found: dict[str, Hook] = {}
+    monkeypatch.setattr(
+        wrapt, "register_post_import_hook", lambda hook, name: found.update({name: hook})
+    )
+    watch_imports.__wrapped__()
+    return found
+
+
+def test_a_registration_that_fails_is_a_warning_that_says_why_and_what_to_do(
+    hooks: dict[str, Hook], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: ModuleType) -> None:
+        raise AttributeError("no save_pretrained")
+
+    monkeypatch.setattr(registration, "register", fail)
+    with pytest.warns(UserWarning, match="no save_pretrained.*pip install --upgrade emp-llm"):
+        hooks["transformers.modeling_utils"](modeling_utils)
+
+
+def test_without_the_package_that_waits_for_imports_there_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "wrapt", None)
+    with pytest.warns(UserWarning, match="wrapt.*install emp-llm again"):
+        watch_imports.__wrapped__()
+
+
+def test_a_transformers_that_could_not_save_packed_models_loads_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    merge = auto.AutoHfQuantizer.__dict__["merge_quantization_configs"]
+    monkeypatch.setattr(auto.AutoHfQuantizer, "merge_quantization_configs", merge)
+    mappings = ("AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING")
+    for name in mappings:
+        monkeypatch.setattr(auto, name, {})
+    with pytest.raises(AttributeError):
+        registration.register(SimpleNamespace(PreTrainedModel=type("PreTrainedModel", (), {})))
+    assert [getattr(auto, name) for name in mappings] == [{}, {}]
