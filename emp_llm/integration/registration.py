@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from emp_llm.integration.configs import EmpConfig, PackedConfig
 
-__all__ = ["register", "wrap_configs"]
+__all__ = ["register_configs", "register_quantizers", "wrap_configs"]
 
 
 def wrap_configs(configuration_utils: ModuleType) -> None:
@@ -32,11 +32,25 @@ def wrap_configs(configuration_utils: ModuleType) -> None:
     wrap_function_wrapper(configuration_utils, "PreTrainedConfig.from_dict", _from_dict)
 
 
-def register(modeling_utils: ModuleType) -> None:
-    """Register the configurations, and quantizers that are imported when a model is loaded.
+def register_configs(auto: ModuleType) -> None:
+    """Register the configurations, which programs may read before they load a model.
+
+    Args:
+        auto: The module ``transformers.quantizers.auto``.
+    """
+    from emp_llm.integration.configs import PRUNE_METHOD, EmpConfig, PackedConfig
+
+    wrap_function_wrapper(auto, "AutoHfQuantizer.merge_quantization_configs", _merge_configs)
+    auto.register_quantization_config(QUANT_METHOD)(PackedConfig)
+    auto.register_quantization_config(PRUNE_METHOD)(EmpConfig)
+
+
+def register_quantizers(modeling_utils: ModuleType) -> None:
+    """Register quantizers that are imported when a model is loaded, and wrap how it is saved.
 
     transformers may be in the middle of being imported, by a module of ours too. So nothing is
-    imported here that needs ``transformers.modeling_utils``, as the quantizers do.
+    imported here that needs ``transformers.modeling_utils``, as the quantizers do. They come last:
+    with a transformers in which saving cannot be wrapped, nothing is loaded.
 
     Args:
         modeling_utils: The module ``transformers.modeling_utils``; nothing loads a model
@@ -44,15 +58,11 @@ def register(modeling_utils: ModuleType) -> None:
     """
     from transformers.quantizers import auto
 
-    from emp_llm.integration.configs import PRUNE_METHOD, EmpConfig, PackedConfig
+    from emp_llm.integration.configs import PRUNE_METHOD
 
-    # first what may be missing in another version: then nothing is loaded that could not be saved
-    wrap_function_wrapper(auto, "AutoHfQuantizer.merge_quantization_configs", _merge_configs)
     wrap_function_wrapper(modeling_utils, "PreTrainedModel.save_pretrained", _save_pretrained)
     wrap_function_wrapper(modeling_utils, "PreTrainedModel.get_memory_footprint", _footprint)
-    auto.register_quantization_config(QUANT_METHOD)(PackedConfig)
     auto.register_quantizer(QUANT_METHOD)(_deferred(_unpacking))
-    auto.register_quantization_config(PRUNE_METHOD)(EmpConfig)
     auto.register_quantizer(PRUNE_METHOD)(_deferred(_pruning))
 
 

@@ -1,7 +1,9 @@
 """emp-llm waits for transformers, and what fails then ends no other program."""
 
+import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -32,7 +34,7 @@ def test_a_registration_that_fails_is_a_warning_that_says_why_and_what_to_do(
     def fail(_: ModuleType) -> None:
         raise AttributeError("no save_pretrained")
 
-    monkeypatch.setattr(registration, "register", fail)
+    monkeypatch.setattr(registration, "register_quantizers", fail)
     with pytest.warns(UserWarning, match="no save_pretrained.*pip install --upgrade emp-llm"):
         hooks["transformers.modeling_utils"](modeling_utils)
 
@@ -45,14 +47,31 @@ def test_without_the_package_that_waits_for_imports_there_is_a_warning(
         watch_imports.__wrapped__()
 
 
+def test_a_module_that_imports_torch_itself_is_taken_when_it_is_finished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "transformers.configuration_utils"
+    unfinished = importlib.util.module_from_spec(ModuleSpec(name, None))
+    unfinished.__spec__._initializing = True  # as long as Python runs it
+    monkeypatch.setitem(sys.modules, name, unfinished)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    taken: list[ModuleType] = []
+    monkeypatch.setattr(registration, "wrap_configs", taken.append)
+    monkeypatch.setattr(registration, "register_configs", lambda _: None)
+    monkeypatch.setattr(registration, "register_quantizers", lambda _: None)
+    watch_imports.__wrapped__()
+    assert importlib.util.find_spec("no_such_module") is None
+    assert taken == []
+    unfinished.__spec__._initializing = False
+    for _ in range(2):
+        assert importlib.util.find_spec("no_such_module") is None
+        assert taken == [unfinished]
+
+
 def test_a_transformers_that_could_not_save_packed_models_loads_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    merge = auto.AutoHfQuantizer.__dict__["merge_quantization_configs"]
-    monkeypatch.setattr(auto.AutoHfQuantizer, "merge_quantization_configs", merge)
-    mappings = ("AUTO_QUANTIZATION_CONFIG_MAPPING", "AUTO_QUANTIZER_MAPPING")
-    for name in mappings:
-        monkeypatch.setattr(auto, name, {})
+    monkeypatch.setattr(auto, "AUTO_QUANTIZER_MAPPING", {})
     with pytest.raises(AttributeError):
-        registration.register(SimpleNamespace(PreTrainedModel=type("PreTrainedModel", (), {})))
-    assert [getattr(auto, name) for name in mappings] == [{}, {}]
+        registration.register_quantizers(SimpleNamespace(PreTrainedModel=object))
+    assert auto.AUTO_QUANTIZER_MAPPING == {}

@@ -84,7 +84,12 @@ def test_plain_from_pretrained_loads_a_packed_folder_whichever_was_imported_firs
         "        assert os.wait()[1] == 0, before\n"
         "        continue\n"
         "    if before == 'torch alone':\n"
-        "        torch._import_device_backends()\n"  # as `import torch` ends
+        "        class Torch:\n"  # as if transformers were the first to import torch, where it is
+        "            def find_spec(self, name, path, target=None):\n"
+        "                if name == 'transformers.modeling_rope_utils':\n"
+        "                    assert 'transformers.configuration_utils' in sys.modules\n"
+        "                    torch._import_device_backends()\n"  # as `import torch` ends
+        "        sys.meta_path.insert(0, Torch())\n"
         "    else:\n"
         "        importlib.import_module(before)\n"
         "        import emp_llm\n"
