@@ -147,7 +147,7 @@ json.dump(failed, sys.stdout)
 """
 
 
-HOSTED = {"emp_llm.serving.vllm_config"}
+HOSTED = {"emp_llm.serving.vllm_config", "emp_llm.serving.vllm_layers"}
 """Modules that only vLLM imports, which is not installed here."""
 
 

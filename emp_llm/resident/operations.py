@@ -90,7 +90,10 @@ def _slice(
     end: int | None = None,
     step: int = 1,
 ) -> Content | None:
-    places = range(weight.form.shape[dim])[start:end:step]
+    everywhere = range(weight.form.shape[dim])
+    places = everywhere[start:end:step]
+    if places == everywhere:  # along the columns, too
+        return weight
     return _taken(weight, dim, places) if len(places) else None
 
 

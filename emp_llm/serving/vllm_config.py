@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import (
     QuantizationConfig,
     QuantizeMethodBase,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.platforms import current_platform
 
 from emp_llm.checkpoint.dtypes import PRUNABLE, TORCH_NAMES
+from emp_llm.errors import OptionError
+from emp_llm.serving.options import keeps_packed
 from emp_llm.serving.stored_weights import check_folder, packed_shards, stored_weights
+from emp_llm.serving.vllm_layers import PackedMethod
 from emp_llm.tensors.packed_config import QUANT_METHOD, check_version
 
 __all__ = ["PackedModelConfig"]
@@ -71,9 +80,31 @@ class PackedModelConfig(QuantizationConfig):
     def get_quant_method(
         self, layer: torch.nn.Module, *_: object, **__: object
     ) -> QuantizeMethodBase | None:
-        """The method of a layer: a dense one, which vLLM chooses itself but for linear layers."""
+        """The method of a layer; None leaves it to vLLM, dense.
+
+        Raises:
+            OptionError: As `keeps_packed` raises it; or if weights cannot stay packed here.
+        """
         _have_packed_files_read()
-        return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
+        linear = isinstance(layer, LinearBase)
+        if not _keeps_packed():
+            return UnquantizedLinearMethod() if linear else None
+        if not current_platform.is_cpu():
+            raise OptionError(
+                f"additional_config: weights stay packed on CPUs only, and this is "
+                f"{current_platform.device_name}: leave keep_packed out"
+            )
+        layers = get_current_vllm_config().compilation_config.static_forward_context
+        if linear:
+            return PackedMethod(UnquantizedLinearMethod(), layers)
+        if isinstance(layer, VocabParallelEmbedding):
+            return PackedMethod(UnquantizedEmbeddingMethod(), layers)
+        return None
+
+
+def _keeps_packed() -> bool:
+    """What the configuration says by which this process builds and loads a model."""
+    return keeps_packed(get_current_vllm_config().additional_config)
 
 
 @cache
@@ -101,7 +132,7 @@ def _have_packed_files_read() -> None:
             dense: Iterator[tuple[str, torch.Tensor]] = read_files(loader, source)
             return dense
         loader.counter_before_loading_weights = time.perf_counter()  # for vLLM's log
-        weights = stored_weights(shards, keep_packed=False)
+        weights = stored_weights(shards, keep_packed=_keeps_packed())
         return ((source.prefix + name, tensor) for name, tensor in weights)
 
     DefaultModelLoader._get_weights_iterator = read

@@ -5,6 +5,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from emp_llm import OptionError
+from emp_llm.serving.options import keeps_packed
+
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 LOAD = """
@@ -24,3 +29,19 @@ def test_its_entry_point_imports_nothing_before_it_is_called() -> None:
     )
 
     assert done.stdout == "register\n"
+
+
+@pytest.mark.parametrize("said", [{}, None, object(), {"gdn": 1}, {"emp": {}}])
+def test_weights_are_unpacked_unless_it_says_otherwise(said: object) -> None:
+    assert not keeps_packed(said)
+    assert keeps_packed({"gdn": 1, "emp": {"keep_packed": True}})
+
+
+@pytest.mark.parametrize(
+    "said", [True, {"keep_packed": 1}, {"keep_packed": "true"}, {"keep": True}, [], None]
+)
+def test_other_options_are_refused_in_one_line(said: object) -> None:
+    with pytest.raises(OptionError, match="'emp' is ") as caught:
+        keeps_packed({"emp": said})
+    assert "\n" not in str(caught.value)
+    assert '{"emp": {"keep_packed": true}}' in str(caught.value)
