@@ -135,7 +135,7 @@ class Check:
             memory = sum(process.memory_full_info().pss for process in family)
             loading = LOADING.search(self._log.read_text())
             served = Served(started, float(loading[1]) if loading else 0.0, memory, texts)
-        say(f"{served.start_s:.0f} s, {memory / MB:,.0f} MB: {PROMPTS[0]}{texts[0]!r:.60}")
+        say(f"{served.start_s:.0f} s, {memory / MB:,.0f} MB: {PROMPTS[0]!r} → {texts[0]!r:.60}")
         return served
 
     def serve_from_hub(self, model: Path) -> Served:
@@ -245,7 +245,7 @@ def report(
             for way, it in served.items()
         ]
     )
-    print(f"\n{PROMPTS[0]}{dense.texts[0]!r:.60}\ndamaged: {refused}")
+    print(f"\n{PROMPTS[0]!r} → {dense.texts[0]!r}\ndamaged: {refused}")
     if arguments.out:
         write_json(
             arguments.out.with_suffix(".json"),
