@@ -188,7 +188,7 @@ def cost_lines(report: "Report", model: str, out: "Path") -> list[str]:
     command = wrap(shlex.join(words), _COLUMNS - 4, break_long_words=False, break_on_hyphens=False)
     return [
         "Magnitude alone costs a real LLM much: SmolLM2-135M goes from perplexity 21.2",
-        "to 42.9, repaired from data to 23.3, trained for a while to 22.1. To repair:",
+        "to 42.9, repaired from data to 22.5, trained for a while to 21.9. To repair:",
         *(f"  {printable(line)} \\" for line in command[:-1]),
         f"  {printable(command[-1])}",
     ]
