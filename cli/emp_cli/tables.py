@@ -40,7 +40,7 @@ _LARGE = 10_000_000
 
 _REPAIRED = {
     "obs": "the weights that stay",
-    "swaps": "the weights that stay, and which ones of each row do,",
+    "swaps": "the weights that stay, and the choice of them in each row,",
     "bias": "biases of pruned layers",
 }
 
@@ -180,8 +180,8 @@ def found_lines(report: "Report") -> list[str]:
 def cost_lines(report: "Report", model: str, out: "Path") -> list[str]:
     """Lines that say what pruning without data costs, and name the command that repairs."""
     rule = report["rule"]
-    repairs = rule.get("repair") or rule.get("recover")
-    if rule["criterion"] != "magnitude" or repairs or rule["targets"] == NO_TARGETS:
+    uses_data = rule["criterion"] != "magnitude" or "calibration" in rule
+    if uses_data or rule["targets"] == NO_TARGETS:
         return []
     words = prune_words(report, out=str(out), model=model)
     words += ["--calibration", "wikitext2", "--overwrite"]

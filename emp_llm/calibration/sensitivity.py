@@ -95,7 +95,7 @@ def divergences(session: Session, parts: Iterable[Part], change: Change) -> dict
             return 0.0
         return _divergence(dense[sample], logits_LV)
 
-    session.begin("measuring what each part matters")
+    session.begin("measuring how much each part matters")
     with session.walk(samples=count, lanes=1 + len(lanes), forward=compare) as walk:
         _Lanes(session, walk, lanes, count, change).run()
         results = [value for value in walk.results() if isinstance(value, float)]

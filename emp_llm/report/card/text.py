@@ -66,7 +66,7 @@ def describe(
         parts += [_packing(report)]
     elif report:
         parts += [_making(report), "## What was pruned"]
-        parts += [*([_showing(figure)] if figure else []), _sizes(report)]
+        parts += [*([_showing(figure, report["rule"])] if figure else []), _sizes(report)]
     if results:
         parts += ["## Evaluation", _evaluation(results)]
     return "\n\n".join(parts) + "\n"
@@ -167,6 +167,8 @@ def _principle(rule: RuleFields) -> str:
             " Each tensor has a β of its own (`emp_report.json` has it), with which the loss rises "
             "the least; as many weights stay together as with one β."
         )
+    if rule.get("repair") == "swaps":
+        stay += " The repair then swaps some of them for others of their row."
     return f"{stay} The effective number N_eff = {number}."
 
 
@@ -212,11 +214,17 @@ _REPAIRED = {
 }
 
 
-def _showing(figure: str) -> str:
+def _showing(figure: str, rule: RuleFields) -> str:
+    by_n_eff = rule.get("count_by", "criterion") == "criterion" and "allocate" not in rule
+    of = (
+        "/ N and the more\nis pruned."
+        if by_n_eff
+        else "/ N of the\nscores; how much is pruned was not decided by these alone."
+    )
     return (
         f"![N_eff / N of each decoder block and kind of layer]({figure})\n\n"
         "Each cell is one kind of layer in one decoder block. The darker it is, the lower is N_eff "
-        "/ N and the more\nis pruned. Gaussian weights have N_eff / N = 2/π = 0.6366."
+        f"{of} Gaussian weights have N_eff / N = 2/π = 0.6366."
     )
 
 
