@@ -40,7 +40,7 @@ _LARGE = 10_000_000
 
 _REPAIRED = {
     "obs": "the weights that stay",
-    "swaps": "the weights that stay, and the choice of them in each row,",
+    "swaps": "the weights that stay, and which of a row these are,",
     "bias": "biases of pruned layers",
 }
 
