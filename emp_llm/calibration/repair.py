@@ -82,7 +82,7 @@ class LeastSquares:
         return LeastSquares(self.weight_RC[some], self.damped_CC, shift_RC)
 
     def gradient(self, solution_RC: torch.Tensor) -> torch.Tensor:
-        """B - v (H + λI), float32 [R, C]: minus half the gradient of the sums above."""
+        """The residual b - v (H + λI), float32 [R, C]: minus half the gradient of the sums."""
         gradient_RC = (self.weight_RC - solution_RC) @ self.damped_CC
         return gradient_RC if self.shift_RC is None else gradient_RC.add_(self.shift_RC)
 
