@@ -32,6 +32,11 @@ from emp_llm.evaluation.perplexity import Perplexity, perplexity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from transformers import PreTrainedModel
+
+    Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """The loss of a batch: its token ids, and the same one token later, [windows, tokens]."""
+
 END = "<|endoftext|>"
 WORDS = r" ?<unk>| ?'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 ARTICLE = re.compile(r"(?m)^(?= = [^=\n]+ = $)")
@@ -73,7 +78,7 @@ def main() -> None:
     ids = encode(tokenizer, articles)
     model = build()
     print(f"{len(ids):,} training tokens, {model.num_parameters():,} parameters", flush=True)
-    train(model, ids, args)
+    train(model, compiled_loss(model), ids, args)
     model.bfloat16().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     written = LlamaForCausalLM.from_pretrained(args.out)
@@ -143,13 +148,15 @@ def build() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def train(model: LlamaForCausalLM, ids: torch.Tensor, args: argparse.Namespace) -> None:
+def train(
+    model: PreTrainedModel, loss_of: Loss, ids: torch.Tensor, args: argparse.Namespace
+) -> None:
     """Trains in place; resumes from the checkpoint if there is one."""
     matrices = {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1}
     norms = {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0}
     optimizer = torch.optim.AdamW([matrices, norms], lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
     first = restore(args.checkpoint, model, optimizer)
-    loss_of, started, running = compiled_loss(model), time.perf_counter(), 0.0
+    started, running = time.perf_counter(), 0.0
     for step in range(first, args.steps):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, args.steps)
@@ -169,7 +176,7 @@ def train(model: LlamaForCausalLM, ids: torch.Tensor, args: argparse.Namespace) 
             torch.save({**state, "step": step + 1}, args.checkpoint)
 
 
-def restore(file: Path | None, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
+def restore(file: Path | None, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> int:
     """Loads the checkpoint if there is one; returns the steps already done."""
     if file is None or not file.exists():
         return 0
@@ -179,7 +186,7 @@ def restore(file: Path | None, model: LlamaForCausalLM, optimizer: torch.optim.O
     return int(state["step"])
 
 
-def compiled_loss(model: LlamaForCausalLM) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def compiled_loss(model: LlamaForCausalLM) -> Loss:
     """Mean loss of a batch, its matrix products in bfloat16."""
 
     def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
