@@ -92,6 +92,19 @@ class Checkpoint:
             return self
         return replace(self, shards=tuple(shard.without(names) for shard in self.shards))
 
+    def stored_twice(self, tied: Mapping[str, str]) -> list[str]:
+        """Tensors that are the same bytes of a file as the ones that they are tied to.
+
+        Args:
+            tied: By tensor, the one that it is tied to in the model.
+        """
+
+        def bytes_of(name: str) -> tuple[str, int, int]:
+            shard, entry = self.tensors[name]
+            return shard.name, entry.start, entry.end
+
+        return [name for name, other in tied.items() if bytes_of(name) == bytes_of(other)]
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors' data, headers not counted."""

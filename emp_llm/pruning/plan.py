@@ -59,7 +59,8 @@ class PruningPlan:
         if options.output_format == "packed":
             check_names(checkpoint.tensors)
         decisions, missing = _decide(source, checkpoint, options, team or Team())
-        checkpoint = checkpoint.without(_stored_twice(checkpoint, decisions))
+        ties = {name: one.tied_to for name, one in decisions.items() if one.tied_to}
+        checkpoint = checkpoint.without(checkpoint.stored_twice(ties))
         targets = {
             shard.name: [
                 Target.of(shard, entry, transposed=decisions[entry.name].transposed)
@@ -120,17 +121,3 @@ def _decide(source: Source, checkpoint: Checkpoint, options: PruneOptions, team:
     return Decisions(
         {name: TargetDecision(**fields) for name, fields in decisions.items()}, missing
     )
-
-
-def _stored_twice(checkpoint: Checkpoint, decisions: Mapping[str, TargetDecision]) -> list[str]:
-    """Tensors that are the same bytes of a file as those that they are tied to."""
-
-    def bytes_of(name: str) -> tuple[str, int, int]:
-        shard, entry = checkpoint.tensors[name]
-        return shard.name, entry.start, entry.end
-
-    return [
-        name
-        for name, decision in decisions.items()
-        if decision.tied_to and bytes_of(name) == bytes_of(decision.tied_to)
-    ]

@@ -8,5 +8,6 @@ wrapped_names    names that a wrapper around the model has changed
 stored_forms     weights that are quantized or empty, though the config does not say so
 completeness     what the model needs and the checkpoint lacks
 targets          which tensors are targets, and why the others are not
+question         a question that a process of its own answers
 targets_process  decides the targets in a process of its own
 """

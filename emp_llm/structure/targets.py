@@ -16,7 +16,15 @@ from emp_llm.structure.landing import Landing
 from emp_llm.structure.places import Place
 from emp_llm.structure.stored_forms import check_gathered, check_not_quantized
 
-__all__ = ["Decisions", "TargetDecision", "decide", "decide_all", "decide_targets", "module_name"]
+__all__ = [
+    "Decisions",
+    "TargetDecision",
+    "block_in_checkpoint",
+    "decide",
+    "decide_all",
+    "decide_targets",
+    "module_name",
+]
 
 _NAMED_TARGETS = ("mlp", "attention", "all-linear", NO_TARGETS)
 _EXAMPLES = 3
@@ -223,7 +231,7 @@ def _decide(
         prune=why_not is None,
         reason=why_not or _why(place),
         kind=kind,
-        block=_block_in_checkpoint(name, place.block) if place.block else None,
+        block=block_in_checkpoint(name, place.block) if place.block else None,
         transposed=place.why_not is None and place.transposed != landing.flipped,
         saved=place.saved,
     )
@@ -263,12 +271,12 @@ def _off_target(name: str, place: Place, targets: str) -> str | None:
     return None
 
 
-def _block_in_checkpoint(name: str, block: str) -> str:
+def block_in_checkpoint(name: str, block: str) -> str:
     """The name of a decoder block in the checkpoint, which may differ from that in the model.
 
     It is the tensor's name up to the index of the block.
 
-    >>> _block_in_checkpoint("h.3.mlp.c_fc.weight", "transformer.h.3")
+    >>> block_in_checkpoint("h.3.mlp.c_fc.weight", "transformer.h.3")
     'h.3'
     """
     parts = name.split(".")
@@ -295,7 +303,7 @@ def _path_in_block(name: str, landing: Landing | None) -> tuple[str, ...]:
     """Path of a linear layer in its block, without indices; empty for any other tensor."""
     if landing is None or landing.place.why_not is not None or landing.place.block is None:
         return ()
-    path = name.removeprefix(_block_in_checkpoint(name, landing.place.block) + ".")
+    path = name.removeprefix(block_in_checkpoint(name, landing.place.block) + ".")
     return tuple(part for part in path.removesuffix(".weight").split(".") if not part.isdigit())
 
 

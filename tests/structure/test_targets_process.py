@@ -38,7 +38,7 @@ def test_another_process_decides_as_this_one_does_without_triton(
         before.syspath_prepend(tmp_path)
         question = ask(folder, targets="all-linear", ignore=["down"])
     with question:
-        assert question._process is not None
+        assert question._asked._process is not None
         decisions = question.answer().tensors
     expected = decide_targets(folder, read_tensors(folder), targets="all-linear", ignore=["down"])
     assert decisions == expected
@@ -49,7 +49,7 @@ def test_where_transformers_is_imported_no_process_is_started(tiny_model) -> Non
     import transformers  # noqa: F401
 
     with ask(tiny_model("llama")) as question:
-        assert question._process is None
+        assert question._asked._process is None
         decisions = question.answer().tensors
     assert {name for name, it in decisions.items() if it.prune} == set(LLAMA.mlp)
 
@@ -77,7 +77,7 @@ def test_a_bug_in_the_process_is_shown_with_its_traceback(tiny_model) -> None:
 @pytest.mark.usefixtures("apart")
 def test_leaving_ends_the_process(tiny_model) -> None:
     with ask(tiny_model("llama")) as question:
-        process = question._process
+        process = question._asked._process
         assert process is not None
     assert process.poll() is not None
 

@@ -1,0 +1,74 @@
+"""Which structures a model has, and which of them stay."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["Choice", "KindName", "Structures", "effective"]
+
+KindName = Literal["experts"]
+"""What can become fewer; the keys of `emp_llm.shrinking.kinds.KINDS`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structures:
+    """The structures of one kind that a model has.
+
+    Attributes:
+        kind: What they are.
+        number: How many there are in each of `holders`: the same in all, as a config has one field
+            for it.
+        holders: Names, in the checkpoint, of what holds them: of decoder blocks; for structures
+            that are decoder blocks themselves, the name of their list, such as ``model.layers``.
+        least: The fewest that may stay.
+        groups: Into how many runs of equal length a holder's structures are divided that must stay
+            equally long, as DeepSeek routes within groups of experts; 1 if any may go.
+        why_least: The field of the config that sets `least`, and its value, for errors.
+    """
+
+    kind: KindName
+    number: int
+    holders: tuple[str, ...]
+    least: int = 1
+    groups: int = 1
+    why_least: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which structures of one kind stay.
+
+    Whatever ranks or searches makes one of these; all that follows is the same for each kind.
+
+    Attributes:
+        kind: What they are.
+        kept: For each holder, see `Structures.holders`, the numbers of those that stay, ascending;
+            as many in each holder.
+        score: What `scores` are: the name of a ranking, or "given".
+        scores: The score of each structure, for each holder; empty where none were computed.
+    """
+
+    kind: KindName
+    kept: Mapping[str, tuple[int, ...]]
+    score: str = "given"
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        """How many stay in each holder."""
+        return len(next(iter(self.kept.values())))
+
+    @property
+    def n_eff(self) -> dict[str, float]:
+        """The effective number of each holder's scores."""
+        return {holder: effective(scores) for holder, scores in self.scores.items()}
+
+
+def effective(scores: tuple[float, ...]) -> float:
+    """The effective number (Σs)² / Σs² of a few scores; 0 where all are zero.
+
+    >>> effective((1.0, 1.0, 2.0))
+    2.6666666666666665
+    """
+    squares = sum(score * score for score in scores)
+    return sum(scores) ** 2 / squares if squares else 0.0
