@@ -3,6 +3,7 @@
 statistics          the statistics of one matrix that calibration gathers
 hessian             the sum of x xᵀ over a matrix's inputs, damped and factored
 criteria            scores from weights and statistics
+class_registry      classes that users can add to, by name
 criterion_registry  criteria by name
 option_checks       which options can be combined
 samples             the tokens a calibration runs on

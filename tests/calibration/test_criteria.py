@@ -228,7 +228,7 @@ def test_the_registered_names() -> None:
 def test_a_criterion_of_ones_own_is_found_however_it_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("emp_llm.calibration.criterion_registry._registered", {})
+    monkeypatch.setattr("emp_llm.calibration.criterion_registry._criteria._registered", {})
     own = f"{__name__}:Alternating"
     instance = Alternating()
 
