@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from emp_llm.integration.training import KeepSparsity, SparsityHold
     from emp_llm.options import CalibrationOptions, PruneOptions
     from emp_llm.rule import effective_number, keep_mask
+    from emp_llm.shrinking.expert_criteria import ExpertCriterion
+    from emp_llm.shrinking.expert_criterion_registry import register_expert_criterion
 
 __all__ = [
     "CalibrationOptions",
@@ -48,6 +50,7 @@ __all__ = [
     "EmpConfig",
     "EmpError",
     "EvalOptions",
+    "ExpertCriterion",
     "FormatError",
     "GenerateOptions",
     "HubError",
@@ -69,6 +72,7 @@ __all__ = [
     "prune",
     "push",
     "register_criterion",
+    "register_expert_criterion",
     "unpack",
     "verify",
 ]
@@ -78,6 +82,7 @@ _HOMES = {
     "Criterion": "calibration.criteria",
     "EmpConfig": "integration.configs",
     "EvalOptions": "evaluation.options",
+    "ExpertCriterion": "shrinking.expert_criteria",
     "GenerateOptions": "generation.options",
     "KeepSparsity": "integration.training",
     "PruneOptions": "options",
@@ -95,6 +100,7 @@ _HOMES = {
     "prune": "entrypoints.prune",
     "push": "entrypoints.push",
     "register_criterion": "calibration.criterion_registry",
+    "register_expert_criterion": "shrinking.expert_criterion_registry",
     "unpack": "entrypoints.unpack",
     "verify": "entrypoints.verify",
 }
