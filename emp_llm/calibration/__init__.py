@@ -15,6 +15,7 @@ parameter_map       which parameters the checkpoint's tensors become
 streamed_model      a model of which one decoder block at a time has its weights
 input_statistics    statistics of each matrix's inputs
 session             a model, its samples and the walks over them
+lanes               samples that go through the model several times, side by side
 backward_walk       gradients of the loss, one decoder block at a time
 masks               the mask of one matrix from its scores, by the rule
 stored_scores       scores on disk, and the masks computed from all of them

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils import _pytree
 
+from emp_llm.calibration.lanes import batched, pass_alike
 from emp_llm.calibration.tensor_loading import unchanged
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ _TOKENS = 1024
 
 _AT_A_TIME = 128
 """Tokens whose predictions are compared at a time."""
-
-
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def divergences(session: Session, parts: Iterable[Part], change: Change) -> dict
     with session.walk(samples=count, lanes=1 + len(lanes), forward=compare) as walk:
         _Lanes(session, walk, lanes, count, change).run()
         results = [value for value in walk.results() if isinstance(value, float)]
-    _, *of_lanes = _batched(results, count)
+    _, *of_lanes = batched(results, count)
     return {part: sum(of) / count for part, of in zip(lanes, of_lanes, strict=True)}
 
 
@@ -118,7 +115,7 @@ class _Lanes:
     def run(self) -> None:
         session, apart = self._session, set[Part]()
         for unit, calls in session.stops(self._walk):
-            dense, *others = _batched(calls, self._count)
+            dense, *others = batched(calls, self._count)
             used = session.model.multiplied_units(unit)
             pruned: list[tuple[Part, Sequence[Call]]] = []
             own: list[Sequence[Call]] = []
@@ -130,51 +127,14 @@ class _Lanes:
                     own.append(lane)
                 else:
                     following.append(lane)
-            self._pass_dense(unit, dense, own, following)
+            session.model.load(unit, unchanged)
+            pass_alike(session, self._walk, unit, [dense, *following])
+            for lane in own:
+                pass_alike(session, self._walk, unit, [lane])
+            session.model.release(unit)
             for part, lane in pruned:
                 session.pass_on(self._walk, unit, lane, part.only(self._change))
                 apart.add(part)
-
-    def _pass_dense(
-        self,
-        unit: str,
-        dense: Sequence[Call],
-        own: Sequence[Sequence[Call]],
-        following: Sequence[Sequence[Call]],
-    ) -> None:
-        """Let the dense lane and those in which this unit is dense go on."""
-        session, walk = self._session, self._walk
-        session.model.load(unit, unchanged)
-        for sample, call in enumerate(dense):
-            with walk.present(call):
-                alone = _is_fixed((*call.args, *call.kwargs.values()))
-                output = session.output(walk, unit, call)
-                for lane in following:
-                    with walk.present(lane[sample]):
-                        # what a unit leaves in a dict, for later ones, has to be computed
-                        same = _copy(output) if alone else session.output(walk, unit, lane[sample])
-                        walk.pass_on(lane[sample], same)
-                walk.pass_on(call, output)
-        for lane in own:
-            for call in lane:
-                with walk.present(call):
-                    walk.pass_on(call, session.output(walk, unit, call))
-        session.model.release(unit)
-
-
-def _is_fixed(value: object) -> bool:
-    """Whether a unit cannot leave anything in what it is given, as layers that share keys do."""
-    if isinstance(value, tuple):
-        return all(map(_is_fixed, value))
-    return value is None or isinstance(value, torch.Tensor | bool | int | float | str)
-
-
-def _batched(values: Sequence[_Value], size: int) -> list[Sequence[_Value]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
-
-
-def _copy(output: object) -> object:
-    return _pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, output)
 
 
 def _divergence(dense_LV: torch.Tensor, pruned_LV: torch.Tensor) -> float:

@@ -1,10 +1,12 @@
-"""Fewer experts, and with them a smaller ordinary model: which stay, and how it is written.
+"""Fewer experts or decoder blocks, and with them a smaller ordinary model.
 
     scores → choice → config and cuts, checked on the meta device → shards → index and config
 
 choice                     the structures of a model, and those that stay
 config_fields              fields of a config, wherever in it they are
 kind                       what a kind of structures says of itself
+blocks                     decoder blocks
+block_likeness             whether each block is what it was, under its new number
 experts                    experts of a mixture
 kinds                      all kinds
 axes                       how each tensor depends on structures
@@ -14,6 +16,12 @@ plan                       the structures of a checkpoint, and what is written o
 cut_parts                  reads what is kept of a tensor
 cut_job                    writes it
 writing                    writes shards, index and config
+unwritten                  what would be written as a checkpoint, before it is
+measuring                  the loss of smaller models, before they are written
+amount_search              the fewest structures that a bound on the loss allows
+block_walk                 the influence of each block, and the loss without some
+block_removal              blocks removed one by one, by the loss without each
+block_choice               which blocks stay
 routed_outputs             what the experts of a decoder block give on data
 routed_walk                the same for all blocks, one at a time in memory
 expert_criteria            scores of experts, from their weights or from what they give
