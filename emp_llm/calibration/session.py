@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from emp_llm.calibration.sample_walk import Call
+    from emp_llm.calibration.samples import Samples
     from emp_llm.calibration.tensor_loading import Change
     from emp_llm.checkpoint.open_files import OpenFiles
     from emp_llm.pruning.plan import PruningPlan
@@ -54,6 +55,7 @@ class Session:
         files: The checkpoint's files.
         folder: Where activations wait that exceed the memory for them.
         dtype: What the model computes in; by default that of the checkpoint.
+        samples: The tokens, where they have been read before; by default those of the options.
 
     Attributes:
         options: The options of the calibration.
@@ -73,6 +75,7 @@ class Session:
         files: OpenFiles,
         folder: Path,
         dtype: torch.dtype | None = None,
+        samples: Samples | None = None,
     ) -> None:
         options = plan.options.calibration
         if options is None or options.text is None:
@@ -83,17 +86,8 @@ class Session:
         self._config = plan.checkpoint.config
         self._progress = progress
         self._targets = {target.name: target for target in plan.all_targets}
-        text = read_text(options.text, protocol="paper", part="train")
-        source = plan.checkpoint.folder
-        tokenizer = load_tokenizer(str(source), source, trust_remote_code=options.trust_remote_code)
         self.model = StreamedModel(plan.checkpoint, files, self.device, self._targets, dtype)
-        model = self.model.model
-        with self.explaining():
-            embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
-        positions = positions_of(model.config)
-        self.samples = read_samples(
-            text, tokenizer, options, positions=positions, embeddings=embeddings
-        )
+        self.samples = samples or self._read_samples(plan.checkpoint.folder, options.text)
 
     @property
     def gradient_scale(self) -> float:
@@ -290,6 +284,15 @@ class Session:
                 f"not run it on tokens alone ({type(error).__name__}: {first_line(error)}): choose "
                 "a criterion that needs no data, such as magnitude"
             ) from error
+
+    def _read_samples(self, source: Path, text: str) -> Samples:
+        options, model = self.options, self.model.model
+        found = read_text(text, protocol="paper", part="train")
+        tokenizer = load_tokenizer(str(source), source, trust_remote_code=options.trust_remote_code)
+        with self.explaining():
+            embeddings = model.get_input_embeddings().get_parameter("weight").shape[0]
+        positions = positions_of(model.config)
+        return read_samples(found, tokenizer, options, positions=positions, embeddings=embeddings)
 
     def _inputs(self, sample: int) -> dict[str, torch.Tensor]:
         # a copy: activations that wait are emptied, and a view would empty those of all samples

@@ -233,7 +233,7 @@ class StreamedModel:
             model = build_meta_model(
                 checkpoint.folder,
                 tensors,
-                checkpoint.config if checkpoint.original else None,
+                checkpoint.config,
                 runs=True,
             )
         finally:

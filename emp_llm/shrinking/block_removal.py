@@ -33,11 +33,14 @@ class Removed:
         numbers: Their numbers, in the order in which they went.
         losses: The loss once each had gone, nats per token.
         rises: How much the loss rose without each of the others, when that was last tried.
+        alone: How much it rose without each block of the whole model alone; empty if none has been
+            removed yet.
     """
 
     numbers: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
     rises: Mapping[int, float] = field(default_factory=dict)
+    alone: tuple[float, ...] = ()
 
 
 def remove_next(session: Session, blocks: Blocks, removed: Removed) -> Removed:
@@ -61,11 +64,13 @@ def remove_next(session: Session, blocks: Blocks, removed: Removed) -> Removed:
         tried |= zip(untried, losses_without(session, blocks, sets), strict=True)
         rises |= {number: tried[number] - before for number in untried}
     best = min(tried, key=lambda number: (tried[number], number))
+    alone = removed.alone or tuple(rises[number] for number in left)
     del rises[best]
     return Removed(
         numbers=(*removed.numbers, best),
         losses=(*removed.losses, tried[best]),
         rises=rises,
+        alone=alone,
     )
 
 

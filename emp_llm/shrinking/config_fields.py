@@ -52,6 +52,13 @@ class ModelConfig:
                     return ConfigField(path, self._written(path, part, names, name), value)
         return None
 
+    def beside(self, field: ConfigField) -> Iterator[ConfigField]:
+        """All fields of the part that has a field, this one included; None is no value."""
+        for path, part in self._parts:
+            for name, value in vars(part).items():
+                if path == field.path and not name.startswith("_") and value is not None:
+                    yield ConfigField(path, self._written(path, part, (name,), name), value)
+
     def changed(self, changes: Iterable[tuple[ConfigField, Any]]) -> dict[str, Any]:
         """The content of config.json with new values of some fields."""
         raw = dict(self.raw)

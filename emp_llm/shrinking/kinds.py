@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Final
 
+from emp_llm.shrinking.blocks import Blocks
 from emp_llm.shrinking.choice import KindName
 from emp_llm.shrinking.experts import Experts
 from emp_llm.shrinking.kind import Kind
 
 __all__ = ["KINDS"]
 
-KINDS: Final[Mapping[KindName, Kind]] = {kind.name: kind for kind in (Experts(),)}
+KINDS: Final[Mapping[KindName, Kind]] = {kind.name: kind for kind in (Blocks(), Experts())}
 """In the order in which their changes of the config are made."""

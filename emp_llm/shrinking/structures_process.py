@@ -16,6 +16,7 @@ from emp_llm.errors import CheckpointError
 from emp_llm.options import NO_TARGETS
 from emp_llm.runtime.quiet import calm
 from emp_llm.shrinking.axes import Axis, Comparison, find_axes
+from emp_llm.shrinking.block_likeness import check_alike
 from emp_llm.shrinking.choice import Choice, KindName, Structures
 from emp_llm.shrinking.config_fields import ModelConfig
 from emp_llm.shrinking.kinds import KINDS
@@ -205,11 +206,15 @@ def _fit(folder: Path, tensors: Tensors, question: Mapping[str, Any], where: str
     config, shapes = question["config"], {name: shape for name, (_, shape) in tensors.items()}
     where = f"{where}, shrunken"
     with calm():
-        made = build_meta_model(folder, len(tensors), config).config
-        for name, kind in KINDS.items():
-            if name in question["kept"]:
-                config = kind.resized(ModelConfig(config, made), question["kept"][name])
         model = build_meta_model(folder, len(tensors), config)
+        for name, kind in KINDS.items():
+            if name not in question["kept"]:
+                continue
+            kept, before = question["kept"][name], model
+            config = kind.resized(ModelConfig(config, before.config), kept)
+            model = build_meta_model(folder, len(tensors), config)
+            if name == "blocks":
+                check_alike(before, model, kept)
     structure = read_structure(folder, shapes, config, where=where)
     check_complete(where, structure, {})
     decide(where, tensors, structure.landings, targets=NO_TARGETS, ignore=())

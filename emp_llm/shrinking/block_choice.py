@@ -1,0 +1,120 @@
+"""Which decoder blocks stay: by their influence, by the loss without them, or at random.
+
+influence  those of the least influence go, all ranked once
+loss       one by one, each time the one without which the loss rises the least
+random     a control
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from emp_llm.shrinking.amount_search import search_amount, tried_amount
+from emp_llm.shrinking.block_removal import Removed, remove_next
+from emp_llm.shrinking.block_walk import measure_blocks
+from emp_llm.shrinking.choice import Choice
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from emp_llm.shrinking.amount_search import Tried
+    from emp_llm.shrinking.choice import Structures
+    from emp_llm.shrinking.measuring import Measuring
+
+__all__ = ["BlockScore", "choose_blocks", "choose_blocks_at_random"]
+
+BlockScore = Literal["influence", "loss", "random"]
+
+
+def choose_blocks_at_random(structures: Structures, number: int, seed: int) -> Choice:
+    """Choose blocks that stay at random: those of the largest numbers that NumPy's PCG64 draws.
+
+    Args:
+        structures: The blocks.
+        number: How many stay.
+        seed: Of the numbers.
+    """
+    drawn = np.random.PCG64(seed).random_raw(structures.number)
+    order = np.argsort(drawn, kind="stable").tolist()
+    return _choice(structures, "random", order[: structures.number - number])
+
+
+def choose_blocks(
+    measuring: Measuring,
+    structures: Structures,
+    score: BlockScore,
+    *,
+    number: int | None = None,
+    increase: float = 0.0,
+    seed: int = 0,
+    others: Sequence[Choice] = (),
+) -> tuple[Choice, list[Tried]]:
+    """Choose the blocks that stay, by data.
+
+    Args:
+        measuring: Runs the model on the data.
+        structures: Its blocks.
+        score: What they are chosen by.
+        number: How many stay; None for as few as `increase` allows.
+        increase: By how many per cent the loss may rise.
+        seed: Of a choice at random.
+        others: What is chosen of other kinds already: blocks are measured without the rest.
+
+    Returns:
+        The choice, and what was tried to find it, in order.
+
+    Raises:
+        CheckpointError: If the model does not run or predicts no next token, or its blocks are not
+            one list that tokens pass in order.
+        OptionError: As `emp_llm.calibration.session.Session` does.
+    """
+    if score == "loss":
+        return _by_loss(measuring, structures, number, increase, others)
+    scores, dense = tuple[float, ...](), None
+    if score == "influence":
+        with measuring.session(others) as session:
+            blocks = measure_blocks(session)
+        scores, dense = blocks.influence, blocks.loss
+    order = np.argsort(scores, kind="stable").tolist()
+
+    def choose(amount: int) -> Choice:
+        if score == "random":
+            return choose_blocks_at_random(structures, amount, seed)
+        return _choice(structures, score, order[: structures.number - amount], scores)
+
+    if number is not None:
+        return choose(number), []
+    amounts = range(1, structures.number + 1)
+    return search_amount(measuring, amounts, choose, increase, others, dense)
+
+
+def _by_loss(
+    measuring: Measuring,
+    structures: Structures,
+    number: int | None,
+    increase: float,
+    others: Sequence[Choice],
+) -> tuple[Choice, list[Tried]]:
+    with measuring.session(others) as session:
+        blocks, removed = measure_blocks(session), Removed()
+        tried = [tried_amount(None, blocks.loss)]
+        most = blocks.loss * (1 + increase / 100)
+        goes: tuple[int, ...] = ()
+        while structures.number - len(goes) > (number or 1):
+            removed = remove_next(session, blocks, removed)
+            tried.append(tried_amount(structures.number - len(removed.numbers), removed.losses[-1]))
+            if number is None and removed.losses[-1] > most:
+                break
+            goes = removed.numbers
+    return _choice(structures, "loss", goes, removed.alone), tried
+
+
+def _choice(
+    structures: Structures, score: BlockScore, goes: Collection[int], scores: tuple[float, ...] = ()
+) -> Choice:
+    (holder,) = structures.holders
+    stays = tuple(block for block in range(structures.number) if block not in goes)
+    found = {holder: scores} if scores else {}
+    return Choice(kind="blocks", kept={holder: stays}, score=score, scores=found)

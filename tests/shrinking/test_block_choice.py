@@ -1,0 +1,129 @@
+"""Which blocks stay, by each score, and how few when a bound on the loss decides."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.calibrated import calibration, ids_of, save_model, save_text
+from support.streaming import load_whole
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from emp_llm.hub.source import find_source
+from emp_llm.runtime.progress import SharedProgress, Silent
+from emp_llm.shrinking.block_choice import BlockScore, choose_blocks
+from emp_llm.shrinking.choice import Choice, Structures
+from emp_llm.shrinking.measuring import Measuring
+from emp_llm.shrinking.plan import ShrinkPlan
+
+BLOCKS, HOLDER = 5, "model.layers"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Models this small are quicker so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Llama:
+    """A tiny Llama whose blocks differ in how much they do."""
+
+    def __init__(self, folder: Path) -> None:
+        source = save_model(folder / "llama", "llama", num_hidden_layers=BLOCKS)
+        (path,) = source.glob("*.safetensors")
+        scales = dict(zip("01234", (18.0, 8.0, 14.0, 6.0, 16.0), strict=True))
+        tensors = {
+            name: tensor * scales[name.split(".")[2]] if name.startswith(HOLDER) else tensor * 20
+            for name, tensor in load_file(path).items()
+        }
+        save_file(tensors, path, {"format": "pt"})
+        self.folder, self.text = folder, save_text(folder / "words.txt")
+        progress = SharedProgress(Silent())
+        found = find_source(source, progress=progress)
+        plan = ShrinkPlan.make(found, found.open_checkpoint(), ["blocks"])
+        self.structures: Structures = plan.structures["blocks"]
+        self.measuring = Measuring(plan, calibration(self.text), progress, folder)
+
+    def loss(self, kept: tuple[int, ...]) -> float:
+        """The loss of the whole model with only these blocks, by plain torch."""
+        model, ids = load_whole("llama", self.folder / "llama"), ids_of(self.text)
+        model.model.layers = torch.nn.ModuleList(model.model.layers[block] for block in kept)
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+        return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
+
+    def influence(self) -> list[float]:
+        """1 - cosine of each block's input and output."""
+        model = load_whole("llama", self.folder / "llama")
+        with torch.no_grad():
+            states = model(ids_of(self.text), output_hidden_states=True, use_cache=False)
+        hidden = [*states.hidden_states[:-1]]
+        last: list[torch.Tensor] = []
+        model.model.layers[-1].register_forward_hook(lambda _, __, output: last.append(output))
+        with torch.no_grad():
+            model(ids_of(self.text), use_cache=False)
+        pairs = pairwise([*hidden, last[0]])
+        return [1 - cosine_similarity(x, y, dim=-1).mean().item() for x, y in pairs]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
+    return Llama(tmp_path_factory.mktemp("llama"))
+
+
+def without(*goes: int) -> tuple[int, ...]:
+    return tuple(block for block in range(BLOCKS) if block not in goes)
+
+
+def test_blocks_of_the_least_influence_go(llama: Llama) -> None:
+    choice, tried = choose_blocks(llama.measuring, llama.structures, "influence", number=3)
+    expected = llama.influence()
+    assert choice.scores[HOLDER] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert choice.kept == {HOLDER: without(*np.argsort(expected)[:2].tolist())}
+    assert not tried
+
+
+def test_blocks_go_one_by_one_by_the_loss_without_them(llama: Llama) -> None:
+    choice, tried = choose_blocks(llama.measuring, llama.structures, "loss", number=3)
+    dense, alone = llama.loss(without()), [llama.loss(without(one)) for one in range(BLOCKS)]
+    first = int(np.argmin(alone))
+    pairs = {one: llama.loss(without(first, one)) for one in without(first)}
+    second = min(pairs, key=pairs.__getitem__)
+    assert choice.kept == {HOLDER: without(first, second)}
+    assert choice.scores[HOLDER] == pytest.approx([loss - dense for loss in alone], abs=1e-4)
+    assert [step["number"] for step in tried] == [None, 4, 3]
+    losses = [dense, alone[first], pairs[second]]
+    assert [step["loss"] for step in tried] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("score", ["influence", "loss", "random"])
+def test_as_few_blocks_stay_as_the_bound_on_the_loss_allows(
+    llama: Llama, score: BlockScore
+) -> None:
+    three, _ = choose_blocks(llama.measuring, llama.structures, score, number=3)
+    dense, wanted = llama.loss(without()), llama.loss(three.kept[HOLDER])
+    increase = 100 * abs(wanted / dense - 1) + 1e-3
+    most = dense * (1 + increase / 100)
+    choice, tried = choose_blocks(llama.measuring, llama.structures, score, increase=increase)
+    kept, losses = choice.kept[HOLDER], {step["number"]: step["loss"] for step in tried}
+    assert losses[None] == pytest.approx(dense, rel=1e-5)
+    losses[BLOCKS] = losses[None]
+    assert losses[len(kept)] == pytest.approx(llama.loss(kept), rel=1e-5)
+    assert losses[len(kept)] <= most
+    assert len(kept) == 1 or losses[len(kept) - 1] > most
+
+
+def test_a_choice_at_random_is_that_of_its_seed(llama: Llama) -> None:
+    drawn = np.random.PCG64(4).random_raw(BLOCKS)
+    choice, _ = choose_blocks(llama.measuring, llama.structures, "random", number=2, seed=4)
+    assert choice == Choice(
+        kind="blocks",
+        kept={HOLDER: tuple(sorted(np.argsort(drawn)[-2:].tolist()))},
+        score="random",
+    )
