@@ -52,7 +52,6 @@ def search_amount(
     choose: Callable[[int], Choice],
     increase: float,
     others: Sequence[Choice] = (),
-    dense: float | None = None,
 ) -> tuple[Choice, list[Tried]]:
     """Choose as few structures as a bound on the loss allows, by bisection.
 
@@ -62,7 +61,6 @@ def search_amount(
         choose: Which ones stay, of so many.
         increase: By how many per cent the loss may rise.
         others: What is chosen of other kinds; the loss may rise from what it is with these.
-        dense: That loss, where it is known.
 
     Returns:
         The choice, and what was tried, in order.
@@ -71,16 +69,19 @@ def search_amount(
         CheckpointError: As `emp_llm.shrinking.measuring.Measuring` does.
         OptionError: As there.
     """
-    if dense is None:
-        dense = measuring.loss(others)
-    tried = [tried_amount(None, dense)]
+    noted = f"tried {choose(amounts[-1]).kind}"
+    losses: dict[int | None, float] = dict(measuring.store.notes.get(noted, []))
 
-    def measure(number: int) -> float:
-        loss = measuring.loss([*others, choose(number)])
-        tried.append(tried_amount(number, loss))
-        return loss
+    def measure(number: int | None) -> float:
+        if number not in losses:
+            chosen = [] if number is None else [choose(number)]
+            losses[number] = measuring.loss([*others, *chosen])
+            measuring.store.note(noted, [*losses.items()])
+        return losses[number]
 
-    return choose(fewest(amounts, measure, dense * (1 + increase / 100))), tried
+    most = measure(None) * (1 + increase / 100)
+    choice = choose(fewest(amounts, measure, most))
+    return choice, [tried_amount(number, loss) for number, loss in losses.items()]
 
 
 def fewest(amounts: Sequence[int], measure: Callable[[int], float], most: float) -> int:

@@ -7,18 +7,22 @@ random     a control
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from emp_llm.shrinking.amount_search import search_amount, tried_amount
 from emp_llm.shrinking.block_removal import Removed, remove_next
-from emp_llm.shrinking.block_walk import measure_blocks
+from emp_llm.shrinking.block_walk import Blocks, measure_blocks
 from emp_llm.shrinking.choice import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from emp_llm.calibration.session import Session
+    from emp_llm.selection.mask_store import MaskStore
     from emp_llm.shrinking.amount_search import Tried
     from emp_llm.shrinking.choice import Structures
     from emp_llm.shrinking.measuring import Measuring
@@ -72,11 +76,10 @@ def choose_blocks(
     """
     if score == "loss":
         return _by_loss(measuring, structures, number, increase, others)
-    scores, dense = tuple[float, ...](), None
+    scores: tuple[float, ...] = ()
     if score == "influence":
         with measuring.session(others) as session:
-            blocks = measure_blocks(session)
-        scores, dense = blocks.influence, blocks.loss
+            scores = tuple(_noted_blocks(session, measuring.store).influence)
     order = np.argsort(scores, kind="stable").tolist()
 
     def choose(amount: int) -> Choice:
@@ -87,7 +90,7 @@ def choose_blocks(
     if number is not None:
         return choose(number), []
     amounts = range(1, structures.number + 1)
-    return search_amount(measuring, amounts, choose, increase, others, dense)
+    return search_amount(measuring, amounts, choose, increase, others)
 
 
 def _by_loss(
@@ -97,18 +100,38 @@ def _by_loss(
     increase: float,
     others: Sequence[Choice],
 ) -> tuple[Choice, list[Tried]]:
+    store = measuring.store
     with measuring.session(others) as session:
-        blocks, removed = measure_blocks(session), Removed()
-        tried = [tried_amount(None, blocks.loss)]
-        most = blocks.loss * (1 + increase / 100)
-        goes: tuple[int, ...] = ()
-        while structures.number - len(goes) > (number or 1):
+        blocks = _noted_blocks(session, store)
+        removed = Removed(**store.notes.get("removed blocks", {}))
+        most = math.inf if number is not None else blocks.loss * (1 + increase / 100)
+        while _left(structures, removed) > (number or 1) and not _too_many(removed, most):
             removed = remove_next(session, blocks, removed)
-            tried.append(tried_amount(structures.number - len(removed.numbers), removed.losses[-1]))
-            if number is None and removed.losses[-1] > most:
-                break
-            goes = removed.numbers
-    return _choice(structures, "loss", goes, removed.alone), tried
+            store.note("removed blocks", asdict(removed))
+    goes = removed.numbers[:-1] if _too_many(removed, most) else removed.numbers
+    numbers = [None, *range(structures.number - 1, 0, -1)]
+    losses = [blocks.loss, *removed.losses]
+    tried = [tried_amount(*one) for one in zip(numbers, losses, strict=False)]
+    return _choice(structures, "loss", goes, tuple(removed.alone)), tried
+
+
+def _left(structures: Structures, removed: Removed) -> int:
+    return structures.number - len(removed.numbers)
+
+
+def _too_many(removed: Removed, most: float) -> bool:
+    """Whether the loss is too large without the block that was removed last."""
+    return bool(removed.losses) and removed.losses[-1] > most
+
+
+def _noted_blocks(session: Session, store: MaskStore) -> Blocks:
+    """What is measured of the blocks, here or by an earlier run."""
+    noted = store.notes.get("blocks")
+    if noted is not None:
+        return Blocks(**noted)
+    blocks = measure_blocks(session)
+    store.note("blocks", asdict(blocks))
+    return blocks
 
 
 def _choice(

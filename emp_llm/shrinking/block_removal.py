@@ -9,8 +9,9 @@ becomes smaller.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emp_llm.shrinking.block_walk import losses_without
@@ -32,15 +33,16 @@ class Removed:
     Attributes:
         numbers: Their numbers, in the order in which they went.
         losses: The loss once each had gone, nats per token.
-        rises: How much the loss rose without each of the others, when that was last tried.
-        alone: How much it rose without each block of the whole model alone; empty if none has been
-            removed yet.
+        rises: By how much the loss rose without each block when that was last tried; empty if none
+            has been.
+        alone: By how much it rose without each block of the whole model; empty if that has not been
+            tried.
     """
 
-    numbers: tuple[int, ...] = ()
-    losses: tuple[float, ...] = ()
-    rises: Mapping[int, float] = field(default_factory=dict)
-    alone: tuple[float, ...] = ()
+    numbers: Sequence[int] = ()
+    losses: Sequence[float] = ()
+    rises: Sequence[float] = ()
+    alone: Sequence[float] = ()
 
 
 def remove_next(session: Session, blocks: Blocks, removed: Removed) -> Removed:
@@ -57,30 +59,26 @@ def remove_next(session: Session, blocks: Blocks, removed: Removed) -> Removed:
     """
     before = removed.losses[-1] if removed.losses else blocks.loss
     left = [number for number in range(len(blocks.names)) if number not in removed.numbers]
-    rises = dict(removed.rises)
+    rises = [*(removed.rises or [-math.inf] * len(blocks.names))]
     tried = dict[int, float]()  # the loss without each
-    while untried := _untried(left, rises, tried, before):
+    while untried := _untried(left, rises, tried):
         sets = [{blocks.names[other] for other in (*removed.numbers, number)} for number in untried]
-        tried |= zip(untried, losses_without(session, blocks, sets), strict=True)
-        rises |= {number: tried[number] - before for number in untried}
+        for number, loss in zip(untried, losses_without(session, blocks, sets), strict=True):
+            tried[number], rises[number] = loss, loss - before
     best = min(tried, key=lambda number: (tried[number], number))
-    alone = removed.alone or tuple(rises[number] for number in left)
-    del rises[best]
     return Removed(
         numbers=(*removed.numbers, best),
         losses=(*removed.losses, tried[best]),
         rises=rises,
-        alone=alone,
+        alone=removed.alone or rises,
     )
 
 
-def _untried(
-    left: list[int], rises: Mapping[int, float], tried: Mapping[int, float], before: float
-) -> list[int]:
-    """The blocks to try next: all of unknown rise, or those of an older rise below the best."""
-    unknown = [number for number in left if number not in rises]
-    if unknown:
-        return unknown
-    best = min((loss - before for loss in tried.values()), default=float("inf"))
+def _untried(left: Sequence[int], rises: Sequence[float], tried: Collection[int]) -> list[int]:
+    """The blocks to try next: all that never were, or else some whose rise may be the lowest."""
+    never = [number for number in left if rises[number] == -math.inf]
+    if never:
+        return never
+    best = min((rises[number] for number in tried), default=math.inf)
     promising = [number for number in left if number not in tried and rises[number] < best]
     return sorted(promising, key=lambda number: (rises[number], number))[:_AT_ONCE]

@@ -9,6 +9,7 @@ Shapes in names: T tokens, H hidden size.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from emp_llm.calibration.tensor_loading import unchanged
 from emp_llm.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable
 
     from emp_llm.calibration.sample_walk import Call, Walk
     from emp_llm.calibration.session import Session
@@ -44,9 +45,9 @@ class Blocks:
         loss: The loss of the whole model, nats per token.
     """
 
-    names: tuple[str, ...]
-    influence: tuple[float, ...]
-    extras: tuple[int | None, ...]
+    names: Sequence[str]
+    influence: Sequence[float]
+    extras: Sequence[int | None]
     loss: float
 
 

@@ -19,13 +19,13 @@ from emp_llm.shrinking.unwritten import unwritten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from emp_llm.calibration.samples import Samples
     from emp_llm.calibration.tensor_loading import Change
     from emp_llm.checkpoint.checkpoint import Checkpoint
     from emp_llm.options import CalibrationOptions
     from emp_llm.runtime.progress import SharedProgress
+    from emp_llm.selection.mask_store import MaskStore
     from emp_llm.shrinking.choice import Choice
     from emp_llm.shrinking.plan import ShrinkPlan
 
@@ -39,7 +39,11 @@ class Measuring:
         plan: The model and its structures.
         calibration: The data.
         progress: Reports the walks through the models.
-        folder: Where activations wait that exceed the memory for them.
+        store: Keeps what is measured, for the same run when it is continued; activations that
+            exceed the memory for them wait in its folder.
+
+    Attributes:
+        store: As above.
     """
 
     def __init__(
@@ -47,14 +51,14 @@ class Measuring:
         plan: ShrinkPlan,
         calibration: CalibrationOptions,
         progress: SharedProgress,
-        folder: Path,
+        store: MaskStore,
     ) -> None:
         self._plan = plan
         self._options = PruneOptions(
             targets=NO_TARGETS, output_format="dense", calibration=calibration
         )
         self._progress = progress
-        self._folder = folder
+        self.store = store
         self._samples: Samples | None = None
 
     @contextmanager
@@ -69,7 +73,9 @@ class Measuring:
         plan = self._plan
         checkpoint = unwritten(plan.with_choices(choices)) if choices else plan.checkpoint
         with self._opened(checkpoint) as session:
-            self._samples = session.samples
+            if self._samples is None:
+                self._samples = session.samples
+                self.store.note("calibration", session.samples.description())
             yield session
 
     def loss(self, choices: Sequence[Choice], change: Change = unchanged) -> float:
@@ -99,4 +105,6 @@ class Measuring:
             targets={shard.name: () for shard in checkpoint.shards},
         )
         with plan.source.files(checkpoint.shards) as files, recording():
-            yield Session(plan, self._progress, files, self._folder, torch.float32, self._samples)
+            yield Session(
+                plan, self._progress, files, self.store.folder, torch.float32, self._samples
+            )

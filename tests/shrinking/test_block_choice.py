@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from support.calibrated import calibration, ids_of, save_model, save_text
 from support.streaming import load_whole
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from emp_llm.calibration.session import Session
 from emp_llm.hub.source import find_source
 from emp_llm.runtime.progress import SharedProgress, Silent
+from emp_llm.selection.mask_store import MaskStore
 from emp_llm.shrinking.block_choice import BlockScore, choose_blocks
-from emp_llm.shrinking.choice import Choice, Structures
+from emp_llm.shrinking.choice import Choice
 from emp_llm.shrinking.measuring import Measuring
 from emp_llm.shrinking.plan import ShrinkPlan
 
@@ -44,11 +47,20 @@ class Llama:
         }
         save_file(tensors, path, {"format": "pt"})
         self.folder, self.text = folder, save_text(folder / "words.txt")
-        progress = SharedProgress(Silent())
-        found = find_source(source, progress=progress)
-        plan = ShrinkPlan.make(found, found.open_checkpoint(), ["blocks"])
-        self.structures: Structures = plan.structures["blocks"]
-        self.measuring = Measuring(plan, calibration(self.text), progress, folder)
+        found = find_source(source, progress=SharedProgress(Silent()))
+        self.plan = ShrinkPlan.make(found, found.open_checkpoint(), ["blocks"])
+
+    def choose(
+        self, score: BlockScore, store: Path, **options: Any
+    ) -> tuple[Choice, dict[int | None, float]]:
+        """The choice, and the losses that were found by the number of blocks."""
+        with MaskStore(store) as notes:
+            asked = calibration(self.text)
+            measuring = Measuring(self.plan, asked, SharedProgress(Silent()), notes)
+            choice, tried = choose_blocks(
+                measuring, self.plan.structures["blocks"], score, **options
+            )
+        return choice, {one["number"]: one["loss"] for one in tried}
 
     def loss(self, kept: tuple[int, ...]) -> float:
         """The loss of the whole model with only these blocks, by plain torch."""
@@ -81,37 +93,35 @@ def without(*goes: int) -> tuple[int, ...]:
     return tuple(block for block in range(BLOCKS) if block not in goes)
 
 
-def test_blocks_of_the_least_influence_go(llama: Llama) -> None:
-    choice, tried = choose_blocks(llama.measuring, llama.structures, "influence", number=3)
+def test_blocks_of_the_least_influence_go(llama: Llama, tmp_path: Path) -> None:
+    choice, losses = llama.choose("influence", tmp_path, number=3)
     expected = llama.influence()
     assert choice.scores[HOLDER] == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert choice.kept == {HOLDER: without(*np.argsort(expected)[:2].tolist())}
-    assert not tried
+    assert not losses
 
 
-def test_blocks_go_one_by_one_by_the_loss_without_them(llama: Llama) -> None:
-    choice, tried = choose_blocks(llama.measuring, llama.structures, "loss", number=3)
+def test_blocks_go_one_by_one_by_the_loss_without_them(llama: Llama, tmp_path: Path) -> None:
+    choice, losses = llama.choose("loss", tmp_path, number=3)
     dense, alone = llama.loss(without()), [llama.loss(without(one)) for one in range(BLOCKS)]
     first = int(np.argmin(alone))
     pairs = {one: llama.loss(without(first, one)) for one in without(first)}
     second = min(pairs, key=pairs.__getitem__)
     assert choice.kept == {HOLDER: without(first, second)}
     assert choice.scores[HOLDER] == pytest.approx([loss - dense for loss in alone], abs=1e-4)
-    assert [step["number"] for step in tried] == [None, 4, 3]
-    losses = [dense, alone[first], pairs[second]]
-    assert [step["loss"] for step in tried] == pytest.approx(losses, rel=1e-5)
+    assert losses == pytest.approx({None: dense, 4: alone[first], 3: pairs[second]}, rel=1e-5)
 
 
 @pytest.mark.parametrize("score", ["influence", "loss", "random"])
 def test_as_few_blocks_stay_as_the_bound_on_the_loss_allows(
-    llama: Llama, score: BlockScore
+    llama: Llama, tmp_path: Path, score: BlockScore
 ) -> None:
-    three, _ = choose_blocks(llama.measuring, llama.structures, score, number=3)
+    three, _ = llama.choose(score, tmp_path / "three", number=3)
     dense, wanted = llama.loss(without()), llama.loss(three.kept[HOLDER])
     increase = 100 * abs(wanted / dense - 1) + 1e-3
     most = dense * (1 + increase / 100)
-    choice, tried = choose_blocks(llama.measuring, llama.structures, score, increase=increase)
-    kept, losses = choice.kept[HOLDER], {step["number"]: step["loss"] for step in tried}
+    choice, losses = llama.choose(score, tmp_path / "few", increase=increase)
+    kept = choice.kept[HOLDER]
     assert losses[None] == pytest.approx(dense, rel=1e-5)
     losses[BLOCKS] = losses[None]
     assert losses[len(kept)] == pytest.approx(llama.loss(kept), rel=1e-5)
@@ -119,9 +129,38 @@ def test_as_few_blocks_stay_as_the_bound_on_the_loss_allows(
     assert len(kept) == 1 or losses[len(kept) - 1] > most
 
 
-def test_a_choice_at_random_is_that_of_its_seed(llama: Llama) -> None:
+@pytest.mark.parametrize(
+    ("score", "asked"), [("loss", {"number": 3}), ("influence", {"increase": 50.0})]
+)
+def test_an_interrupted_choice_goes_on_with_what_was_measured(
+    llama: Llama,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    score: BlockScore,
+    asked: dict[str, Any],
+) -> None:
+    whole = llama.choose(score, tmp_path / "whole", **asked)
+    walks = 0
+    first_walk = Session.walk
+
+    def walk(session: Session, **options: Any) -> Any:
+        nonlocal walks
+        walks += 1
+        if walks == 3:
+            raise KeyboardInterrupt
+        return first_walk(session, **options)
+
+    monkeypatch.setattr(Session, "walk", walk)
+    with pytest.raises(KeyboardInterrupt):
+        llama.choose(score, tmp_path / "parts", **asked)
+    assert llama.choose(score, tmp_path / "parts", **asked) == whole
+    monkeypatch.setattr(Session, "walk", None)  # all is measured
+    assert llama.choose(score, tmp_path / "parts", **asked) == whole
+
+
+def test_a_choice_at_random_is_that_of_its_seed(llama: Llama, tmp_path: Path) -> None:
     drawn = np.random.PCG64(4).random_raw(BLOCKS)
-    choice, _ = choose_blocks(llama.measuring, llama.structures, "random", number=2, seed=4)
+    choice, _ = llama.choose("random", tmp_path, number=2, seed=4)
     assert choice == Choice(
         kind="blocks",
         kept={HOLDER: tuple(sorted(np.argsort(drawn)[-2:].tolist()))},

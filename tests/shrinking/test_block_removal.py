@@ -51,7 +51,6 @@ def test_few_blocks_are_tried_again_to_find_the_one_that_trying_all_would(
         expected.append(min(left, key=lambda one: losses({*expected, one})))
         assert removed.numbers == tuple(expected)
         assert removed.losses[-1] == losses(expected)
-        assert removed.rises.keys() == left - {*expected}
     assert removed.alone == pytest.approx([losses([one]) - 2 for one in range(NUMBER)])
     assert losses.tried < NUMBER + 5 * 8  # trying all would take 57
 

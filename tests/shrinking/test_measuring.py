@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from emp_llm.calibration import session
 from emp_llm.hub.source import find_source
 from emp_llm.runtime.progress import SharedProgress, Silent
+from emp_llm.selection.mask_store import MaskStore
 from emp_llm.shrinking.choice import Choice, KindName
 from emp_llm.shrinking.measuring import Measuring
 from emp_llm.shrinking.plan import ShrinkPlan
@@ -39,7 +40,7 @@ def measuring(
     source = find_source(tmp_path / "dense", progress=progress)
     plan = ShrinkPlan.make(source, source.open_checkpoint(), [kind])
     text = save_text(tmp_path / "words.txt")
-    return Measuring(plan, calibration(text), progress, tmp_path), plan
+    return Measuring(plan, calibration(text), progress, MaskStore(tmp_path / "store")), plan
 
 
 def loss_of(model: PreTrainedModel, text: Path) -> float:
