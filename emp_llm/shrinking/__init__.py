@@ -1,4 +1,4 @@
-"""Fewer experts or decoder blocks, and with them a smaller ordinary model.
+"""Fewer decoder blocks, experts, neurons or heads: a smaller ordinary model.
 
     scores → choice → config and cuts, checked on the meta device → shards → index and config
 
@@ -8,6 +8,8 @@ kind                       what a kind of structures says of itself
 blocks                     decoder blocks
 block_likeness             whether each block is what it was, under its new number
 experts                    experts of a mixture
+neurons                    neurons of MLPs
+kv_heads                   key-value heads with their query heads
 kinds                      all kinds
 axes                       how each tensor depends on structures
 cuts                       what is kept of each tensor

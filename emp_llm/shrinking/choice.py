@@ -6,7 +6,7 @@ from typing import Literal
 
 __all__ = ["Choice", "KindName", "Structures", "effective"]
 
-KindName = Literal["blocks", "experts"]
+KindName = Literal["blocks", "experts", "neurons", "kv heads"]
 """What can become fewer; the keys of `emp_llm.shrinking.kinds.KINDS`."""
 
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["ConfigField", "ModelConfig"]
+__all__ = ["HIDDEN", "ConfigField", "ModelConfig"]
+
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+"""Names of the field that gives the size of a hidden state."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,11 @@ class ModelConfig:
 
     def field(self, names: Iterable[str]) -> ConfigField | None:
         """The first field with one of these names that is not None, the language model's first."""
-        names = tuple(names)
-        for path, part in self._parts:
-            for name in names:
-                value = getattr(part, name, None)
-                if value is not None:
-                    return ConfigField(path, self._written(path, part, names, name), value)
-        return None
+        return next((one for one in self._fields(names) if one.value is not None), None)
+
+    def blank(self, names: Iterable[str]) -> ConfigField | None:
+        """The first field with one of these names, which is None: models have a default for it."""
+        return next((one for one in self._fields(names) if one.value is None), None)
 
     def beside(self, field: ConfigField) -> Iterator[ConfigField]:
         """All fields of the part that has a field, this one included; None is no value."""
@@ -69,6 +70,14 @@ class ModelConfig:
                 part = part[key]
             part.update(dict.fromkeys(field.names, value))
         return raw
+
+    def _fields(self, names: Iterable[str]) -> Iterator[ConfigField]:
+        names = tuple(names)
+        for path, part in self._parts:
+            for name in names:
+                if hasattr(part, name):
+                    written = self._written(path, part, names, name)
+                    yield ConfigField(path, written, getattr(part, name))
 
     def _written(
         self, path: tuple[str, ...], part: "PretrainedConfig", names: tuple[str, ...], found: str

@@ -88,6 +88,26 @@ class Kind(ABC):
                 blocks, lists with an item for each follow.
         """
 
+    def compared(self, amounts: Amounts) -> int:
+        """With how many the model is built as well, to see what depends on their number.
+
+        By default one fewer in each group.
+        """
+        return amounts.number - amounts.groups
+
+    def obstacle(self, full: "PreTrainedModel", reduced: "PreTrainedModel") -> str | None:
+        """Why structures of a model cannot become fewer without a change in those that stay.
+
+        Args:
+            full: The model with all of them, on the meta device.
+            reduced: The same with fewer.
+
+        Returns:
+            What to tell the user; None, as by default, if they can.
+        """
+        del full, reduced
+        return None
+
     def widths(self, resized: Resized) -> tuple[int, ...] | None:
         """How a dimension is made of structures: in segments, each of `number` runs in order.
 

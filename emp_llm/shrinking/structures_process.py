@@ -46,6 +46,7 @@ class Found:
         axes: How each tensor depends on them, by its name; of those that do.
         outside: Names of tensors that the model has no place for.
         matrices: Names of tensors that are linear layers, or such of several experts.
+        transposed: Those of them that are stored [.., in, out] rather than [.., out, in].
         tied: By tensor, the one that it is tied to in the model.
         missing: How many parameters of the model no tensor fills.
     """
@@ -54,6 +55,7 @@ class Found:
     axes: Mapping[str, Sequence[Axis]]
     outside: Sequence[str]
     matrices: Sequence[str]
+    transposed: Sequence[str]
     tied: Mapping[str, str]
     missing: int
 
@@ -102,6 +104,7 @@ def find_structures(
         },
         outside=answer["outside"],
         matrices=answer["matrices"],
+        transposed=answer["transposed"],
         tied=answer["tied"],
         missing=answer["missing"],
     )
@@ -170,7 +173,7 @@ def _find(
         for name in question["kinds"]:
             kind = KINDS[name]
             amounts = kind.amounts(made)
-            fewer = amounts.number - amounts.groups
+            fewer = kind.compared(amounts)
             compared = Comparison(
                 kind=kind,
                 full=full,
@@ -178,6 +181,8 @@ def _find(
                 reduced=build(kind.resized(made, range(fewer))),
                 fewer=fewer,
             )
+            if obstacle := kind.obstacle(compared.full, compared.reduced):
+                raise CheckpointError(f"{where}: {obstacle}")
             found = find_axes(compared, shapes, structure.landings)
             if not found:
                 raise CheckpointError(
@@ -193,9 +198,14 @@ def _find(
         "axes": {name: [asdict(axis) for axis in own] for name, own in axes.items()},
         "outside": [name for name, landing in structure.landings.items() if landing is None],
         "matrices": [name for name, one in structure.landings.items() if _is_matrix(one)],
+        "transposed": [name for name, one in structure.landings.items() if _is_transposed(one)],
         "tied": {name: one.tied_to for name, one in decisions.items() if one.tied_to},
         "missing": len(structure.missing),
     }
+
+
+def _is_transposed(landing: Landing | None) -> bool:
+    return landing is not None and landing.place.transposed != landing.flipped
 
 
 def _is_matrix(landing: Landing | None) -> bool:
