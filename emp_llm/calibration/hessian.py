@@ -65,14 +65,15 @@ def damping(hessian_CC: torch.Tensor, share: float) -> float:
     return share * mean if mean > 0 else 1.0
 
 
-def factored(hessian_CC: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The Cholesky factor of H + λI, and λ, which is 1 % of the mean of H's diagonal.
+def factored(hessian_CC: torch.Tensor, share: float = DAMPING) -> tuple[torch.Tensor, float]:
+    """The Cholesky factor of H + λI, and λ, which is a share of the mean of H's diagonal.
 
     Where rounding leaves H + λI not positive definite, λ is multiplied by ten until it is. Besides
     H, only the factor is in memory: for 14,336 inputs, each takes 822 MB.
 
     Args:
         hessian_CC: float32 [C, C], symmetric, finite; not changed.
+        share: The share, above 0.
 
     Returns:
         lower_CC: float32 [C, C], the lower triangular L with L Lᵀ = H + λI, in column-major order.
@@ -85,7 +86,7 @@ def factored(hessian_CC: torch.Tensor) -> tuple[torch.Tensor, float]:
 
     if not math.isfinite(hessian_CC.sum(dtype=torch.float64).item()):
         raise ValueError("the Hessian holds NaN or infinity")
-    added = damping(hessian_CC, DAMPING)
+    added = damping(hessian_CC, share)
     # column-major, as LAPACK has it: torch factors such a matrix in place, without a copy
     lower_CC = torch.empty_like(hessian_CC, memory_format=torch.contiguous_format).mT
     failed = torch.empty((), dtype=torch.int32, device=hessian_CC.device)

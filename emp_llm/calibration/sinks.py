@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from emp_llm.selection.mask_store import MaskStore
     from emp_llm.tensors.target import Target
 
-__all__ = ["MaskSink", "ScoreSink", "Sink"]
+__all__ = ["MaskSink", "ScoreSink", "Sink", "is_stored", "stage_key"]
 
 
 class Sink(Protocol):
@@ -79,14 +79,12 @@ class MaskSink:
 
     def has(self, unit: str, stage: int | None = None) -> bool:
         """Whether the masks of a unit, or of one stage of it, are stored, whole."""
-        if stage is not None:
-            return self._store.has(_stage_key(unit, stage))
-        stages = 0
-        while self._store.has(_stage_key(unit, stages)):
-            stages += 1
-        if stages:  # how many there are is only known to the walk: all targets must have masks
-            return all(target.name in self._store for target in self._units[unit])
-        return self._store.has(unit)
+        return is_stored(
+            self._store,
+            unit,
+            stage,
+            lambda: all(target.name in self._store for target in self._units[unit]),
+        )
 
     def process(
         self,
@@ -101,7 +99,7 @@ class MaskSink:
             OSError: If it cannot be written.
         """
         unreached: list[str] = []
-        with self._store.writer(unit if stage is None else _stage_key(unit, stage)) as writer:
+        with self._store.writer(unit if stage is None else stage_key(unit, stage)) as writer:
             for target in targets:
                 bias = self._bias_of(target)
                 unreached += self._pruner.prune(
@@ -168,5 +166,24 @@ class ScoreSink:
             path.unlink()
 
 
-def _stage_key(unit: str, stage: int) -> str:
+def stage_key(unit: str, stage: int) -> str:
+    """The key in a store of one stage of a unit."""
     return f"{unit}, stage {stage}"
+
+
+def is_stored(store: MaskStore, unit: str, stage: int | None, complete: Callable[[], bool]) -> bool:
+    """Whether a store holds what was made of a unit, or of one stage of it, whole.
+
+    Args:
+        store: The store.
+        unit: The unit.
+        stage: Number of the stage; None for the unit.
+        complete: Whether there is something of all targets of the unit. How many stages it has is
+            only known to the walk.
+    """
+    if stage is not None:
+        return store.has(stage_key(unit, stage))
+    stages = 0
+    while store.has(stage_key(unit, stages)):
+        stages += 1
+    return complete() if stages else store.has(unit)

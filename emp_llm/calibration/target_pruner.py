@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from emp_llm.selection.mask_writer import MaskWriter
     from emp_llm.tensors.target import Target
 
-__all__ = ["TargetPruner", "apply_masks"]
+__all__ = ["TargetPruner", "apply_masks", "read_matrix"]
 
 _ROWS_AT_A_TIME = 1024
 
@@ -105,7 +105,7 @@ class TargetPruner:
         Raises:
             CheckpointError: If it cannot be read, or a weight is not finite.
         """
-        patterns, weight_RC = self._read(target, matrix)
+        patterns, weight_RC = read_matrix(target, matrix, self._files, self._device)
         scores_RC, _ = self._scores(weight_RC, statistics)
         return patterns, weight_RC, scores_RC.cpu().numpy()
 
@@ -133,7 +133,7 @@ class TargetPruner:
         """
         unreached: list[str] = []
         for matrix in range(target.geometry.matrices):
-            patterns, weight_RC = self._read(target, matrix)
+            patterns, weight_RC = read_matrix(target, matrix, self._files, self._device)
             statistics = statistics_of(matrix)
             mask = self._mask(target, matrix, patterns, weight_RC, statistics, unreached)
             mask, repaired = self._repaired(target, mask, weight_RC, statistics)
@@ -144,24 +144,6 @@ class TargetPruner:
             del patterns, weight_RC, statistics, mask, repaired
             give_back()
         return unreached
-
-    def _read(self, target: Target, matrix: int) -> tuple[Patterns, torch.Tensor]:
-        """A matrix of a target: its bit patterns, and its values, float32 [R, C].
-
-        Raises:
-            CheckpointError: If it cannot be read, or holds NaN or infinity.
-        """
-        whole = RowBlock(matrix, 0, target.geometry.matrix_rows)
-        patterns = target.read(self._files.file(target.shard), whole, Workspace())
-        values = tensor_of_patterns(patterns).view(target.geometry.number_format.torch_dtype)
-        weight_RC = values.to(self._device, torch.float32)
-        # a few rows at a time: a mask of the whole matrix would be a quarter of it again
-        some = torch.split(weight_RC, _ROWS_AT_A_TIME)
-        finite_R = torch.cat([torch.isfinite(some_RC).all(dim=1) for some_RC in some])
-        if not finite_R.all():
-            row = int((~finite_R).int().argmax())
-            raise target.not_finite(whole, NonFiniteRowError(row))
-        return patterns, weight_RC
 
     def _scores(self, weight_RC: torch.Tensor, statistics: Statistics) -> tuple[torch.Tensor, bool]:
         """The scores of a matrix, and whether they are the criterion's own.
@@ -263,6 +245,33 @@ class TargetPruner:
         repaired_R = (values_R.double() + change_R).to(values_R.dtype)
         if torch.isfinite(repaired_R).all():
             writer.replace(name, repaired_R.view(torch.uint8).numpy().tobytes())
+
+
+def read_matrix(
+    target: Target, matrix: int, files: OpenFiles, device: torch.device
+) -> tuple[Patterns, torch.Tensor]:
+    """A matrix of a target: its bit patterns, and its values, float32 [R, C].
+
+    Args:
+        target: The target.
+        matrix: Number of the matrix in it.
+        files: The checkpoint's files.
+        device: Where the values are put.
+
+    Raises:
+        CheckpointError: If it cannot be read, or holds NaN or infinity.
+    """
+    whole = RowBlock(matrix, 0, target.geometry.matrix_rows)
+    patterns = target.read(files.file(target.shard), whole, Workspace())
+    values = tensor_of_patterns(patterns).view(target.geometry.number_format.torch_dtype)
+    weight_RC = values.to(device, torch.float32)
+    # a few rows at a time: a mask of the whole matrix would be a quarter of it again
+    some = torch.split(weight_RC, _ROWS_AT_A_TIME)
+    finite_R = torch.cat([torch.isfinite(some_RC).all(dim=1) for some_RC in some])
+    if not finite_R.all():
+        row = int((~finite_R).int().argmax())
+        raise target.not_finite(whole, NonFiniteRowError(row))
+    return patterns, weight_RC
 
 
 def _matrix_name(target: Target, matrix: int) -> str:

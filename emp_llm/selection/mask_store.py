@@ -204,13 +204,26 @@ class MaskStore:
         Raises:
             CheckpointError: If they cannot be read.
         """
-        for index in self._indices.values():
-            if name in index.replaced:
-                at, nbytes = index.replaced[name]
-                data = np.empty(nbytes, np.uint8)
-                self._file(index.key).read_into(at, data.data)
-                return data.tobytes()
-        return None
+        found = self._replaced(name)
+        if found is None:
+            return None
+        file, at, nbytes = found
+        data = np.empty(nbytes, np.uint8)
+        file.read_into(at, data.data)
+        return data.tobytes()
+
+    def read_replaced(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with new bytes of a tensor that is not a target, from an offset on.
+
+        Raises:
+            CheckpointError: If they cannot be read.
+            KeyError: If the tensor keeps the source's.
+        """
+        found = self._replaced(name)
+        if found is None:
+            raise KeyError(name)
+        file, at, _ = found
+        file.read_into(at + offset, buffer)
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -245,6 +258,13 @@ class MaskStore:
             repaired=repaired.union(self.replaced_names),
             betas=known.get("allocation", {}).get("betas", {}),
         )
+
+    def _replaced(self, name: str) -> tuple[PlainFile, int, int] | None:
+        """The data file that has new bytes of a tensor, where they begin, and how many they are."""
+        for index in self._indices.values():
+            if name in index.replaced:
+                return self._file(index.key), *index.replaced[name]
+        return None
 
     def _tensor(self, name: str) -> StoredTensor:
         return self._indices[self._unit_of[name]].tensors[name]

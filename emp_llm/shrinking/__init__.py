@@ -30,4 +30,7 @@ expert_criteria            scores of experts, from their weights or from what th
 expert_criterion_registry  criteria of experts by name
 expert_matrices            the matrices of single experts
 expert_scores              scores of all experts of a checkpoint
+columns                    which inputs of a matrix stay, and its new weights
+column_sink                chooses neurons and heads of a decoder block, repairs what reads them
+narrowing                  does so block by block
 """

@@ -1,0 +1,219 @@
+"""Chooses neurons and groups of heads, and repairs what reads them, decoder block by decoder block.
+
+All samples go through the model once. A decoder block's structures are chosen when the samples have
+come to it, through the blocks before it as they have become; then its readers are fitted to the
+outputs of the dense model, half of the way, as weights are that pruning keeps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from emp_llm.calibration.forward_walk import ForwardWalk
+from emp_llm.calibration.session import Session, recording
+from emp_llm.calibration.statistics import Statistics
+from emp_llm.errors import CheckpointError
+from emp_llm.options import NO_TARGETS, PruneOptions
+from emp_llm.pruning.plan import PruningPlan
+from emp_llm.shrinking.column_sink import DATA_SCORES, ColumnSink, Reader
+from emp_llm.tensors.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from emp_llm.calibration.statistics import Need
+    from emp_llm.checkpoint.open_files import OpenFiles
+    from emp_llm.options import CalibrationOptions
+    from emp_llm.runtime.progress import SharedProgress
+    from emp_llm.selection.mask_store import MaskStore
+    from emp_llm.shrinking.choice import KindName
+    from emp_llm.shrinking.column_sink import ColumnScore
+    from emp_llm.shrinking.plan import ShrinkPlan
+
+__all__ = ["NarrowOptions", "Narrowing", "find_readers", "narrowing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowOptions:
+    """How neurons and groups of heads are chosen.
+
+    Attributes:
+        score: How they are ranked.
+        repair: Whether the matrices that read them are fitted anew.
+        calibration: The data.
+    """
+
+    score: ColumnScore
+    repair: bool
+    calibration: CalibrationOptions
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether a text is needed."""
+        return self.repair or self.score in DATA_SCORES
+
+
+@contextmanager
+def narrowing(
+    plan: ShrinkPlan,
+    kinds: Sequence[KindName],
+    options: NarrowOptions,
+    progress: SharedProgress,
+    folder: Path,
+) -> Iterator[Narrowing]:
+    """Open a checkpoint to choose some of its neurons or groups of heads.
+
+    Args:
+        plan: The checkpoint and its structures.
+        kinds: What is to become fewer.
+        options: How they are chosen.
+        progress: Reports the walk through the model.
+        folder: Where activations wait that exceed the memory for them.
+
+    Raises:
+        CheckpointError: If not exactly one matrix reads the structures of each holder; as
+            `emp_llm.calibration.session.Session` does.
+        OptionError: As there.
+    """
+    readers = find_readers(plan, kinds)
+    with plan.source.files(plan.checkpoint.shards) as files, recording():
+        session = None
+        if options.needs_data:
+            targets = [reader.target for reader in readers]
+            session = _opened(plan, targets, options.calibration, progress, files, folder)
+        yield Narrowing(readers, options, files, session)
+
+
+class Narrowing:
+    """Chooses structures of a checkpoint, any numbers of them, one after the other.
+
+    Args:
+        readers: What reads them.
+        options: How they are chosen.
+        files: The checkpoint's files.
+        session: The model and its samples; None where no data is needed.
+
+    Attributes:
+        session: The model and its samples.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        options: NarrowOptions,
+        files: OpenFiles,
+        session: Session | None,
+    ) -> None:
+        self.session = session
+        self._readers = {reader.target.name: reader for reader in readers}
+        self._options = options
+        self._files = files
+        self._units = session.targets if session else _by_holder(readers)
+
+    def choose(self, keep: Mapping[KindName, int], store: MaskStore) -> ColumnSink:
+        """Choose structures; what a store holds of the same numbers already is taken from there.
+
+        Args:
+            keep: How many of each kind stay in each holder.
+            store: Takes choices and repaired weights, decoder block by decoder block.
+
+        Returns:
+            All choices, and what changes tensors of the source by them.
+
+        Raises:
+            CheckpointError: If the source cannot be read or run.
+            OSError: If the store cannot be written.
+        """
+        options, session = self._options, self.session
+        sink = ColumnSink(
+            store,
+            self._readers,
+            self._units,
+            self._files,
+            torch.device("cpu") if session is None else session.device,
+            keep=keep,
+            score=options.score,
+            repair=options.repair,
+        )
+        if session is not None and not all(map(sink.has, self._units)):
+            paired = options.repair and session.options.sequential
+            needs: frozenset[Need] = frozenset({"hessian"})
+            walk = ForwardWalk(session, self._units, sink, needs, self._without_data, paired=paired)
+            walk.run()
+        # where no data is needed; with data, units that no sample has come to are refused here
+        for unit, targets in self._units.items():
+            if not sink.has(unit):
+                sink.process(unit, targets, self._without_data)
+        return sink
+
+    def _without_data(self, target: Target, matrix: int) -> Statistics:
+        return Statistics(tensor=target.name, matrix=matrix, seed=self._options.calibration.seed)
+
+
+def find_readers(plan: ShrinkPlan, kinds: Sequence[KindName]) -> list[Reader]:
+    """The matrices that read the structures of some kinds.
+
+    Raises:
+        CheckpointError: If not exactly one matrix reads those of each holder.
+    """
+    found = list(_readers(plan, kinds))
+    for kind in kinds:
+        count = Counter(reader.holder for reader in found if reader.kind == kind)
+        for holder in plan.structures[kind].holders:
+            if count[holder] != 1:
+                raise CheckpointError(
+                    f"{holder}: {count[holder]} matrices have inputs for its {kind}, and emp-llm "
+                    f"can choose {kind} only where one has: keep all of them"
+                )
+    return found
+
+
+def _readers(plan: ShrinkPlan, kinds: Sequence[KindName]) -> Iterator[Reader]:
+    transposed, matrices = set(plan.found.transposed), set(plan.found.matrices)
+    for shard in plan.checkpoint.shards:
+        for entry in shard.header.tensors:
+            for axis in plan.found.axes.get(entry.name, ()) if entry.name in matrices else ():
+                turned = entry.name in transposed
+                if axis.kind in kinds and axis.dimension == (0 if turned else 1):
+                    yield Reader(
+                        target=Target.of(shard, entry, transposed=turned),
+                        kind=axis.kind,
+                        holder=axis.holder,
+                        number=plan.structures[axis.kind].number,
+                    )
+
+
+def _by_holder(readers: Sequence[Reader]) -> dict[str, list[Target]]:
+    units: dict[str, list[Target]] = {}
+    for reader in readers:
+        units.setdefault(reader.holder, []).append(reader.target)
+    return units
+
+
+def _opened(
+    plan: ShrinkPlan,
+    targets: Sequence[Target],
+    calibration: CalibrationOptions,
+    progress: SharedProgress,
+    files: OpenFiles,
+    folder: Path,
+) -> Session:
+    """The model, of which some tensors are to change, and its samples."""
+    by_shard: dict[str, list[Target]] = {shard.name: [] for shard in plan.checkpoint.shards}
+    for target in targets:
+        by_shard[target.shard.name].append(target)
+    pruning = PruningPlan(
+        source=plan.source,
+        checkpoint=plan.checkpoint,
+        options=PruneOptions(targets=NO_TARGETS, output_format="dense", calibration=calibration),
+        decisions={},
+        missing=(),
+        targets=by_shard,
+    )
+    return Session(pruning, progress, files, folder, torch.float32)
