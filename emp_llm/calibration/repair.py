@@ -55,7 +55,7 @@ class LeastSquares:
         hessian_CC: torch.Tensor,
         cross_CC: torch.Tensor | None = None,
         *,
-        tokens: int,
+        tokens: int | None,
     ) -> LeastSquares:
         """From the statistics of a matrix.
 
@@ -67,10 +67,11 @@ class LeastSquares:
             hessian_CC: float32 [C, C], H = Σ_t x_t x_tᵀ.
             cross_CC: float32 [C, C], Σ_t d_t x_tᵀ: rows belong to the dense inputs. Without it, d_t
                 is x_t.
-            tokens: T, 1 or more.
+            tokens: T, 1 or more; None for 1 % whatever the number of tokens.
         """
         damped_CC = hessian_CC.clone()
-        damped_CC.diagonal().add_(damping(hessian_CC, max(DAMPING, len(hessian_CC) / tokens)))
+        share = DAMPING if tokens is None else max(DAMPING, len(hessian_CC) / tokens)
+        damped_CC.diagonal().add_(damping(hessian_CC, share))
         shift_RC = None
         if cross_CC is not None:
             shift_RC = (weight_RC @ (cross_CC - hessian_CC)).mul_(_PROPAGATION)

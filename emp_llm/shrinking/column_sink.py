@@ -175,49 +175,32 @@ class ColumnSink:
 
     def _choose(self, reader: Reader, statistics: Statistics, writer: MaskWriter) -> None:
         _, weight_RC = read_matrix(reader.target, 0, self._files, self._device)
-        squares = self._squares(reader, weight_RC, statistics)
-        kept_S, scores_S = self._ranked(reader, weight_RC, statistics, squares)
+        kept_S, scores_S = self._ranked(reader, weight_RC, statistics)
         kept = kept_S.nonzero()[:, 0].tolist()
         writer.note(_note(reader), {"kept": kept, "scores": scores_S.tolist()})
-        if squares is None or not self._repair:
+        if not self._repair:
             return
+        squares = _squares(reader, weight_RC, statistics, statistics.tokens)
         kept_C = columns_of(kept_S, reader.width)
         repaired_RK = refitted(squares, kept_C)[:, kept_C]
         # an overflow in float16 leaves the weights as they are
         if (data := _stored(reader.target, repaired_RK)) is not None:
             writer.replace(reader.target.name, data)
 
-    def _squares(
-        self, reader: Reader, weight_RC: torch.Tensor, statistics: Statistics
-    ) -> LeastSquares | None:
-        """What the rows of a reader are to minimize, where that is needed.
-
-        Raises:
-            CheckpointError: If no token has come to the reader.
-        """
-        if not (self._repair or self._score == "obs"):
-            return None
-        return LeastSquares.of(
-            weight_RC,
-            _hessian(reader, statistics),
-            statistics.cross_CC,
-            tokens=statistics.tokens,
-        )
-
     def _ranked(
-        self,
-        reader: Reader,
-        weight_RC: torch.Tensor,
-        statistics: Statistics,
-        squares: LeastSquares | None,
+        self, reader: Reader, weight_RC: torch.Tensor, statistics: Statistics
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Which structures stay, bool [S], and their scores, float64 [S]."""
-        if self._score == "obs" and squares is not None:
-            return least_error(squares, reader.number, self._keep[reader.kind])
+        keep = self._keep[reader.kind]
+        if self._score == "obs":
+            # damped as little with few tokens as with many: what would go is not fitted to them,
+            # and a larger λ ranks columns that are seldom active by their weights alone
+            squares = _squares(reader, weight_RC, statistics, None)
+            return least_error(squares, reader.number, keep)
         scores_S = self._scores(reader, weight_RC, statistics)
         kept_S = torch.zeros(reader.number, dtype=torch.bool)
         # between equal scores the first ones stay
-        kept_S[scores_S.argsort(descending=True, stable=True)[: self._keep[reader.kind]]] = True
+        kept_S[scores_S.argsort(descending=True, stable=True)[:keep]] = True
         return kept_S, scores_S
 
     def _scores(
@@ -259,6 +242,18 @@ def _hessian(reader: Reader, statistics: Statistics) -> torch.Tensor:
             f"known of its {reader.kind}: give more samples"
         )
     return statistics.hessian_CC
+
+
+def _squares(
+    reader: Reader, weight_RC: torch.Tensor, statistics: Statistics, tokens: int | None
+) -> LeastSquares:
+    """What the rows of a reader are to minimize.
+
+    Raises:
+        CheckpointError: If no token has come to the reader.
+    """
+    hessian_CC = _hessian(reader, statistics)
+    return LeastSquares.of(weight_RC, hessian_CC, statistics.cross_CC, tokens=tokens)
 
 
 def _note(reader: Reader) -> str:

@@ -28,6 +28,9 @@ KEEP: dict[KindName, int] = {"neurons": 24, "kv heads": 2}
 NUMBER: dict[KindName, int] = {"neurons": NEURONS, "kv heads": GROUPS}
 
 
+Order = Callable[[KindName, torch.Tensor, torch.Tensor, torch.Tensor], list[int]]
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_text(tmp_path_factory.mktemp("text") / "words.txt")
@@ -92,12 +95,12 @@ def inputs_of(model: PreTrainedModel, name: str, ids: torch.Tensor) -> torch.Ten
 
 
 def plain(
-    model: PreTrainedModel, readers: list[tuple[str, str]], ids: torch.Tensor, order: Callable
+    model: PreTrainedModel, readers: list[tuple[str, KindName]], ids: torch.Tensor, order: Order
 ) -> dict[str, tuple[list[int], torch.Tensor]]:
     """Reader by reader: what stays, and the best weights, aimed half of the way at the dense ones.
 
     Args:
-        order: Given weights and inputs, which columns stay.
+        order: Given weights, inputs, and those whose outputs are wanted: which structures stay.
     """
     own, result = copy.deepcopy(model), {}
     for name, kind in readers:
@@ -105,7 +108,7 @@ def plain(
         layer = own.get_submodule(name)
         turned = type(layer).__name__ == "Conv1D"
         weight = (layer.weight.data.T if turned else layer.weight.data).double()
-        kept = order(kind, weight, x)
+        kept = order(kind, weight, x, (x + dense_x) / 2)
         columns = torch.zeros(x.shape[1], dtype=torch.bool)
         columns.view(NUMBER[kind], -1)[kept] = True
         tokens, inputs = x.shape
@@ -119,26 +122,50 @@ def plain(
     return result
 
 
-def by_contribution(kind: str, weight: torch.Tensor, x: torch.Tensor) -> list[int]:
+def by_contribution(
+    kind: KindName, weight: torch.Tensor, x: torch.Tensor, _wanted: torch.Tensor
+) -> list[int]:
     parts = [part.split(x.shape[1] // NUMBER[kind], dim=1) for part in (x, weight)]
     norms = [(some_x @ some.T).norm() for some_x, some in zip(*parts, strict=True)]
     return sorted(torch.stack(norms).argsort(descending=True)[: KEEP[kind]].tolist())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+def by_error(
+    kind: KindName, weight: torch.Tensor, x: torch.Tensor, wanted: torch.Tensor
+) -> list[int]:
+    """One by one the structure goes without which the sum of squares is least."""
+    more = (0.01 * x.square().sum(0).mean()).sqrt() * torch.eye(x.shape[1]).double()
+    matrix, outputs = torch.cat([x, more]), torch.cat([wanted, more]) @ weight.T
+    kept = list(range(NUMBER[kind]))
+    width = x.shape[1] // NUMBER[kind]
+
+    def error(gone: int) -> float:
+        columns = [one * width + at for one in kept if one != gone for at in range(width)]
+        best = torch.linalg.lstsq(matrix[:, columns], outputs).solution
+        return float((matrix[:, columns] @ best - outputs).square().sum())
+
+    while len(kept) > KEEP[kind]:
+        kept.remove(min(kept, key=error))
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("architecture", "score", "order"),
+    [("llama", "activation", by_contribution), ("phi3", "obs", by_error)],
+)
 def test_each_reader_is_the_least_squares_of_what_stays_behind_those_before_it(
-    tmp_path: Path, text: Path, architecture: str
+    tmp_path: Path, text: Path, architecture: str, score: str, order: Order
 ) -> None:
     model = saved(tmp_path / "model", architecture)
-    readers = [
+    readers: list[tuple[str, KindName]] = [
         (f"model.layers.{layer}.{leaf}", kind)
         for layer in range(2)
         for leaf, kind in (("self_attn.o_proj", "kv heads"), ("mlp.down_proj", "neurons"))
     ]
-    expected = plain(model, readers, ids_of(text), by_contribution)
+    expected = plain(model, readers, ids_of(text), order)
 
     plan = plan_of(tmp_path / "model", ["neurons", "kv heads"])
-    with narrowed(plan, tmp_path / "store", text, score="activation") as sink:
+    with narrowed(plan, tmp_path / "store", text, score=score) as sink:
         choices = {choice.kind: choice for choice in sink.choices()}
         for name, kind in readers:
             kept, weight = expected[name]
