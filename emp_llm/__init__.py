@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from emp_llm.entrypoints.pack import pack
     from emp_llm.entrypoints.prune import prune
     from emp_llm.entrypoints.push import push
+    from emp_llm.entrypoints.shrink import shrink
+    from emp_llm.entrypoints.structures import inspect_structures
     from emp_llm.entrypoints.unpack import unpack
     from emp_llm.entrypoints.verify import verify
     from emp_llm.errors import (
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from emp_llm.integration.training import KeepSparsity, SparsityHold
     from emp_llm.options import CalibrationOptions, PruneOptions
     from emp_llm.rule import effective_number, keep_mask
+    from emp_llm.shrink_options import ShrinkOptions
     from emp_llm.shrinking.expert_criteria import ExpertCriterion
     from emp_llm.shrinking.expert_criterion_registry import register_expert_criterion
 
@@ -58,6 +61,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PruneOptions",
+    "ShrinkOptions",
     "SparsityHold",
     "compare",
     "densify",
@@ -66,6 +70,7 @@ __all__ = [
     "evaluate",
     "generate",
     "inspect",
+    "inspect_structures",
     "keep_mask",
     "merge_adapter",
     "pack",
@@ -73,6 +78,7 @@ __all__ = [
     "push",
     "register_criterion",
     "register_expert_criterion",
+    "shrink",
     "unpack",
     "verify",
 ]
@@ -86,6 +92,7 @@ _HOMES = {
     "GenerateOptions": "generation.options",
     "KeepSparsity": "integration.training",
     "PruneOptions": "options",
+    "ShrinkOptions": "shrink_options",
     "SparsityHold": "integration.training",
     "compare": "entrypoints.compare",
     "densify": "integration.saving",
@@ -94,6 +101,7 @@ _HOMES = {
     "evaluate": "entrypoints.evaluate",
     "generate": "entrypoints.generate",
     "inspect": "entrypoints.inspect",
+    "inspect_structures": "entrypoints.structures",
     "keep_mask": "rule",
     "merge_adapter": "integration.adapters",
     "pack": "entrypoints.pack",
@@ -101,6 +109,7 @@ _HOMES = {
     "push": "entrypoints.push",
     "register_criterion": "calibration.criterion_registry",
     "register_expert_criterion": "shrinking.expert_criterion_registry",
+    "shrink": "entrypoints.shrink",
     "unpack": "entrypoints.unpack",
     "verify": "entrypoints.verify",
 }

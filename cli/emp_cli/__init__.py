@@ -1,25 +1,27 @@
 """The command line of emp-llm: ``emp-llm COMMAND …`` or ``python -m emp_cli COMMAND …``.
 
-tables          tables and totals that fit 80 columns
-streams         stdin, stdout and stderr where one is closed, full or not read
-console         progress, errors, exit status, JSON: what every command does with the terminal
-arguments       arguments and options that several commands share
-option_parsing  options as the library takes them; contradictions are wrong usage
-inspect_view    what `inspect` and `report` print
-pictures        the page and the figures that both write on request
-compare         emp-llm compare
-diff            emp-llm diff
-eval            emp-llm eval
-generate        emp-llm generate
-inspect         emp-llm inspect
-push            emp-llm push
-prune           emp-llm prune, which can push what it wrote
-report          emp-llm report
-pack            emp-llm pack
-unpack          emp-llm unpack
-verify          emp-llm verify
-app             the commands, put together
-usage           runs the app; wrong usage is one short message
+tables           tables and totals that fit 80 columns
+streams          stdin, stdout and stderr where one is closed, full or not read
+console          progress, errors, exit status, JSON: what every command does with the terminal
+arguments        arguments and options that several commands share
+option_parsing   options as the library takes them; contradictions are wrong usage
+inspect_view     what `inspect` and `report` print
+structures_view  what `shrink` and `inspect --structures` print
+pictures         the page and the figures that both write on request
+compare          emp-llm compare
+diff             emp-llm diff
+eval             emp-llm eval
+generate         emp-llm generate
+inspect          emp-llm inspect
+push             emp-llm push
+prune            emp-llm prune, which can push what it wrote
+report           emp-llm report
+shrink           emp-llm shrink
+pack             emp-llm pack
+unpack           emp-llm unpack
+verify           emp-llm verify
+app              the commands, put together
+usage            runs the app; wrong usage is one short message
 """
 
 import signal

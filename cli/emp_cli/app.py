@@ -13,6 +13,7 @@ from emp_cli.pack import pack
 from emp_cli.prune import prune
 from emp_cli.push import push
 from emp_cli.report import report
+from emp_cli.shrink import shrink
 from emp_cli.unpack import unpack
 from emp_cli.verify import verify
 
@@ -24,7 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prune, pack, inspect, report, unpack, verify, diff, push, generate, compare):
+for command in (
+    *(prune, pack, shrink, inspect, report, unpack, verify, diff, push, generate, compare),
+):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -45,6 +45,14 @@ def inspect(
             "Otherwise only what would be packed is read, and nothing is kept.",
         ),
     ] = False,
+    structures: Annotated[
+        bool,
+        typer.Option(
+            "--structures",
+            metavar="",
+            help="Show the experts of each layer instead, with their scores and N_eff, for shrink.",
+        ),
+    ] = False,
     threads: Threads = None,
     html: Html = None,
     png: Png = None,
@@ -52,6 +60,9 @@ def inspect(
 ) -> None:
     """Show what prune would do, and why it leaves the other tensors; writes no model."""
     clock = Clock()
+    if structures:
+        _show_structures(model, revision, threads, clock, as_json=as_json)
+        return
     options = PruneOptions(
         granularity=granularity,
         targets=targets,
@@ -80,3 +91,19 @@ def inspect(
     show_report(report)
     for line in written:
         typer.echo(line)
+
+
+def _show_structures(
+    model: str, revision: str | None, threads: int | None, clock: Clock, *, as_json: bool
+) -> None:
+    import emp_llm
+    from emp_cli.structures_view import show_structures
+
+    with shown_progress() as progress:
+        report = emp_llm.inspect_structures(
+            model, revision=revision, threads=threads, progress=progress
+        )
+    if as_json:
+        print_json({**report} | clock.to_dict())
+    else:
+        show_structures(report)

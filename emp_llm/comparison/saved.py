@@ -20,7 +20,6 @@ from emp_llm.errors import OptionError, OutputError
 from emp_llm.evaluation.perplexity import Perplexity
 from emp_llm.files.atomic import indented, write_whole
 from emp_llm.hub.source import Source
-from emp_llm.options import PruneOptions
 from emp_llm.output.run_description import describe_run, difference
 from emp_llm.report.fields import SourceFields
 from emp_llm.report.file_names import OF_THEIR_OWN
@@ -47,9 +46,9 @@ def describe_comparison(
         As `emp_llm.output.run_description.describe_run`; what people may rewrite beside the weights
         is left out.
     """
-    described = describe_run(source.open_checkpoint(), PruneOptions(), name)
+    described = describe_run(source.open_checkpoint(), options, name)
     files = {file: of for file, of in described["files"].items() if file not in OF_THEIR_OWN}
-    return described | {"options": dict(options), "files": files}
+    return described | {"files": files}
 
 
 class Rows:

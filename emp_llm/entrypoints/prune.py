@@ -27,10 +27,10 @@ from emp_llm.output.carried_files import carry_files
 from emp_llm.output.journal import Journal
 from emp_llm.output.meta_llama_files import write_original_files
 from emp_llm.output.output_folder import OutputFolder
-from emp_llm.output.run_description import describe_run
+from emp_llm.output.run_description import describe_run, pruning_options
 from emp_llm.output.sidecar_files import write_config, write_index
 from emp_llm.pruning.plan import PruningPlan
-from emp_llm.pruning.plan_report import origin, report_on
+from emp_llm.pruning.plan_report import origin, report_on, shard_fields
 from emp_llm.pruning.shard_output import WriteJob, shard_output
 from emp_llm.pruning.shard_plan import ShardPlan, output_name
 from emp_llm.pruning.stages import (
@@ -139,7 +139,7 @@ def prune(
         devices = asked_devices(device, team)
         source, checkpoint = _open(team, model, revision, token, discard_source, shared)
         came_from = origin(model, source)
-        run = describe_run(checkpoint, options, came_from)
+        run = describe_run(checkpoint, pruning_options(options), came_from)
         folder = OutputFolder(Path(out), overwrite=overwrite, source=source.folder, run=run)
         with folder if team.leads else folder.explaining(), team.working():
             _check_same_folder(folder, team)
@@ -149,7 +149,8 @@ def prune(
             plan = plan.with_beta(beta)
             if team.leads:
                 write_original_files(folder.staging, checkpoint)
-            finished = find_finished(plan, workers, folder)
+            files = {output_name(checkpoint, shard): shard for shard in plan.checkpoint.shards}
+            finished = find_finished(files, partial(shard_fields, plan), workers, folder)
             plan = plan.with_beta(_decide_masks(plan, workers, folder.journal))
             _write_shards(plan, workers, folder, finished)
             return team.share(lambda: _publish(plan, workers, folder, came_from, tried))
@@ -337,7 +338,7 @@ def _publish(
     shards = [output_name(checkpoint, shard) for shard in checkpoint.shards]
     outcomes: dict[str, Outcome] = {}
     for name in shards:
-        outcomes |= _finished_outcomes(folder.journal, name)
+        outcomes |= folder.journal.finished_outcomes(name)
     report = report_on(plan, outcomes, origin, calibrated)
     if tried:
         report["search"] = list(tried)
@@ -355,18 +356,3 @@ def _packed_config(options: PruneOptions, calibrated: Calibrated) -> dict[str, A
         return None
     version = format_version(rest_packed=packs_rest(options))
     return quantization_config(rule_fields(options, calibrated.samples), version)
-
-
-def _finished_outcomes(journal: Journal, name: str) -> dict[str, Outcome]:
-    """What became of the tensors of a file that is finished, by name.
-
-    Raises:
-        OutputError: If that cannot be read.
-    """
-    outcomes = journal.outcomes(name)
-    if outcomes is None:  # such as another machine's, on a file system that shows it late
-        raise OutputError(
-            f"{name}: was finished, but its entry in the journal is missing or damaged: run the "
-            "command again"
-        )
-    return outcomes

@@ -5,6 +5,7 @@
     .copied/NUMBER.json     a large file that was copied and is on disk, one file each
     .masks/                 masks and repaired weights from data, see `emp_llm.selection.mask_store`
                             the state of a training, see `emp_llm.recovery.saved_state`
+    .choices.json           which structures of the model stay, see `emp_llm.shrinking`
 
 Each file appears in one step, after the shard or copy that it records. So processes on many
 machines can write to one journal, and one that is killed leaves nothing wrong in it.
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from emp_llm.checkpoint.json_files import read_json_object
-from emp_llm.errors import CheckpointError
+from emp_llm.errors import CheckpointError, OutputError
 from emp_llm.files.atomic import write_json_durably
 from emp_llm.files.checksum import new_hash
 from emp_llm.report.fields import FileFields
@@ -35,6 +36,8 @@ _RUN = ".run.json"
 _FINISHED = ".finished"
 _COPIED = ".copied"
 _MASKS = ".masks"
+_CHOICES = ".choices.json"
+_OWN = (_RUN, _FINISHED, _COPIED, _MASKS, _CHOICES)
 
 
 class Journal:
@@ -123,6 +126,20 @@ class Journal:
             return None
         return outcomes if sound else None
 
+    def finished_outcomes(self, shard: str) -> dict[str, Outcome]:
+        """What became of the tensors of a file that is finished, by name.
+
+        Raises:
+            OutputError: If that cannot be read.
+        """
+        outcomes = self.outcomes(shard)
+        if outcomes is None:  # such as another machine's, on a file system that shows it late
+            raise OutputError(
+                f"{shard}: was finished, but its entry in the journal is missing or damaged: run "
+                "the command again"
+            )
+        return outcomes
+
     def record_copy(self, file: str, fields: FileFields) -> None:
         """Record that a file was copied into the folder and is on disk.
 
@@ -154,6 +171,20 @@ class Journal:
                     found[file] = cast("FileFields", fields)
         return found
 
+    def record_choices(self, choices: list[dict[str, Any]]) -> None:
+        """Record which structures of the model stay, as JSON can hold it.
+
+        Raises:
+            OSError: If that cannot be written.
+        """
+        write_json_durably(self._folder / _CHOICES, {"choices": choices})
+
+    def choices(self) -> list[dict[str, Any]] | None:
+        """What `record_choices` has recorded; None if that is nothing, or damaged."""
+        content = _read(self._folder / _CHOICES) or {}
+        found = content.get("choices")
+        return found if isinstance(found, list) else None
+
     def forget(self, shard: str) -> None:
         """Remove a file that is not finished after all, and its record."""
         self._path(shard).unlink(missing_ok=True)
@@ -161,7 +192,7 @@ class Journal:
 
     def holds(self, path: Path) -> bool:
         """Whether a file or folder in the folder is part of the journal itself."""
-        return path.relative_to(self._folder).parts[0] in (_RUN, _FINISHED, _COPIED, _MASKS)
+        return path.relative_to(self._folder).parts[0] in _OWN
 
     def keeps(self, path: Path) -> bool:
         """Whether a file or folder in the folder is part of the journal, or finished."""

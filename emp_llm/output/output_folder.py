@@ -180,7 +180,7 @@ class OutputFolder:
         if then is None or self._overwrite or not self._finished():
             return
         if self._run is None:
-            kind = "of prune"
+            kind = "of prune or shrink"
         elif changed := difference(self._run, then):
             kind = f"that differs from this one ({changed})"
         else:
@@ -246,6 +246,8 @@ class OutputFolder:
             return "1 file is finished and" if files == 1 else f"{files} files are finished and"
         if self.journal.trains:
             return "the masks of the model and the state of its training are"
+        if self.journal.choices() is not None:
+            return "the choice of what stays is"
         if parts:
             return f"the masks of {parts} part{'s' if parts > 1 else ''} of the model are"
         return ""

@@ -18,14 +18,14 @@ from emp_llm.report.folder_files import describe_file
 from emp_llm.rule_fields import data_fields, rule_fields
 from emp_llm.tensors.packed_config import WHOLE_VERSION
 
-__all__ = ["describe_run", "difference"]
+__all__ = ["describe_run", "difference", "pruning_options"]
 
 _STAGING_LAYOUT = 3
 """Version of what the staging folder holds: files that another layout named would be published."""
 
 
 def describe_run(
-    checkpoint: Checkpoint, options: PruneOptions, source: SourceFields
+    checkpoint: Checkpoint, options: Mapping[str, Any], source: SourceFields
 ) -> dict[str, Any]:
     """Describe all that the bytes of a result depend on.
 
@@ -35,7 +35,7 @@ def describe_run(
 
     Args:
         checkpoint: The source.
-        options: What was asked for.
+        options: What was asked for, as JSON can hold it.
         source: Name and revision of the model.
 
     Returns:
@@ -53,20 +53,30 @@ def describe_run(
             "format": WHOLE_VERSION,
             "staging layout": _STAGING_LAYOUT,
         },
-        "options": {
-            "target sparsity": options.target_sparsity,
-            "max loss increase": options.max_loss_increase,
-            "search data": _search_data(options),
-            **_rule(options),
-            "format": options.output_format,
-            "rest": "packed" if packs_rest(options) else "plain",
-        },
+        "options": dict(options),
         "source": dict(source),
         "files": {str(file): _content(checkpoint.folder / file, is_commit) for file in files},
         "shards": {
             shard.name: _header(shard) | ({} if is_commit else _state(shard.files))
             for shard in checkpoint.shards
         },
+    }
+
+
+def pruning_options(options: PruneOptions) -> dict[str, Any]:
+    """The options of a pruning that its bytes depend on, as `describe_run` takes them.
+
+    Raises:
+        CheckpointError: If a file of the calibration cannot be read.
+    """
+    return {
+        "command": "prune",
+        "target sparsity": options.target_sparsity,
+        "max loss increase": options.max_loss_increase,
+        "search data": _search_data(options),
+        **_rule(options),
+        "format": options.output_format,
+        "rest": "packed" if packs_rest(options) else "plain",
     }
 
 

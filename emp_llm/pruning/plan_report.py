@@ -4,14 +4,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from emp_llm.checkpoint.shard import Shard
 from emp_llm.hub.source import Source
 from emp_llm.messages import encodable
 from emp_llm.output.carried_files import count_files
 from emp_llm.pruning.plan import PruningPlan
-from emp_llm.report.fields import Report, SourceFields
+from emp_llm.report.fields import Report, SourceFields, TensorFields
 from emp_llm.report.report import Calibrated, Outcome, TensorReport, build_report
 
-__all__ = ["origin", "report_on", "tensor_report"]
+__all__ = ["origin", "report_on", "shard_fields", "tensor_report"]
 
 
 def origin(model: str | os.PathLike[str], source: Source) -> SourceFields:
@@ -54,3 +55,12 @@ def tensor_report(plan: PruningPlan, name: str, outcome: Outcome) -> TensorRepor
     """The part of the report on one tensor."""
     _, entry = plan.checkpoint.tensors[name]
     return TensorReport(entry=entry, decision=plan.decisions[name], outcome=outcome)
+
+
+def shard_fields(
+    plan: PruningPlan, shard: Shard, outcomes: Mapping[str, Outcome]
+) -> dict[str, TensorFields] | None:
+    """The part of the report on the tensors of a shard; None if the outcomes are not theirs."""
+    if outcomes.keys() != {entry.name for entry in shard.header.tensors}:
+        return None
+    return {name: tensor_report(plan, name, one).to_dict() for name, one in outcomes.items()}

@@ -9,6 +9,7 @@ totals              sums over the tensors of a report
 report              the report itself
 evaluation_results  emp_eval.json
 file                emp_report.json, written and read
+shrink_report       emp_shrink.json: its fields, written and read
 folder_files        the other files of the folder
 prune_command       the command that gives the weights of a report
 plotting            matplotlib, if it is installed

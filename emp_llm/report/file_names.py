@@ -7,12 +7,17 @@ __all__ = [
     "NOT_AS_WRITTEN",
     "OF_THEIR_OWN",
     "REPORT_NAME",
+    "SHRINK_FIGURE_NAME",
+    "SHRINK_REPORT_NAME",
 ]
 
 CARD_NAME = "README.md"
 REPORT_NAME = "emp_report.json"
 FIGURE_NAME = "emp_report.svg"
 EVAL_NAME = "emp_eval.json"
+SHRINK_REPORT_NAME = "emp_shrink.json"
+SHRINK_FIGURE_NAME = "emp_shrink.svg"
+"""These two have names of their own: they stay with a smaller model when it is pruned as well."""
 
 OF_THEIR_OWN = (CARD_NAME, FIGURE_NAME, REPORT_NAME, EVAL_NAME)
 """Files that a report does not describe: itself, and what people, `eval` and `push` may rewrite."""

@@ -6,7 +6,7 @@ numbers must be small enough to compute with. The check is derived from the type
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import NoneType, UnionType
@@ -30,12 +30,13 @@ from emp_llm.report.fields import (
     HISTOGRAM_BINS,
     IN_FILES,
     NOT_IN_FILES,
+    FileFields,
     PrunedTensor,
     Report,
 )
 from emp_llm.report.tensor_statistics import trimmed
 
-__all__ = ["read_report_file"]
+__all__ = ["fault_in_files", "fault_in_form", "read_report_file"]
 
 Check = Callable[[Any], str | None]
 """Says what is wrong with a value, to follow its name: " is not an object", ".seed is 'x'"."""
@@ -54,9 +55,9 @@ def read_report_file(path: Path) -> Report:
         FormatError: If it is not one that emp-llm wrote.
     """
     content = read_json_object(path, strict=True)
-    fault = _check_of(Report)(content)
+    fault = fault_in_form(Report, content)
     report = cast("Report", content)
-    fault = fault.removeprefix(".") if fault is not None else next(_faults(report), None)
+    fault = fault if fault is not None else next(_faults(report), None)
     if fault is not None:
         raise FormatError(
             f"{path}: is not a report that emp-llm wrote: {fault}; prune or pack again"
@@ -75,11 +76,24 @@ def _faults(report: Report) -> Iterator[str]:
         if fields["pruned"] and not _has_all_bins(fields):
             counts = fields["n_eff_fraction_histogram"]
             yield f"tensors.{name}.n_eff_fraction_histogram is {shortened(counts)}"
-    for name, file in report["files"].items():
+    if fault := fault_in_files(report["files"]):
+        yield fault
+
+
+def fault_in_form(kind: type, content: object) -> str | None:
+    """What is wrong with an object that was read, by the type of a report; None if nothing is."""
+    fault = _check_of(kind)(content)
+    return None if fault is None else fault.removeprefix(".")
+
+
+def fault_in_files(files: Mapping[str, FileFields]) -> str | None:
+    """What is wrong with a report's part on files, whose fields are of the right types."""
+    for name, file in files.items():
         if not _is_beside(name):
-            yield f"{shortened(name)} is not a file beside it"
+            return f"{shortened(name)} is not a file beside it"
         if file.get("header_hash", file.get("hash")) is None:
-            yield f"files.{name}.hash is None"
+            return f"files.{name}.hash is None"
+    return None
 
 
 def _has_all_bins(fields: PrunedTensor) -> bool:

@@ -29,8 +29,12 @@ routed_walk                the same for all blocks, one at a time in memory
 expert_criteria            scores of experts, from their weights or from what they give
 expert_criterion_registry  criteria of experts by name
 expert_matrices            the matrices of single experts
+expert_weights             scores of experts from their weights
 expert_scores              scores of all experts of a checkpoint
 columns                    which inputs of a matrix stay, and its new weights
 column_sink                chooses neurons and heads of a decoder block, repairs what reads them
 narrowing                  does so block by block
+amounts                    how many stay, and those with the best scores
+choosing                   chooses what stays
+report_on                  the report
 """

@@ -1,8 +1,8 @@
 """Which structures a model has, and which of them stay."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 __all__ = ["Choice", "KindName", "Structures", "effective"]
 
@@ -24,6 +24,7 @@ class Structures:
         groups: Into how many runs of equal length a holder's structures are divided that must stay
             equally long, as DeepSeek routes within groups of experts; 1 if any may go.
         why_least: The field of the config that sets `least`, and its value, for errors.
+        field: The field of the config that gives `number`.
     """
 
     kind: KindName
@@ -32,6 +33,7 @@ class Structures:
     least: int = 1
     groups: int = 1
     why_least: str = ""
+    field: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +90,18 @@ class Choice:
         """How many stay in each holder."""
         return len(next(iter(self.kept.values())))
 
-    @property
-    def n_eff(self) -> dict[str, float]:
-        """The effective number of each holder's scores."""
-        return {holder: effective(scores) for holder, scores in self.scores.items()}
+    def to_dict(self) -> dict[str, Any]:
+        """The choice as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Choice":
+        """The choice that `to_dict` gave these fields of, read from JSON."""
+        kept, scores = (
+            {holder: tuple(values) for holder, values in fields[name].items()}
+            for name in ("kept", "scores")
+        )
+        return cls(kind=fields["kind"], kept=kept, score=fields["score"], scores=scores)
 
 
 def effective(scores: tuple[float, ...]) -> float:

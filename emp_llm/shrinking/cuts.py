@@ -13,7 +13,7 @@ from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.shrinking.axes import Axis
 from emp_llm.shrinking.choice import Choice, KindName
 
-__all__ = ["Cut", "cut_tensor", "kept_indices"]
+__all__ = ["Cut", "cut_tensor", "kept_indices", "numbered"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -68,7 +68,7 @@ def cut_tensor(
             continue
         stays = choices[axis.kind].kept[axis.holder]
         if axis.part is not None:
-            stem, number = _split(parts[axis.part])
+            stem, number = numbered(parts[axis.part])
             if number not in stays:
                 return None
             parts[axis.part] = f"{stem}{stays.index(number)}"
@@ -105,7 +105,7 @@ def kept_indices(stays: Sequence[int], size: int, widths: Sequence[int]) -> Indi
     return np.concatenate(segments)
 
 
-def _split(part: str) -> tuple[str, int]:
+def numbered(part: str) -> tuple[str, int]:
     """A part of a name without the number at its end, and the number."""
     digits = re.search(r"\d+$", part)
     if digits is None:

@@ -31,11 +31,14 @@ class Experts(Kind):
 
     def amounts(self, config: ModelConfig) -> Amounts:
         """How many there are, and the fewest that the router can pick from."""
-        number: int = _field(config).value
+        field = _field(config)
+        number: int = field.value
         picked = config.field(_PICKED)
         groups = _whole(config.field(_GROUPS), 1)
         if groups == 1:
-            return Amounts(number=number, least=_whole(picked, 1), why_least=_named(picked))
+            return Amounts(
+                number=number, least=_whole(picked, 1), why_least=_named(picked), field=field.name
+            )
         if number % groups:
             raise CheckpointError(
                 f"config.json: {number} experts do not make {_named(config.field(_GROUPS))} groups "
@@ -43,9 +46,15 @@ class Experts(Kind):
             )
         taken = config.field(_PICKED_GROUPS)
         in_group = max(_LEAST_IN_GROUP, -(-_whole(picked, 1) // _whole(taken, groups)))
-        fields = (picked, config.field(_GROUPS), taken)
-        why = ", ".join(_named(field) for field in fields if field is not None)
-        return Amounts(number=number, least=in_group * groups, groups=groups, why_least=why)
+        set_by = (picked, config.field(_GROUPS), taken)
+        why = ", ".join(_named(one) for one in set_by if one is not None)
+        return Amounts(
+            number=number,
+            least=in_group * groups,
+            groups=groups,
+            why_least=why,
+            field=field.name,
+        )
 
     def resized(self, config: ModelConfig, kept: Sequence[int]) -> dict[str, Any]:
         """The config with fewer experts; the router picks as many of them as before."""

@@ -30,12 +30,14 @@ class Amounts:
         least: The fewest that may stay.
         groups: As `emp_llm.shrinking.choice.Structures.groups`.
         why_least: The field that sets `least` and its value, such as "num_experts_per_tok 2".
+        field: The name of the field that gives `number`.
     """
 
     number: int
     least: int = 1
     groups: int = 1
     why_least: str = ""
+    field: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

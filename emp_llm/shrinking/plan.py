@@ -14,14 +14,28 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError
 from emp_llm.hub.source import Source
 from emp_llm.pruning.shard_plan import file_order
+from emp_llm.report.file_names import SHRINK_FIGURE_NAME, SHRINK_REPORT_NAME
 from emp_llm.shrinking.choice import Choice, KindName, Structures
 from emp_llm.shrinking.cuts import Cut, cut_tensor
 from emp_llm.shrinking.structures_process import Found, find_structures, fit_config
 
-__all__ = ["ShrinkPlan", "Shrinkage"]
+__all__ = ["ShrinkPlan", "Shrinkage", "open_source"]
 
 _BYTE = 8
 """Bits."""
+
+
+def open_source(source: Source) -> Checkpoint:
+    """Open the checkpoint to shrink, without what an earlier shrinking has said of it.
+
+    Raises:
+        CheckpointError: As `emp_llm.checkpoint.checkpoint.open_checkpoint` does.
+    """
+    checkpoint = source.open_checkpoint()
+    older = (SHRINK_REPORT_NAME, SHRINK_FIGURE_NAME)
+    beside = checkpoint.beside
+    travelling = {name: size for name, size in beside.travelling.items() if name not in older}
+    return replace(checkpoint, beside=replace(beside, travelling=travelling))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -284,7 +284,9 @@ def test_unpack_does_not_throw_away_what_prune_has_finished(
 ) -> None:
     prune(three, tmp_path / "packed")
     before = files(unfinished)
-    with pytest.raises(OutputError, match="holds an unfinished run of prune: repeat the command"):
+    with pytest.raises(
+        OutputError, match="holds an unfinished run of prune or shrink: repeat the command"
+    ):
         unpack(tmp_path / "packed", unfinished)
     assert files(unfinished) == before
     unpack(tmp_path / "packed", unfinished, overwrite=True)

@@ -11,30 +11,10 @@ from support.mixtures import (
     make_mixture,
     routed_among,
 )
+from support.shrinking import write_choice
 from transformers import AutoModelForCausalLM
 
-from emp_llm.hub.source import find_source
-from emp_llm.runtime.progress import SharedProgress, Silent
-from emp_llm.runtime.workers import Workers
-from emp_llm.shrinking.choice import Choice
-from emp_llm.shrinking.plan import ShrinkPlan
-from emp_llm.shrinking.writing import write_config_and_index, write_shards
-
 TOKENS = torch.tensor([[1, 5, 9, 13, 17, 21, 25, 29], [2, 6, 10, 14, 18, 22, 26, 30]])
-
-
-def shrink_by(source: Path, out: Path, kept: dict[int, tuple[int, ...]]) -> Path:
-    """Write the smaller model in which each layer has these experts."""
-    progress = SharedProgress(Silent())
-    found = find_source(source, progress=progress)
-    plan = ShrinkPlan.make(found, found.open_checkpoint(), ["experts"])
-    holders = {holder: kept[int(holder.rpartition(".")[2])] for holder in
-               plan.structures["experts"].holders}  # fmt: skip
-    shrinkage = plan.with_choices([Choice(kind="experts", kept=holders)])
-    out.mkdir()
-    write_shards(shrinkage, Workers(threads=2, progress=progress), out)
-    write_config_and_index(shrinkage, out)
-    return out
 
 
 def quick(architecture: str, dtype: torch.dtype) -> bool:
@@ -66,7 +46,8 @@ def test_the_smaller_model_computes_what_the_dense_one_does_without_those_expert
     with torch.no_grad(), routed_among(dense, kept):
         expected = dense(TOKENS).logits
 
-    out = shrink_by(tmp_path / "dense", tmp_path / "small", kept)
+    by_holder = {f"model.layers.{layer}": stays for layer, stays in kept.items()}
+    out = write_choice(tmp_path / "dense", tmp_path / "small", by_holder)
 
     small, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(info.values())

@@ -1,0 +1,60 @@
+"""Prints the structures of a model, their scores and which of them stay, in 80 columns."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emp_cli.tables import count, show, size, some
+from emp_llm.messages import printable
+
+if TYPE_CHECKING:
+    from emp_llm.entrypoints.structures import StructuresReport
+    from emp_llm.report.shrink_report import HolderFields, ShrinkReport, StructureFields
+
+__all__ = ["show_structures", "shrunken_lines"]
+
+
+def show_structures(report: "ShrinkReport | StructuresReport") -> None:
+    """Print a table of each kind of structures: a line for each holder."""
+    for kind, fields in report["structures"].items():
+        left = fields["kept"] < fields["number"]
+        stay = f", {fields['kept']} of {fields['number']} stay" if left else ""
+        title = f"{report['source']['model']}  {kind} by {fields['score']}{stay}"
+        header = ("in", kind, "lowest", "median", "highest", "N_eff", *(("gone",) if left else ()))
+        rows = [
+            (name, f"{fields['number']}", *_scores(holder), *_gone(fields, holder, left))
+            for name, holder in fields["holders"].items()
+        ]
+        show(title, header, rows)
+
+
+def _scores(holder: "HolderFields") -> Sequence[str]:
+    scores = sorted(holder.get("scores", []))
+    if not scores:
+        return ("",) * 4
+    middle = scores[len(scores) // 2]
+    return (*(f"{one:.4g}" for one in (scores[0], middle, scores[-1])), f"{holder['n_eff']:.2f}")
+
+
+def _gone(fields: "StructureFields", holder: "HolderFields", left: bool) -> Iterator[str]:
+    if left:
+        stays = set(holder["kept"])
+        yield some([f"{i}" for i in range(fields["number"]) if i not in stays])
+
+
+def shrunken_lines(
+    out: Path, report: "ShrinkReport", seconds: float, peak_bytes: int
+) -> Iterator[str]:
+    """What has changed, how large the model is, and how long that took."""
+    for field, change in report["config"].items():
+        yield printable(f"config.json: {field} {change}")
+    if left_out := report["left_out"]:
+        yield printable(f"left out, since the model has no place for them: {some(left_out)}")
+    totals = report["totals"]
+    yield (
+        f"whole model: {size(totals['bytes_before'])} → {size(totals['bytes_after'])} "
+        f"({totals['bytes_ratio']:.3f}), {count(totals['weights_after'])} of "
+        f"{count(totals['weights_before'])} weights are left, every bit of them"
+    )
+    rate = size(int(totals["bytes_before"] / seconds))
+    yield f"{out}: written in {seconds:.1f} s ({rate}/s), peak memory {size(peak_bytes)}"

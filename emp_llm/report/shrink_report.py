@@ -1,0 +1,179 @@
+"""The report of a smaller model, ``emp_shrink.json``: its type, and how it is read and written.
+
+It lies beside a model that is an ordinary one otherwise, and stays with it when that is pruned. As
+in `emp_llm.report.fields`, the types here are also what a report is checked by when it is read.
+"""
+
+import math
+from pathlib import Path
+from typing import NotRequired, TypedDict, cast
+
+from emp_llm.checkpoint.json_files import read_json_object
+from emp_llm.checkpoint.left_behind import LeftBehind
+from emp_llm.errors import FormatError
+from emp_llm.report.fields import FileCount, FileFields, OtherTensor, SourceFields
+from emp_llm.report.file import write_with_tensors
+from emp_llm.report.file_names import SHRINK_REPORT_NAME
+from emp_llm.report.schema import fault_in_files, fault_in_form
+
+__all__ = [
+    "HolderFields",
+    "ShrinkReport",
+    "ShrinkTotals",
+    "ShrunkenTensor",
+    "StructureFields",
+    "as_other_tensor",
+    "read_shrink_report",
+    "write_shrink_report",
+]
+
+
+class HolderFields(TypedDict):
+    """The structures of one decoder block, or the decoder blocks of the model.
+
+    Attributes:
+        kept: The numbers of those that stay, ascending.
+        scores: The score of each, to six digits, also of those that went.
+        n_eff: The effective number (Σs)² / Σs² of the scores.
+    """
+
+    kept: list[int]
+    scores: NotRequired[list[float]]
+    n_eff: NotRequired[float]
+
+
+class StructureFields(TypedDict):
+    """The structures of one kind.
+
+    Attributes:
+        field: The field of config.json that gives their number.
+        number: How many there were in each holder.
+        kept: How many stay in each.
+        score: What they were ranked by.
+        holders: Each, by its name in the source.
+    """
+
+    field: str
+    number: int
+    kept: int
+    score: str
+    holders: dict[str, HolderFields]
+
+
+class ShrinkTotals(TypedDict):
+    """The tensors together.
+
+    Attributes:
+        tensors_before: How many the source has.
+        tensors_after: How many there are.
+        weights_before: Weights of the source.
+        weights_after: Weights that are left.
+        bytes_before: Bytes of the source's tensors.
+        bytes_after: Bytes of those that are left.
+        bytes_ratio: `bytes_after` over `bytes_before`, to six digits.
+    """
+
+    tensors_before: int
+    tensors_after: int
+    weights_before: int
+    weights_after: int
+    bytes_before: int
+    bytes_after: int
+    bytes_ratio: float
+
+
+class ShrunkenTensor(TypedDict):
+    """One tensor.
+
+    Attributes:
+        source: Its name in the source.
+        dtype: As safetensors names it.
+        shape: Its shape.
+        bytes: Bytes of its data.
+        hash: Checksum of these, with the name of the algorithm.
+        repaired: True where it has other weights than those that the source has there.
+    """
+
+    source: str
+    dtype: str
+    shape: list[int]
+    bytes: int
+    hash: str
+    repaired: NotRequired[bool]
+
+
+class ShrinkReport(TypedDict):
+    """What `emp_llm.shrink` did to a checkpoint.
+
+    Attributes:
+        emp_llm_version: The release that did it.
+        source: The model that it was made from.
+        options: What was asked for, as words of the command line.
+        structures: What became fewer, by kind.
+        config: The fields of config.json that are other ones than the source's, each as
+            "before → after".
+        totals: All tensors together.
+        tensors: Each tensor, by its name.
+        left_out: Tensors of the source that its model has no place for, which are not copied.
+        carried: The files that were copied from the source.
+        left_behind: Those that were not, and why.
+        files: All files but the model card and those of emp-llm.
+    """
+
+    emp_llm_version: str
+    source: SourceFields
+    options: list[str]
+    structures: dict[str, StructureFields]
+    config: dict[str, str]
+    totals: ShrinkTotals
+    tensors: dict[str, ShrunkenTensor]
+    left_out: list[str]
+    carried: FileCount
+    left_behind: list[LeftBehind]
+    files: dict[str, FileFields]
+
+
+def as_other_tensor(fields: ShrunkenTensor) -> OtherTensor:
+    """A tensor of a smaller model as a report of a pruning describes one that was not pruned."""
+    weights = math.prod(fields["shape"])
+    return {
+        "pruned": False,
+        "reason": "",
+        "kind": "",
+        "block": None,
+        "dtype": fields["dtype"],
+        "shape": fields["shape"],
+        "weights": weights,
+        "kept": weights,
+        "bytes_before": fields["bytes"],
+        "bytes_after": fields["bytes"],
+        "hash": fields["hash"],
+        "repaired": fields.get("repaired", False),
+    }
+
+
+def read_shrink_report(folder: Path) -> ShrinkReport | None:
+    """The report of a smaller model in a folder; None if it has none.
+
+    Raises:
+        CheckpointError: If it cannot be read or is not JSON.
+        FormatError: If it is not one that emp-llm wrote.
+    """
+    path = folder / SHRINK_REPORT_NAME
+    if not path.is_file():
+        return None
+    content = read_json_object(path, strict=True)
+    fault = fault_in_form(ShrinkReport, content)
+    report = cast("ShrinkReport", content)
+    if fault is None:
+        fault = fault_in_files(report["files"])
+    if fault is not None:
+        raise FormatError(
+            f"{path}: is not a report that emp-llm wrote: {fault}; shrink the source again"
+        )
+    return report
+
+
+def write_shrink_report(folder: Path, report: ShrinkReport) -> None:
+    """Write the report of a smaller model into its folder."""
+    write_with_tensors(folder / SHRINK_REPORT_NAME, report)

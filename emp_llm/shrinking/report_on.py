@@ -1,0 +1,134 @@
+"""The report of a checkpoint that was shrunken."""
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from emp_llm._version import __version__
+from emp_llm.checkpoint.shard import Shard
+from emp_llm.messages import shortened
+from emp_llm.output.carried_files import count_files
+from emp_llm.report.fields import SourceFields, TensorFields
+from emp_llm.report.report import Outcome
+from emp_llm.report.shrink_report import (
+    HolderFields,
+    ShrinkReport,
+    ShrinkTotals,
+    ShrunkenTensor,
+    StructureFields,
+    as_other_tensor,
+)
+from emp_llm.report.tensor_statistics import digits, ratio
+from emp_llm.shrink_options import ShrinkOptions
+from emp_llm.shrinking.choice import Choice, Structures, effective
+from emp_llm.shrinking.cuts import Cut
+from emp_llm.shrinking.plan import Shrinkage
+
+__all__ = ["report_on", "structure_fields", "written_fields"]
+
+
+def report_on(
+    shrinkage: Shrinkage,
+    options: ShrinkOptions,
+    outcomes: Mapping[str, Outcome],
+    origin: SourceFields,
+    repaired: Collection[str] = (),
+) -> ShrinkReport:
+    """The report, but for the files beside it.
+
+    Args:
+        shrinkage: What was written.
+        options: What was asked for.
+        outcomes: What became of each tensor, by its new name.
+        origin: Name and revision of the source.
+        repaired: New names of the tensors that have other weights than the source's.
+    """
+    plan = shrinkage.plan
+    tensors = {cut.name: _tensor(cut, outcomes[cut.name], repaired) for cut in shrinkage.all_cuts}
+    return {
+        "emp_llm_version": __version__,
+        "source": origin,
+        "options": options.words(),
+        "structures": {
+            kind: structure_fields(plan.structures[kind], choice)
+            for kind, choice in shrinkage.choices.items()
+        },
+        "config": dict(_changes(plan.checkpoint.config, shrinkage.config)),
+        "totals": _totals(shrinkage),
+        "tensors": dict(sorted(tensors.items())),
+        "left_out": sorted(plan.found.outside),
+        "carried": count_files(plan.checkpoint),
+        "left_behind": list(plan.checkpoint.beside.left_behind),
+        "files": {},
+    }
+
+
+def structure_fields(structures: Structures, choice: Choice) -> StructureFields:
+    """What a report says of the structures of one kind."""
+    return {
+        "field": structures.field,
+        "number": structures.number,
+        "kept": choice.number,
+        "score": choice.score,
+        "holders": {holder: _holder(choice, holder) for holder in structures.holders},
+    }
+
+
+def _holder(choice: Choice, holder: str) -> HolderFields:
+    fields: HolderFields = {"kept": list(choice.kept[holder])}
+    if scores := choice.scores.get(holder):
+        fields["scores"] = [digits(score) for score in scores]
+        fields["n_eff"] = digits(effective(scores))
+    return fields
+
+
+def _tensor(cut: Cut, outcome: Outcome, repaired: Collection[str]) -> ShrunkenTensor:
+    entry = cut.new_entry
+    fields: ShrunkenTensor = {
+        "source": cut.entry.name,
+        "dtype": entry.dtype,
+        "shape": list(entry.shape),
+        "bytes": entry.nbytes,
+        "hash": outcome.checksum or "",
+    }
+    if cut.name in repaired:
+        fields["repaired"] = True
+    return fields
+
+
+def _totals(shrinkage: Shrinkage) -> ShrinkTotals:
+    before = [entry for _, entry in shrinkage.plan.checkpoint.tensors.values()]
+    after = [cut.new_entry for cut in shrinkage.all_cuts]
+    bytes_before, bytes_after = (sum(one.nbytes for one in side) for side in (before, after))
+    return {
+        "tensors_before": len(before),
+        "tensors_after": len(after),
+        "weights_before": sum(math.prod(entry.shape) for entry in before),
+        "weights_after": sum(math.prod(entry.shape) for entry in after),
+        "bytes_before": bytes_before,
+        "bytes_after": bytes_after,
+        "bytes_ratio": ratio(bytes_after, bytes_before),
+    }
+
+
+def _changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, str]]:
+    """The fields of a config that have changed, also in its parts, as "before → after"."""
+    for key, value in after.items():
+        was = before.get(key)
+        if isinstance(value, dict) and isinstance(was, dict):
+            yield from _changes(was, value, f"{path}{key}.")
+        elif json.dumps(value) != json.dumps(was) or key not in before:
+            yield f"{path}{key}", f"{shortened(was)} → {shortened(value)}"
+
+
+def written_fields(
+    shrinkage: Shrinkage, shard: Shard, outcomes: Mapping[str, Outcome]
+) -> dict[str, TensorFields] | None:
+    """What a report says of the tensors of a file; None if the outcomes are not theirs."""
+    cuts = shrinkage.cuts[shard.name]
+    if outcomes.keys() != {cut.name for cut in cuts}:
+        return None
+    return {cut.name: as_other_tensor(_tensor(cut, outcomes[cut.name], ())) for cut in cuts}

@@ -1,0 +1,76 @@
+"""The command shrink, and inspect --structures: what they print."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from support.mixtures import make_mixture
+from typer.testing import CliRunner
+
+from emp_llm import inspect_structures
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "mixtral"
+    make_mixture("mixtral", torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object, status: int = 0) -> str:
+    from emp_cli.app import app
+
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    return result.stdout
+
+
+def test_a_line_for_each_layer_says_what_has_gone(mixtral: Path, tmp_path: Path) -> None:
+    text = run("shrink", mixtral, "--out", tmp_path / "out", "--experts", "50%")
+
+    report = json.loads((tmp_path / "out" / "emp_shrink.json").read_text())
+    for layer, holder in report["structures"]["experts"]["holders"].items():
+        gone = ", ".join(str(e) for e in range(6) if e not in holder["kept"])
+        line = next(line for line in text.splitlines() if layer in line)
+        assert line.split()[:2] == [layer, "6"]
+        assert line.rstrip().endswith(f"{holder['n_eff']:.2f}   {gone}")
+    assert "experts by aimer, 3 of 6 stay" in text
+    assert "config.json: num_local_experts 6 → 3" in text
+    assert re.search(r"whole model: 33.3 kB → 19.3 kB \(0\.579\), 9\.65 k of 16\.7 k weights", text)
+    assert max(map(len, text.split("config.json")[0].splitlines())) <= 80
+
+
+def test_json_is_the_report_without_tensors(mixtral: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shown = json.loads(run("shrink", mixtral, "--out", out, "--experts", 4, "--json"))
+
+    report = json.loads((out / "emp_shrink.json").read_text())
+    del report["tensors"]
+    assert shown.pop("seconds") > 0
+    assert shown.pop("peak_memory_bytes") > 0
+    assert shown == {"out": str(out), **report}
+
+
+def test_without_an_amount_it_is_wrong_usage(mixtral: Path, tmp_path: Path) -> None:
+    run("shrink", mixtral, "--out", tmp_path / "out", status=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_structures_shows_the_effective_number_of_each_layers_scores(
+    mixtral: Path,
+) -> None:
+    text = run("inspect", mixtral, "--structures")
+    shown = json.loads(run("inspect", mixtral, "--structures", "--json"))
+
+    found = inspect_structures(mixtral)
+    assert shown["structures"] == found["structures"]
+    for layer, holder in found["structures"]["experts"]["holders"].items():
+        line = next(line for line in text.splitlines() if layer in line)
+        scores = sorted(holder["scores"])
+        expected = [scores[0], scores[3], scores[5]]
+        assert line.split()[2:5] == [f"{score:.4g}" for score in expected]
+        assert line.split()[5] == f"{holder['n_eff']:.2f}"

@@ -1,0 +1,181 @@
+"""What shrink writes, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.checkpoints import bits, files, load, write_checkpoint
+from support.mixtures import EXPERTS, make_mixture
+from support.tampering import edit_json
+
+from emp_llm import (
+    CheckpointError,
+    EmpError,
+    OptionError,
+    ShrinkOptions,
+    inspect_structures,
+    shrink,
+)
+
+LAYERS = ("model.layers.0", "model.layers.1")
+LEAVES = ("w1", "w2", "w3")
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixtral")
+    make_mixture("mixtral", torch.bfloat16).save_pretrained(folder, max_shard_size=6000)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def expert(tensors: dict, layer: str, number: int) -> list[torch.Tensor]:
+    name = f"{layer}.block_sparse_moe.experts.{number}"
+    return [tensors[f"{name}.{leaf}.weight"] for leaf in LEAVES]
+
+
+def aimer(matrices: list[torch.Tensor]) -> float:
+    weights = torch.cat([matrix.double().reshape(-1) for matrix in matrices])
+    return float(weights.abs().mean() / weights.square().mean().sqrt())
+
+
+def test_the_experts_with_the_lowest_scores_stay_and_all_else_is_the_sources(
+    mixtral: Path, tmp_path: Path
+) -> None:
+    report = shrink(mixtral, tmp_path / "out", ShrinkOptions(experts="34%"))
+
+    dense, small = load(mixtral), load(tmp_path / "out")
+    for layer in LAYERS:
+        scores = [aimer(expert(dense, layer, e)) for e in range(EXPERTS)]
+        kept = sorted(sorted(range(EXPERTS), key=scores.__getitem__)[:4])
+        fields = report["structures"]["experts"]["holders"][layer]
+        assert fields["kept"] == kept
+        assert fields["scores"] == pytest.approx(scores, rel=1e-5)
+        assert fields["n_eff"] == pytest.approx(sum(scores) ** 2 / sum(s * s for s in scores), 1e-5)
+        for new, old in enumerate(kept):
+            assert list(map(bits, expert(small, layer, new))) == list(
+                map(bits, expert(dense, layer, old))
+            )
+        gate = f"{layer}.block_sparse_moe.gate.weight"
+        assert bits(small[gate]) == bits(dense[gate][kept])
+    others = {name for name in dense if ".block_sparse_moe." not in name}
+    assert {name for name in small if ".block_sparse_moe." not in name} == others
+    assert all(bits(small[name]) == bits(dense[name]) for name in others)
+    assert report["config"] == {"num_local_experts": "6 → 4"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
+        **json.loads((mixtral / "config.json").read_text()),
+        "num_local_experts": 4,
+    }
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    assert report == json.loads((tmp_path / "out" / "emp_shrink.json").read_text())
+    assert report["totals"]["weights_after"] == sum(t.numel() for t in small.values())
+    assert report["totals"]["bytes_before"] == sum(t.numel() * 2 for t in dense.values())
+
+
+def test_the_index_names_what_is_there(mixtral: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shrink(mixtral, out, ShrinkOptions(experts=2))
+
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    held = {name: path.name for path in out.glob("*.safetensors") for name in load_file(path)}
+    assert index["weight_map"] == held
+    assert index["metadata"]["total_size"] == 2 * sum(t.numel() for t in load(out).values())
+
+
+def test_a_shard_of_which_nothing_stays_is_not_written(mixtral: Path, tmp_path: Path) -> None:
+    tensors = load(mixtral)
+    last = {name: torch.sign(t) for name, t in tensors.items() if f"experts.{EXPERTS - 1}." in name}
+    others = {name: t for name, t in tensors.items() if name not in last}
+    config = json.loads((mixtral / "config.json").read_text())
+    write_checkpoint(tmp_path / "dense", config, others, last)
+
+    shrink(tmp_path / "dense", tmp_path / "out", ShrinkOptions(experts=EXPERTS - 1))
+
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert names == ["model-00001-of-00002.safetensors"]
+    assert load(tmp_path / "out").keys() == others.keys()
+
+
+def test_a_process_without_emp_llm_loads_it_and_generates(mixtral: Path, tmp_path: Path) -> None:
+    shrink(mixtral, tmp_path / "out", ShrinkOptions(experts=3))
+    code = """
+import sys
+sys.modules.update({name: None for name in ("emp_llm", "emp_kernels")})
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+print(model.generate(torch.tensor([[1, 5, 9]]), max_new_tokens=4, do_sample=False).shape)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "torch.Size([1, 7])" in done.stdout
+
+
+def test_what_the_model_has_no_place_for_is_left_out_and_named(
+    mixtral: Path, tmp_path: Path
+) -> None:
+    tensors = {**load(mixtral), "model.layers.2.block_sparse_moe.gate.weight": torch.ones(6, 16)}
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense" / "config.json").write_bytes((mixtral / "config.json").read_bytes())
+    save_file(tensors, tmp_path / "dense" / "model.safetensors")
+
+    report = shrink(tmp_path / "dense", tmp_path / "out", ShrinkOptions(experts=3))
+
+    assert report["left_out"] == ["model.layers.2.block_sparse_moe.gate.weight"]
+    assert "model.layers.2.block_sparse_moe.gate.weight" not in load(tmp_path / "out")
+
+
+def test_inspect_structures_gives_the_scores_and_writes_nothing(mixtral: Path) -> None:
+    before = files(mixtral)
+    found = inspect_structures(mixtral)["structures"]["experts"]
+
+    assert (found["number"], found["kept"], found["field"]) == (6, 6, "num_local_experts")
+    tensors = load(mixtral)
+    for layer in LAYERS:
+        scores = [aimer(expert(tensors, layer, e)) for e in range(EXPERTS)]
+        assert found["holders"][layer]["scores"] == pytest.approx(scores, rel=1e-5)
+    assert files(mixtral) == before
+
+
+def refusal(source: Path, out: Path, kind: type[EmpError], experts: int | str) -> str:
+    with pytest.raises(kind) as caught:
+        shrink(source, out, ShrinkOptions(experts=experts))
+    assert not out.exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_model_without_experts_is_refused_and_nothing_is_left(tiny_model, tmp_path: Path) -> None:
+    said = refusal(tiny_model("llama"), tmp_path / "out", CheckpointError, 2)
+    assert "the model has no experts to choose from (no num_local_experts" in said
+
+
+@pytest.mark.parametrize(
+    ("experts", "said"),
+    [(1, "num_experts_per_tok 2: keep at least 2"), (7, "6 experts in each of 2 layers")],
+)
+def test_an_impossible_number_is_refused_and_nothing_is_left(
+    mixtral: Path, tmp_path: Path, experts: int, said: str
+) -> None:
+    assert said in refusal(mixtral, tmp_path / "out", OptionError, experts)
+
+
+def test_groups_that_cannot_stay_equal_are_refused_by_their_field(tmp_path: Path) -> None:
+    make_mixture("deepseek-v3", torch.bfloat16).save_pretrained(tmp_path / "dense")
+    said = refusal(tmp_path / "dense", tmp_path / "out", OptionError, 5)
+    assert "cannot be divided into 2 groups of equal size (num_experts_per_tok 2, n_group 2" in said
+
+
+def test_different_numbers_of_experts_are_refused_by_their_field(
+    mixtral: Path, tmp_path: Path
+) -> None:
+    dense = tmp_path / "dense"
+    dense.mkdir()
+    for path in mixtral.iterdir():
+        (dense / path.name).write_bytes(path.read_bytes())
+    edit_json(dense / "config.json", lambda config: config.update(num_local_experts=[6, 6]))
+    assert "num_local_experts" in refusal(dense, tmp_path / "out", CheckpointError, 4)
