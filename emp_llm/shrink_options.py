@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
 
 from emp_llm.errors import OptionError
+from emp_llm.messages import encodable
+from emp_llm.options import CalibrationOptions
 
-__all__ = ["Amount", "ExpertScore", "ShrinkOptions", "parse_amount"]
-
-ExpertScore = Literal["aimer"]
+__all__ = ["Amount", "ShrinkOptions", "parse_amount"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,10 @@ class ShrinkOptions:
     Args:
         experts: How many experts stay in each layer that has any (``6``), or which share of them is
             removed (``"25%"``, rounded down to whole experts).
-        score: How experts are ranked: ``aimer``, mean |w| / rms(w) over an expert's matrices, which
-            is √(N_eff / N); the experts with the lowest stay (arXiv 2603.18492). It needs no data.
+        score: How experts are ranked: ``aimer``, ``reap``, ``norm``, ``random``, or your own as
+            ``module:Class`` or by the name that `emp_llm.register_expert_criterion` gave it; see
+            `emp_llm.shrinking.expert_criteria`.
+        calibration: The data, for scores that need it; for ``random`` its seed.
 
     Raises:
         OptionError: If a value is out of its range, or nothing is to become fewer.
@@ -44,21 +46,36 @@ class ShrinkOptions:
     """
 
     experts: int | str | None = None
-    score: ExpertScore = "aimer"
+    score: str = "aimer"
+    calibration: CalibrationOptions | None = None
 
     def __post_init__(self) -> None:
         if self.experts is None:
             raise OptionError("nothing is to become fewer: give experts, such as 6 or '25%'")
         parse_amount("experts", self.experts)
-        if self.score not in get_args(ExpertScore):
+        if not isinstance(self.score, str):
             raise OptionError(
-                f"score is {self.score!r}; choose one of {', '.join(get_args(ExpertScore))}"
+                f"score is {self.score!r}; give its name: 'module:Class', or the one that "
+                "emp_llm.register_expert_criterion gave it"
             )
 
     def words(self) -> list[str]:
         """These options as words of the command line, without those that are as by default."""
-        words = [] if self.experts is None else ["--experts", str(self.experts)]
-        return words if self.score == type(self).score else [*words, "--score", self.score]
+        usual = CalibrationOptions()
+        data = self.calibration or usual
+        text = None if data.text is None else encodable(Path(data.text).name)
+        words: list[str] = []
+        for option, value, default in (
+            ("--experts", self.experts, None),
+            ("--score", self.score, type(self).score),
+            ("--calibration", text, None),
+            ("--samples", data.samples, usual.samples),
+            ("--length", data.length, usual.length),
+            ("--seed", data.seed, usual.seed),
+        ):
+            if value not in (default, None):
+                words += [option, str(value)]
+        return words
 
 
 def parse_amount(option: str, value: int | str) -> Amount:

@@ -4,9 +4,23 @@ from typing import Annotated
 
 import typer
 
-from emp_cli.arguments import Json, Model, Out, Overwrite, Revision, Threads
+from emp_cli.arguments import (
+    Calibration,
+    Device,
+    Json,
+    Length,
+    Model,
+    Out,
+    Overwrite,
+    Revision,
+    Samples,
+    Seed,
+    Threads,
+    TrustRemoteCode,
+)
 from emp_cli.console import Clock, command, print_json, shown_progress
-from emp_llm.shrink_options import ExpertScore, ShrinkOptions
+from emp_cli.option_parsing import calibration_options
+from emp_llm.shrink_options import ShrinkOptions
 
 __all__ = ["shrink"]
 
@@ -23,13 +37,19 @@ def shrink(
         ),
     ] = None,
     score: Annotated[
-        ExpertScore,
+        str,
         typer.Option(
-            "--score",
-            metavar="aimer",
-            help="How experts are ranked: aimer, from their weights alone.",
+            metavar="NAME",
+            help="How experts are ranked: aimer or norm, from their weights alone; reap, from "
+            "data; random; or your own as module:Class.",
         ),
     ] = "aimer",
+    calibration: Calibration = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,
     overwrite: Overwrite = False,
     threads: Threads = None,
@@ -45,7 +65,17 @@ def shrink(
     if experts is None:
         raise typer.BadParameter("say what is to become fewer, such as 25%", param_hint="--experts")
     clock = Clock()
-    options = ShrinkOptions(experts=experts, score=score)
+    data = calibration_options(
+        score,
+        calibration,
+        seed,
+        sequential=True,
+        samples=samples,
+        length=length,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    options = ShrinkOptions(experts=experts, score=score, calibration=data)
     import emp_llm
 
     with shown_progress() as progress:

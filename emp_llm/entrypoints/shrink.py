@@ -30,7 +30,7 @@ from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
 from emp_llm.shrink_options import ShrinkOptions
 from emp_llm.shrinking.choice import Choice
-from emp_llm.shrinking.choosing import asked_kinds, choose
+from emp_llm.shrinking.choosing import asked_kinds, checked_criterion, choose
 from emp_llm.shrinking.plan import Shrinkage, ShrinkPlan, open_source
 from emp_llm.shrinking.report_on import report_on, written_fields
 from emp_llm.shrinking.writing import write_config_and_index, write_shards
@@ -80,6 +80,7 @@ def shrink(
         OutputError: If `out` cannot be written, overlaps the source, or holds an unfinished run
             that differs.
     """
+    checked_criterion(options.score, options.calibration)
     workers = Workers(threads=thread_count(threads), progress=SharedProgress(progress or Silent()))
     source = find_source(model, revision=revision, token=token, progress=workers.progress)
     checkpoint = open_source(source)
@@ -87,7 +88,7 @@ def shrink(
     run = describe_run(checkpoint, _run_options(options), came_from)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder, run=run) as folder:
         plan = ShrinkPlan.make(source, checkpoint, asked_kinds(options))
-        shrinkage = plan.with_choices(_choices(plan, options, workers, folder.journal))
+        shrinkage = plan.with_choices(_choices(plan, options, workers, folder))
         write_original_files(folder.staging, checkpoint)
         files = {output_name(checkpoint, shard): shard for shard in shrinkage.shards}
         finished = find_finished(files, partial(written_fields, shrinkage), workers, folder)
@@ -101,13 +102,13 @@ def _run_options(options: ShrinkOptions) -> dict[str, Any]:
 
 
 def _choices(
-    plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, journal: Journal
+    plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, folder: OutputFolder
 ) -> Sequence[Choice]:
     """The choices that an earlier run has made or, without any, new ones."""
-    if (recorded := journal.choices()) is not None:
+    if (recorded := folder.journal.choices()) is not None:
         return [Choice.from_dict(fields) for fields in recorded]
-    choices = choose(plan, options, workers)
-    journal.record_choices([choice.to_dict() for choice in choices])
+    choices = choose(plan, options, workers, folder.journal.masks)
+    folder.journal.record_choices([choice.to_dict() for choice in choices])
     return choices
 
 

@@ -11,7 +11,8 @@ from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
 from emp_llm.shrinking.amounts import best
-from emp_llm.shrinking.expert_weights import aimer_scores
+from emp_llm.shrinking.expert_criterion_registry import find_expert_criterion
+from emp_llm.shrinking.expert_scores import ExpertScores
 from emp_llm.shrinking.plan import ShrinkPlan, open_source
 from emp_llm.shrinking.report_on import structure_fields
 
@@ -63,7 +64,8 @@ def inspect_structures(
     workers = Workers(threads=thread_count(threads), progress=SharedProgress(progress or Silent()))
     source = find_source(model, revision=revision, token=token, progress=workers.progress)
     plan = ShrinkPlan.make(source, open_source(source), ["experts"])
-    experts, scores = plan.structures["experts"], aimer_scores(plan, workers)
+    experts = plan.structures["experts"]
+    scores = ExpertScores(plan, workers, None).by(find_expert_criterion("aimer"))
     all_of_them = best(experts, experts.number, scores, score="aimer", prefers="low")
     fields = structure_fields(experts, all_of_them)
     return {"source": origin(model, source), "structures": {"experts": fields}}

@@ -28,8 +28,7 @@ routed_outputs             what the experts of a decoder block give on data
 routed_walk                the same for all blocks, one at a time in memory
 expert_criteria            scores of experts, from their weights or from what they give
 expert_criterion_registry  criteria of experts by name
-expert_matrices            the matrices of single experts
-expert_weights             scores of experts from their weights
+expert_weights             sums over the weights of each expert
 expert_scores              scores of all experts of a checkpoint
 columns                    which inputs of a matrix stay, and its new weights
 column_sink                chooses neurons and heads of a decoder block, repairs what reads them

@@ -55,36 +55,6 @@ class Choice:
     score: str = "given"
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
-    @classmethod
-    def best(
-        cls,
-        structures: Structures,
-        number: int,
-        score: str,
-        scores: Mapping[str, tuple[float, ...]],
-    ) -> "Choice":
-        """Those with the largest scores, as many in each holder and in each group of it.
-
-        Of equal scores, those of lower numbers stay.
-
-        Args:
-            structures: All there are.
-            number: How many stay in each holder: at most all, and a multiple of the groups.
-            score: The name of the ranking.
-            scores: The score of each structure, for each holder.
-        """
-        length = structures.number // structures.groups
-
-        def kept(scores_N: tuple[float, ...]) -> tuple[int, ...]:
-            best: list[int] = []
-            for start in range(0, structures.number, length):
-                order = sorted(range(start, start + length), key=lambda one: -scores_N[one])
-                best += order[: number // structures.groups]
-            return tuple(sorted(best))
-
-        chosen = {holder: kept(scores[holder]) for holder in structures.holders}
-        return cls(kind=structures.kind, kept=chosen, score=score, scores=scores)
-
     @property
     def number(self) -> int:
         """How many stay in each holder."""

@@ -3,24 +3,23 @@
 A criterion is a class. Those of this file are registered by name; your own is registered by
 `register_expert_criterion`, or named as ``module:Class``.
 
-Shapes in names: E experts of a decoder block, R rows and C columns of a matrix.
+Shapes in names: E experts of a decoder block.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
-from emp_llm.errors import CheckpointError, OptionError
+import numpy as np
+import numpy.typing as npt
+
+from emp_llm.errors import OptionError
 from emp_llm.messages import first_line
+from emp_llm.selection.ranking import random_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import torch
-
     from emp_llm.shrinking.routed_outputs import RoutedOutputs
 
 __all__ = [
@@ -31,56 +30,78 @@ __all__ = [
     "Norm",
     "Random",
     "Reap",
+    "WeightSums",
     "score_experts",
 ]
 
-ExpertNeed = Literal["outputs"]
-"""What a criterion can ask calibration to gather."""
+Floats = npt.NDArray[np.float64]
+
+_Sums = TypeVar("_Sums")
+
+ExpertNeed = Literal["weights", "outputs"]
+"""What a criterion can ask for: sums over weights, which need no data, or over outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightSums:
+    """Sums over all weights of each expert's matrices; biases and shared experts are left out.
+
+    Attributes:
+        numbers_E: float64 [E], how many weights.
+        magnitudes_E: float64 [E], Σ |w|.
+        squares_E: float64 [E], Σ w².
+    """
+
+    numbers_E: Floats
+    magnitudes_E: Floats
+    squares_E: Floats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BlockExperts:
-    """The experts of one decoder block.
+    """What is known of the experts of one decoder block; only what was asked for is there.
 
     Attributes:
         block: The block's name in the checkpoint.
-        number: E, how many there are.
-        matrices: Reads the matrices of one expert, by its number, one after the other: float32
-            [R, C], in the order of their names. Shared experts and biases are not among them.
-        outputs: What the experts give on data; None unless the criterion needs it.
+        number: E, how many experts there are.
         seed: The seed, for criteria that draw random numbers.
+        weights: Sums over their weights.
+        outputs: Sums over what they give on data.
     """
 
     block: str
     number: int
-    matrices: Callable[[int], Iterable[torch.Tensor]]
-    outputs: RoutedOutputs | None = None
     seed: int = 0
+    weights: WeightSums | None = None
+    outputs: RoutedOutputs | None = None
 
 
 class ExpertCriterion(ABC):
-    """Scores the experts of a decoder block; those with the largest scores stay.
+    """Scores the experts of a decoder block; those with the best scores stay.
 
-    Your own is a class with `scores`, and with `needs` if it needs data. This one scores experts by
-    how many tokens they are sent:
+    Your own is a class with `scores` and `needs`. This one keeps the experts that most tokens are
+    sent to:
 
     >>> from emp_llm import ExpertCriterion
     >>> class Frequency(ExpertCriterion):
     ...     needs = frozenset({"outputs"})
     ...
     ...     def scores(self, experts):
-    ...         return experts.outputs.tokens_E.double()
+    ...         return experts.outputs.tokens_E
 
     In a file ``mine.py`` of the current directory, it is used by ``emp-llm shrink MODEL --out DIR
     --experts 8 --score mine:Frequency --calibration wikitext2``.
 
     Attributes:
         name: What it is called in reports; ``module:Class`` unless the class sets another name.
-        needs: ``frozenset({"outputs"})`` if it needs data; empty if it needs none.
+        needs: What it has to be given: any of ``weights``, for which no data is needed, and
+            ``outputs``.
+        prefers: Whether the experts with the highest or the lowest scores stay.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[ExpertNeed]] = frozenset()
+    prefers: ClassVar[Literal["high", "low"]] = "high"
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -88,16 +109,16 @@ class ExpertCriterion(ABC):
             cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     @abstractmethod
-    def scores(self, experts: BlockExperts) -> torch.Tensor:
+    def scores(self, experts: BlockExperts) -> npt.ArrayLike:
         """Score every expert of one decoder block.
 
         Equal arguments must give equal bits, so that a run that is continued gives the same result.
 
         Args:
-            experts: The experts.
+            experts: What is known of them.
 
         Returns:
-            float64 [E], finite and not negative.
+            E numbers, finite and not negative.
         """
 
 
@@ -105,70 +126,58 @@ def score_experts(criterion: ExpertCriterion, experts: BlockExperts) -> tuple[fl
     """The scores of a criterion, checked.
 
     Raises:
-        CheckpointError: If weights are not finite.
         OptionError: If the criterion fails, or returns anything but E finite numbers of 0 or above.
     """
-    import torch
-
-    where = f"expert score {criterion.name!r}, {experts.block}"
-    own = type(criterion).__module__ == __name__
+    where = f"score {criterion.name!r}, {experts.block}"
     try:
-        scores_E = criterion.scores(experts)
+        scores_E = np.asarray(criterion.scores(experts), np.float64)
     except Exception as error:  # anything that a user's criterion raises
-        if own:
+        if type(criterion).__module__ == __name__:
             raise  # a bug of ours keeps its traceback
         raise OptionError(
             f"{where}: scores() fails with {type(error).__name__}: {first_line(error)}"
         ) from error
-    if not isinstance(scores_E, torch.Tensor):
-        raise OptionError(f"{where}: scores are a {type(scores_E).__name__}; return a tensor")
     if scores_E.shape != (experts.number,):
         raise OptionError(
-            f"{where}: scores are {list(scores_E.shape)}; return [{experts.number}], one for each "
-            "expert"
+            f"{where}: scores are {list(scores_E.shape)}; return [{experts.number}], a number for "
+            "each expert"
         )
-    scores = tuple(map(float, scores_E.tolist()))
-    if not all(0 <= score < math.inf for score in scores):
-        if own:
-            raise CheckpointError(
-                f"{experts.block}: holds NaN or infinity, which no model can compute with: repair "
-                "the checkpoint"
-            )
+    low, high = scores_E.min(), scores_E.max()
+    if not 0 <= low <= high < np.inf:  # with a NaN, both are NaN
         raise OptionError(
-            f"{where}: scores are from {min(scores)} to {max(scores)}; return finite ones that are "
-            "0 or above"
+            f"{where}: scores are from {low} to {high}; return finite ones that are 0 or above"
         )
-    return scores
+    return tuple(scores_E.tolist())
 
 
 class Aimer(ExpertCriterion):
-    """1 - mean|w| / rms(w) over all weights of an expert's matrices: AIMER, arXiv 2603.18492.
+    """mean|w| / rms(w) over all weights of an expert; the lowest stay: AIMER, arXiv 2603.18492.
 
-    AIMER prunes the experts whose mean|w| / rms(w) is the largest. With magnitudes as scores of
-    weights, that quotient is √(N_eff / N): the experts stay whose weights are the most unequal.
+    That is √(N_eff / N) with magnitudes as scores of weights: an expert goes if it would keep a
+    large share of its weights by the rule of `emp_llm.rule`, as its magnitudes differ the least.
     """
 
     name = "aimer"
+    needs = frozenset({"weights"})
+    prefers = "low"
 
-    def scores(self, experts: BlockExperts) -> torch.Tensor:
-        """1 - √(N_eff / N); 0 for an expert of zeros."""
-        import torch
-
-        sums_E = [_Sums.of(experts.matrices(expert)) for expert in range(experts.number)]
-        return 1 - torch.tensor([sums.evenness for sums in sums_E], dtype=torch.float64)
+    def scores(self, experts: BlockExperts) -> Floats:
+        """√(N_eff / N), from 0 to 1; 1 for an expert of zeros, whose magnitudes do not differ."""
+        sums = _given(experts.weights)
+        rms_E = np.sqrt(sums.squares_E / sums.numbers_E)
+        ones_E = np.ones(experts.number)
+        return np.divide(sums.magnitudes_E / sums.numbers_E, rms_E, out=ones_E, where=rms_E > 0)
 
 
 class Norm(ExpertCriterion):
-    """‖w‖₂ over all weights of an expert's matrices: magnitude pruning of experts, a control."""
+    """‖w‖₂ over all weights of an expert: magnitude pruning of experts, a control."""
 
     name = "norm"
+    needs = frozenset({"weights"})
 
-    def scores(self, experts: BlockExperts) -> torch.Tensor:
+    def scores(self, experts: BlockExperts) -> Floats:
         """‖w‖₂."""
-        import torch
-
-        sums_E = [_Sums.of(experts.matrices(expert)) for expert in range(experts.number)]
-        return torch.tensor([sums.squares for sums in sums_E], dtype=torch.float64).sqrt()
+        return np.sqrt(_given(experts.weights).squares_E)
 
 
 class Reap(ExpertCriterion):
@@ -181,11 +190,10 @@ class Reap(ExpertCriterion):
     name = "reap"
     needs = frozenset({"outputs"})
 
-    def scores(self, experts: BlockExperts) -> torch.Tensor:
+    def scores(self, experts: BlockExperts) -> Floats:
         """Σ g ‖f(x)‖₂ / tokens."""
-        if experts.outputs is None:
-            raise AssertionError("outputs that the criterion needs were not gathered")
-        return experts.outputs.contributions_E / experts.outputs.tokens_E.clamp(min=1)
+        outputs = _given(experts.outputs)
+        return outputs.contributions_E / np.maximum(outputs.tokens_E, 1)
 
 
 class Random(ExpertCriterion):
@@ -196,36 +204,13 @@ class Random(ExpertCriterion):
 
     name = "random"
 
-    def scores(self, experts: BlockExperts) -> torch.Tensor:
+    def scores(self, experts: BlockExperts) -> Floats:
         """Multiples of 2⁻³² in [0, 1)."""
-        import torch
-
-        from emp_llm.selection.ranking import random_keys
-
         keys_E = random_keys(experts.seed, experts.block, 0, experts.number)
-        return torch.from_numpy(keys_E.astype("f8")) * 2.0**-32
+        return keys_E.astype(np.float64) * 2.0**-32
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over all weights of one expert, in float64."""
-
-    weights: int
-    magnitudes: float
-    squares: float
-
-    @classmethod
-    def of(cls, matrices: Iterable[torch.Tensor]) -> _Sums:
-        weights, magnitudes, squares = 0, 0.0, 0.0
-        for matrix_RC in matrices:
-            exact_RC = matrix_RC.double()
-            weights += exact_RC.numel()
-            magnitudes += exact_RC.abs().sum().item()
-            squares += exact_RC.square_().sum().item()
-        return cls(weights, magnitudes, squares)
-
-    @property
-    def evenness(self) -> float:
-        """mean|w| / rms(w), between 0 and 1; 1 where all weights are zero."""
-        rms = math.sqrt(self.squares / self.weights) if self.weights else 0.0
-        return self.magnitudes / self.weights / rms if rms else 1.0
+def _given(sums: _Sums | None) -> _Sums:
+    if sums is None:
+        raise AssertionError("sums that the criterion needs were not gathered")
+    return sums

@@ -17,7 +17,7 @@ from emp_llm.shrinking.expert_criteria import (
 __all__ = ["find_expert_criterion", "register_expert_criterion"]
 
 _criteria = ClassRegistry[ExpertCriterion](
-    "expert score",
+    "score",
     ExpertCriterion,
     "scores(experts)",
     get_args(ExpertNeed),

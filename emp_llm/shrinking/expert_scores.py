@@ -1,81 +1,83 @@
-"""Scores of all experts of a checkpoint, by a criterion."""
+"""Scores of all experts of a checkpoint, by one criterion or several."""
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from emp_llm.shrinking.expert_criteria import BlockExperts, score_experts
-from emp_llm.shrinking.expert_matrices import ExpertMatrices
-from emp_llm.shrinking.routed_walk import routed_outputs
+from emp_llm.shrinking.expert_weights import weight_sums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from emp_llm.calibration.session import Session
-    from emp_llm.checkpoint.open_files import OpenFiles
-    from emp_llm.shrinking.expert_criteria import ExpertCriterion
+    from emp_llm.runtime.workers import Workers
+    from emp_llm.shrinking.expert_criteria import ExpertCriterion, WeightSums
+    from emp_llm.shrinking.measuring import Measuring
     from emp_llm.shrinking.plan import ShrinkPlan
     from emp_llm.shrinking.routed_outputs import RoutedOutputs
 
-__all__ = ["expert_scores", "outputs_by_holder"]
+__all__ = ["ExpertScores"]
 
 
-def expert_scores(
-    plan: ShrinkPlan,
-    criterion: ExpertCriterion,
-    files: OpenFiles,
-    *,
-    outputs: Mapping[str, RoutedOutputs] | None = None,
-    seed: int = 0,
-) -> dict[str, tuple[float, ...]]:
-    """Score the experts of every block that has any; one expert is in memory at a time.
+class ExpertScores:
+    """Scores experts by any criterion; what criteria need is gathered once.
 
     Args:
-        plan: The checkpoint and its experts.
-        criterion: What scores them.
-        files: The checkpoint's files.
-        outputs: What the experts of each holder give on data, for a criterion that needs it.
+        plan: The checkpoint, with its experts found.
+        workers: What reads weights.
+        measuring: Runs the model on data; None if no criterion needs it.
         seed: The seed, for criteria that draw random numbers.
-
-    Returns:
-        For each holder, the scores in the order of the experts.
-
-    Raises:
-        CheckpointError: If weights cannot be read, or are not finite.
-        OptionError: If the criterion fails, or returns anything but scores.
     """
-    structures, matrices = plan.structures["experts"], ExpertMatrices(plan, files)
-    return {
-        holder: score_experts(
-            criterion,
-            BlockExperts(
-                block=holder,
-                number=structures.number,
-                matrices=partial(matrices.of, holder),
-                outputs=None if outputs is None else outputs[holder],
-                seed=seed,
-            ),
-        )
-        for holder in structures.holders
-    }
 
+    def __init__(
+        self, plan: ShrinkPlan, workers: Workers, measuring: Measuring | None, seed: int = 0
+    ) -> None:
+        self._plan = plan
+        self._workers = workers
+        self._measuring = measuring
+        self._seed = seed
 
-def outputs_by_holder(plan: ShrinkPlan, session: Session) -> dict[str, RoutedOutputs]:
-    """What the experts of each holder give for the samples of a calibration.
+    def by(
+        self, criterion: ExpertCriterion, seed: int | None = None
+    ) -> dict[str, tuple[float, ...]]:
+        """The scores of all experts, by the names of the decoder blocks that hold them.
 
-    Args:
-        plan: The checkpoint and its experts.
-        session: Its model and the samples.
+        Args:
+            criterion: What scores them.
+            seed: Another seed than the usual one.
 
-    Raises:
-        CheckpointError: If the model does not run, or its experts cannot be observed.
-    """
-    by_block = routed_outputs(session, plan.structures["experts"].number)
-    landings = session.model.map.landings
-    return {
-        axis.holder: by_block[block]
-        for name in plan.found.matrices
-        for axis in plan.found.axes.get(name, ())
-        if axis.kind == "experts" and (block := landings[name].place.block) is not None
-    }
+        Raises:
+            CheckpointError: If weights cannot be read or are not finite, or the model does not run,
+                or its experts cannot be observed.
+            OptionError: If the criterion fails, or the data is too short.
+        """
+        structures = self._plan.structures["experts"]
+        weights = self._weights if "weights" in criterion.needs else {}
+        outputs = self._outputs if "outputs" in criterion.needs else {}
+        return {
+            holder: score_experts(
+                criterion,
+                BlockExperts(
+                    block=holder,
+                    number=structures.number,
+                    seed=self._seed if seed is None else seed,
+                    weights=weights.get(holder),
+                    outputs=outputs.get(holder),
+                ),
+            )
+            for holder in structures.holders
+        }
+
+    @cached_property
+    def _weights(self) -> Mapping[str, WeightSums]:
+        return weight_sums(self._plan, self._workers)
+
+    @cached_property
+    def _outputs(self) -> Mapping[str, RoutedOutputs]:
+        from emp_llm.shrinking.routed_walk import outputs_by_holder
+
+        if self._measuring is None:
+            raise AssertionError("a score needs data, and there is none")
+        with self._measuring.session() as session:
+            return outputs_by_holder(self._plan, session)

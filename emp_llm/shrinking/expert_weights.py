@@ -1,11 +1,5 @@
-"""Scores of experts from their weights alone, streamed: no model is built, and no data is needed.
+"""Sums over the weights of each expert, streamed: no model is built, and no data is needed."""
 
-AIMER (Liu et al., arXiv 2603.18492) ranks an expert by mean |w| / rms(w) over all weights of its
-matrices, and prunes those with the highest. That is √(N_eff / N): the expert that would keep the
-largest share of its weights by the rule of `emp_llm.rule`, as its magnitudes differ the least.
-"""
-
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,25 +20,24 @@ from emp_llm.runtime.workers import Workers
 from emp_llm.shrinking.axes import Axis
 from emp_llm.shrinking.cut_parts import CutPart, cut_parts
 from emp_llm.shrinking.cuts import Cut, kept_indices, numbered
+from emp_llm.shrinking.expert_criteria import WeightSums
 from emp_llm.shrinking.plan import ShrinkPlan
 
-__all__ = ["aimer_scores"]
+__all__ = ["weight_sums"]
 
 _Sums = npt.NDArray[np.float64]
 """float64 [3]: the number of weights, Σ|w| and Σw²."""
 
 
-def aimer_scores(plan: ShrinkPlan, workers: Workers) -> dict[str, tuple[float, ...]]:
-    """The score of each expert of each layer: √(N_eff / N) of its weights, from 0 to 1.
-
-    It is 1 for an expert of zeros, whose magnitudes do not differ at all.
+def weight_sums(plan: ShrinkPlan, workers: Workers) -> dict[str, WeightSums]:
+    """Sums over all weights of each expert's matrices.
 
     Args:
         plan: A checkpoint with its experts found.
         workers: What reads their weights.
 
     Returns:
-        The scores, by the names of the decoder blocks that hold the experts.
+        The sums, by the names of the decoder blocks that hold the experts.
 
     Raises:
         CheckpointError: If a weight cannot be read, is NaN or infinite, or is in a dtype other than
@@ -71,7 +64,7 @@ def aimer_scores(plan: ShrinkPlan, workers: Workers) -> dict[str, tuple[float, .
 
         workers.progress.begin("scoring", sum(matrix.cut.new_entry.nbytes for matrix in matrices))
         workers.run(pieces(), files.abandon)
-    return {holder: tuple(map(_score, experts)) for holder, experts in sums.items()}
+    return {holder: WeightSums(*sums_E3.T) for holder, sums_E3 in sums.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +126,3 @@ def _sums(part: CutPart, matrix: _Matrix, file: SourceFile, workspace: Workspace
 
 def _add(sums: _Sums, more: _Sums) -> None:
     sums += more
-
-
-def _score(sums: _Sums) -> float:
-    weights, s1, s2 = sums.tolist()
-    return s1 / math.sqrt(weights * s2) if s2 else 1.0

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree
@@ -41,31 +42,29 @@ class RoutedOutputs:
         experts: How many experts there are.
 
     Attributes:
-        tokens_E: int64 [E], how many tokens.
+        tokens_E: float64 [E], how many tokens.
         gates_E: float64 [E], Σ g, where g is what the model multiplies the expert's output by.
         norms_E: float64 [E], Σ ‖f(x)‖₂, where f(x) is the expert's output.
         contributions_E: float64 [E], Σ g ‖f(x)‖₂.
     """
 
     def __init__(self, experts: int) -> None:
-        self.tokens_E = torch.zeros(experts, dtype=torch.int64)
-        self.gates_E = torch.zeros(experts, dtype=torch.float64)
-        self.norms_E = torch.zeros(experts, dtype=torch.float64)
-        self.contributions_E = torch.zeros(experts, dtype=torch.float64)
+        self.tokens_E, self.gates_E = np.zeros(experts), np.zeros(experts)
+        self.norms_E, self.contributions_E = np.zeros(experts), np.zeros(experts)
 
     def add(self, chosen_N: torch.Tensor, gates_N: torch.Tensor, outputs_NH: torch.Tensor) -> None:
         """Add outputs of single experts: the expert's number, its gate, and the output."""
         experts = len(self.tokens_E)
-        chosen_N, gates_N = chosen_N.cpu(), gates_N.detach().cpu().double()
-        norms_N = torch.linalg.vector_norm(outputs_NH, dim=-1, dtype=torch.float32)
-        norms_N = norms_N.cpu().double()
+        norms_N = torch.linalg.vector_norm(outputs_NH, dim=-1, dtype=torch.float32).cpu().numpy()
+        chosen = chosen_N.cpu().numpy()
         # numbers from E on stand for no expert, or for one without weights
-        real_N = chosen_N < experts
-        chosen_N, gates_N, norms_N = chosen_N[real_N], gates_N[real_N], norms_N[real_N]
-        self.tokens_E += torch.bincount(chosen_N, minlength=experts)
-        self.gates_E.index_add_(0, chosen_N, gates_N)
-        self.norms_E.index_add_(0, chosen_N, norms_N)
-        self.contributions_E.index_add_(0, chosen_N, gates_N * norms_N)
+        real = chosen < experts
+        chosen, norms = chosen[real], norms_N[real].astype("f8")
+        gates = gates_N.detach().cpu().double().numpy()[real]
+        self.tokens_E += np.bincount(chosen, minlength=experts)
+        self.gates_E += np.bincount(chosen, gates, experts)
+        self.norms_E += np.bincount(chosen, norms, experts)
+        self.contributions_E += np.bincount(chosen, gates * norms, experts)
 
 
 @contextmanager

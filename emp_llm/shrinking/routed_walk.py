@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from emp_llm.calibration.session import Session
+    from emp_llm.shrinking.plan import ShrinkPlan
 
-__all__ = ["routed_outputs"]
+__all__ = ["outputs_by_holder", "routed_outputs"]
 
 _NAME = "experts"
 """What models of transformers call the module of all experts, whatever class it is of."""
@@ -52,6 +53,26 @@ def routed_outputs(session: Session, experts: int) -> dict[str, RoutedOutputs]:
                 "aimer"
             )
     return found
+
+
+def outputs_by_holder(plan: ShrinkPlan, session: Session) -> dict[str, RoutedOutputs]:
+    """The same by the names of the decoder blocks in the checkpoint.
+
+    Args:
+        plan: The checkpoint, with its experts found.
+        session: Its model and the samples.
+
+    Raises:
+        CheckpointError: As `routed_outputs` does.
+    """
+    by_block = routed_outputs(session, plan.structures["experts"].number)
+    landings = session.model.map.landings
+    return {
+        axis.holder: by_block[block]
+        for name in plan.found.matrices
+        for axis in plan.found.axes.get(name, ())
+        if axis.kind == "experts" and (block := landings[name].place.block) is not None
+    }
 
 
 def _experts_in(block: nn.Module) -> str | None:

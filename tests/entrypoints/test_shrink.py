@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.architectures import V
+from support.calibrated import calibration, expert_inputs, ids_of, save_text, save_tokenizer
 from support.checkpoints import bits, files, load, write_checkpoint
 from support.mixtures import EXPERTS, make_mixture
+from support.streaming import load_whole
 from support.tampering import edit_json
 
 from emp_llm import (
@@ -179,3 +182,43 @@ def test_different_numbers_of_experts_are_refused_by_their_field(
         (dense / path.name).write_bytes(path.read_bytes())
     edit_json(dense / "config.json", lambda config: config.update(num_local_experts=[6, 6]))
     assert "num_local_experts" in refusal(dense, tmp_path / "out", CheckpointError, 4)
+
+
+def test_by_reap_the_experts_that_give_the_most_on_data_stay(tmp_path: Path) -> None:
+    make_mixture("mixtral", torch.float32).save_pretrained(tmp_path / "dense")
+    save_tokenizer(tmp_path / "dense", V)
+    text = save_text(tmp_path / "words.txt")
+    options = ShrinkOptions(experts=3, score="reap", calibration=calibration(text))
+
+    report = shrink(tmp_path / "dense", tmp_path / "out", options)
+
+    tensors, model = load(tmp_path / "dense"), load_whole("mixtral", tmp_path / "dense")
+    inputs = expert_inputs(model, ids_of(text), tensors, EXPERTS)
+    for layer in LAYERS:
+        start, scores = f"{layer}.block_sparse_moe", []
+        for number in range(EXPERTS):
+            x_TC, inner_TC = (inputs[f"{start}.experts.{number}.{w}.weight"] for w in ("w1", "w2"))
+            powers_TE = (x_TC @ tensors[f"{start}.gate.weight"].T).exp()
+            gates_T = powers_TE[:, number] / powers_TE.topk(2).values.sum(dim=1)
+            outputs_TC = inner_TC @ tensors[f"{start}.experts.{number}.w2.weight"].T
+            scores.append((gates_T * outputs_TC.norm(dim=1)).mean().item())
+        fields = report["structures"]["experts"]["holders"][layer]
+        assert fields["scores"] == pytest.approx(scores, rel=1e-5)
+        assert fields["kept"] == sorted(sorted(range(EXPERTS), key=lambda e: -scores[e])[:3])
+    words = ["--score", "reap", "--calibration", "words.txt", "--samples", "4", "--length", "24"]
+    assert report["options"] == ["--experts", "3", *words, "--seed", "3"]
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert load_whole("mixtral", tmp_path / "out").config.num_local_experts == 3
+
+
+def test_a_score_that_is_not_there_or_lacks_data_is_refused_before_the_model_is_read(
+    tmp_path: Path,
+) -> None:
+    for score, message in (
+        ("moon", "score is 'moon'; choose one of aimer, reap, norm, random, or give your own"),
+        ("reap", "score 'reap' needs data: give a text to calibrate on, or choose aimer"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            shrink(tmp_path / "nothing", tmp_path / "out", ShrinkOptions(experts=3, score=score))
+    with pytest.raises(OptionError, match="give its name: 'module:Class'"):
+        ShrinkOptions(experts=3, score=object())  # type: ignore[arg-type]

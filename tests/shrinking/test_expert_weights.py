@@ -10,7 +10,10 @@ from support.mixtures import EXPERTS, make_mixture
 from support.shrinking import found_plan, workers
 
 from emp_llm import CheckpointError, effective_number
-from emp_llm.shrinking.expert_weights import aimer_scores
+from emp_llm.runtime.workers import Workers
+from emp_llm.shrinking.expert_criterion_registry import find_expert_criterion
+from emp_llm.shrinking.expert_scores import ExpertScores
+from emp_llm.shrinking.plan import ShrinkPlan
 
 LAYER = "model.layers.1"
 MIXTRAL = f"{LAYER}.block_sparse_moe.experts"
@@ -27,6 +30,10 @@ MATRICES = {
         tensors[f"{LAYER}.mlp.experts.{leaf}_proj"][e] for leaf in ("gate_up", "down")
     ],
 }
+
+
+def aimer_scores(plan: ShrinkPlan, workers: Workers) -> dict[str, tuple[float, ...]]:
+    return ExpertScores(plan, workers, None).by(find_expert_criterion("aimer"))
 
 
 def aimer(matrices: Iterable[torch.Tensor]) -> float:

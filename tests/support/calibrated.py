@@ -115,7 +115,7 @@ def run_on(model: PreTrainedModel, ids_NL: torch.Tensor) -> None:
 
 
 def expert_inputs(
-    model: PreTrainedModel, ids_NL: torch.Tensor, tensors: Tensors
+    model: PreTrainedModel, ids_NL: torch.Tensor, tensors: Tensors, experts: int = 4
 ) -> dict[str, torch.Tensor]:
     """What each matrix of each expert of a Mixtral is given, by its name in the checkpoint.
 
@@ -135,7 +135,7 @@ def expert_inputs(
         start = f"model.layers.{number}.block_sparse_moe"
         for x_TC in samples:
             chosen_TK = (x_TC @ tensors[f"{start}.gate.weight"].T).topk(2).indices
-            for expert in range(4):
+            for expert in range(experts):
                 at = f"{start}.experts.{expert}"
                 some = x_TC[(chosen_TK == expert).any(dim=1)]
                 gate, up = (some @ tensors[f"{at}.{leaf}.weight"].T for leaf in ("w1", "w3"))
