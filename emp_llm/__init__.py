@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from emp_llm.calibration.criteria import Criterion
     from emp_llm.calibration.criterion_registry import register_criterion
     from emp_llm.entrypoints.compare import compare
+    from emp_llm.entrypoints.compare_experts import compare_experts
     from emp_llm.entrypoints.diff import diff
     from emp_llm.entrypoints.evaluate import evaluate
     from emp_llm.entrypoints.generate import generate
@@ -64,6 +65,7 @@ __all__ = [
     "ShrinkOptions",
     "SparsityHold",
     "compare",
+    "compare_experts",
     "densify",
     "diff",
     "effective_number",
@@ -95,6 +97,7 @@ _HOMES = {
     "ShrinkOptions": "shrink_options",
     "SparsityHold": "integration.training",
     "compare": "entrypoints.compare",
+    "compare_experts": "entrypoints.compare_experts",
     "densify": "integration.saving",
     "diff": "entrypoints.diff",
     "effective_number": "rule",

@@ -6,6 +6,7 @@ console          progress, errors, exit status, JSON: what every command does wi
 arguments        arguments and options that several commands share
 option_parsing   options as the library takes them; contradictions are wrong usage
 inspect_view     what `inspect` and `report` print
+compare_view     what `compare` prints
 structures_view  what `shrink` and `inspect --structures` print
 pictures         the page and the figures that both write on request
 compare          emp-llm compare

@@ -1,7 +1,8 @@
 """``emp-llm compare``."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,26 +21,19 @@ from emp_cli.arguments import (
     Targets,
     TrustRemoteCode,
 )
+from emp_cli.compare_view import show_comparison, show_experts
 from emp_cli.console import Clock, command, print_json, shown_progress
 from emp_cli.option_parsing import calibration_options
 
 if TYPE_CHECKING:
-    from emp_llm.comparison.costs import Comparison, Cost
+    from emp_llm.comparison.costs import Comparison
+    from emp_llm.comparison.expert_costs import ExpertsComparison
 
 __all__ = ["compare"]
 
-_NAMES = {
-    "dense": "dense",
-    "emp": "EMP",
-    "magnitude-row": "uniform rows",
-    "magnitude-layer": "uniform layers",
-    "pq-index": "PQ index",
-    "random": "random",
-    "wanda": "wanda",
-    "obs": "obs",
-    "emp-repaired": "EMP, repaired",
-    "obs-repaired": "obs, repaired",
-}
+_Compared = TypeVar("_Compared", "Comparison", "ExpertsComparison")
+
+_BETAS = "0.5,0.75,1,1.25"
 
 
 @command
@@ -57,7 +51,15 @@ def compare(
     ],
     betas: Annotated[
         str, typer.Option(metavar="LIST", help="Values of β, separated by commas.")
-    ] = "0.5,0.75,1,1.25",
+    ] = _BETAS,
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Instead, compare scores of experts: how many stay in each layer, separated by "
+            "commas; numbers, shares that are removed such as 25%, or n_eff.",
+        ),
+    ] = None,
     targets: Targets = "mlp",
     ignore: Ignore = None,
     protocol: Protocol = "paper",
@@ -92,9 +94,14 @@ def compare(
 ) -> None:
     """Measure the perplexity of EMP, and of other ways to keep the same number of weights.
 
-    With --calibration, also that of scores and repair from data.
+    With --calibration, also that of scores and repair from data. With --experts,
+    that of a mixture with fewer experts, by each score and at random.
     """
     clock = Clock()
+    if experts is not None and (betas, targets, ignore, plot) != (_BETAS, "mlp", None, None):
+        raise typer.BadParameter(
+            "goes without --betas, --targets, --ignore and --plot", param_hint="--experts"
+        )
     multipliers = _numbers(betas)
     if plot is not None:
         from emp_llm.comparison.plot import check_plot
@@ -113,36 +120,57 @@ def compare(
     import emp_llm
     from emp_llm.texts.texts import read_text
 
+    common: dict[str, Any] = {
+        "context": context,
+        "protocol": protocol,
+        "dtype": dtype,
+        "device": device,
+        "seed": seed,
+        "random_runs": random_runs,
+        "calibration": data,
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
+        "save": save,
+    }
+    predicted = read_text(text, protocol=protocol)
+    if experts is not None:
+        amounts = [part.strip() for part in experts.split(",")]
+        with shown_progress() as progress:
+            of_experts = emp_llm.compare_experts(
+                model, predicted, experts=amounts, progress=progress, **common
+            )
+        _print(of_experts, save, clock, as_json, show_experts)
+        return
     with shown_progress() as progress:
         found = emp_llm.compare(
             model,
-            read_text(text, protocol=protocol),
+            predicted,
             betas=multipliers,
             targets=targets,
             ignore=tuple(ignore or ()),
-            context=context,
-            protocol=protocol,
-            dtype=dtype,
-            device=device,
-            seed=seed,
-            random_runs=random_runs,
-            calibration=data,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            save=save,
             progress=progress,
+            **common,
         )
     if plot is not None:
         from emp_llm.comparison.plot import save_plot
 
         save_plot(found, plot)
+    _print(found, save, clock, as_json, show_comparison)
+
+
+def _print(
+    found: _Compared,
+    save: Path | None,
+    clock: Clock,
+    as_json: bool,
+    show: Callable[[_Compared], None],
+) -> None:
     if found.taken:
         typer.echo(f"{found.taken} of {len(found.costs)} rows were in {save} already", err=True)
     if as_json:
         print_json(found.to_dict() | clock.to_dict())
-        return
-    _show(found)
-    typer.echo(_conclusion(found))
+    else:
+        show(found)
 
 
 def _numbers(betas: str) -> tuple[float, ...]:
@@ -152,45 +180,3 @@ def _numbers(betas: str) -> tuple[float, ...]:
         raise typer.BadParameter(
             f"{betas!r} is not a list of numbers such as 0.5,1", param_hint="--betas"
         ) from error
-
-
-def _show(found: "Comparison") -> None:
-    from emp_cli.tables import show
-
-    header = ("β", "method", "sparsity", "perplexity", "above dense", "above EMP")
-    settings = found.settings
-    title = (
-        f"{found.source['model']}  {settings['text']} in windows of {settings['context']}, "
-        f"protocol {settings['protocol']}"
-    )
-    show(title, header, [_row(found, cost) for cost in found.costs], left=2)
-
-
-def _row(found: "Comparison", cost: "Cost") -> tuple[str, ...]:
-    leads = cost.beta is not None and cost.method == "emp"
-    return (
-        f"{cost.beta:g}" if leads else "",
-        _NAMES[cost.method],
-        f"{cost.sparsity:.2%}",
-        " ± ".join(_number(n) for n in (cost.perplexity, cost.deviation) if n is not None),
-        "" if cost.beta is None else _share(cost.above(found.dense)),
-        "" if cost.beta is None or leads else _share(cost.above(found.emp(cost.beta))),
-    )
-
-
-def _number(number: float) -> str:
-    return f"{number:,.2f}" if number < 1000 else f"{number:,.0f}"
-
-
-def _share(share: float) -> str:
-    return f"{share:+.2%}" if share < 10 else f"× {share + 1:,.0f}"
-
-
-def _conclusion(found: "Comparison") -> str:
-    """At how many β each control that ranks by magnitude is worse than EMP, a line each."""
-    lines = []
-    for method in ("magnitude-row", "magnitude-layer", "pq-index"):
-        costs = [cost for cost in found.costs if cost.method == method]
-        worse = sum(cost.above(found.emp(cost.beta)) > 0 for cost in costs)
-        lines.append(f"EMP beats {_NAMES[method]} at {worse} of {len(costs)} β")
-    return "\n".join(lines)

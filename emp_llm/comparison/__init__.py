@@ -5,10 +5,14 @@ pq_index       the PQ index of Diao et al., as a count for each group
 control_model  a model loaded with the weights that a control keeps
 bench          one model in memory at a time, measured
 costs          the results, relative to the dense model and EMP
+expert_costs   the results of scores of experts
 saved          the rows of a comparison in a file, from which the same command goes on
+settings       the options of a comparison, as results tell them and depend on them
+expert_bench   a mixture with fewer experts, measured
 with_data      EMP with scores and repair from data
 choices        how many weights each control keeps of each group
 plot           a comparison as a figure
 
-A control prunes the same tensors as EMP, and keeps exactly as many weights of them.
+A control prunes the same tensors as EMP, and keeps exactly as many weights of them. Of experts, as
+many stay in each layer by every score.
 """

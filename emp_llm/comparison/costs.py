@@ -20,27 +20,14 @@ WITH_DATA: tuple[WithData, ...] = get_args(WithData)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What one way to prune costs.
+class Measured:
+    """What was measured of a model.
 
     Attributes:
-        method: How weights were chosen.
-        beta: The β whose number of weights it keeps; None for the dense model.
-        weights: Weights of all targets.
-        kept: How many of them stay.
-        runs: The measurements; several only for random pruning.
+        runs: The measurements; several only of random choices.
     """
 
-    method: Method
-    beta: float | None
-    weights: int
-    kept: int
     runs: tuple[Perplexity, ...]
-
-    @property
-    def sparsity(self) -> float:
-        """Share of the targets' weights that do not stay."""
-        return (self.weights - self.kept) / self.weights
 
     @property
     def perplexity(self) -> float:
@@ -52,9 +39,42 @@ class Cost:
         """Sample standard deviation of the runs' perplexities; None for a single run."""
         return stdev(run.perplexity for run in self.runs) if len(self.runs) > 1 else None
 
-    def above(self, other: "Cost") -> float:
+    def above(self, other: "Measured") -> float:
         """How far the perplexity is above another one's, as a share of it; may be negative."""
         return self.perplexity / other.perplexity - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Measured):
+    """What one way to prune costs.
+
+    Attributes:
+        method: How weights were chosen.
+        beta: The β whose number of weights it keeps; None for the dense model.
+        weights: Weights of all targets.
+        kept: How many of them stay.
+    """
+
+    method: Method
+    beta: float | None
+    weights: int
+    kept: int
+
+    @property
+    def key(self) -> tuple[str, float | None]:
+        """What no other row of a comparison has."""
+        return self.method, self.beta
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the targets' weights that do not stay."""
+        return (self.weights - self.kept) / self.weights
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Cost":
+        """The cost that `to_dict` gave these fields of."""
+        names = ("method", "beta", "weights", "kept")
+        return cls(runs=runs_of(fields), **{name: fields[name] for name in names})
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold it."""
@@ -68,6 +88,11 @@ class Cost:
             "deviation": self.deviation,
             "runs": [asdict(run) for run in self.runs],
         }
+
+
+def runs_of(fields: Mapping[str, Any]) -> tuple[Perplexity, ...]:
+    """The measurements of a row, read from JSON."""
+    return tuple(Perplexity(**run) for run in fields["runs"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,19 +5,16 @@ results depend on. It is whole at any time.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import xxhash
 
 from emp_llm.checkpoint.json_files import JsonError, parse_json
 from emp_llm.checkpoint.regular_file import open_regular
-from emp_llm.comparison.costs import Comparison, Cost, Method
 from emp_llm.errors import OptionError, OutputError
-from emp_llm.evaluation.perplexity import Perplexity
 from emp_llm.files.atomic import indented, write_whole
 from emp_llm.hub.source import Source
 from emp_llm.output.run_description import describe_run, difference
@@ -51,7 +48,20 @@ def describe_comparison(
     return described | {"files": files}
 
 
-class Rows:
+class _Row(Protocol):
+    @property
+    def key(self) -> tuple[object, ...]: ...
+
+
+class _Comparison(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+_Cost = TypeVar("_Cost", bound=_Row)
+_Whole = TypeVar("_Whole", bound=_Comparison)
+
+
+class Rows(Generic[_Cost, _Whole]):
     """The rows of a comparison: those that a file has from an earlier run, and those measured now.
 
     A context manager, which tells an error what is kept.
@@ -59,11 +69,8 @@ class Rows:
     Args:
         path: The file; None to save nothing.
         run: What the results depend on, as `describe_comparison` describes it.
-        source: As for `Comparison`.
-        settings: As for `Comparison`.
-
-    Attributes:
-        comparison: All rows so far.
+        read: Makes a row of what the file has of it.
+        whole: Makes the comparison of all rows so far, and of how many of them were in the file.
 
     Raises:
         OptionError: If the file holds anything but such rows of the same run.
@@ -75,22 +82,29 @@ class Rows:
         path: Path | None,
         run: Mapping[str, Any],
         *,
-        source: SourceFields,
-        settings: Mapping[str, Any],
+        read: Callable[[Mapping[str, Any]], _Cost],
+        whole: Callable[[Sequence[_Cost], int], _Whole],
     ) -> None:
         self._path = path
         self._run = run
-        self._found: dict[tuple[str, float | None], Cost] = {}
-        self.comparison = Comparison(source=source, settings=settings, costs=[])
+        self._whole = whole
+        self._found: dict[tuple[object, ...], _Cost] = {}
+        self._costs: list[_Cost] = []
+        self._taken = 0
         if path is not None and path.exists():
-            self._found = {(cost.method, cost.beta): cost for cost in _read(path, run)}
+            self._found = {cost.key: cost for cost in _read(path, run, read)}
+
+    @property
+    def comparison(self) -> _Whole:
+        """All rows so far."""
+        return self._whole(list(self._costs), self._taken)
 
     @property
     def found(self) -> int:
         """How many rows the file has from an earlier run."""
         return len(self._found)
 
-    def __enter__(self) -> "Rows":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -99,7 +113,7 @@ class Rows:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        count = max(len(self.comparison.costs), len(self._found))
+        count = max(len(self._costs), len(self._found))
         if error is None or not count:
             return
         vars(error).pop("__notes__", None)  # of a folder for one row, which is deleted
@@ -109,27 +123,28 @@ class Rows:
         else:
             error.add_note(f"{rows} kept in {self._path}: the same command goes on from there")
 
-    def add(self, method: Method, beta: float | None, measure: Callable[[], Cost]) -> None:
+    def add(self, key: tuple[object, ...], measure: Callable[[], _Cost]) -> None:
         """Add a row: the one of the file, or else one that is measured now and saved.
 
         Raises:
             OutputError: If it cannot be saved.
         """
-        cost = self._found.get((method, beta))
-        costs = [*self.comparison.costs, measure() if cost is None else cost]
-        taken = self.comparison.taken + (cost is not None)
-        self.comparison = replace(self.comparison, costs=costs, taken=taken)
+        cost = self._found.get(key)
+        self._taken += cost is not None
+        self._costs.append(measure() if cost is None else cost)
         if self._path is not None and cost is None:
             content = self.comparison.to_dict() | {"run": dict(self._run)}
             write_whole(self._path, f"{indented(content)}\n".encode())
 
 
-def _read(path: Path, run: Mapping[str, Any]) -> list[Cost]:
+def _read(
+    path: Path, run: Mapping[str, Any], read: Callable[[Mapping[str, Any]], _Cost]
+) -> list[_Cost]:
     try:
         with open_regular(path) as file:
             content: Any = parse_json(file.read())
         changed = difference(json.loads(json.dumps(run)), content["run"])
-        costs = [_cost(fields) for fields in content["results"]]
+        costs = [read(fields) for fields in content["results"]]
     except OSError as error:
         raise OutputError(f"{path}: cannot be read: {error.strerror}; give another file") from error
     except (JsonError, KeyError, TypeError, AttributeError) as error:
@@ -142,9 +157,3 @@ def _read(path: Path, run: Mapping[str, Any]) -> list[Cost]:
             "repeat the command that began it, or give another file"
         )
     return costs
-
-
-def _cost(fields: Mapping[str, Any]) -> Cost:
-    names = ("method", "beta", "weights", "kept")
-    runs = tuple(Perplexity(**run) for run in fields["runs"])
-    return Cost(runs=runs, **{name: fields[name] for name in names})

@@ -9,11 +9,10 @@ With data, `prune` writes a folder, which is measured and deleted.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.checkpoint.open_files import OpenFiles
@@ -29,7 +28,8 @@ from emp_llm.comparison.costs import (
     Method,
     WithData,
 )
-from emp_llm.comparison.saved import Rows, content_of, describe_comparison
+from emp_llm.comparison.saved import Rows, describe_comparison
+from emp_llm.comparison.settings import check_calibration, depends_on, described
 from emp_llm.comparison.with_data import options_with_data
 from emp_llm.entrypoints.inspect import inspect
 from emp_llm.entrypoints.prune import prune
@@ -46,7 +46,7 @@ from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, Silent
 from emp_llm.tensors.target import Target
-from emp_llm.texts.texts import Protocol, Text, check_protocol, read_text
+from emp_llm.texts.texts import Protocol, Text, check_protocol
 
 __all__ = ["BETAS", "RANDOM_RUNS", "compare"]
 
@@ -160,21 +160,23 @@ def compare(
         "targets": targets,
         "ignore": list(ignored),
         "seeds": list(seeds),
-        **_described(calibration),
+        **described(calibration),
         **bench.settings,
     }
-    options = _depends_on(settings, text, calibration, device, trust_remote_code)
+    options = depends_on(settings, text, calibration, device, trust_remote_code)
     with Rows(
         None if save is None else Path(save),
         describe_comparison(source, name, options),
-        source=name,
-        settings=settings,
+        read=Cost.from_dict,
+        whole=lambda costs, taken: Comparison(
+            source=name, settings=settings, costs=costs, taken=taken
+        ),
     ) as rows:
         if rows.found:
             progress.begin("taken from an earlier run:", rows.found, "rows")
         reports = [inspect(source.folder, rule, curve=False, progress=progress) for rule in rules]
         choices = cache(partial(_choices, source.folder, reports[0], progress))
-        rows.add("dense", None, partial(_dense, bench, reports[0]))
+        rows.add(("dense", None), partial(_dense, bench, reports[0]))
         for rule, report in zip(rules, reports, strict=True):
             _add_emp_and_controls(rows, bench, rule, report, choices, seeds)
             if calibration is not None:
@@ -197,42 +199,7 @@ def _check(
         if number < 0:
             raise OptionError(f"{name} is {number}; give 0 or more")
     check_dtype(dtype)
-    if calibration is not None:
-        if calibration.text is None:
-            raise OptionError("calibration has no text; give one, such as wikitext2 or a file")
-        _calibration_text(calibration)  # hours before it is needed
-
-
-def _calibration_text(calibration: CalibrationOptions) -> str:
-    return read_text(str(calibration.text), protocol="paper", part="train").text
-
-
-def _depends_on(
-    settings: Mapping[str, Any],
-    text: str | Text,
-    calibration: CalibrationOptions | None,
-    device: str,
-    trust_remote_code: bool,
-) -> dict[str, Any]:
-    """The options that results depend on, with checksums of the texts."""
-    flat = {name: value for name, value in settings.items() if name != "calibration"}
-    flat |= {f"calibration {name}": of for name, of in settings.get("calibration", {}).items()}
-    if calibration is not None:
-        flat["content of the calibration text"] = content_of(_calibration_text(calibration))
-    return flat | {
-        "content of the text": content_of(text if isinstance(text, str) else text.text),
-        "device": device,
-        "trust_remote_code": trust_remote_code,
-    }
-
-
-def _described(calibration: CalibrationOptions | None) -> dict[str, Any]:
-    """The data as settings for JSON; none where there is none."""
-    if calibration is None:
-        return {}
-    names = ("samples", "length", "seed", "sequential")
-    fields = {name: getattr(calibration, name) for name in names}
-    return {"calibration": {"text": encodable(Path(str(calibration.text)).name), **fields}}
+    check_calibration(calibration)
 
 
 def _choices(folder: Path, report: Report, progress: Progress) -> Choices:
@@ -253,7 +220,7 @@ def _dense(bench: Bench, report: Report) -> Cost:
 
 
 def _add_emp_and_controls(
-    rows: Rows,
+    rows: Rows[Cost, Comparison],
     bench: Bench,
     rule: PruneOptions,
     report: Report,
@@ -281,16 +248,16 @@ def _add_emp_and_controls(
     def emp() -> Cost:
         return cost("emp", [EmpConfig(beta=rule.beta, targets=targets, ignore=ignore)])
 
-    rows.add("emp", rule.beta, emp)
+    rows.add(("emp", rule.beta), emp)
     for name in CONTROLS:
         orders = seeds if name == "random" else [None]
         if orders:
             ways = (control(name, seed) for seed in orders)
-            rows.add(name, rule.beta, partial(cost, name, ways))
+            rows.add((name, rule.beta), partial(cost, name, ways))
 
 
 def _add_with_data(
-    rows: Rows,
+    rows: Rows[Cost, Comparison],
     bench: Bench,
     model: Path,
     rule: PruneOptions,
@@ -313,4 +280,4 @@ def _add_with_data(
             )
 
     for method in WITH_DATA:
-        rows.add(method, rule.beta, partial(cost, method))
+        rows.add((method, rule.beta), partial(cost, method))
