@@ -24,7 +24,7 @@ import emp_llm
 from emp_llm import CalibrationOptions, OutputError, PruneOptions, prune, unpack, verify
 from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.output.output_folder import STAGING_NAME
-from emp_llm.output.run_description import describe_run, difference
+from emp_llm.output.run_description import describe_run, difference, pruning_options
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 STEPS = 75
@@ -202,7 +202,7 @@ def test_a_search_for_beta_on_other_data_is_another_run(three: Path, tmp_path: P
         data = CalibrationOptions(text=str(text), seed=seed)
         options = PruneOptions(max_loss_increase=1.0, calibration=data)
         source = {"model": "three", "revision": None}
-        return describe_run(open_checkpoint(three), options, source)
+        return describe_run(open_checkpoint(three), pruning_options(options), source)
 
     run = describe("one")
     assert difference(describe("one"), run) is None
