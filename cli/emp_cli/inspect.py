@@ -6,24 +6,30 @@ import typer
 
 from emp_cli.arguments import (
     Beta,
+    Calibration,
     GranularityOption,
     Html,
     Ignore,
     Json,
+    Length,
     Model,
     Png,
     RestOption,
     Revision,
+    Samples,
+    Seed,
     Targets,
     TargetSparsity,
     Threads,
 )
 from emp_cli.console import Clock, command, print_json, shown_progress
-from emp_cli.option_parsing import beta_options
+from emp_cli.option_parsing import beta_options, calibration_options
 from emp_cli.pictures import check_pictures, write_pictures
-from emp_llm.options import PruneOptions
+from emp_llm.options import CalibrationOptions, PruneOptions
 
 __all__ = ["inspect"]
+
+_SCORE = "aimer"
 
 
 @command
@@ -53,6 +59,18 @@ def inspect(
             help="Show the experts of each layer instead, with their scores and N_eff, for shrink.",
         ),
     ] = False,
+    score: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="With --structures: what experts are ranked by, as for shrink; aimer needs no "
+            "data, reap does.",
+        ),
+    ] = _SCORE,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Seed = None,
     threads: Threads = None,
     html: Html = None,
     png: Png = None,
@@ -60,9 +78,23 @@ def inspect(
 ) -> None:
     """Show what prune would do, and why it leaves the other tensors; writes no model."""
     clock = Clock()
+    data = calibration_options(
+        score,
+        calibration,
+        seed,
+        sequential=True,
+        samples=samples,
+        length=length,
+        device="auto",
+        trust_remote_code=False,
+    )
     if structures:
-        _show_structures(model, revision, threads, clock, as_json=as_json)
+        _show_structures(model, score, data, revision, threads, clock, as_json=as_json)
         return
+    if data is not None or score != _SCORE:
+        raise typer.BadParameter(
+            "goes with --structures only", param_hint="--score" if data is None else "--calibration"
+        )
     options = PruneOptions(
         granularity=granularity,
         targets=targets,
@@ -94,14 +126,26 @@ def inspect(
 
 
 def _show_structures(
-    model: str, revision: str | None, threads: int | None, clock: Clock, *, as_json: bool
+    model: str,
+    score: str,
+    data: CalibrationOptions | None,
+    revision: str | None,
+    threads: int | None,
+    clock: Clock,
+    *,
+    as_json: bool,
 ) -> None:
     import emp_llm
     from emp_cli.structures_view import show_structures
 
     with shown_progress() as progress:
         report = emp_llm.inspect_structures(
-            model, revision=revision, threads=threads, progress=progress
+            model,
+            score=score,
+            calibration=data,
+            revision=revision,
+            threads=threads,
+            progress=progress,
         )
     if as_json:
         print_json({**report} | clock.to_dict())

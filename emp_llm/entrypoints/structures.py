@@ -1,9 +1,13 @@
 """Structures: what a model has that `shrink` can make fewer, with scores and their N_eff."""
 
 import os
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypedDict
 
 from emp_llm.hub.source import find_source
+from emp_llm.options import CalibrationOptions
 from emp_llm.pruning.plan_report import origin
 from emp_llm.report.fields import SourceFields
 from emp_llm.report.shrink_report import StructureFields
@@ -11,7 +15,7 @@ from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
 from emp_llm.shrinking.amounts import best
-from emp_llm.shrinking.expert_criterion_registry import find_expert_criterion
+from emp_llm.shrinking.choosing import checked_criterion, measuring_in
 from emp_llm.shrinking.expert_scores import ExpertScores
 from emp_llm.shrinking.plan import ShrinkPlan, open_source
 from emp_llm.shrinking.report_on import structure_fields
@@ -34,6 +38,8 @@ class StructuresReport(TypedDict):
 def inspect_structures(
     model: str | os.PathLike[str],
     *,
+    score: str = "aimer",
+    calibration: CalibrationOptions | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     threads: int | None = None,
@@ -47,25 +53,35 @@ def inspect_structures(
 
     Args:
         model: A folder, or a model of the Hugging Face Hub, which is downloaded.
+        score: How experts are ranked, as for `ShrinkOptions`.
+        calibration: The data, for scores that need it; for ``random`` its seed.
         revision: Branch, tag or commit of a model of the Hub.
         token: Token for the Hub; by default the one that is logged in.
         threads: Threads that read and compute; by default all cores.
         progress: Shows how far the work is.
 
     Returns:
-        For each layer the ``scores`` of its experts by ``aimer``, of which `shrink` keeps the
-        lowest, and their ``n_eff``.
+        For each layer the ``scores`` of its experts, and their ``n_eff``.
 
     Raises:
         CheckpointError: If the source is not a checkpoint that can be shrunken, such as one without
-            experts.
+            experts, or cannot be run on the data.
         HubError: If it cannot be downloaded.
+        OptionError: If there is no such score, or it needs data and there is none.
     """
+    criterion = checked_criterion(score, calibration)
     workers = Workers(threads=thread_count(threads), progress=SharedProgress(progress or Silent()))
     source = find_source(model, revision=revision, token=token, progress=workers.progress)
     plan = ShrinkPlan.make(source, open_source(source), ["experts"])
     experts = plan.structures["experts"]
-    scores = ExpertScores(plan, workers, None).by(find_expert_criterion("aimer"))
-    all_of_them = best(experts, experts.number, scores, score="aimer", prefers="low")
+    seed, measuring = calibration.seed if calibration else 0, None
+    with ExitStack() as stack:
+        if calibration is not None and calibration.text is not None:
+            scratch = stack.enter_context(TemporaryDirectory(prefix="emp-llm-inspect-"))
+            measuring = stack.enter_context(measuring_in(Path(scratch), plan, calibration, workers))
+        scores = ExpertScores(plan, workers, measuring, seed).by(criterion)
+    all_of_them = best(
+        experts, experts.number, scores, score=criterion.name, prefers=criterion.prefers
+    )
     fields = structure_fields(experts, all_of_them)
     return {"source": origin(model, source), "structures": {"experts": fields}}

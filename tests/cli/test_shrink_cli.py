@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.architectures import V
+from support.calibrated import save_text, save_tokenizer
 from support.mixtures import make_mixture
 from typer.testing import CliRunner
 
@@ -74,3 +76,21 @@ def test_inspect_structures_shows_the_effective_number_of_each_layers_scores(
         expected = [scores[0], scores[3], scores[5]]
         assert line.split()[2:5] == [f"{score:.4g}" for score in expected]
         assert line.split()[5] == f"{holder['n_eff']:.2f}"
+
+
+def test_inspect_structures_takes_a_score_and_data(mixtral: Path, tmp_path: Path) -> None:
+    save_tokenizer(mixtral, V)
+    text = save_text(tmp_path / "words.txt")
+    data = ("--calibration", text, "--samples", 4, "--length", 24)
+    shown = json.loads(run("inspect", mixtral, "--structures", "--score", "reap", *data, "--json"))
+    run("shrink", mixtral, "--out", tmp_path / "out", "--experts", 4, "--score", "reap", *data)
+    written = json.loads((tmp_path / "out" / "emp_shrink.json").read_text())
+
+    assert shown["structures"]["experts"]["score"] == "reap"
+    for layer, holder in shown["structures"]["experts"]["holders"].items():
+        of_shrink = written["structures"]["experts"]["holders"][layer]
+        assert holder["scores"] == of_shrink["scores"]
+        best = sorted(range(6), key=lambda e: -holder["scores"][e])[:4]
+        assert of_shrink["kept"] == sorted(best)
+    run("inspect", mixtral, "--score", "reap", status=2)
+    run("inspect", mixtral, *data, status=2)
