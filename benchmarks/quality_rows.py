@@ -1,6 +1,7 @@
 """The rows of `quality_table.py`: the dense model, what emp-llm makes of it, and other pruners.
 
-A row's name is ``WHAT@β``, with ``#SEED`` where several seeds are measured.
+A row's name is ``WHAT@AMOUNT``, with ``#SEED`` where several seeds are measured. The amount is β,
+or the sparsity of all targets together.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from emp_llm import PruneOptions
+
 __all__ = ["Row", "all_rows", "selected"]
 
 BETAS = ("1", "0.75")
+HALF = "50%"
+ALLOCATIONS = ("emp", "uniform", "loss")
 SEEDS = (0, 1, 2)
 CRITERIA = ("magnitude", "wanda", "ria", "obs")
 PEERS = ("sparsegpt", "wanda")
@@ -27,7 +32,8 @@ class Row:
         calibrated: Whether it is made from data.
         seed: Seed of the samples.
         peer: The method of llm-compressor that makes it, if one does.
-        beta: The β whose total sparsity a peer is given.
+        amount: β, or the sparsity of all targets together in percent. A peer is given the total
+            sparsity of that β.
     """
 
     name: str
@@ -35,7 +41,14 @@ class Row:
     calibrated: bool = True
     seed: int = 0
     peer: str | None = None
-    beta: str = "1"
+    amount: str = "1"
+
+    @property
+    def options(self) -> PruneOptions:
+        """How much is pruned, as `emp_llm.prune` takes it."""
+        if self.amount.endswith("%"):
+            return PruneOptions(target_sparsity=float(self.amount[:-1]) / 100)
+        return PruneOptions(beta=float(self.amount))
 
 
 def all_rows() -> Iterator[Row]:
@@ -57,8 +70,17 @@ def all_rows() -> Iterator[Row]:
             options = ("--beta", beta, "--preset", preset)
             for seed in seeds:
                 yield Row(f"preset-{preset}@{beta}#{seed}", options, seed=seed)
-        for peer in PEERS:
-            yield Row(f"peer-{peer}@{beta}", peer=peer, beta=beta)
+        yield from _allocated(beta, ("--beta", beta), ALLOCATIONS[1:])
+        yield from (Row(f"peer-{peer}@{beta}", peer=peer, amount=beta) for peer in PEERS)
+    yield from _allocated(HALF, ("--target-sparsity", "0.5"), ALLOCATIONS)
+    yield from (Row(f"peer-{peer}@{HALF}", peer=peer, amount=HALF) for peer in PEERS)
+
+
+def _allocated(amount: str, options: tuple[str, ...], how: tuple[str, ...]) -> Iterator[Row]:
+    """The preset `repaired`, with the same total allocated in several ways."""
+    for allocate in how:
+        prune = (*options, "--preset", "repaired", "--allocate", allocate)
+        yield Row(f"allocate-{allocate}@{amount}", prune)
 
 
 def selected(patterns: list[str]) -> list[Row]:

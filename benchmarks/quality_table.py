@@ -37,7 +37,7 @@ from common import MB, say, write_json
 from quality_rows import Row, selected
 from timed_process import run as run_timed
 
-from emp_llm import PruneOptions, inspect
+from emp_llm import inspect
 from emp_llm.report.file import read_report
 from emp_llm.report.file_names import REPORT_NAME
 
@@ -192,7 +192,7 @@ def make_by_peer(row: Row, folder: Path, args: argparse.Namespace) -> dict[str, 
         take += [str(args.model), str(args.calibration), "--seed", str(row.seed)]
         take += ["--samples", str(args.samples), "--length", str(args.length)]
         subprocess.run([*take, "--out", str(samples)], check=True)
-    report = inspect(args.model, PruneOptions(beta=float(row.beta)), curve=False)
+    report = inspect(args.model, row.options, curve=False)
     asked = report["totals"]["targets"]["sparsity"]
     result = args.folders / f"{row.name}.peer.json"
     command = [str(args.peers), str(HERE / "peers" / "prune_with_llmcompressor.py")]
