@@ -24,6 +24,7 @@ __all__ = [
     "rule_fields",
     "rule_options",
     "rule_part",
+    "with_defaults",
 ]
 
 _NOT_TEXTS = ("beta", "ignore", "recover")
@@ -135,6 +136,17 @@ def rule_part(fields: Mapping[str, object]) -> dict[str, object]:
     required = RuleFields.__required_keys__
     names = (name for name in RuleFields.__annotations__ if name in required or name in fields)
     return {name: fields.get(name) for name in names}
+
+
+def with_defaults(rule: Mapping[str, object]) -> dict[str, object]:
+    """A rule with the fields that `rule_fields` leaves out where they have their defaults.
+
+    >>> with_defaults({"beta": 0.75, "repair": "obs"})
+    {'allocate': 'emp', 'count_by': 'criterion', 'repair': 'obs', 'recover': 0, 'beta': 0.75}
+    """
+    default = PruneOptions()
+    left_out = ("allocate", "count_by", "repair", "recover")
+    return {**{name: getattr(default, name) for name in left_out}, **rule}
 
 
 def rule_options(where: object, fields: Mapping[str, object]) -> PruneOptions:

@@ -18,7 +18,7 @@ from emp_llm.options import OutputFormat
 from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
 from emp_llm.report.folder_files import not_described
-from emp_llm.rule_fields import rule_part
+from emp_llm.rule_fields import rule_part, with_defaults
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.structure.targets import module_name
@@ -156,6 +156,7 @@ def diff(
     for name, counts in found.counts.items():
         totals.add(counts)
         by_kind.setdefault(named[name], Counts()).add(counts)
+    sides = (side_a, side_b)
     only_in_a = [name for name in side_a.tensors if name not in side_b.tensors]
     only_in_b = [name for name in side_b.tensors if name not in side_a.tensors]
     return {
@@ -165,7 +166,7 @@ def diff(
         "only_in_a": sorted(only_in_a),
         "only_in_b": sorted(only_in_b),
         "other_kind": found.other_kind,
-        "rule": _differing(side_a.rule or {}, side_b.rule or {}),
+        "rule": _differing(*(with_defaults(side.rule) if side.rule else {} for side in sides)),
         "config": _differing(side_a.config, side_b.config),
         "totals": totals.to_dict(),
         "kinds": {kind: counts.to_dict() for kind, counts in sorted(by_kind.items())},

@@ -225,6 +225,14 @@ def test_a_tensor_more_is_a_difference(written: dict[str, Path], tmp_path: Path)
     assert not diff(other, written["source"])["same_weights"]
 
 
+def test_an_option_at_its_default_is_told_by_its_name(
+    written: dict[str, Path], tmp_path: Path
+) -> None:
+    prune(written["source"], tmp_path / "uniform", PruneOptions(allocate="uniform"))
+    found = diff(written["packed"], tmp_path / "uniform")
+    assert found["rule"] == {"allocate": {"a": "emp", "b": "uniform"}}
+
+
 def test_rules_and_configs_that_differ_are_told(written: dict[str, Path], tmp_path: Path) -> None:
     found = diff(written["packed"], written["sparser"])
     assert found["rule"] == {"beta": {"a": 1.0, "b": 0.6}}
