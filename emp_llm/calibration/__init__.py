@@ -12,6 +12,7 @@ activations         activations between decoder blocks, in memory or on disk
 sample_walk         the model's own forward, stopped at each decoder block for all samples
 tensor_loading      tensors of the checkpoint, read when they are needed
 parameter_map       which parameters the checkpoint's tensors become
+remembered          outputs of what comes before the targets in a decoder block
 streamed_model      a model of which one decoder block at a time has its weights
 input_statistics    statistics of each matrix's inputs
 session             a model, its samples and the walks over them

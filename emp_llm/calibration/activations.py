@@ -78,6 +78,11 @@ class Activations:
         self._free: dict[int, list[int]] = {}
         self._end = 0
 
+    @property
+    def room(self) -> int:
+        """Bytes of memory in which nothing waits."""
+        return self._memory
+
     def exempt(self, tensors: Iterable[torch.Tensor]) -> None:
         """Leave these tensors, and no others, as they are: all samples share them, as buffers."""
         self._exempt = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)

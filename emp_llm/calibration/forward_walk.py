@@ -32,10 +32,11 @@ from emp_llm.calibration.input_statistics import (
     UnsharedInputsError,
     UntilAllObserved,
 )
+from emp_llm.calibration.remembered import Remembered
 from emp_llm.calibration.tensor_loading import unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import torch
 
@@ -67,6 +68,7 @@ class _Lanes:
         dense: Their calls on the way through the dense units, if they go through these as well;
             none once they have gone on.
         ends: Whether the walk ends here, so that no sample has to go on.
+        remembered: What the unit's parts before its targets gave for each call.
     """
 
     walk: Walk
@@ -74,6 +76,7 @@ class _Lanes:
     own: Sequence[Call]
     dense: list[Call]
     ends: bool
+    remembered: Remembered
 
 
 class ForwardWalk:
@@ -119,16 +122,26 @@ class ForwardWalk:
                 self._later = frozenset(one for used in uses[visit + 1 :] for one in used)
                 # first the lane through the pruned units, then the one through the dense units
                 ends = not left & self._later
-                lanes = _Lanes(walk, unit, calls[:count], calls[count:], ends)
-                for used in session.model.multiplied_units(unit):
-                    if used in left:
-                        self._use(lanes, used)
-                left &= self._later
-                if ends:  # nobody needs to know what comes behind the last target
-                    return
-                for lane, change in ((lanes.own, self._changed), (lanes.dense, unchanged)):
-                    if lane:
-                        session.pass_on(walk, unit, lane, change)
+                with self._remembered(walk, unit, left) as remembered:
+                    lanes = _Lanes(walk, unit, calls[:count], calls[count:], ends, remembered)
+                    for used in session.model.multiplied_units(unit):
+                        if used in left:
+                            self._use(lanes, used)
+                    left &= self._later
+                    if ends:  # nobody needs to know what comes behind the last target
+                        return
+                    for lane, change in ((lanes.own, self._changed), (lanes.dense, unchanged)):
+                        if lane:
+                            session.pass_on(walk, unit, lane, change, remembered)
+
+    def _remembered(self, walk: Walk, unit: str, left: Collection[str]) -> Remembered:
+        """What parts of a unit give for each call."""
+        model, activations = self._session.model, walk.activations
+        # weights that a unit borrows may change while it is here, whatever part they are in
+        if unit not in left or len(model.multiplied_units(unit)) > 1:
+            return Remembered(unit, model.module(unit), (), activations, 0)
+        names = {matrix[0] for matrix in self._matrices(unit).values()}
+        return Remembered(unit, model.module(unit), names, activations, activations.room)
 
     def _changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the checkpoint as it is loaded for the lane through the pruned units.
@@ -260,18 +273,22 @@ class ForwardWalk:
 
         The unit is loaded, and the sample's activations are in memory.
         """
+        observe = lanes.remembered.observing(observe)
         until = UntilAllObserved(observe, gathering.times_a_sample)
         weights = self._session.model.multiplied(lanes.unit)
         try:
-            with ProductObserver(weights, until):
+            with lanes.remembered.run(call), ProductObserver(weights, until):
                 self._session.output(lanes.walk, lanes.unit, call)
         except AllObservedError:
             self._session.check_finite(lanes.unit, call, until.last)
 
     def _pass_on(self, lanes: _Lanes, call: Call, observe: Observe) -> None:
         """Run a unit in the same way to its end, and let the sample go on with the output."""
-        with ProductObserver(self._session.model.multiplied(lanes.unit), observe):
+        observe = lanes.remembered.observing(observe)
+        weights = self._session.model.multiplied(lanes.unit)
+        with lanes.remembered.run(call), ProductObserver(weights, observe):
             output = self._session.output(lanes.walk, lanes.unit, call)
+        lanes.remembered.forget(call)
         lanes.walk.pass_on(call, output)
 
     def _matrices(self, unit: str) -> Matrices:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from emp_llm.calibration.remembered import Remembered
     from emp_llm.calibration.sample_walk import Call
     from emp_llm.calibration.samples import Samples
     from emp_llm.calibration.tensor_loading import Change
@@ -218,6 +219,7 @@ class Session:
         unit: str,
         calls: Sequence[Call],
         change: Change,
+        remembered: Remembered | None = None,
     ) -> None:
         """Let samples go on with the outputs of a unit, which is loaded for it and released.
 
@@ -226,11 +228,16 @@ class Session:
             unit: The unit.
             calls: The samples at it.
             change: Applied to each tensor that is loaded.
+            remembered: What is known of the outputs.
         """
         self.model.load(unit, change)
         for call in calls:
             with walk.present(call):
-                walk.pass_on(call, self.output(walk, unit, call))
+                with remembered.run(call) if remembered else nullcontext():
+                    output = self.output(walk, unit, call)
+                if remembered:
+                    remembered.forget(call)
+                walk.pass_on(call, output)
         self.model.release(unit)
 
     def passed(self, unit: str) -> None:
