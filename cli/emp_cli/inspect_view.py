@@ -117,13 +117,16 @@ class _View:
         self._say(f"{title}, {count(targets['weights'])} weights in targets", bold=True)
         self._console.print()
         bounded = targets["retained_mass_bound"] is not None
-        header = ["layer", "N_eff/N", "from – to", "sparsity", "mass"]
+        # N_eff of scores says nothing where magnitudes were counted
+        counted = "count_by" not in self._report["rule"]
+        header = ["layer", *(["N_eff/N", "from – to"] if counted else []), "sparsity", "mass"]
         size_of = self._report["format"]
         table = self._table([*header, *(["at least"] if bounded else []), size_of, "ratio"])
         parts: dict[str, TargetTotals] = {**kinds(self._report), "all targets": targets}
         for name, part in parts.items():
             least, most = part["n_eff_fraction_min"], part["n_eff_fraction_max"]
-            row = [name, f"{part['n_eff_fraction_mean']:.4f}", f"{least:.2f} – {most:.2f}"]
+            n_eff = [f"{part['n_eff_fraction_mean']:.4f}", f"{least:.2f} – {most:.2f}"]
+            row = [name, *(n_eff if counted else [])]
             row += [f"{part['sparsity']:.2%}", f"{part['retained_mass']:.3f}"]
             if bounded:
                 bound = part["retained_mass_bound"]

@@ -100,7 +100,10 @@ def show(title: str, header: Row, rows: Iterable[Row], *, left: int = 1, err: bo
 
 
 def pruned_kinds(report: "Report") -> None:
-    """Print what pruning does to each kind of layer and to all targets, and the rest's size."""
+    """Print what pruning does to each kind of layer and to all targets, and the rest's size.
+
+    Where the number of weights that stay is not that of their scores, N_eff of scores is left out.
+    """
     from emp_llm.options import NO_TARGETS
     from emp_llm.report.totals import kinds, rest_totals
 
@@ -113,7 +116,10 @@ def pruned_kinds(report: "Report") -> None:
     rest = rest_totals(report)
     sizes = size(rest["bytes_after"]), f"{rest['bytes_ratio']:.3f}"
     rows.append(("the rest", f"{rest['tensors']}", count(rest["weights"]), "", "", "", *sizes))
-    show(_title(report), header, rows)
+    table = [header, *rows]
+    if "count_by" in report["rule"]:
+        table = [(*row[:3], *row[4:]) for row in table]
+    show(_title(report), table[0], table[1:])
 
 
 def _title(report: "Report") -> str:
@@ -126,7 +132,9 @@ def rule_in_short(report: "Report") -> str:
     words = f"β = {rule['beta']:g}, {rule['granularity']} groups"
     if allocated := rule.get("allocate"):
         words += f", allocate {allocated}"
-    return words if rule["criterion"] == "magnitude" else f"{words}, {rule['criterion']}"
+    if rule["criterion"] != "magnitude":
+        words += f", {rule['criterion']}"
+    return f"{words}, counted by {counted}" if (counted := rule.get("count_by")) else words
 
 
 def search_table(report: "Report") -> None:

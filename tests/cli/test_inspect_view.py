@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from emp_cli.inspect_view import show_report
+from emp_cli.tables import pruned_kinds
 from support.checkpoints import gaussian, llama_config, write_checkpoint
 
 from emp_llm import PruneOptions, inspect
@@ -56,6 +57,22 @@ def test_each_kind_has_its_figures(report: dict, printed) -> None:
         assert words[6] == f"{part['retained_mass']:.3f}"
         assert words[7] == f"{part['retained_mass_bound']:.3f}"
         assert words[-1] == f"{part['bytes_ratio']:.3f}"
+
+
+def test_n_eff_of_scores_is_not_shown_where_magnitudes_were_counted(
+    report: dict, printed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = {**report, "rule": {**report["rule"], "criterion": "obs", "count_by": "magnitude"}}
+    rows = [printed(counted)]
+    pruned_kinds(counted)
+    rows.append(capsys.readouterr().out.splitlines())
+    for lines in rows:
+        assert "row groups, obs, counted by magnitude" in lines[0]
+        assert not any("N_eff/N" in line for line in lines[:5])
+        part = kinds(report)["up_proj"]
+        words = line_of(lines[:9], "up_proj")
+        assert f"{part['n_eff_fraction_mean']:.4f}" not in words
+        assert f"{part['sparsity']:.2%}" in words
 
 
 def test_the_curve_has_a_bar_for_each_beta_and_ends_where_all_is_kept(
