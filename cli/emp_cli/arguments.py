@@ -12,6 +12,7 @@ import typer
 from emp_llm.options import Allocate, CountBy, Granularity, Preset, Repair, Rest
 
 __all__ = [
+    "Base",
     "Beta",
     "BetaOrAuto",
     "Calibration",
@@ -242,6 +243,14 @@ Ignore = Annotated[
     typer.Option(
         metavar="REGEX",
         help="Do not prune targets whose names match this regular expression; repeatable.",
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BASE",
+        help="The model that MODEL was fine-tuned from, a folder or a model of the Hub: prune and "
+        "store the differences to it, which loading adds to it again.",
     ),
 ]
 Revision = Annotated[

@@ -8,6 +8,7 @@ import typer
 
 from emp_cli.arguments import (
     AllocateOption,
+    Base,
     BetaOrAuto,
     Calibration,
     CountByOption,
@@ -79,6 +80,7 @@ def prune(
         ),
     ] = "packed",
     rest: RestOption = "packed",
+    base: Base = None,
     revision: Revision = None,
     discard_source: DiscardSource = False,
     overwrite: Overwrite = False,
@@ -139,6 +141,7 @@ def prune(
             model,
             out,
             options,
+            base=base,
             revision=revision,
             discard_source=discard_source,
             overwrite=overwrite,

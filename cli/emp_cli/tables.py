@@ -161,6 +161,12 @@ def found_lines(report: "Report") -> list[str]:
     """Lines that say how β was found, which data were used and what is missing, as far as any."""
     targets, rule = report["totals"]["targets"], report["rule"]
     lines = []
+    base, in_base = report.get("base"), report.get("in_base")
+    if base is not None and in_base is not None:
+        lines.append(
+            f"a delta to {base['model'].rpartition('/')[2]}: {in_base['tensors']} tensors "
+            f"({size(in_base['bytes'])}) are as in the base, and not stored"
+        )
     if report.get("target_sparsity") is not None or report.get("search"):
         lines.append(
             f"found: --beta {exact_beta(rule['beta'])}, with which {targets['kept']:,} of "

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal, get_args
 
 from emp_llm.evaluation.perplexity import Perplexity
-from emp_llm.report.fields import SourceFields
+from emp_llm.report.source_fields import SourceFields
 
 __all__ = ["CONTROLS", "WITH_DATA", "Comparison", "Control", "Cost", "Method", "WithData"]
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emp_llm.comparison.costs import Measured, runs_of
-from emp_llm.report.fields import SourceFields
+from emp_llm.report.source_fields import SourceFields
 
 __all__ = ["DENSE", "RANDOM", "ExpertsComparison", "ExpertsCost"]
 

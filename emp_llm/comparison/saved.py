@@ -18,8 +18,8 @@ from emp_llm.errors import OptionError, OutputError
 from emp_llm.files.atomic import indented, write_whole
 from emp_llm.hub.source import Source
 from emp_llm.output.run_description import describe_run, difference
-from emp_llm.report.fields import SourceFields
 from emp_llm.report.file_names import OF_THEIR_OWN
+from emp_llm.report.source_fields import SourceFields
 
 __all__ = ["Rows", "content_of", "describe_comparison"]
 

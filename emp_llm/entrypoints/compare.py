@@ -40,7 +40,8 @@ from emp_llm.files.atomic import check_place
 from emp_llm.integration.configs import EmpConfig
 from emp_llm.messages import encodable
 from emp_llm.options import CalibrationOptions, PruneOptions, patterns
-from emp_llm.report.fields import Report, SourceFields
+from emp_llm.report.fields import Report
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.report.totals import pruned_tensors
 from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count

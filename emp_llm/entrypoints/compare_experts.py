@@ -27,7 +27,7 @@ from emp_llm.evaluation.model_loading import Dtype, check_dtype
 from emp_llm.files.atomic import check_place
 from emp_llm.messages import encodable
 from emp_llm.options import CalibrationOptions
-from emp_llm.report.fields import SourceFields
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent

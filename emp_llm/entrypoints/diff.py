@@ -23,7 +23,7 @@ from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.structure.targets import module_name
 from emp_llm.structure.targets_process import TargetsQuestion
-from emp_llm.tensors.packed_config import is_packed
+from emp_llm.tensors.packed_config import is_delta, is_packed
 from emp_llm.tensors.stored_tensors import StoredTensor, stored_tensors
 from emp_llm.verification.weight_differences import CountFields, Counts, compare, kinds_in_words
 
@@ -205,6 +205,11 @@ class _Side:
     ) -> "_Side":
         source = find_source(model, revision=revision, token=token, progress=progress)
         checkpoint = source.open_checkpoint()
+        if is_delta(checkpoint.config):
+            raise CheckpointError(
+                f"{os.fspath(model)}: is a delta, whose tensors are differences to its base: "
+                "compare what `emp-llm unpack` makes of it"
+            )
         report = read_report(source.folder)
         if report is not None and not_described(source.folder, report) is not None:
             report = None  # of a model that another one was saved over

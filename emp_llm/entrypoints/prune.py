@@ -2,6 +2,8 @@
 
     source → targets → β → what an earlier run finished → masks → shards → config, card, report
 
+With a base, targets are read as differences to it from then on, and nothing else changes.
+
 Masks are decided here only if their scores come from data, or weights are repaired: by
 `emp_llm.calibration`, before any shard is written. Masks by magnitude are decided row block by row
 block, as the shards are written.
@@ -20,6 +22,7 @@ from typing import Any
 from emp_llm.calibration.option_checks import check_options
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.shard import Shard
+from emp_llm.deltas.base import find_base
 from emp_llm.errors import OptionError, OutputError
 from emp_llm.hub.source import Source, find_source
 from emp_llm.options import NO_TARGETS, PruneOptions, needs_masks, packs_rest
@@ -29,6 +32,7 @@ from emp_llm.output.meta_llama_files import write_original_files
 from emp_llm.output.output_folder import OutputFolder
 from emp_llm.output.run_description import describe_run, pruning_options
 from emp_llm.output.sidecar_files import write_config, write_index
+from emp_llm.pruning.delta_plan import check_delta_options, plan_delta
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.plan_report import origin, report_on, shard_fields
 from emp_llm.pruning.shard_output import WriteJob, shard_output
@@ -42,11 +46,12 @@ from emp_llm.pruning.stages import (
 )
 from emp_llm.report.card.card import write_card
 from emp_llm.report.card.figure import write_figure
-from emp_llm.report.fields import Report, SourceFields, Trial
+from emp_llm.report.fields import Report, Trial
 from emp_llm.report.file import write_report
 from emp_llm.report.file_names import CARD_NAME
 from emp_llm.report.folder_files import describe_files
 from emp_llm.report.report import Calibrated, Outcome
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.rule_fields import rule_fields
 from emp_llm.runtime.device_choice import asked_devices
 from emp_llm.runtime.devices import Devices
@@ -70,6 +75,7 @@ def prune(
     out: str | os.PathLike[str],
     options: PruneOptions | None = None,
     *,
+    base: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     discard_source: bool = False,
@@ -98,6 +104,11 @@ def prune(
             held before. If the same call may yet succeed, shards that were finished are kept in a
             hidden folder inside it, and the call goes on from there.
         options: What to prune, and how; the paper's choice by default.
+        base: The model that `model` was fine-tuned from, a folder or a model of the Hub (its id, or
+            an address that names a revision). Then the differences between the two are pruned and
+            stored, and added to the base when the result is loaded, so that a base in a folder has
+            to stay there. Tensors that are not pruned are stored as they are in `model`, except
+            for those that the base has too, the same to the bit.
         revision: Branch, tag or commit of a model of the Hub.
         token: Token for the Hub; by default the one that is logged in.
         discard_source: Whether to delete each shard that this run downloads once it is pruned, so
@@ -119,19 +130,23 @@ def prune(
         The report, as in the result's ``emp_report.json``.
 
     Raises:
-        CheckpointError: If the source is not a checkpoint that can be pruned.
+        CheckpointError: If the source is not a checkpoint that can be pruned, or the base not one
+            that it can have been fine-tuned from.
         HubError: If it cannot be downloaded.
         OptionError: If `discard_source` is asked for with a local folder, or with granularity
             `model`, a target sparsity or scores from data, for which all shards are read before
             the first is pruned; if no β gives the target sparsity; if the kernels have no such
-            device to run on; or as `emp_llm.calibration.option_checks` does.
-        OutputError: If `out` cannot be written, overlaps the source, or holds an unfinished run
-            that differs.
+            device to run on; as `emp_llm.calibration.option_checks` does; or if what is asked
+            for with `base` makes no sense for differences, as scores from data and a dense format.
+        OutputError: If `out` cannot be written, overlaps the source or base, or holds an unfinished
+            run that differs.
         DeviceError: If a GPU has no room for the work.
         RankError: If another of the processes failed.
     """
     options = options or PruneOptions()
     check_options(options)
+    if base is not None:
+        check_delta_options(options, discard_source=discard_source)
     _check_discarding(discard_source, options)
     thread_count(threads)  # raises before anything is read if there can be no such number
     shared = SharedProgress(progress or Silent())
@@ -139,12 +154,15 @@ def prune(
         devices = asked_devices(device, team)
         source, checkpoint = _open(team, model, revision, token, discard_source, shared)
         came_from = origin(model, source)
-        run = describe_run(checkpoint, pruning_options(options), came_from)
+        of = None if base is None else find_base(base, Path(out), token=token, progress=shared)
+        of_base = None if of is None else (of.checkpoint, of.place)
+        run = describe_run(checkpoint, pruning_options(options), came_from, of_base)
         folder = OutputFolder(Path(out), overwrite=overwrite, source=source.folder, run=run)
         with folder if team.leads else folder.explaining(), team.working():
             _check_same_folder(folder, team)
             plan = PruningPlan.make(source, checkpoint, options, team)
             workers = _find_workers(plan, devices, threads, shared, team)
+            plan = plan if of is None else plan_delta(plan, of, workers)
             beta, tried = _find_beta(plan, workers, folder)
             plan = plan.with_beta(beta)
             if team.leads:
@@ -334,7 +352,7 @@ def _publish(
     if needs_masks(plan.options):
         with MaskStore(folder.journal.masks) as store:
             calibrated = store.calibrated()
-    write_config(staging, checkpoint, _packed_config(plan.options, calibrated))
+    write_config(staging, checkpoint, _packed_config(plan, calibrated))
     shards = [output_name(checkpoint, shard) for shard in checkpoint.shards]
     outcomes: dict[str, Outcome] = {}
     for name in shards:
@@ -350,9 +368,10 @@ def _publish(
     return report
 
 
-def _packed_config(options: PruneOptions, calibrated: Calibrated) -> dict[str, Any] | None:
+def _packed_config(plan: PruningPlan, calibrated: Calibrated) -> dict[str, Any] | None:
     """The ``quantization_config`` of the result; None if it is dense."""
-    if options.output_format != "packed":
+    if plan.options.output_format != "packed":
         return None
-    version = format_version(rest_packed=packs_rest(options))
-    return quantization_config(rule_fields(options, calibrated.samples), version)
+    rule = rule_fields(plan.options, calibrated.samples)
+    version = format_version(rest_packed=packs_rest(plan.options))
+    return quantization_config(rule, version, None if plan.delta is None else plan.delta.base)

@@ -20,6 +20,8 @@ from emp_llm._version import __version__
 from emp_llm.checkpoint.checkpoint import open_checkpoint
 from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.checkpoint.weight_files import INDEX_NAME, WEIGHTS_NAME
+from emp_llm.deltas.base import stated_base
+from emp_llm.errors import CheckpointError
 from emp_llm.hub.destination import Destination, open_destination
 from emp_llm.hub.upload_errors import upload_explained
 from emp_llm.report.card.card import write_card
@@ -29,7 +31,7 @@ from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
 from emp_llm.report.file_names import CARD_NAME, EVAL_NAME, FIGURE_NAME, REPORT_NAME
 from emp_llm.runtime.progress import Progress
-from emp_llm.tensors.packed_config import is_packed
+from emp_llm.tensors.packed_config import is_delta, is_packed
 from emp_llm.tensors.planes import holds_planes
 from emp_llm.verification.written_folder import check_written
 
@@ -162,6 +164,11 @@ def check_folder(
     checkpoint = open_checkpoint(path)
     has_report = (path / REPORT_NAME).is_file()
     edited: tuple[str, ...] = ()
+    if is_delta(checkpoint.config) and stated_base(path, checkpoint.config)["revision"] is None:
+        raise CheckpointError(
+            f"{path}: is a delta to a base in a folder, which nobody else has: push the base, and "
+            "make the delta with `emp-llm prune --base` and the base's Hub id"
+        )
     if has_report or is_packed(checkpoint.config) or holds_planes(checkpoint.tensors):
         edited = check_written(path, progress=progress)
     report = read_report(path)

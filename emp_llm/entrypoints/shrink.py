@@ -21,10 +21,10 @@ from emp_llm.output.run_description import describe_run
 from emp_llm.pruning.plan_report import origin
 from emp_llm.pruning.shard_output import WriteJob
 from emp_llm.pruning.shard_plan import output_name
-from emp_llm.report.fields import SourceFields
 from emp_llm.report.folder_files import describe_files
 from emp_llm.report.report import Outcome
 from emp_llm.report.shrink_report import ShrinkReport, write_shrink_report
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers

@@ -9,8 +9,8 @@ from typing import TypedDict
 from emp_llm.hub.source import find_source
 from emp_llm.options import CalibrationOptions
 from emp_llm.pruning.plan_report import origin
-from emp_llm.report.fields import SourceFields
 from emp_llm.report.shrink_report import StructureFields
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers

@@ -2,11 +2,13 @@
 
     source → shards: unpack and copy → index, config, report, card
 
-Every shard of the source becomes one shard of the same name.
+Every shard of the source becomes one shard of the same name. A delta is added to its base, whose
+shards give theirs the names.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypedDict
@@ -15,13 +17,16 @@ from emp_kernels.rows import Patterns, Workspace
 
 from emp_llm.checkpoint.checkpoint import Checkpoint, check_all_listed
 from emp_llm.checkpoint.left_behind import LeftBehind
+from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard
-from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.deltas.base import load_base
+from emp_llm.deltas.sum_reader import with_base
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.files.checksum import hash_name
 from emp_llm.hub.source import Source, find_source
 from emp_llm.output.carried_files import carry_files, count_files
 from emp_llm.output.output_folder import OutputFolder
+from emp_llm.output.overlap import check_apart
 from emp_llm.output.sidecar_files import write_config, write_index
 from emp_llm.pruning.copy_job import CopyJob
 from emp_llm.pruning.dense_job import DenseRows
@@ -41,9 +46,10 @@ from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.team import Team
 from emp_llm.runtime.workers import Workers
 from emp_llm.tensors.geometry import RowBlock
-from emp_llm.tensors.packed_config import is_packed, quant_method
+from emp_llm.tensors.packed_config import is_delta, is_packed, quant_method
 from emp_llm.tensors.packed_reader import PackedReader, open_shard
 from emp_llm.tensors.planes import holds_planes
+from emp_llm.tensors.stored_tensors import OpenTensor, PlainTensor
 from emp_llm.tensors.whole_reader import WholeReader
 
 __all__ = ["Unpacked", "unpack"]
@@ -81,6 +87,9 @@ def unpack(
     progress: Progress | None = None,
 ) -> Unpacked:
     """Turn a packed checkpoint into an ordinary one: the one that pruning to dense writes.
+
+    A delta becomes the whole model, its base and the differences added up. Its weights are not
+    zero, so the result has no report.
 
     >>> from emp_llm import prune, unpack
     >>> report = prune("demo/model", "packed")
@@ -121,7 +130,13 @@ def unpack(
     checkpoint = source.open_checkpoint()
     _check_packed(checkpoint)
     check_all_listed(checkpoint.absent)  # as it was written, it has a correct index
-    packed_report = read_report(source.folder)
+    base = None
+    if is_delta(checkpoint.config):
+        reading = Workers(threads=thread_count(threads), progress=shared)
+        base = load_base(source.folder, checkpoint.config, reading, token)
+        check_apart(Path(out), base.folder)
+    whole = _whole(checkpoint, base)
+    packed_report = None if base else read_report(source.folder)
     with OutputFolder(Path(out), overwrite=overwrite, source=source.folder) as folder:
         workers = Workers.find(
             "unpack",
@@ -132,9 +147,9 @@ def unpack(
             progress=shared,
             team=Team(),
         )
-        jobs = _write_shards(source, checkpoint, folder.staging, workers)
+        jobs = _write_shards(source, checkpoint, base, folder.staging, workers)
         copied = carry_files(folder.staging, checkpoint, workers)
-        write_index(folder.staging, checkpoint)
+        write_index(folder.staging, whole)
         write_config(folder.staging, checkpoint, None)
         report = _write_report(folder.staging, checkpoint, packed_report, jobs, copied)
         write_card(folder.staging / CARD_NAME, source.folder / CARD_NAME, report)
@@ -158,6 +173,18 @@ def _check_packed(checkpoint: Checkpoint) -> None:
             f"{checkpoint.folder}: is not packed by emp-llm ({found} in config.json); "
             "give a folder that `emp-llm prune` wrote"
         )
+
+
+def _whole(checkpoint: Checkpoint, base: Checkpoint | None) -> Checkpoint:
+    """The checkpoint with the shards that it is written in: of a delta these are the base's."""
+    if base is None:
+        return checkpoint
+    return replace(
+        checkpoint,
+        shards=base.shards,
+        index_name=base.index_name,
+        index_metadata=base.index_metadata,
+    )
 
 
 def _write_report(
@@ -193,7 +220,7 @@ def _check_report(folder: Path, report: Report, jobs: Sequence[WriteJob]) -> Non
 
 
 def _write_shards(
-    source: Source, checkpoint: Checkpoint, folder: Path, workers: Workers
+    source: Source, checkpoint: Checkpoint, base: Checkpoint | None, folder: Path, workers: Workers
 ) -> list[WriteJob]:
     """Write all shards.
 
@@ -201,35 +228,74 @@ def _write_shards(
         The jobs on their tensors, done.
     """
     done: list[WriteJob] = []
-    with source.files(checkpoint.shards) as files, shard_output(folder, files) as output:
+    whole = _whole(checkpoint, base)
+    with source.files(checkpoint.shards) as files, OpenFiles() as base_files:
+        if base is None:
+            contents = _packed_contents(checkpoint, files)
+        else:
+            contents = _delta_contents(checkpoint, files, base, base_files)
+        with shard_output(folder, files if base is None else base_files) as output:
 
-        def pieces() -> Iterator[Piece]:
-            for shard in checkpoint.shards:
-                new = _dense_file(output_name(checkpoint, shard), shard, files.file(shard), done)
-                yield from output.pieces(shard, new)
+            def pieces() -> Iterator[Piece]:
+                for shard, tensors in contents:
+                    new = _dense_file(output_name(whole, shard), tensors, done)
+                    yield from output.pieces(shard, new)
 
-        workers.progress.begin(f"unpacking{workers.devices.where}", checkpoint.nbytes)
-        workers.run(pieces(), files.abandon)
+            workers.progress.begin(f"unpacking{workers.devices.where}", checkpoint.nbytes)
+            workers.run(pieces(), files.abandon)
     return done
 
 
-def _dense_file(name: str, shard: Shard, file: SourceFile, done: list[WriteJob]) -> NewFile:
-    """What the dense file of a packed shard will hold; its jobs are added to the others."""
-    packed, plain = open_shard(shard, file)
-    tensors = [*plain, *(reader.dense_entry for reader in packed.values())]
-    tensors.sort(key=file_order)
+Contents = Iterator[tuple[Shard, Sequence[OpenTensor]]]
+"""Shards that are read, each with what the shard that it gives will hold."""
+
+
+def _packed_contents(checkpoint: Checkpoint, files: OpenFiles) -> Contents:
+    for shard in checkpoint.shards:
+        file = files.file(shard)
+        packed, plain = open_shard(shard, file)
+        yield shard, [*packed.values(), *(PlainTensor(file, entry) for entry in plain)]
+
+
+def _delta_contents(
+    checkpoint: Checkpoint, files: OpenFiles, base: Checkpoint, base_files: OpenFiles
+) -> Contents:
+    """The base's shards with what the delta changes; the last has what the base lacks, too."""
+    left: dict[str, OpenTensor] = {}
+    for shard in checkpoint.shards:
+        file = files.file(shard)
+        packed, plain = open_shard(shard, file)
+        left |= with_base(packed, file, base, base_files)
+        left |= {entry.name: PlainTensor(file, entry) for entry in plain}
+    for shard in base.shards:
+        file = base_files.file(shard)
+        tensors: list[OpenTensor] = [
+            left.pop(entry.name, PlainTensor(file, entry)) for entry in shard.header.tensors
+        ]
+        last = shard is base.shards[-1]
+        yield shard, [*tensors, *(left.values() if last else ())]
+
+
+def _dense_file(name: str, tensors: Sequence[OpenTensor], done: list[WriteJob]) -> NewFile:
+    """The dense file that will hold some tensors; its jobs are added to the others."""
+    by_entry = sorted(
+        ((t.entry if isinstance(t, PlainTensor) else t.dense_entry, t) for t in tensors),
+        key=lambda pair: file_order(pair[0]),
+    )
 
     def jobs(writer: ShardWriter) -> Iterator[WriteJob]:
-        for tensor in tensors:
-            reader = packed.get(tensor.name)
-            job = _UnpackJob(reader, writer) if reader else CopyJob(tensor, file, writer)
+        for entry, tensor in by_entry:
+            if isinstance(tensor, PlainTensor):
+                job: WriteJob = CopyJob(entry, tensor.file, writer)
+            else:
+                job = _UnpackJob(tensor, writer)
             done.append(job)
             yield job
 
     return NewFile(
         name=name,
-        entries_at_most=[entry for tensor in tensors for entry in CopyJob.entries(tensor)],
-        in_order=not any(reader.geometry.transposed for reader in packed.values()),
+        entries_at_most=[entry for tensor, _ in by_entry for entry in CopyJob.entries(tensor)],
+        in_order=not any(t.geometry.transposed for t in tensors if not isinstance(t, PlainTensor)),
         jobs=jobs,
     )
 

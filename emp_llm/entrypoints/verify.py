@@ -80,6 +80,10 @@ def verify(
     source gives: kept weights and all other tensors as in the source, +0.0 for pruned weights.
     Configuration and all files beside the weights must be the source's.
 
+    A delta is checked without its base. With `against`, the fine-tuned model, the base is read too,
+    from where the delta's ``config.json`` says: its checksum, the differences, and that nothing but
+    what the base has is left out.
+
     Where scores came from data, or counts from an allocation, masks are not computed again. Then
     every weight must be the source's or +0.0, and with granularity `row` and magnitudes counted
     each row must keep as many weights as the rule gives: by its target's β in the report where
@@ -132,7 +136,7 @@ def verify(
         check_whole(written, checked)
         return _found(written, checked)
     source = find_source(against, revision=revision, token=token, progress=progress)
-    with compared_with(os.fspath(against), source, written.options(), workers) as comparison:
+    with compared_with(os.fspath(against), source, written, workers) as comparison:
         progress.begin("comparing", comparison.checkpoint.nbytes)
         checked = check_tensors(written, workers, comparison)
         check_whole(written, checked)

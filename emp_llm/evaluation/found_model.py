@@ -76,21 +76,13 @@ def find_model(
             "predict the next token: give one of those"
         )
     if source.to_come:
-        _fetch(source, shared)
+        source.fetch(source.open_checkpoint(), shared)
     packed = is_packed(config)
     if packed and (source.folder / REPORT_NAME).is_file():
         check_written(source.folder, progress=progress)
     return Found(
         name=source.repo_id or os.fspath(model), source=source, config=config, packed=packed
     )
-
-
-def _fetch(source: Source, progress: SharedProgress) -> None:
-    shards = source.open_checkpoint().shards
-    with source.files(shards) as files:
-        progress.begin("reading", 0)
-        for shard in shards:
-            files.file(shard)
 
 
 def _predicts(config: Mapping[str, object]) -> bool:

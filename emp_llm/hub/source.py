@@ -91,6 +91,19 @@ class Source:
             return OpenFiles()
         return Arrivals(self._repository, awaited, self.to_come, discard=self._discard)
 
+    def fetch(self, checkpoint: Checkpoint, progress: SharedProgress) -> None:
+        """Wait until all shards of the checkpoint are on disk.
+
+        Raises:
+            HubError: If one cannot be downloaded.
+        """
+        if not self.to_come:
+            return
+        with self.files(checkpoint.shards) as files:
+            progress.begin("reading", 0)
+            for shard in checkpoint.shards:
+                files.file(shard)
+
 
 def find_source(
     model: str | os.PathLike[str],

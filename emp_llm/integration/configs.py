@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -10,6 +10,7 @@ from emp_llm.errors import OptionError
 from emp_llm.options import Granularity, PruneOptions, Rest, packs_rest, patterns
 from emp_llm.rule_fields import rule_fields
 from emp_llm.tensors.packed_config import (
+    DELTA_METHOD,
     QUANT_METHOD,
     WHOLE_VERSION,
     check_version,
@@ -17,7 +18,7 @@ from emp_llm.tensors.packed_config import (
     quantization_config,
 )
 
-__all__ = ["PRUNE_METHOD", "EmpConfig", "PackedConfig"]
+__all__ = ["PRUNE_METHOD", "DeltaConfig", "EmpConfig", "PackedConfig"]
 
 PRUNE_METHOD = "emp_prune"
 """The ``quant_method`` of pruning while loading; no checkpoint has it."""
@@ -118,12 +119,14 @@ class PackedConfig(QuantizationConfigMixin):
         FormatError: If ``format_version`` is one that this release does not know.
     """
 
+    method: ClassVar = QUANT_METHOD
+
     def __init__(self, **fields: object) -> None:
         check_version(fields)
         self.__dict__.update(fields)
         self.format_version = fields["format_version"]
         self.keep_packed = False
-        self.quant_method = QUANT_METHOD  # type: ignore[assignment]
+        self.quant_method = self.method  # type: ignore[assignment]
 
     @classmethod
     def of(cls, options: PruneOptions) -> "PackedConfig":
@@ -174,6 +177,24 @@ class PackedConfig(QuantizationConfigMixin):
 
     def __repr__(self) -> str:
         return f"PackedConfig {self.to_json_string()}"
+
+
+class DeltaConfig(PackedConfig):
+    """The ``quantization_config`` in the ``config.json`` of a delta."""
+
+    method: ClassVar = DELTA_METHOD
+
+    def kept_packed(self, asked: EmpConfig) -> "PackedConfig | None":
+        """Nothing: a delta's weights are sums with its base's, which are not packed.
+
+        Raises:
+            OptionError: In any case.
+        """
+        what = "keep_packed" if asked.keep_packed else "EmpConfig"
+        raise OptionError(
+            f"{what} is for packed and for dense models, and this is a delta, whose weights are "
+            "sums with its base's: leave it out, or take what `emp-llm unpack` makes of the delta"
+        )
 
 
 # For an EmpConfig on a packed checkpoint transformers raises an error that says nothing but the

@@ -152,6 +152,15 @@ class _Quantizer(HfQuantizer):
         """Make it an ordinary model, except for how it is saved."""
         self._finalize()
         self._check_loaded()
+        self._prepare_saving(model)
+        if self._feed.placement.tied_on_disk():  # transformers takes them for two parameters
+            model.tie_weights(recompute_mapping=False)
+        _make_ordinary(model)
+        model._keys_to_ignore_on_load_unexpected = self._unexpected
+        return model
+
+    def _prepare_saving(self, model: PreTrainedModel) -> None:
+        """Have the model saved packed, as it was loaded."""
         config = self._packed_config()
         record = Record(
             self._packed_before(),
@@ -162,12 +171,7 @@ class _Quantizer(HfQuantizer):
         set_conversions(
             model, [PackingPlainWeights(record), *_packing(conversions_of(model), record)]
         )
-        if self._feed.placement.tied_on_disk():  # transformers takes them for two parameters
-            model.tie_weights(recompute_mapping=False)
-        _make_ordinary(model)
-        model._keys_to_ignore_on_load_unexpected = self._unexpected
         model.config.quantization_config = config
-        return model
 
     def is_serializable(self) -> bool:
         """The model can be saved."""
@@ -256,7 +260,7 @@ class PackedQuantizer(_Quantizer):
         self._packed: dict[str, PackedReader | WholeReader] = {}
         plain: list[TensorEntry] = []
         for shard in self._shards:
-            readers, others = open_shard(shard, self._files.file(shard))
+            readers, others = self._open_shard(shard)
             self._packed.update(readers)
             plain.extend(others)
         _check_no_plane_alone(model, conversions, plain)
@@ -266,6 +270,12 @@ class PackedQuantizer(_Quantizer):
             for plane in (reader.planes.rows, reader.planes.meta)
         ]
         return {name: UnpackingReader(packed) for name, packed in self._packed.items()}, planes
+
+    def _open_shard(
+        self, shard: Shard
+    ) -> tuple[dict[str, PackedReader | WholeReader], list[TensorEntry]]:
+        """A reader of each packed tensor of a shard, and its plain tensors."""
+        return open_shard(shard, self._files.file(shard))
 
     def _keeper(self) -> Keeper | None:
         if not self.quantization_config.keep_packed:
@@ -282,7 +292,7 @@ class PackedQuantizer(_Quantizer):
         )
         if missing:
             raise FormatError(
-                f"{self._shards[0].path.parent}: has no weights for {missing[0]!r} and "
+                f"{self._shards[-1].path.parent}: has no weights for {missing[0]!r} and "
                 f"{len(missing) - 1} other linear layers of {type(self._model).__name__}, which "
                 "transformers has initialized at random: download or prune the checkpoint again, "
                 "or load it with the config that it came with"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import wrap_function_wrapper
 
-from emp_llm.tensors.packed_config import QUANT_METHOD, is_packed
+from emp_llm.tensors.packed_config import DELTA_METHOD, QUANT_METHOD, is_packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.quantizers.base import HfQuantizer
 
-    from emp_llm.integration.configs import EmpConfig, PackedConfig
+    from emp_llm.integration.configs import DeltaConfig, EmpConfig, PackedConfig
 
 __all__ = ["register_configs", "register_quantizers", "wrap_configs"]
 
@@ -38,10 +38,11 @@ def register_configs(auto: ModuleType) -> None:
     Args:
         auto: The module ``transformers.quantizers.auto``.
     """
-    from emp_llm.integration.configs import PRUNE_METHOD, EmpConfig, PackedConfig
+    from emp_llm.integration.configs import PRUNE_METHOD, DeltaConfig, EmpConfig, PackedConfig
 
     wrap_function_wrapper(auto, "AutoHfQuantizer.merge_quantization_configs", _merge_configs)
     auto.register_quantization_config(QUANT_METHOD)(PackedConfig)
+    auto.register_quantization_config(DELTA_METHOD)(DeltaConfig)
     auto.register_quantization_config(PRUNE_METHOD)(EmpConfig)
 
 
@@ -63,6 +64,7 @@ def register_quantizers(modeling_utils: ModuleType) -> None:
     wrap_function_wrapper(modeling_utils, "PreTrainedModel.save_pretrained", _save_pretrained)
     wrap_function_wrapper(modeling_utils, "PreTrainedModel.get_memory_footprint", _footprint)
     auto.register_quantizer(QUANT_METHOD)(_deferred(_unpacking))
+    auto.register_quantizer(DELTA_METHOD)(_deferred(_adding))
     auto.register_quantizer(PRUNE_METHOD)(_deferred(_pruning))
 
 
@@ -89,7 +91,7 @@ def _merge_configs(
     transformers lets loading attributes of none but its own configurations pass, and raises an
     error if the two are of different classes.
     """
-    from emp_llm.integration.configs import EmpConfig, PackedConfig
+    from emp_llm.integration.configs import DeltaConfig, EmpConfig, PackedConfig
 
     def named(
         quantization_config: object, quantization_config_from_args: object
@@ -97,8 +99,9 @@ def _merge_configs(
         return quantization_config, quantization_config_from_args
 
     said, asked = named(*args, **kwargs)
-    if isinstance(said, dict) and said.get("quant_method") == QUANT_METHOD:
-        said = PackedConfig(**{name: it for name, it in said.items() if name != "quant_method"})
+    if isinstance(said, dict) and is_packed({"quantization_config": said}):
+        kind = PackedConfig if said["quant_method"] == QUANT_METHOD else DeltaConfig
+        said = kind(**{name: it for name, it in said.items() if name != "quant_method"})
     if isinstance(said, PackedConfig) and isinstance(asked, EmpConfig):
         kept = said.kept_packed(asked)
         if kept is not None:
@@ -145,6 +148,12 @@ def _unpacking(config: "PackedConfig", **options: object) -> "HfQuantizer":
     from emp_llm.integration.quantizers import PackedQuantizer
 
     return PackedQuantizer(config, **options)
+
+
+def _adding(config: "DeltaConfig", **options: object) -> "HfQuantizer":
+    from emp_llm.integration.delta_quantizer import DeltaQuantizer
+
+    return DeltaQuantizer(config, **options)
 
 
 def _pruning(config: "EmpConfig", **options: object) -> "HfQuantizer":

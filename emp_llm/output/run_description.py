@@ -13,8 +13,8 @@ from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError
 from emp_llm.files.checksum import COPY_BYTES
 from emp_llm.options import CalibrationOptions, PruneOptions, packs_rest
-from emp_llm.report.fields import SourceFields
 from emp_llm.report.folder_files import describe_file
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.rule_fields import data_fields, rule_fields
 from emp_llm.tensors.packed_config import WHOLE_VERSION
 
@@ -25,7 +25,10 @@ _STAGING_LAYOUT = 3
 
 
 def describe_run(
-    checkpoint: Checkpoint, options: Mapping[str, Any], source: SourceFields
+    checkpoint: Checkpoint,
+    options: Mapping[str, Any],
+    source: SourceFields,
+    base: tuple[Checkpoint, SourceFields] | None = None,
 ) -> dict[str, Any]:
     """Describe all that the bytes of a result depend on.
 
@@ -37,16 +40,24 @@ def describe_run(
         checkpoint: The source.
         options: What was asked for, as JSON can hold it.
         source: Name and revision of the model.
+        base: Of a delta, the base, and its name and revision.
 
     Returns:
-        ``release``, ``options``, ``source``, ``files`` and ``shards``, each a dict of what JSON can
-        hold.
+        ``release``, ``options``, ``source``, ``files``, ``shards`` and of a delta ``base`` and
+        ``base shards``, each a dict of what JSON can hold.
 
     Raises:
         CheckpointError: If a file cannot be read.
     """
     files = [*checkpoint.described_by, *checkpoint.other_files]
     is_commit = source["revision"] is not None
+    of_base = {}
+    if base is not None:
+        base_checkpoint, place = base
+        of_base = {
+            "base": dict(place),
+            "base shards": _shards(base_checkpoint, is_commit=place["revision"] is not None),
+        }
     return {
         "release": {
             "emp-llm": __version__,
@@ -56,10 +67,8 @@ def describe_run(
         "options": dict(options),
         "source": dict(source),
         "files": {str(file): _content(checkpoint.folder / file, is_commit) for file in files},
-        "shards": {
-            shard.name: _header(shard) | ({} if is_commit else _state(shard.files))
-            for shard in checkpoint.shards
-        },
+        "shards": _shards(checkpoint, is_commit=is_commit),
+        **of_base,
     }
 
 
@@ -90,18 +99,18 @@ def difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
     Returns:
         Such as "beta was 1.0, is 0.9"; None if nothing differs.
     """
-    for part in ("release", "options", "source"):
-        was = then.get(part, {})
-        for name in {**now[part], **was}:
-            if was.get(name) != now[part].get(name):
-                return f"{name} was {was.get(name)!r}, is {now[part].get(name)!r}"
-    for part in ("files", "shards"):
-        was = then.get(part, {})
-        for name in sorted({*now[part], *was}):
-            if name not in was or name not in now[part]:
-                return f"the source's {name} is {'new' if name not in was else 'gone'}"
-            if was[name] != now[part][name]:
-                return f"the source's {name} has changed"
+    for part, of in (("release", ""), ("options", ""), ("source", ""), ("base", "the base's ")):
+        was, is_ = then.get(part, {}), now.get(part, {})
+        for name in {**is_, **was}:
+            if was.get(name) != is_.get(name):
+                return f"{of}{name} was {was.get(name)!r}, is {is_.get(name)!r}"
+    for part, of in (("files", "source"), ("shards", "source"), ("base shards", "base")):
+        was, is_ = then.get(part, {}), now.get(part, {})
+        for name in sorted({*is_, *was}):
+            if name not in was or name not in is_:
+                return f"the {of}'s {name} is {'new' if name not in was else 'gone'}"
+            if was[name] != is_[name]:
+                return f"the {of}'s {name} has changed"
     return None
 
 
@@ -139,6 +148,13 @@ def _content(path: Path, is_commit: bool) -> str | dict[str, Any]:
         return xxhash.xxh3_128_hexdigest(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _shards(checkpoint: Checkpoint, *, is_commit: bool) -> dict[str, Any]:
+    return {
+        shard.name: _header(shard) | ({} if is_commit else _state(shard.files))
+        for shard in checkpoint.shards
+    }
 
 
 def _header(shard: Shard) -> dict[str, Any]:

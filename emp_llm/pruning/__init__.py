@@ -9,6 +9,7 @@ rest_job      a tensor that is no target packed without loss, or the bytes that 
 dense_job     a target with zeros in it
 shard_plan    the tensors of one new shard, their order, and the work on each
 plan          a checkpoint with its targets decided
+delta_plan    a plan for differences to a base
 stages        find β, select what stays, work shard by shard
 plan_report   the report of a plan that was carried out
 beta_curve    sparsity and bytes at every β

@@ -10,13 +10,27 @@ from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.hub.source import Source
 from emp_llm.options import PruneOptions
+from emp_llm.report.source_fields import BaseFields, TensorCount
 from emp_llm.runtime.team import Team
 from emp_llm.structure.targets import Decisions, TargetDecision
 from emp_llm.structure.targets_process import TargetsQuestion
 from emp_llm.tensors.planes import check_names
 from emp_llm.tensors.target import Target
 
-__all__ = ["PruningPlan"]
+__all__ = ["Delta", "PruningPlan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """What a plan for differences says of the base.
+
+    Attributes:
+        base: The base.
+        in_base: The tensors that it has, so that they are not stored.
+    """
+
+    base: BaseFields
+    in_base: TensorCount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +46,7 @@ class PruningPlan:
         missing: Parameters of the model that no tensor fills, so that transformers initialises
             them.
         targets: The tensors that are pruned, by the name of their shard.
+        delta: What is said of the base where the targets are differences to one.
     """
 
     source: Source
@@ -40,6 +55,7 @@ class PruningPlan:
     decisions: Mapping[str, TargetDecision]
     missing: Sequence[str]
     targets: Mapping[str, Sequence[Target]]
+    delta: Delta | None = None
 
     @classmethod
     def make(
@@ -61,22 +77,24 @@ class PruningPlan:
         decisions, missing = _decide(source, checkpoint, options, team or Team())
         ties = {name: one.tied_to for name, one in decisions.items() if one.tied_to}
         checkpoint = checkpoint.without(checkpoint.stored_twice(ties))
-        targets = {
-            shard.name: [
-                Target.of(shard, entry, transposed=decisions[entry.name].transposed)
-                for entry in shard.header.tensors
-                if decisions[entry.name].prune
-            ]
-            for shard in checkpoint.shards
-        }
         return cls(
             source=source,
             checkpoint=checkpoint,
             options=options,
             decisions=decisions,
             missing=missing,
-            targets=targets,
+            targets=_targets(checkpoint, decisions),
         )
+
+    def of_checkpoint(self, checkpoint: Checkpoint, delta: Delta) -> "PruningPlan":
+        """The same plan for a checkpoint that has differences in the place of targets.
+
+        Args:
+            checkpoint: The checkpoint; it may lack other tensors.
+            delta: What is said of the base.
+        """
+        targets = _targets(checkpoint, self.decisions)
+        return replace(self, checkpoint=checkpoint, targets=targets, delta=delta)
 
     def with_beta(self, beta: float) -> "PruningPlan":
         """The same plan with a β that was found, in place of the one in the options."""
@@ -94,6 +112,20 @@ class PruningPlan:
     def bytes_to_prune(self, shards: Iterable[Shard]) -> int:
         """Bytes of the targets in these shards."""
         return sum(target.entry.nbytes for target in self.targets_of(shards))
+
+
+def _targets(
+    checkpoint: Checkpoint, decisions: Mapping[str, TargetDecision]
+) -> dict[str, list[Target]]:
+    """The targets of each shard, in the order of the data."""
+    return {
+        shard.name: [
+            Target.of(shard, entry, transposed=decisions[entry.name].transposed)
+            for entry in shard.header.tensors
+            if decisions[entry.name].prune
+        ]
+        for shard in checkpoint.shards
+    }
 
 
 def _decide(source: Source, checkpoint: Checkpoint, options: PruneOptions, team: Team) -> Decisions:

@@ -9,8 +9,9 @@ from emp_llm.hub.source import Source
 from emp_llm.messages import encodable
 from emp_llm.output.carried_files import count_files
 from emp_llm.pruning.plan import PruningPlan
-from emp_llm.report.fields import Report, SourceFields, TensorFields
+from emp_llm.report.fields import Report, TensorFields
 from emp_llm.report.report import Calibrated, Outcome, TensorReport, build_report
+from emp_llm.report.source_fields import SourceFields
 
 __all__ = ["origin", "report_on", "shard_fields", "tensor_report"]
 
@@ -44,6 +45,8 @@ def report_on(
         origin,
         calibrated or Calibrated(),
     )
+    if plan.delta is not None:
+        report["base"], report["in_base"] = plan.delta.base, plan.delta.in_base
     if plan.missing:
         report["missing"] = list(plan.missing)
     report["carried"] = count_files(plan.checkpoint)

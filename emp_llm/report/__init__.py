@@ -1,6 +1,7 @@
 """Reports of prunings: statistics of each tensor and their sums; written, read, checked and shown.
 
 file_names          the files beside the weights, by name
+source_fields       the models that a folder was made from
 fields              the report as a type: every field
 tensor_statistics   statistics of one tensor, gathered row block by row block
 outlier_rows        rows unlike the others

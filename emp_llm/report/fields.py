@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
 from emp_llm.checkpoint.left_behind import LeftBehind
 from emp_llm.options import OutputFormat
+from emp_llm.report.source_fields import BaseFields, SourceFields, TensorCount
 from emp_llm.rule_fields import DataFields, RuleFields
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "PrunedTensor",
     "Report",
     "ReportTotals",
-    "SourceFields",
     "StatisticFields",
     "Sums",
     "TargetTotals",
@@ -71,18 +71,6 @@ _Positive = Annotated[int, _is_positive]
 _Beta = Annotated[float, _is_above_zero]
 _BlockName = Annotated[str, _at_most(1000)]  # the number in it is read
 _Histogram = Annotated[list[int], _at_most(HISTOGRAM_BINS)]
-
-
-class SourceFields(TypedDict):
-    """Where the pruned model came from.
-
-    Attributes:
-        model: Its Hub id, or the name of its folder.
-        revision: The commit on the Hub; None for a folder.
-    """
-
-    model: str
-    revision: str | None
 
 
 class FileFields(TypedDict):
@@ -332,6 +320,10 @@ class ExtraFields(TypedDict):
     """What only some reports have: how β was found, what a calibration met, what is beside it.
 
     Attributes:
+        base: Of a delta, the model that it is added to. What the report says of pruned tensors is
+            then of their differences to it.
+        in_base: Of a delta, the tensors that are the base's to the bit, which are not stored and
+            not among `tensors`.
         target_sparsity: The share of the targets' weights to zero that β was found by.
         max_loss_increase: By how many percent the loss was allowed to rise.
         search_data: What that loss was measured on.
@@ -347,6 +339,8 @@ class ExtraFields(TypedDict):
         curve: Sums at many other β; None if they were not counted.
     """
 
+    base: NotRequired[BaseFields]
+    in_base: NotRequired[TensorCount]
     target_sparsity: NotRequired[float]
     max_loss_increase: NotRequired[float]
     search_data: NotRequired[DataFields]

@@ -29,6 +29,7 @@ def prune_words(
         return ["emp-llm", "pack", source, "--out", out, *chosen]
     words = ["emp-llm", "prune", source, "--out", out]
     for option, value, usual in (
+        ("--base", _base(report), None),
         ("--revision", report["source"]["revision"], None),
         ("--beta", exact_beta(rule["beta"]) if beta else None, exact_beta(default.beta)),
         ("--granularity", rule["granularity"], default.granularity),
@@ -58,6 +59,16 @@ def _rest(report: Report) -> Rest | None:
     if report["format"] != "packed":
         return None
     return "packed" if report["format_version"] >= WHOLE_VERSION else "plain"
+
+
+def _base(report: Report) -> str | None:
+    """The base of a delta as the command takes it: a folder's name, or an address with a commit."""
+    base = report.get("base")
+    if base is None:
+        return None
+    if base["revision"] is None:
+        return base["model"].rstrip("/").rpartition("/")[2]
+    return f"https://huggingface.co/{base['model']}/tree/{base['revision']}"
 
 
 def exact_beta(beta: float) -> str:

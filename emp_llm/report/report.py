@@ -19,10 +19,10 @@ from emp_llm.report.fields import (
     PrunedTensor,
     Report,
     ReportTotals,
-    SourceFields,
     TensorFields,
 )
 from emp_llm.report.file_names import NOT_AS_WRITTEN
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import count_totals, mass_totals
 from emp_llm.rule_fields import SampleFields, data_fields, rule_fields

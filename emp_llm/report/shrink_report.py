@@ -11,10 +11,11 @@ from typing import NotRequired, TypedDict, cast
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.left_behind import LeftBehind
 from emp_llm.errors import FormatError
-from emp_llm.report.fields import FileCount, FileFields, OtherTensor, SourceFields
+from emp_llm.report.fields import FileCount, FileFields, OtherTensor
 from emp_llm.report.file import write_with_tensors
 from emp_llm.report.file_names import SHRINK_REPORT_NAME
 from emp_llm.report.schema import fault_in_files, fault_in_form
+from emp_llm.report.source_fields import SourceFields
 
 __all__ = [
     "HolderFields",

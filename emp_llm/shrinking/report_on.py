@@ -9,7 +9,7 @@ from emp_llm._version import __version__
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.messages import shortened
 from emp_llm.output.carried_files import count_files
-from emp_llm.report.fields import SourceFields, TensorFields
+from emp_llm.report.fields import TensorFields
 from emp_llm.report.report import Outcome
 from emp_llm.report.shrink_report import (
     HolderFields,
@@ -19,6 +19,7 @@ from emp_llm.report.shrink_report import (
     StructureFields,
     as_other_tensor,
 )
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.report.tensor_statistics import digits, ratio
 from emp_llm.shrink_options import ShrinkOptions
 from emp_llm.shrinking.choice import Choice, Structures, effective

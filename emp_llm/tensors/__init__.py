@@ -1,6 +1,6 @@
 """Tensors as rows of weights, stored plain or packed.
 
-bit_patterns    weights as bit patterns, compared and printed
+bit_patterns    weights as bit patterns, compared, converted and printed
 geometry        how rows lie in a file; row blocks
 layout_choice   the layout that packs a tensor smallest
 packed_config   what config.json says of a packed checkpoint

@@ -6,12 +6,14 @@ from typing import Any, Final
 from emp_llm.errors import FormatError
 
 __all__ = [
+    "DELTA_METHOD",
     "KNOWN_VERSIONS",
     "PRUNED_VERSION",
     "QUANT_METHOD",
     "WHOLE_VERSION",
     "check_version",
     "format_version",
+    "is_delta",
     "is_packed",
     "quant_method",
     "quantization_config",
@@ -28,6 +30,10 @@ KNOWN_VERSIONS: Final = (PRUNED_VERSION, WHOLE_VERSION)
 
 QUANT_METHOD: Final = "emp"
 """The name by which transformers finds what loads a packed checkpoint."""
+
+DELTA_METHOD: Final = "emp_delta"
+"""The same for one whose pruned tensors are differences to a base. Releases that do not know deltas
+refuse it, where they would take differences for weights."""
 
 
 def format_version(*, rest_packed: bool) -> int:
@@ -54,14 +60,24 @@ def check_version(config: Mapping[str, Any]) -> None:
         )
 
 
-def quantization_config(rule: Mapping[str, Any], version: int) -> dict[str, Any]:
+def quantization_config(
+    rule: Mapping[str, Any], version: int, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The ``quantization_config`` of a packed checkpoint.
 
     Args:
         rule: The rule that it was pruned by.
         version: Its version, see `format_version`.
+        base: The base, if it is a delta; see `emp_llm.report.fields.BaseFields`.
     """
-    return {"quant_method": QUANT_METHOD, "format_version": version, **rule}
+    if base is None:
+        return {"quant_method": QUANT_METHOD, "format_version": version, **rule}
+    return {
+        "quant_method": DELTA_METHOD,
+        "format_version": version,
+        "base": dict(base),
+        **rule,
+    }
 
 
 def quant_method(config: Mapping[str, Any]) -> object:
@@ -75,5 +91,10 @@ def quant_method(config: Mapping[str, Any]) -> object:
 
 
 def is_packed(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is that of a checkpoint packed by emp-llm."""
-    return quant_method(config) == QUANT_METHOD
+    """Whether a configuration is that of a checkpoint packed by emp-llm, a delta among them."""
+    return quant_method(config) in (QUANT_METHOD, DELTA_METHOD)
+
+
+def is_delta(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of a packed checkpoint which is added to a base."""
+    return quant_method(config) == DELTA_METHOD

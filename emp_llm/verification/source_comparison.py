@@ -14,10 +14,12 @@ from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.source_file import SourceFile
+from emp_llm.deltas.base import check_hash, stored_base
 from emp_llm.errors import FormatError
 from emp_llm.files.checksum import COPY_BYTES
 from emp_llm.hub.source import Source
-from emp_llm.options import PruneOptions, Repair, ranks_magnitudes
+from emp_llm.options import Repair, ranks_magnitudes
+from emp_llm.pruning.delta_plan import less_base, plan_delta
 from emp_llm.pruning.plan import PruningPlan
 from emp_llm.pruning.stages import select_targets
 from emp_llm.report.totals import compare_totals, mass_totals
@@ -25,6 +27,7 @@ from emp_llm.runtime.pipeline import Piece
 from emp_llm.runtime.progress import SharedProgress
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.selection import Selection, passes
+from emp_llm.tensors.packed_config import is_delta
 from emp_llm.tensors.target import Target
 from emp_llm.verification.bytes_comparison import ComparedBytes, ComparedWhole
 from emp_llm.verification.folder_checks import check_same_config, check_same_files
@@ -203,7 +206,7 @@ class SourceComparison:
 
 @contextmanager
 def compared_with(
-    name: str, source: Source, options: PruneOptions, workers: Workers
+    name: str, source: Source, written: WrittenFolder, workers: Workers
 ) -> Iterator[SourceComparison]:
     """Open a source, and decide by a rule what is pruned and what stays.
 
@@ -213,14 +216,19 @@ def compared_with(
     Args:
         name: What the user calls the source.
         source: Where it lies.
-        options: The rule that the folder was pruned by.
+        written: The folder, which states the rule and, if it is a delta, the base.
         workers: What reads the source.
 
     Raises:
         CheckpointError: If the source cannot be pruned by this rule.
+        FormatError: If the rule is not known, or the base is not the one that is stated.
+        HubError: If the base cannot be downloaded.
     """
+    options = written.options()
     checkpoint = source.open_checkpoint()
     plan = PruningPlan.make(source, checkpoint, options)
+    if is_delta(written.checkpoint.config):
+        plan, checkpoint = _differences(plan, checkpoint, written.checkpoint, workers)
     targets = {target.name: target for target in plan.all_targets}
     with source.files(checkpoint.shards) as files:
         selection = None
@@ -236,6 +244,24 @@ def compared_with(
             selection=selection,
             files=files,
         )
+
+
+def _differences(
+    plan: PruningPlan, checkpoint: Checkpoint, written: Checkpoint, workers: Workers
+) -> tuple[PruningPlan, Checkpoint]:
+    """Plan and checkpoint of a source with the differences to a delta's base in place of targets.
+
+    Args:
+        plan: The plan for the source.
+        checkpoint: All that the source holds.
+        written: The delta.
+        workers: What reads source and base.
+    """
+    base = stored_base(written.folder, written.config, progress=workers.progress)
+    less = plan_delta(plan, base, workers)
+    if less.delta is not None:
+        check_hash(written.folder, written.config, base, less.delta.base["hash"])
+    return less, less_base(plan, checkpoint, base.checkpoint)
 
 
 def _check_statistics(check: RowsCheck, job: ComparedTarget) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 from emp_llm.checkpoint.checkpoint import Checkpoint, check_all_listed, open_checkpoint
 from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.checkpoint.open_files import OpenFiles
+from emp_llm.deltas.base import stated_base
 from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.options import NO_TARGETS, PruneOptions
 from emp_llm.output.output_folder import STAGING_NAME
@@ -24,7 +25,12 @@ from emp_llm.rule_fields import rule_options
 from emp_llm.runtime.pipeline import Piece, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
-from emp_llm.tensors.packed_config import KNOWN_VERSIONS, is_packed, quantization_config
+from emp_llm.tensors.packed_config import (
+    KNOWN_VERSIONS,
+    is_delta,
+    is_packed,
+    quantization_config,
+)
 from emp_llm.tensors.planes import holds_planes
 from emp_llm.verification.folder_checks import (
     changed_files,
@@ -198,7 +204,12 @@ def _check_reported_config(checkpoint: Checkpoint, report: Report) -> None:
     """A packed folder must state the rule that it was pruned by; a dense one must state none."""
     found = checkpoint.config.get("quantization_config")
     packed = report["format"] == "packed"
-    expected = quantization_config(report["rule"], report["format_version"]) if packed else None
+    base = report.get("base")
+    if base is not None and is_delta(checkpoint.config):  # a base may lie elsewhere by now
+        stated = stated_base(checkpoint.folder, checkpoint.config)
+        base = {**stated, "hash": base["hash"]}
+    version = report["format_version"]
+    expected = quantization_config(report["rule"], version, base) if packed else None
     if found != expected:
         raise FormatError(
             f"{checkpoint.folder}: quantization_config in config.json is {found}, by the report it "

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from support.architectures import save_tiny_model
+from support.tuned import tune
 
-from emp_llm import PruneOptions, diff, inspect, prune, verify
+from emp_llm import PruneOptions, diff, inspect, prune, unpack, verify
 
 
 def traced_peak(function, *arguments, **options) -> int:
@@ -48,6 +49,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         "tensors.geometry.ROW_BLOCK_BYTES",
         "files.direct_file.CHUNK_BYTES",
         "pruning.copy_job.COPY_BYTES",
+        "deltas.survey.COPY_BYTES",
         "verification.tensor_checks.COPY_BYTES",
         "verification.weight_differences.COPY_BYTES",
     ):
@@ -77,6 +79,19 @@ def test_a_folder_is_compared_with_its_source_in_the_memory_of_a_few_blocks(
     found = verify(tmp_path / "out", against=wide, threads=2)  # whatever is made once
     assert found["kept"] > TARGET_BYTES / 4
     peak = traced_peak(verify, tmp_path / "out", against=wide, threads=2)
+    assert peak < TARGET_BYTES / 5
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_differences_are_pruned_and_added_in_the_memory_of_a_few_blocks(
+    tmp_path: Path, wide: Path
+) -> None:
+    tuned = tune(wide, tmp_path / "tuned", changed="mlp")
+    given = {"base": wide, "threads": 2}
+    prune(tuned, tmp_path / "delta", **given)  # whatever is made once
+    unpack(tmp_path / "delta", tmp_path / "whole", threads=2)
+    assert traced_peak(prune, tuned, tmp_path / "again", **given) < TARGET_BYTES / 5
+    peak = traced_peak(unpack, tmp_path / "delta", tmp_path / "whole again", threads=2)
     assert peak < TARGET_BYTES / 5
 
 

@@ -19,6 +19,7 @@ from support.checkpoints import (
     write_checkpoint,
 )
 from support.processes import start
+from support.tuned import tune
 
 import emp_llm
 from emp_llm import CalibrationOptions, OutputError, PruneOptions, prune, unpack, verify
@@ -71,6 +72,26 @@ def test_a_run_killed_at_any_step_looks_like_no_model_or_is_one_and_is_completed
             assert files(out) == expected
         shutil.rmtree(out)
     assert kept == {0, 1, 2, 3}  # every stage was hit
+
+
+def prune_less(source: Path, out: Path, base: Path) -> None:
+    prune(source, out, base=base, threads=2)
+
+
+def test_a_run_on_differences_to_a_base_that_was_killed_is_completed(
+    three: Path, tmp_path: Path
+) -> None:
+    tuned, out = tune(three, tmp_path / "tuned"), tmp_path / "out"
+    prune_less(tuned, tmp_path / "once", three)
+    run = start(prune_less, tuned, out, three, killed_at=30)
+    run.join()
+    assert run.exitcode == -9
+    assert list((out / STAGING_NAME).glob("*.safetensors")) != []
+    os.utime(three / SHARDS[0], (1, 1))
+    with pytest.raises(OutputError, match=rf"the base's {SHARDS[0]} has changed"):
+        prune_less(tuned, out, three)
+    prune(tuned, out, base=three, overwrite=True)
+    assert files(out) == files(tmp_path / "once")
 
 
 @pytest.mark.parametrize("part", [1, pytest.param(3, marks=pytest.mark.slow)])

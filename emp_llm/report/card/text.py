@@ -11,7 +11,7 @@ from emp_llm.report.fields import Report, Sums, TargetTotals
 from emp_llm.report.prune_command import prune_words
 from emp_llm.report.totals import kinds, rest_totals
 from emp_llm.rule_fields import RuleFields
-from emp_llm.tensors.packed_config import is_packed
+from emp_llm.tensors.packed_config import is_delta, is_packed
 
 __all__ = ["describe", "is_lossless"]
 
@@ -81,6 +81,8 @@ def is_lossless(config: Mapping[str, object], report: Report | None) -> bool:
 
 
 def _done(config: Mapping[str, object], report: Report | None) -> str:
+    if is_delta(config):
+        return "a difference pruned by Effective Model Pruning"
     if not is_lossless(config, report):
         return "pruned by Effective Model Pruning"
     return "packed without loss" if is_packed(config) else "nothing pruned"
@@ -97,13 +99,16 @@ def _loading(
             f"one.\n\n{code}"
         )
     source = "FOLDER" if name == ANY_NAME else name
+    needs, same = "needs emp-llm", "with the same weights"
+    if is_delta(config):
+        needs, same = "needs its base and emp-llm", "of base and difference"
     options = f" --revision {shlex.quote(revision)}" if revision else ""
     return (
-        "> **This checkpoint is packed and needs emp-llm: `pip install emp-llm`.** Where it is "
+        f"> **This checkpoint is packed and {needs}: `pip install emp-llm`.** Where it is "
         "installed, transformers\n> loads this model like any other; elsewhere, it stops with a "
         f"size mismatch.\n\n{code}\n\n"
         "For programs that do not know emp-llm, unpack it: the result is an ordinary checkpoint "
-        "with the same weights,\nbit for bit.\n\n```\n"
+        f"{same},\nbit for bit.\n\n```\n"
         f"pip install emp-llm\nemp-llm unpack {source}{options} --out DENSE\n```"
     )
 
@@ -176,6 +181,13 @@ def _settings(report: Report) -> Iterator[str]:
     """What was chosen, and what data did, a line each."""
     rule = report["rule"]
     allocated = f", allocate {rule['allocate']}" if "allocate" in rule else ""
+    base = report.get("base")
+    if base is not None:
+        revision = f" at {_code(base['revision'])}" if base["revision"] else ""
+        yield (
+            f"base: {_code(base['model'])}{revision}; the weights that were pruned are differences "
+            "to it, which are added to it when the model is loaded"
+        )
     yield f"β = {rule['beta']:g}{allocated}"
     yield f"groups: {_GROUPS[rule['granularity']]}"
     ignored = "".join(f" without {_code(pattern)}" for pattern in rule["ignore"])

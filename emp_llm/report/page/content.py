@@ -18,10 +18,10 @@ from emp_llm.report.fields import (
     PrunedTensor,
     Report,
     ReportTotals,
-    SourceFields,
     TargetTotals,
 )
 from emp_llm.report.prune_command import prune_words
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.report.tensor_statistics import ratio
 from emp_llm.report.totals import cells, kinds, left_alone, pruned_tensors
 from emp_llm.rule_fields import RuleFields
