@@ -23,6 +23,7 @@ __all__ = [
     "PruneOptions",
     "Repair",
     "Rest",
+    "check_choice",
     "counts_magnitudes",
     "needs_masks",
     "packs_rest",
@@ -177,12 +178,12 @@ class PruneOptions:
                 "emp_llm.register_criterion gave it"
             )
         _check_search(self.target_sparsity, self.max_loss_increase)
-        _check_choice("granularity", self.granularity, get_args(Granularity))
-        _check_choice("allocate", self.allocate, get_args(Allocate))
-        _check_choice("format", self.output_format, get_args(OutputFormat))
-        _check_choice("rest", self.rest, get_args(Rest))
-        _check_choice("count-by", self.count_by, get_args(CountBy))
-        _check_choice("repair", self.repair, get_args(Repair))
+        check_choice("granularity", self.granularity, get_args(Granularity))
+        check_choice("allocate", self.allocate, get_args(Allocate))
+        check_choice("format", self.output_format, get_args(OutputFormat))
+        check_choice("rest", self.rest, get_args(Rest))
+        check_choice("count-by", self.count_by, get_args(CountBy))
+        check_choice("repair", self.repair, get_args(Repair))
         _check_steps(self.recover)
         _checked_pattern("targets", self.targets)
         object.__setattr__(self, "ignore", patterns("ignore", self.ignore))  # the class is frozen
@@ -204,7 +205,7 @@ class PruneOptions:
         >>> options.criterion, options.count_by, options.repair, options.beta
         ('obs', 'magnitude', 'swaps', 0.8)
         """
-        _check_choice("preset", name, get_args(Preset))
+        check_choice("preset", name, get_args(Preset))
         fields: dict[str, Any] = {**PRESETS[name], **options}
         return cls(**fields)
 
@@ -303,7 +304,12 @@ def _check_search(sparsity: float | None, increase: float | None) -> None:
         )
 
 
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check that the value of an option is one of those there are.
+
+    Raises:
+        OptionError: If it is not.
+    """
     if value not in choices:
         raise OptionError(f"{option} is {value!r}; choose one of {', '.join(choices)}")
 

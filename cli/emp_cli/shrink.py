@@ -20,7 +20,7 @@ from emp_cli.arguments import (
 )
 from emp_cli.console import Clock, command, print_json, shown_progress
 from emp_cli.option_parsing import calibration_options
-from emp_llm.shrink_options import ShrinkOptions
+from emp_llm.shrink_options import ShrinkOptions, WidthRepair, WidthScore
 
 __all__ = ["shrink"]
 
@@ -36,6 +36,25 @@ def shrink(
             help="Keep N experts in each layer, or remove P per cent of them.",
         ),
     ] = None,
+    neurons: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P%|N",
+            help="Remove P per cent of the neurons of each MLP, or keep N of them.",
+        ),
+    ] = None,
+    kv_heads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|P%",
+            help="Keep N key-value heads in each layer, with their query heads, or remove P per "
+            "cent of them.",
+        ),
+    ] = None,
+    multiple: Annotated[
+        int,
+        typer.Option(metavar="N", help="Keep a multiple of N neurons, the nearest one to P%."),
+    ] = 64,
     score: Annotated[
         str,
         typer.Option(
@@ -44,6 +63,23 @@ def shrink(
             "data; random; or your own as module:Class.",
         ),
     ] = "aimer",
+    width_score: Annotated[
+        WidthScore,
+        typer.Option(
+            metavar="obs|activation|magnitude|random",
+            help="How neurons and heads are ranked: by the error without each when the others "
+            "adapt, by what they contribute to outputs, by weights alone, or at random. The first "
+            "two need data.",
+        ),
+    ] = "obs",
+    repair: Annotated[
+        WidthRepair,
+        typer.Option(
+            metavar="obs|none",
+            help="Fit the matrices that read neurons and heads to the dense model's outputs, by "
+            "least squares on data, or not.",
+        ),
+    ] = "obs",
     calibration: Calibration = None,
     samples: Samples = None,
     length: Length = None,
@@ -55,15 +91,18 @@ def shrink(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Write a smaller ordinary model with fewer experts in each layer.
+    """Write a smaller ordinary model: fewer experts, neurons or heads in each layer.
 
     Every program loads the result that loads the source; prune and pack make it
     smaller still. inspect --structures shows the scores first.
 
     If a run is interrupted or killed, the same command resumes it.
     """
-    if experts is None:
-        raise typer.BadParameter("say what is to become fewer, such as 25%", param_hint="--experts")
+    if experts is neurons is kv_heads is None:
+        raise typer.BadParameter(
+            "say what is to become fewer, such as 25%",
+            param_hint="--experts, --neurons, --kv-heads",
+        )
     clock = Clock()
     data = calibration_options(
         score,
@@ -75,7 +114,16 @@ def shrink(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    options = ShrinkOptions(experts=experts, score=score, calibration=data)
+    options = ShrinkOptions(
+        experts=experts,
+        neurons=neurons,
+        kv_heads=kv_heads,
+        multiple=multiple,
+        score=score,
+        width_score=width_score,
+        repair=repair,
+        calibration=data,
+    )
     import emp_llm
 
     with shown_progress() as progress:

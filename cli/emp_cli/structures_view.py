@@ -51,10 +51,12 @@ def shrunken_lines(
     if left_out := report["left_out"]:
         yield printable(f"left out, since the model has no place for them: {some(left_out)}")
     totals = report["totals"]
+    repaired = sum(one.get("repaired", False) for one in report["tensors"].values())
     yield (
         f"whole model: {size(totals['bytes_before'])} → {size(totals['bytes_after'])} "
         f"({totals['bytes_ratio']:.3f}), {count(totals['weights_after'])} of "
         f"{count(totals['weights_before'])} weights are left, every bit of them"
+        + (f" but for {repaired} repaired matrices" if repaired else "")
     )
     rate = size(int(totals["bytes_before"] / seconds))
     yield f"{out}: written in {seconds:.1f} s ({rate}/s), peak memory {size(peak_bytes)}"

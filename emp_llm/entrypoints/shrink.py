@@ -6,7 +6,7 @@ Every shard of the source of which something stays becomes one shard of the same
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,12 @@ from emp_llm.report.source_fields import SourceFields
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
+from emp_llm.selection.mask_store import MaskStore
 from emp_llm.shrink_options import ShrinkOptions
 from emp_llm.shrinking.choice import Choice
 from emp_llm.shrinking.choosing import asked_kinds, checked_criterion, choose
 from emp_llm.shrinking.plan import Shrinkage, ShrinkPlan, open_source
+from emp_llm.shrinking.repaired import repaired_files
 from emp_llm.shrinking.report_on import report_on, written_fields
 from emp_llm.shrinking.writing import write_config_and_index, write_shards
 from emp_llm.verification.finished_shards import find_finished
@@ -93,8 +95,17 @@ def shrink(
         files = {output_name(checkpoint, shard): shard for shard in shrinkage.shards}
         finished = find_finished(files, partial(written_fields, shrinkage), workers, folder)
         record = partial(_record, folder.journal)
-        write_shards(shrinkage, workers, folder.staging, finished=finished, record=record)
-        return _publish(shrinkage, options, workers, folder, came_from)
+        with MaskStore(folder.journal.masks) as store:
+            replaced = repaired_files(store)
+            write_shards(
+                shrinkage,
+                workers,
+                folder.staging,
+                finished=finished,
+                replaced=replaced,
+                record=record,
+            )
+        return _publish(shrinkage, options, workers, folder, came_from, replaced)
 
 
 def _run_options(options: ShrinkOptions) -> dict[str, Any]:
@@ -122,6 +133,7 @@ def _publish(
     workers: Workers,
     folder: OutputFolder,
     origin: SourceFields,
+    repaired: Collection[str],
 ) -> ShrinkReport:
     """Write the files beside the shards, and move everything to its place."""
     staging, checkpoint = folder.staging, shrinkage.plan.checkpoint
@@ -131,7 +143,7 @@ def _publish(
     outcomes: dict[str, Outcome] = {}
     for name in shards:
         outcomes |= folder.journal.finished_outcomes(name)
-    report = report_on(shrinkage, options, outcomes, origin)
+    report = report_on(shrinkage, options, outcomes, origin, repaired)
     report["files"] = describe_files(staging, shards, copied)
     write_shrink_report(staging, report)
     folder.publish()

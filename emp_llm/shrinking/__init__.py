@@ -33,7 +33,9 @@ expert_scores              scores of all experts of a checkpoint
 columns                    which inputs of a matrix stay, and its new weights
 column_sink                chooses neurons and heads of a decoder block, repairs what reads them
 narrowing                  does so block by block
+repaired                   weights that a repair has changed, as files
 amounts                    how many stay, and those with the best scores
+width_choice               which neurons and heads stay
 choosing                   chooses what stays
 report_on                  the report
 """

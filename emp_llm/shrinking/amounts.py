@@ -7,7 +7,7 @@ from emp_llm.errors import OptionError
 from emp_llm.shrink_options import Amount
 from emp_llm.shrinking.choice import Choice, Structures
 
-__all__ = ["best", "number_to_keep"]
+__all__ = ["best", "number_to_keep", "width_to_keep"]
 
 
 def number_to_keep(structures: Structures, amount: Amount) -> int:
@@ -46,6 +46,36 @@ def number_to_keep(structures: Structures, amount: Amount) -> int:
         raise OptionError(
             f"{kind}: {keep} of them are too few for {structures.why_least}: keep at least "
             f"{structures.least}; {has}"
+        )
+    return keep
+
+
+def width_to_keep(structures: Structures, amount: Amount, multiple: int) -> int:
+    """How many neurons stay in each MLP: a multiple of some number, as fast kernels like widths.
+
+    Args:
+        structures: The neurons that there are.
+        amount: What was asked for; with a share, the multiple next to what is left of it stays.
+        multiple: The number.
+
+    Raises:
+        OptionError: If so many cannot stay.
+    """
+    number = structures.number
+    has = f"the model has {number} in each MLP ({structures.field})"
+    if amount.keep is not None:
+        keep = amount.keep
+        if keep % multiple:
+            raise OptionError(
+                f"neurons: {keep} is no multiple of {multiple}: give one, or another --multiple; "
+                f"{has}"
+            )
+    else:
+        keep = round(number * (1 - (amount.remove or 0)) / multiple) * multiple
+    if not 0 < keep < number:
+        raise OptionError(
+            f"neurons: {keep} of them would stay, by multiples of {multiple}, but {has}: give "
+            "another share, or a smaller --multiple"
         )
     return keep
 

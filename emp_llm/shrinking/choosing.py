@@ -9,7 +9,7 @@ from emp_llm.errors import OptionError
 from emp_llm.options import CalibrationOptions
 from emp_llm.runtime.workers import Workers
 from emp_llm.shrink_options import ShrinkOptions, parse_amount
-from emp_llm.shrinking.amounts import best, number_to_keep
+from emp_llm.shrinking.amounts import best, number_to_keep, width_to_keep
 from emp_llm.shrinking.choice import Choice, KindName
 from emp_llm.shrinking.expert_criteria import ExpertCriterion
 from emp_llm.shrinking.expert_criterion_registry import find_expert_criterion
@@ -24,7 +24,12 @@ __all__ = ["asked_kinds", "checked_criterion", "choose", "measuring_in"]
 
 def asked_kinds(options: ShrinkOptions) -> list[KindName]:
     """The kinds of structures that are to become fewer."""
-    return ["experts"] if options.experts is not None else []
+    asked: dict[KindName, int | str | None] = {
+        "experts": options.experts,
+        "neurons": options.neurons,
+        "kv heads": options.kv_heads,
+    }
+    return [kind for kind, amount in asked.items() if amount is not None]
 
 
 def checked_criterion(score: str, data: CalibrationOptions | None) -> ExpertCriterion:
@@ -57,6 +62,7 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
         OptionError: If the model cannot have so many, or the data is too short.
     """
     choices = []
+    widths = _widths(plan, options)  # checked first: what is measured takes its time
     if options.experts is not None:
         structures = plan.structures["experts"]
         number = number_to_keep(structures, parse_amount("experts", options.experts))
@@ -72,7 +78,25 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
         choices.append(
             best(structures, number, scores, score=criterion.name, prefers=criterion.prefers)
         )
+    if widths:
+        from emp_llm.selection.mask_store import MaskStore
+        from emp_llm.shrinking.width_choice import choose_widths
+
+        with MaskStore(store) as found:
+            choices += choose_widths(plan, widths, options, workers.progress, found, others=choices)
     return choices
+
+
+def _widths(plan: ShrinkPlan, options: ShrinkOptions) -> dict[KindName, int]:
+    """How many neurons and key-value heads stay, of each kind that is to become fewer."""
+    numbers: dict[KindName, int] = {}
+    if options.neurons is not None:
+        amount = parse_amount("neurons", options.neurons)
+        numbers["neurons"] = width_to_keep(plan.structures["neurons"], amount, options.multiple)
+    if options.kv_heads is not None:
+        amount = parse_amount("kv_heads", options.kv_heads)
+        numbers["kv heads"] = number_to_keep(plan.structures["kv heads"], amount)
+    return numbers
 
 
 @contextmanager

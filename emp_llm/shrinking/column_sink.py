@@ -10,7 +10,7 @@ Shapes in names: R rows (outputs) and C columns (inputs) of a reader, S structur
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from emp_llm.calibration.freed_memory import give_back
 from emp_llm.calibration.repair import LeastSquares
 from emp_llm.calibration.sinks import is_stored, stage_key
 from emp_llm.calibration.target_pruner import read_matrix
-from emp_llm.checkpoint.source_file import SourceFile
 from emp_llm.errors import CheckpointError
 from emp_llm.shrinking.choice import Choice
 from emp_llm.shrinking.columns import columns_of, contributions, least_error, refitted
@@ -31,16 +30,11 @@ if TYPE_CHECKING:
     from emp_llm.checkpoint.open_files import OpenFiles
     from emp_llm.selection.mask_store import MaskStore
     from emp_llm.selection.mask_writer import MaskWriter
+    from emp_llm.shrink_options import WidthScore
     from emp_llm.shrinking.choice import KindName
     from emp_llm.tensors.target import Target
 
-__all__ = ["DATA_SCORES", "ColumnScore", "ColumnSink", "Reader"]
-
-ColumnScore = Literal["obs", "activation", "magnitude", "random"]
-"""How structures are ranked."""
-
-DATA_SCORES: Final = ("obs", "activation")
-"""Those that need data."""
+__all__ = ["ColumnSink", "Reader"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +82,7 @@ class ColumnSink:
         device: torch.device,
         *,
         keep: Mapping[KindName, int],
-        score: ColumnScore,
+        score: WidthScore,
         repair: bool,
     ) -> None:
         self._store = store
@@ -147,11 +141,6 @@ class ColumnSink:
             turned = reader.target.geometry.transposed
             tensor_RC[:, stays_C] = cut.view(shape[::-1]).mT if turned else cut.view(shape)
         return tensor
-
-    @property
-    def repaired(self) -> dict[str, SourceFile]:
-        """Files that hold the new weights of readers, cut, by the names of the readers' tensors."""
-        return {name: _Repaired(self._store, name) for name in self._store.replaced_names}
 
     def choices(self) -> list[Choice]:
         """The choice of each kind, once all readers are processed."""
@@ -213,21 +202,6 @@ class ColumnSink:
             return norms_C.view(reader.number, -1).sum(1).sqrt()
         generator = np.random.default_rng([statistics.seed, *reader.target.name.encode()])
         return torch.from_numpy(generator.random(reader.number))
-
-
-class _Repaired(SourceFile):
-    """New weights of a reader as a file."""
-
-    def __init__(self, store: MaskStore, name: str) -> None:
-        self.name = name
-        self._store = store
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer with the weights' bytes from an offset on."""
-        self._store.read_replaced(self.name, offset, buffer)
-
-    def close(self) -> None:
-        """The store closes its files."""
 
 
 def _hessian(reader: Reader, statistics: Statistics) -> torch.Tensor:

@@ -47,7 +47,7 @@ class KvHeads(Kind):
                 f"config.json: {groups.name} is 1, and a model needs one kv head: leave out "
                 "--kv-heads"
             )
-        return Amounts(number=groups.value)
+        return Amounts(number=groups.value, field=groups.name)
 
     def resized(self, config: ModelConfig, kept: Sequence[int]) -> dict[str, Any]:
         """The config with fewer heads of both sorts, of the size that they have."""

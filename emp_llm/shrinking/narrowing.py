@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +19,7 @@ from emp_llm.calibration.statistics import Statistics
 from emp_llm.errors import CheckpointError
 from emp_llm.options import NO_TARGETS, PruneOptions
 from emp_llm.pruning.plan import PruningPlan
-from emp_llm.shrinking.column_sink import DATA_SCORES, ColumnSink, Reader
+from emp_llm.shrinking.column_sink import ColumnSink, Reader
 from emp_llm.tensors.target import Target
 
 if TYPE_CHECKING:
@@ -32,38 +31,18 @@ if TYPE_CHECKING:
     from emp_llm.options import CalibrationOptions
     from emp_llm.runtime.progress import SharedProgress
     from emp_llm.selection.mask_store import MaskStore
+    from emp_llm.shrink_options import ShrinkOptions
     from emp_llm.shrinking.choice import KindName
-    from emp_llm.shrinking.column_sink import ColumnScore
     from emp_llm.shrinking.plan import ShrinkPlan
 
-__all__ = ["NarrowOptions", "Narrowing", "find_readers", "narrowing"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NarrowOptions:
-    """How neurons and groups of heads are chosen.
-
-    Attributes:
-        score: How they are ranked.
-        repair: Whether the matrices that read them are fitted anew.
-        calibration: The data.
-    """
-
-    score: ColumnScore
-    repair: bool
-    calibration: CalibrationOptions
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether a text is needed."""
-        return self.repair or self.score in DATA_SCORES
+__all__ = ["Narrowing", "find_readers", "narrowing"]
 
 
 @contextmanager
 def narrowing(
     plan: ShrinkPlan,
     kinds: Sequence[KindName],
-    options: NarrowOptions,
+    options: ShrinkOptions,
     progress: SharedProgress,
     folder: Path,
 ) -> Iterator[Narrowing]:
@@ -84,7 +63,7 @@ def narrowing(
     readers = find_readers(plan, kinds)
     with plan.source.files(plan.checkpoint.shards) as files, recording():
         session = None
-        if options.needs_data:
+        if options.narrows_by_data and options.calibration is not None:
             targets = [reader.target for reader in readers]
             session = _opened(plan, targets, options.calibration, progress, files, folder)
         yield Narrowing(readers, options, files, session)
@@ -106,7 +85,7 @@ class Narrowing:
     def __init__(
         self,
         readers: Sequence[Reader],
-        options: NarrowOptions,
+        options: ShrinkOptions,
         files: OpenFiles,
         session: Session | None,
     ) -> None:
@@ -138,11 +117,11 @@ class Narrowing:
             self._files,
             torch.device("cpu") if session is None else session.device,
             keep=keep,
-            score=options.score,
-            repair=options.repair,
+            score=options.width_score,
+            repair=options.repair == "obs",
         )
         if session is not None and not all(map(sink.has, self._units)):
-            paired = options.repair and session.options.sequential
+            paired = options.repair == "obs" and session.options.sequential
             needs: frozenset[Need] = frozenset({"hessian"})
             walk = ForwardWalk(session, self._units, sink, needs, self._without_data, paired=paired)
             walk.run()
@@ -153,7 +132,9 @@ class Narrowing:
         return sink
 
     def _without_data(self, target: Target, matrix: int) -> Statistics:
-        return Statistics(tensor=target.name, matrix=matrix, seed=self._options.calibration.seed)
+        data = self._options.calibration
+        seed = data.seed if data is not None else 0
+        return Statistics(tensor=target.name, matrix=matrix, seed=seed)
 
 
 def find_readers(plan: ShrinkPlan, kinds: Sequence[KindName]) -> list[Reader]:

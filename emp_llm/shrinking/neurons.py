@@ -29,7 +29,8 @@ class Neurons(Kind):
 
     def amounts(self, config: ModelConfig) -> Amounts:
         """How many there are."""
-        return Amounts(number=_field(config).value)
+        field = _field(config)
+        return Amounts(number=field.value, field=field.name)
 
     def resized(self, config: ModelConfig, kept: Sequence[int]) -> dict[str, Any]:
         """The config with narrower MLPs."""

@@ -18,10 +18,12 @@ from emp_llm.hub.source import find_source
 from emp_llm.runtime.progress import SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
+from emp_llm.shrink_options import ShrinkOptions
 from emp_llm.shrinking.choice import KindName
 from emp_llm.shrinking.column_sink import ColumnSink
-from emp_llm.shrinking.narrowing import NarrowOptions, find_readers, narrowing
+from emp_llm.shrinking.narrowing import find_readers, narrowing
 from emp_llm.shrinking.plan import ShrinkPlan
+from emp_llm.shrinking.repaired import repaired_files
 from emp_llm.shrinking.writing import write_config_and_index, write_shards
 
 KEEP: dict[KindName, int] = {"neurons": 24, "kv heads": 2}
@@ -60,8 +62,7 @@ def plan_of(folder: Path, kinds: Sequence[KindName]) -> ShrinkPlan:
 def narrowed(
     plan: ShrinkPlan, store: Path, text: Path | None, **options: Any
 ) -> Iterator[ColumnSink]:
-    given = {"score": "obs", "repair": True, "calibration": calibration(text)}
-    asked = NarrowOptions(**{**given, **options})
+    asked = ShrinkOptions(**{"neurons": 24, "calibration": calibration(text), **options})
     kinds = list(plan.structures)
     keep = {kind: KEEP[kind] for kind in kinds}
     with (
@@ -71,12 +72,13 @@ def narrowed(
         yield it.choose(keep, found)
 
 
-def written(plan: ShrinkPlan, sink: ColumnSink, out: Path) -> Path:
+def written(plan: ShrinkPlan, sink: ColumnSink, store: Path, out: Path) -> Path:
     """Write the smaller model."""
     shrinkage = plan.with_choices(sink.choices())
     out.mkdir()
     workers = Workers(threads=2, progress=SharedProgress(Silent()))
-    write_shards(shrinkage, workers, out, replaced=sink.repaired)
+    with MaskStore(store) as found:
+        write_shards(shrinkage, workers, out, replaced=repaired_files(found))
     write_config_and_index(shrinkage, out)
     return out
 
@@ -165,7 +167,7 @@ def test_each_reader_is_the_least_squares_of_what_stays_behind_those_before_it(
     expected = plain(model, readers, ids_of(text), order)
 
     plan = plan_of(tmp_path / "model", ["neurons", "kv heads"])
-    with narrowed(plan, tmp_path / "store", text, score=score) as sink:
+    with narrowed(plan, tmp_path / "store", text, width_score=score) as sink:
         choices = {choice.kind: choice for choice in sink.choices()}
         for name, kind in readers:
             kept, weight = expected[name]
@@ -192,8 +194,7 @@ def test_the_written_model_computes_what_the_dense_one_does_with_the_repaired_we
     dense = saved(tmp_path / "model", architecture, dtype)
     plan = plan_of(tmp_path / "model", kinds)
     with narrowed(plan, tmp_path / "store", text) as sink:
-        out = written(plan, sink, tmp_path / "out")
-        assert len(sink.repaired) == 2 * len(kinds)
+        out = written(plan, sink, tmp_path / "store", tmp_path / "out")
         for name, parameter in dense.named_parameters():
             parameter.data = sink.changed(name, parameter.data.clone())
 
@@ -210,7 +211,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_bytes(
     saved(tmp_path / "model", "smollm3")
     plan = plan_of(tmp_path / "model", ["neurons", "kv heads"])
     with narrowed(plan, tmp_path / "store", text) as sink:
-        whole = written(plan, sink, tmp_path / "whole")
+        whole = written(plan, sink, tmp_path / "store", tmp_path / "whole")
     calls: list[str] = []
     process = ColumnSink.process
 
@@ -224,7 +225,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_bytes(
     with pytest.raises(KeyboardInterrupt), narrowed(plan, tmp_path / "again", text):
         pass
     with narrowed(plan, tmp_path / "again", text) as sink:
-        again = written(plan, sink, tmp_path / "goes-on")
+        again = written(plan, sink, tmp_path / "again", tmp_path / "goes-on")
 
     assert calls == [f"model.layers.{layer}" for layer in (0, 0, 1, 1, 1)]
     name = "model.safetensors"
@@ -234,9 +235,8 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_bytes(
 def test_by_magnitude_the_largest_columns_stay_and_no_text_is_needed(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "gpt2")
     plan = plan_of(tmp_path / "model", ["neurons"])
-    with narrowed(plan, tmp_path / "store", None, score="magnitude", repair=False) as sink:
+    with narrowed(plan, tmp_path / "store", None, width_score="magnitude", repair="none") as sink:
         (choice,) = sink.choices()
-        assert sink.repaired == {}
         for layer, kept in enumerate(choice.kept.values()):
             norms = model.get_submodule(f"transformer.h.{layer}.mlp.c_proj").weight.data.norm(dim=1)
             assert list(kept) == sorted(norms.argsort(descending=True)[:24].tolist())
@@ -249,8 +249,10 @@ def test_random_choices_follow_the_seed(tmp_path: Path) -> None:
     plan = plan_of(tmp_path / "model", ["neurons"])
     found = []
     for run, seed in enumerate((0, 0, 1)):
-        options = {"calibration": calibration(None, seed=seed), "repair": False}
-        with narrowed(plan, tmp_path / f"store-{run}", None, score="random", **options) as sink:
+        options = {"calibration": calibration(None, seed=seed), "repair": "none"}
+        with narrowed(
+            plan, tmp_path / f"store-{run}", None, width_score="random", **options
+        ) as sink:
             found.append(sink.choices()[0].kept)
     assert found[0] == found[1] != found[2]
     assert len(set(found[0].values())) == 2

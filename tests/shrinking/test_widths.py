@@ -5,16 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from support.architectures import save_tiny_model
+from support.shrinking import found_plan, write_choice
 from support.widths import NEURONS, WITH_GROUPS, WITH_NEURONS, make, mask
 from transformers import AutoModelForCausalLM
 
 from emp_llm import CheckpointError
-from emp_llm.hub.source import find_source
-from emp_llm.runtime.progress import SharedProgress, Silent
-from emp_llm.runtime.workers import Workers
-from emp_llm.shrinking.choice import Choice, KindName
-from emp_llm.shrinking.plan import ShrinkPlan
-from emp_llm.shrinking.writing import write_config_and_index, write_shards
+from emp_llm.shrinking.choice import KindName
 
 TOKENS = torch.tensor([[1, 5, 9, 13, 17, 21, 25, 29], [2, 6, 10, 14, 18, 22, 26, 30]])
 KEPT: dict[KindName, list[tuple[int, ...]]] = {
@@ -23,24 +19,17 @@ KEPT: dict[KindName, list[tuple[int, ...]]] = {
 }
 
 
-def plan_of(folder: Path, kind: KindName) -> ShrinkPlan:
-    source = find_source(folder, progress=SharedProgress(Silent()))
-    return ShrinkPlan.make(source, source.open_checkpoint(), [kind])
-
-
 def check(tmp_path: Path, architecture: str, dtype: torch.dtype, kind: KindName) -> None:
     dense = make(architecture, dtype)
     dense.save_pretrained(tmp_path / "dense", max_shard_size=4000)
-    plan = plan_of(tmp_path / "dense", kind)
-    holders = {holder: int(holder.rpartition(".")[2]) for holder in plan.structures[kind].holders}
+    holders = {
+        holder: int(holder.rpartition(".")[2])
+        for holder in found_plan(tmp_path / "dense", kind).structures[kind].holders
+    }
     kept = {holder: KEPT[kind][layer] for holder, layer in holders.items()}
-    shrinkage = plan.with_choices([Choice(kind=kind, kept=kept)])
-    (tmp_path / "small").mkdir()
-    workers = Workers(threads=2, progress=SharedProgress(Silent()))
-    write_shards(shrinkage, workers, tmp_path / "small")
-    write_config_and_index(shrinkage, tmp_path / "small")
+    out = write_choice(tmp_path / "dense", tmp_path / "small", kept, kind)
 
-    small, info = AutoModelForCausalLM.from_pretrained(tmp_path / "small", output_loading_info=True)
+    small, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
 
     assert not any(info.values())
     assert small.dtype == dtype
@@ -103,11 +92,11 @@ def test_what_a_config_cannot_say_is_refused_in_one_line(
 ) -> None:
     save_tiny_model(tmp_path / "model", architecture)
     with pytest.raises(CheckpointError, match=message) as error:
-        plan_of(tmp_path / "model", kind)
+        found_plan(tmp_path / "model", kind)
     assert "\n" not in str(error.value)
 
 
 def test_heads_that_are_normalized_together_are_refused(tmp_path: Path) -> None:
     make("olmo2").save_pretrained(tmp_path / "model")
     with pytest.raises(CheckpointError, match="normalizes all heads together"):
-        plan_of(tmp_path / "model", "kv heads")
+        found_plan(tmp_path / "model", "kv heads")

@@ -78,12 +78,12 @@ _OUT = ("self_attn.o_proj",)
 def make(architecture: str, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
     """A model with random weights, biases, norms and sinks too."""
     name, arguments = MODELS[architecture]
+    torch.manual_seed(11)
     config = getattr(transformers, f"{name}Config")(**arguments)
     suffix = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
     model = getattr(transformers, name + suffix)(config)
-    generator = torch.Generator().manual_seed(11)
     for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape)
         parameter.data = (parameter.data * (1 + 0.3 * noise) + 0.1 * noise).to(dtype)
     for buffer_name, buffer in model.named_buffers():
         if buffer.is_floating_point() and "inv_freq" not in buffer_name:

@@ -1,0 +1,110 @@
+"""Models with fewer neurons and key-value heads, from option to report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.calibrated import calibration, ids_of, save_text, save_tokenizer
+from support.widths import make, mask
+from transformers import AutoModelForCausalLM
+
+from emp_llm import OptionError, ShrinkOptions, shrink
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_text(tmp_path_factory.mktemp("text") / "words.txt")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dense")
+    make("llama").save_pretrained(folder)
+    return save_tokenizer(folder, 32)
+
+
+def options(text: Path | None, **given: Any) -> ShrinkOptions:
+    return ShrinkOptions(**{"calibration": calibration(text), "multiple": 8, **given})
+
+
+def test_unrepaired_it_is_the_dense_model_with_those_masked(
+    dense: Path, text: Path, tmp_path: Path
+) -> None:
+    asked = options(text, neurons="25%", kv_heads=2, repair="none")
+    report = shrink(dense, tmp_path / "out", asked, threads=1)
+
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    names = ("intermediate_size", "num_key_value_heads", "num_attention_heads", "head_dim")
+    # 30 would be left, and 32 is the multiple of 8 next to it
+    assert [config[name] for name in names] == [32, 2, 4, 8]
+    model = make("llama")
+    for kind, found in report["structures"].items():
+        stays = {
+            int(name.rpartition(".")[2]): one["kept"] for name, one in found["holders"].items()
+        }
+        assert stays.keys() == {0, 1}
+        mask(model, stays, kind)
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        expected, found_logits = (one(ids_of(text)).logits for one in (model, small))
+    torch.testing.assert_close(found_logits, expected, rtol=0, atol=1e-5)
+    assert not any(one.get("repaired") for one in report["tensors"].values())
+
+
+def test_repaired_matrices_are_named_and_nearer_to_the_dense_model(
+    dense: Path, text: Path, tmp_path: Path
+) -> None:
+    ids, whole = ids_of(text), make("llama")
+    distances = []
+    for repair in ("none", "obs"):
+        out = tmp_path / repair
+        report = shrink(dense, out, options(text, neurons="40%", repair=repair), threads=1)
+        small = AutoModelForCausalLM.from_pretrained(out)
+        with torch.no_grad():
+            distances.append((small(ids).logits - whole(ids).logits).norm().item())
+    assert distances[1] < 0.9 * distances[0]
+    repaired = {name for name, one in report["tensors"].items() if one.get("repaired")}
+    assert repaired == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"neurons": "5%"}, "neurons: 40 of them would stay, by multiples of 8, but the model has"),
+        ({"neurons": 30}, "neurons: 30 is no multiple of 8"),
+        ({"kv_heads": 3}, "kv heads: 3 of them are to stay, but the model has 3 kv heads"),
+        ({"kv_heads": 2, "width_score": "best"}, "width_score is 'best'"),
+        ({"neurons": "25%", "multiple": 0}, "multiple is 0"),
+        ({"neurons": "25%", "calibration": None}, "give a text to calibrate on"),
+    ],
+)
+def test_bad_amounts_are_refused_in_one_line(
+    dense: Path, text: Path, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message) as error:
+        shrink(dense, tmp_path / "out", options(text, **given))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_chosen_beside_experts_is_what_would_be_chosen_after_them(
+    text: Path, tmp_path: Path
+) -> None:
+    make("qwen3-moe").save_pretrained(tmp_path / "dense")
+    save_tokenizer(tmp_path / "dense", 32)
+    widths = {"neurons": "25%", "kv_heads": 2}
+
+    shrink(tmp_path / "dense", tmp_path / "both", options(text, experts=3, **widths), threads=1)
+    shrink(tmp_path / "dense", tmp_path / "first", ShrinkOptions(experts=3), threads=1)
+    shrink(tmp_path / "first", tmp_path / "second", options(text, **widths), threads=1)
+
+    name = "model.safetensors"
+    both, second = (load_file(tmp_path / folder / name) for folder in ("both", "second"))
+    assert both.keys() == second.keys()
+    for name, tensor in both.items():
+        assert torch.equal(tensor, second[name]), name
+    configs = [json.loads((tmp_path / f / "config.json").read_text()) for f in ("both", "second")]
+    assert configs[0] == configs[1]
