@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from emp_llm.errors import OptionError
 from emp_llm.messages import encodable
 from emp_llm.options import CalibrationOptions, check_choice
 
-__all__ = ["Amount", "ShrinkOptions", "WidthRepair", "WidthScore", "parse_amount"]
+__all__ = [
+    "AUTO",
+    "Amount",
+    "BlockScore",
+    "ShrinkOptions",
+    "WidthRepair",
+    "WidthScore",
+    "parse_amount",
+]
 
+AUTO: Final = "auto"
+"""The amount that stands for as few as a bound on the loss allows."""
+
+BlockScore = Literal["influence", "loss", "random"]
 WidthScore = Literal["obs", "activation", "magnitude", "random"]
 WidthRepair = Literal["obs", "none"]
 
@@ -35,13 +48,19 @@ class ShrinkOptions:
     """What becomes fewer, and by what it is chosen.
 
     Args:
-        experts: How many experts stay in each layer that has any (``6``), or which share of them is
-            removed (``"25%"``, rounded down to whole experts).
+        blocks: How many decoder blocks stay, or ``"auto"``.
+        experts: How many experts stay in each layer that has any (``6``), which share of them is
+            removed (``"25%"``, rounded down to whole experts), or ``"auto"``.
         neurons: Which share of each MLP's neurons is removed (``"10%"``), or how many stay.
         kv_heads: How many key-value heads stay in each layer, with the query heads that read them,
             or which share of them is removed.
         multiple: The number of neurons that stay is a multiple of this, 1 or more, the one next to
             what the share leaves.
+        max_loss_increase: With ``"auto"``: by how many per cent the loss on the calibration data
+            may rise, finite and above 0. As few structures stay as that allows.
+        block_score: How blocks are chosen: ``influence``, those that change the directions of
+            hidden states the least go (arXiv 2403.03853); ``loss``, one by one the block without
+            which the loss rises the least; or ``random``. The first two need data.
         score: How experts are ranked: ``aimer``, ``reap``, ``norm``, ``random``, or your own as
             ``module:Class`` or by the name that `emp_llm.register_expert_criterion` gave it; see
             `emp_llm.shrinking.expert_criteria`.
@@ -61,29 +80,82 @@ class ShrinkOptions:
     ['--experts', '25%']
     """
 
+    blocks: int | str | None = None
     experts: int | str | None = None
     neurons: int | str | None = None
     kv_heads: int | str | None = None
     multiple: int = 64
+    max_loss_increase: float | None = None
+    block_score: BlockScore = "influence"
     score: str = "aimer"
     width_score: WidthScore = "obs"
     repair: WidthRepair = "obs"
     calibration: CalibrationOptions | None = None
 
     def __post_init__(self) -> None:
-        amounts = {"experts": self.experts, "neurons": self.neurons, "kv_heads": self.kv_heads}
-        given = {name: value for name, value in amounts.items() if value is not None}
+        given = self._given()
         if not given:
             raise OptionError(
-                "nothing is to become fewer: give experts, such as 6 or '25%', neurons or kv_heads"
+                "nothing is to become fewer: give blocks, such as 24, experts, such as 6 or '25%', "
+                "neurons or kv_heads"
             )
         for name, value in given.items():
-            parse_amount(name, value)
+            if value != AUTO or name in ("neurons", "kv_heads"):
+                parse_amount(name, value)
+        self._check_search([name for name, value in given.items() if value == AUTO])
+        self._check_blocks()
         self._check_widths()
         if not isinstance(self.score, str):
             raise OptionError(
                 f"score is {self.score!r}; give its name: 'module:Class', or the one that "
                 "emp_llm.register_expert_criterion gave it"
+            )
+
+    def _given(self) -> dict[str, int | str]:
+        """The amounts that are given."""
+        amounts = {
+            "blocks": self.blocks,
+            "experts": self.experts,
+            "neurons": self.neurons,
+            "kv_heads": self.kv_heads,
+        }
+        return {name: value for name, value in amounts.items() if value is not None}
+
+    def _check_blocks(self) -> None:
+        if isinstance(self.blocks, str) and self.blocks.endswith("%"):
+            raise OptionError(f"blocks is {self.blocks!r}: give how many stay, such as 24")
+        check_choice("block_score", self.block_score, get_args(BlockScore))
+        if self.blocks is not None and self.block_score != "random":
+            self._check_text(f"block_score {self.block_score!r}")
+
+    def _check_search(self, searched: list[str]) -> None:
+        """Check that a bound goes with what is searched for, and a search with a bound."""
+        most = self.max_loss_increase
+        if most is not None and not (math.isfinite(most) and most > 0):
+            raise OptionError(
+                f"max_loss_increase is {most}; it is by how many per cent the loss may rise: give "
+                "a finite number above 0, such as 5"
+            )
+        if len(searched) > 1:
+            raise OptionError(
+                f"{' and '.join(searched)} are all auto, and a bound on the loss does not say what "
+                "each may take of it: give the number of all but one"
+            )
+        if searched and most is None:
+            raise OptionError(
+                f"{searched[0]} is auto: give max_loss_increase, by how many per cent the loss on "
+                "the calibration data may rise, such as 5"
+            )
+        if most is not None and not searched:
+            raise OptionError("max_loss_increase bounds a search: give an amount as 'auto'")
+        if searched:
+            self._check_text("auto")
+
+    def _check_text(self, user: str) -> None:
+        if self.calibration is None or self.calibration.text is None:
+            raise OptionError(
+                f"{user} needs data: give a text to calibrate on (--calibration), such as "
+                "wikitext2 or a file"
             )
 
     @property
@@ -114,10 +186,13 @@ class ShrinkOptions:
         text = None if data.text is None else encodable(Path(data.text).name)
         words: list[str] = []
         for option, value, default in (
+            ("--blocks", self.blocks, None),
             ("--experts", self.experts, None),
             ("--neurons", self.neurons, None),
             ("--kv-heads", self.kv_heads, None),
             ("--multiple", self.multiple, type(self).multiple),
+            ("--max-loss-increase", self.max_loss_increase, None),
+            ("--block-score", self.block_score, type(self).block_score),
             ("--score", self.score, type(self).score),
             ("--width-score", self.width_score, type(self).width_score),
             ("--repair", self.repair, type(self).repair),
@@ -161,6 +236,6 @@ def parse_amount(option: str, value: int | str) -> Amount:
 
 def _no_amount(option: str, value: object) -> OptionError:
     return OptionError(
-        f"{option} is {value!r}: give how many stay in each layer, such as 6, or the share that is "
-        "removed, such as '25%'"
+        f"{option} is {value!r}: give how many stay, such as 6, or the share that is removed, such "
+        "as '25%'"
     )

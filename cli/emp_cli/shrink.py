@@ -20,7 +20,7 @@ from emp_cli.arguments import (
 )
 from emp_cli.console import Clock, command, print_json, shown_progress
 from emp_cli.option_parsing import calibration_options
-from emp_llm.shrink_options import ShrinkOptions, WidthRepair, WidthScore
+from emp_llm.shrink_options import BlockScore, ShrinkOptions, WidthRepair, WidthScore
 
 __all__ = ["shrink"]
 
@@ -29,11 +29,19 @@ __all__ = ["shrink"]
 def shrink(
     model: Model,
     out: Out,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Keep N decoder blocks, or as few as --max-loss-increase allows.",
+        ),
+    ] = None,
     experts: Annotated[
         str | None,
         typer.Option(
-            metavar="N|P%",
-            help="Keep N experts in each layer, or remove P per cent of them.",
+            metavar="N|P%|auto",
+            help="Keep N experts in each layer, remove P per cent of them, or keep as few as "
+            "--max-loss-increase allows.",
         ),
     ] = None,
     neurons: Annotated[
@@ -55,6 +63,21 @@ def shrink(
         int,
         typer.Option(metavar="N", help="Keep a multiple of N neurons, the nearest one to P%."),
     ] = 64,
+    max_loss_increase: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="With auto: how much the loss on the calibration text may rise, such as 5.",
+        ),
+    ] = None,
+    block_score: Annotated[
+        BlockScore,
+        typer.Option(
+            metavar="influence|loss|random",
+            help="Which blocks go: those that change the direction of hidden states the least; one "
+            "by one those without which the loss rises the least; or any. The first two need data.",
+        ),
+    ] = "influence",
     score: Annotated[
         str,
         typer.Option(
@@ -91,17 +114,17 @@ def shrink(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Write a smaller ordinary model: fewer experts, neurons or heads in each layer.
+    """Write a smaller ordinary model: fewer blocks, experts, neurons or heads.
 
     Every program loads the result that loads the source; prune and pack make it
-    smaller still. inspect --structures shows the scores first.
+    smaller still. inspect --structures shows the scores of experts first.
 
     If a run is interrupted or killed, the same command resumes it.
     """
-    if experts is neurons is kv_heads is None:
+    if blocks is experts is neurons is kv_heads is None:
         raise typer.BadParameter(
             "say what is to become fewer, such as 25%",
-            param_hint="--experts, --neurons, --kv-heads",
+            param_hint="--blocks, --experts, --neurons, --kv-heads",
         )
     clock = Clock()
     data = calibration_options(
@@ -115,10 +138,13 @@ def shrink(
         trust_remote_code=trust_remote_code,
     )
     options = ShrinkOptions(
+        blocks=blocks,
         experts=experts,
         neurons=neurons,
         kv_heads=kv_heads,
         multiple=multiple,
+        max_loss_increase=max_loss_increase,
+        block_score=block_score,
         score=score,
         width_score=width_score,
         repair=repair,
@@ -140,9 +166,10 @@ def shrink(
         summary = {name: part for name, part in report.items() if name != "tensors"}
         print_json({"out": str(out)} | summary | clock.to_dict())
         return
-    from emp_cli.structures_view import show_structures, shrunken_lines
+    from emp_cli.structures_view import show_structures, show_tried, shrunken_lines
     from emp_cli.tables import file_lines
 
+    show_tried(report)
     show_structures(report)
     for line in (
         *file_lines(report["carried"], report["left_behind"]),

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emp_cli.tables import count, show, size, some
+from emp_cli.tables import Row, count, show, size, some
 from emp_llm.messages import printable
 
 if TYPE_CHECKING:
     from emp_llm.entrypoints.structures import StructuresReport
-    from emp_llm.report.shrink_report import HolderFields, ShrinkReport, StructureFields
+    from emp_llm.report.shrink_report import HolderFields, ShrinkReport, StructureFields, Tried
 
-__all__ = ["show_structures", "shrunken_lines"]
+__all__ = ["show_structures", "show_tried", "shrunken_lines"]
 
 
 def show_structures(report: "ShrinkReport | StructuresReport") -> None:
@@ -26,6 +26,23 @@ def show_structures(report: "ShrinkReport | StructuresReport") -> None:
             for name, holder in fields["holders"].items()
         ]
         show(title, header, rows)
+
+
+def show_tried(report: "ShrinkReport") -> None:
+    """Print what was tried to find which structures stay, or how many: a table of each kind."""
+    text = report.get("calibration", {}).get("text") or "the calibration text"
+    for kind, fields in report["structures"].items():
+        tried = fields.get("tried", [])
+        whole = next((one["loss"] for one in tried if one["number"] is None), None)
+        if tried:
+            header = (kind, "loss", "above all", "perplexity")
+            show(f"tried on {text}", header, [_tried(one, whole) for one in tried], left=0)
+
+
+def _tried(one: "Tried", whole: float | None) -> Row:
+    number = "all" if one["number"] is None else f"{one['number']}"
+    above = "" if one["number"] is None or not whole else f"{one['loss'] / whole - 1:+.2%}"
+    return number, f"{one['loss']:.4f}", above, f"{one['perplexity']:,.2f}"
 
 
 def _scores(holder: "HolderFields") -> Sequence[str]:

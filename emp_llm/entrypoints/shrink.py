@@ -1,4 +1,4 @@
-"""Shrink: a checkpoint in, a smaller ordinary one out, with fewer experts.
+"""Shrink: a checkpoint in, a smaller ordinary one out, with fewer of its parts.
 
     source → structures → which stay → cuts, checked → shards → config, card, report
 
@@ -17,7 +17,7 @@ from emp_llm.output.carried_files import carry_files
 from emp_llm.output.journal import Journal
 from emp_llm.output.meta_llama_files import write_original_files
 from emp_llm.output.output_folder import OutputFolder
-from emp_llm.output.run_description import describe_run
+from emp_llm.output.run_description import calibration_data, describe_run
 from emp_llm.pruning.plan_report import origin
 from emp_llm.pruning.shard_output import WriteJob
 from emp_llm.pruning.shard_plan import output_name
@@ -52,11 +52,12 @@ def shrink(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ShrinkReport:
-    """Write a smaller model: the same one with fewer experts in each layer.
+    """Write a smaller model: the same one with fewer blocks, or experts, neurons or heads in each.
 
     The result is an ordinary checkpoint, of the same architecture and dtype, which every program
     loads that loads the source. Routers lose what belongs to experts that go, and config.json says
-    how many are left. All weights that stay keep every bit.
+    how many structures are left, and what each block is. All weights that stay keep every bit,
+    repaired matrices apart.
 
     Args:
         model: A folder, or a model of the Hugging Face Hub.
@@ -76,13 +77,16 @@ def shrink(
 
     Raises:
         CheckpointError: If the source is not a checkpoint that can be shrunken so, such as one
-            without experts.
+            without experts, or if config.json could not say what is left, or if data are needed and
+            the model does not run or has no tokenizer.
         HubError: If it cannot be downloaded.
-        OptionError: If more are to stay than there are, or fewer than the router picks.
+        OptionError: If more are to stay than there are, or fewer than the router picks; or if the
+            calibration's text is too short.
         OutputError: If `out` cannot be written, overlaps the source, or holds an unfinished run
             that differs.
     """
-    checked_criterion(options.score, options.calibration)
+    if options.experts is not None:
+        checked_criterion(options.score, options.calibration)
     workers = Workers(threads=thread_count(threads), progress=SharedProgress(progress or Silent()))
     source = find_source(model, revision=revision, token=token, progress=workers.progress)
     checkpoint = open_source(source)
@@ -109,7 +113,8 @@ def shrink(
 
 
 def _run_options(options: ShrinkOptions) -> dict[str, Any]:
-    return {"command": "shrink", **asdict(options)}
+    data = options.calibration and calibration_data(options.calibration)
+    return {"command": "shrink", **asdict(options), "calibration": data}
 
 
 def _choices(
@@ -144,6 +149,9 @@ def _publish(
     for name in shards:
         outcomes |= folder.journal.finished_outcomes(name)
     report = report_on(shrinkage, options, outcomes, origin, repaired)
+    with MaskStore(folder.journal.masks) as store:
+        if samples := store.notes.get("calibration"):
+            report["calibration"] = samples
     report["files"] = describe_files(staging, shards, copied)
     write_shrink_report(staging, report)
     folder.publish()

@@ -18,7 +18,7 @@ from emp_llm.report.source_fields import SourceFields
 from emp_llm.rule_fields import data_fields, rule_fields
 from emp_llm.tensors.packed_config import WHOLE_VERSION
 
-__all__ = ["describe_run", "difference", "pruning_options"]
+__all__ = ["calibration_data", "describe_run", "difference", "pruning_options"]
 
 _STAGING_LAYOUT = 3
 """Version of what the staging folder holds: files that another layout named would be published."""
@@ -118,7 +118,7 @@ def _rule(options: PruneOptions) -> dict[str, Any]:
     """The rule as reports hold it, with what else of its calibration the bytes depend on."""
     rule: dict[str, Any] = {**rule_fields(options)}
     if "calibration" in rule and options.calibration is not None:
-        rule["calibration"] = _data(options.calibration)
+        rule["calibration"] = calibration_data(options.calibration)
     return rule
 
 
@@ -126,10 +126,15 @@ def _search_data(options: PruneOptions) -> dict[str, Any] | None:
     """What the loss is measured on by which β is searched for; a run that goes on keeps its β."""
     if options.max_loss_increase is None or options.calibration is None:
         return None
-    return _data(options.calibration)
+    return calibration_data(options.calibration)
 
 
-def _data(calibration: CalibrationOptions) -> dict[str, Any]:
+def calibration_data(calibration: CalibrationOptions) -> dict[str, Any]:
+    """The data of a calibration, with the content of a file, as `describe_run` takes them.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
     data: dict[str, Any] = {**data_fields(calibration)}
     if calibration.text is None:
         return data

@@ -16,6 +16,7 @@ from emp_llm.report.file import write_with_tensors
 from emp_llm.report.file_names import SHRINK_REPORT_NAME
 from emp_llm.report.schema import fault_in_files, fault_in_form
 from emp_llm.report.source_fields import SourceFields
+from emp_llm.rule_fields import SampleFields
 
 __all__ = [
     "HolderFields",
@@ -23,10 +24,25 @@ __all__ = [
     "ShrinkTotals",
     "ShrunkenTensor",
     "StructureFields",
+    "Tried",
     "as_other_tensor",
     "read_shrink_report",
     "write_shrink_report",
 ]
+
+
+class Tried(TypedDict):
+    """A number of structures that was tried, to find which stay or how many.
+
+    Attributes:
+        number: How many stayed; None for all of them.
+        loss: The loss on the calibration data, nats per token.
+        perplexity: Its exponential.
+    """
+
+    number: int | None
+    loss: float
+    perplexity: float
 
 
 class HolderFields(TypedDict):
@@ -52,6 +68,7 @@ class StructureFields(TypedDict):
         kept: How many stay in each.
         score: What they were ranked by.
         holders: Each, by its name in the source.
+        tried: What was tried to find them, in order.
     """
 
     field: str
@@ -59,6 +76,7 @@ class StructureFields(TypedDict):
     kept: int
     score: str
     holders: dict[str, HolderFields]
+    tried: NotRequired[list[Tried]]
 
 
 class ShrinkTotals(TypedDict):
@@ -111,6 +129,7 @@ class ShrinkReport(TypedDict):
         source: The model that it was made from.
         options: What was asked for, as words of the command line.
         structures: What became fewer, by kind.
+        calibration: The samples that this was found on, if on any.
         config: The fields of config.json that are other ones than the source's, each as
             "before → after".
         totals: All tensors together.
@@ -125,6 +144,7 @@ class ShrinkReport(TypedDict):
     source: SourceFields
     options: list[str]
     structures: dict[str, StructureFields]
+    calibration: NotRequired[SampleFields]
     config: dict[str, str]
     totals: ShrinkTotals
     tensors: dict[str, ShrunkenTensor]

@@ -18,6 +18,7 @@ plan                       the structures of a checkpoint, and what is written o
 cut_parts                  reads what is kept of a tensor
 cut_job                    writes it
 writing                    writes shards, index and config
+amounts                    how many stay, and those with the best scores
 unwritten                  what would be written as a checkpoint, before it is
 measuring                  the loss of smaller models, before they are written
 amount_search              the fewest structures that a bound on the loss allows
@@ -34,7 +35,6 @@ columns                    which inputs of a matrix stay, and its new weights
 column_sink                chooses neurons and heads of a decoder block, repairs what reads them
 narrowing                  does so block by block
 repaired                   weights that a repair has changed, as files
-amounts                    how many stay, and those with the best scores
 width_choice               which neurons and heads stay
 choosing                   chooses what stays
 report_on                  the report

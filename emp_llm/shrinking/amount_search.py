@@ -7,34 +7,22 @@ written.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from emp_llm.report.tensor_statistics import digits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from emp_llm.report.shrink_report import Tried
     from emp_llm.shrinking.choice import Choice
     from emp_llm.shrinking.measuring import Measuring
 
-__all__ = ["Tried", "fewest", "search_amount", "tried_amount"]
+__all__ = ["fewest", "search_amount", "tried_amount"]
 
 _MOST_NATS = 138.0
 """Nats of the largest perplexity that is reported, 1e60."""
-
-
-class Tried(TypedDict):
-    """A number of structures that was tried.
-
-    Attributes:
-        number: How many stayed; None for the whole model.
-        loss: Nats per token.
-        perplexity: Its exponential.
-    """
-
-    number: int | None
-    loss: float
-    perplexity: float
 
 
 def tried_amount(number: int | None, loss: float) -> Tried:
@@ -52,7 +40,7 @@ def search_amount(
     choose: Callable[[int], Choice],
     increase: float,
     others: Sequence[Choice] = (),
-) -> tuple[Choice, list[Tried]]:
+) -> Choice:
     """Choose as few structures as a bound on the loss allows, by bisection.
 
     Args:
@@ -63,7 +51,7 @@ def search_amount(
         others: What is chosen of other kinds; the loss may rise from what it is with these.
 
     Returns:
-        The choice, and what was tried, in order.
+        The choice, with what was tried.
 
     Raises:
         CheckpointError: As `emp_llm.shrinking.measuring.Measuring` does.
@@ -81,7 +69,7 @@ def search_amount(
 
     most = measure(None) * (1 + increase / 100)
     choice = choose(fewest(amounts, measure, most))
-    return choice, [tried_amount(number, loss) for number, loss in losses.items()]
+    return replace(choice, tried=tuple(tried_amount(*one) for one in losses.items()))
 
 
 def fewest(amounts: Sequence[int], measure: Callable[[int], float], most: float) -> int:

@@ -7,7 +7,7 @@ from emp_llm.errors import OptionError
 from emp_llm.shrink_options import Amount
 from emp_llm.shrinking.choice import Choice, Structures
 
-__all__ = ["best", "number_to_keep", "width_to_keep"]
+__all__ = ["amounts_of", "best", "number_to_keep", "width_to_keep"]
 
 
 def number_to_keep(structures: Structures, amount: Amount) -> int:
@@ -22,7 +22,9 @@ def number_to_keep(structures: Structures, amount: Amount) -> int:
         OptionError: If so many cannot stay.
     """
     kind, number, groups = structures.kind, structures.number, structures.groups
-    has = f"the model has {number} {kind} in each of {len(structures.holders)} layers"
+    has = f"the model has {number} {kind}"
+    if kind != "blocks":
+        has += f" in each of {len(structures.holders)} layers"
     if structures.field:
         has += f" ({structures.field})"
     if amount.keep is not None:
@@ -78,6 +80,16 @@ def width_to_keep(structures: Structures, amount: Amount, multiple: int) -> int:
             "another share, or a smaller --multiple"
         )
     return keep
+
+
+def amounts_of(structures: Structures) -> range:
+    """All numbers of structures that may stay in a holder, ascending; the last one is all.
+
+    >>> amounts_of(Structures(kind="experts", number=8, holders=(), least=3, groups=2))
+    range(4, 10, 2)
+    """
+    groups = structures.groups
+    return range(-(-structures.least // groups) * groups, structures.number + groups, groups)
 
 
 def _least_removed(groups: int) -> str:

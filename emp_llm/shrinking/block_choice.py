@@ -8,12 +8,13 @@ random     a control
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emp_llm.shrinking.amount_search import search_amount, tried_amount
+from emp_llm.shrinking.amounts import amounts_of
 from emp_llm.shrinking.block_removal import Removed, remove_next
 from emp_llm.shrinking.block_walk import Blocks, measure_blocks
 from emp_llm.shrinking.choice import Choice
@@ -23,13 +24,11 @@ if TYPE_CHECKING:
 
     from emp_llm.calibration.session import Session
     from emp_llm.selection.mask_store import MaskStore
-    from emp_llm.shrinking.amount_search import Tried
+    from emp_llm.shrink_options import BlockScore
     from emp_llm.shrinking.choice import Structures
     from emp_llm.shrinking.measuring import Measuring
 
-__all__ = ["BlockScore", "choose_blocks", "choose_blocks_at_random"]
-
-BlockScore = Literal["influence", "loss", "random"]
+__all__ = ["choose_blocks", "choose_blocks_at_random"]
 
 
 def choose_blocks_at_random(structures: Structures, number: int, seed: int) -> Choice:
@@ -54,7 +53,7 @@ def choose_blocks(
     increase: float = 0.0,
     seed: int = 0,
     others: Sequence[Choice] = (),
-) -> tuple[Choice, list[Tried]]:
+) -> Choice:
     """Choose the blocks that stay, by data.
 
     Args:
@@ -67,7 +66,7 @@ def choose_blocks(
         others: What is chosen of other kinds already: blocks are measured without the rest.
 
     Returns:
-        The choice, and what was tried to find it, in order.
+        The choice, with what was tried to find it.
 
     Raises:
         CheckpointError: If the model does not run or predicts no next token, or its blocks are not
@@ -88,9 +87,8 @@ def choose_blocks(
         return _choice(structures, score, order[: structures.number - amount], scores)
 
     if number is not None:
-        return choose(number), []
-    amounts = range(1, structures.number + 1)
-    return search_amount(measuring, amounts, choose, increase, others)
+        return choose(number)
+    return search_amount(measuring, amounts_of(structures), choose, increase, others)
 
 
 def _by_loss(
@@ -99,7 +97,7 @@ def _by_loss(
     number: int | None,
     increase: float,
     others: Sequence[Choice],
-) -> tuple[Choice, list[Tried]]:
+) -> Choice:
     store = measuring.store
     with measuring.session(others) as session:
         blocks = _noted_blocks(session, store)
@@ -111,8 +109,8 @@ def _by_loss(
     goes = removed.numbers[:-1] if _too_many(removed, most) else removed.numbers
     numbers = [None, *range(structures.number - 1, 0, -1)]
     losses = [blocks.loss, *removed.losses]
-    tried = [tried_amount(*one) for one in zip(numbers, losses, strict=False)]
-    return _choice(structures, "loss", goes, tuple(removed.alone)), tried
+    tried = tuple(tried_amount(*one) for one in zip(numbers, losses, strict=False))
+    return replace(_choice(structures, "loss", goes, tuple(removed.alone)), tried=tried)
 
 
 def _left(structures: Structures, removed: Removed) -> int:

@@ -52,7 +52,8 @@ class Blocks(Kind):
 
     def amounts(self, config: ModelConfig) -> Amounts:
         """How many there are; one has to stay."""
-        return Amounts(number=_field(config).value, why_least="a model has one block at least")
+        field = _field(config)
+        return Amounts(number=field.value, field=field.name)
 
     def resized(self, config: ModelConfig, kept: Sequence[int]) -> dict[str, Any]:
         """The config with only these blocks, renumbered, each of its kind."""

@@ -1,8 +1,10 @@
 """Which structures a model has, and which of them stay."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from emp_llm.report.shrink_report import Tried
 
 __all__ = ["Choice", "KindName", "Structures", "effective"]
 
@@ -48,12 +50,14 @@ class Choice:
             as many in each holder.
         score: What `scores` are: the name of a ranking, or "given".
         scores: The score of each structure, for each holder; empty where none were computed.
+        tried: What was tried to find it, in order.
     """
 
     kind: KindName
     kept: Mapping[str, tuple[int, ...]]
     score: str = "given"
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    tried: Sequence[Tried] = ()
 
     @property
     def number(self) -> int:
@@ -71,7 +75,8 @@ class Choice:
             {holder: tuple(values) for holder, values in fields[name].items()}
             for name in ("kept", "scores")
         )
-        return cls(kind=fields["kind"], kept=kept, score=fields["score"], scores=scores)
+        score, tried = fields["score"], tuple(fields["tried"])
+        return cls(kind=fields["kind"], kept=kept, score=score, scores=scores, tried=tried)
 
 
 def effective(scores: tuple[float, ...]) -> float:

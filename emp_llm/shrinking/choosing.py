@@ -1,6 +1,6 @@
 """Makes a choice of each kind of structures that is to become fewer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from emp_llm.errors import OptionError
 from emp_llm.options import CalibrationOptions
 from emp_llm.runtime.workers import Workers
-from emp_llm.shrink_options import ShrinkOptions, parse_amount
-from emp_llm.shrinking.amounts import best, number_to_keep, width_to_keep
+from emp_llm.shrink_options import AUTO, ShrinkOptions, parse_amount
+from emp_llm.shrinking.amounts import amounts_of, best, number_to_keep, width_to_keep
 from emp_llm.shrinking.choice import Choice, KindName
 from emp_llm.shrinking.expert_criteria import ExpertCriterion
 from emp_llm.shrinking.expert_criterion_registry import find_expert_criterion
@@ -25,6 +25,7 @@ __all__ = ["asked_kinds", "checked_criterion", "choose", "measuring_in"]
 def asked_kinds(options: ShrinkOptions) -> list[KindName]:
     """The kinds of structures that are to become fewer."""
     asked: dict[KindName, int | str | None] = {
+        "blocks": options.blocks,
         "experts": options.experts,
         "neurons": options.neurons,
         "kv heads": options.kv_heads,
@@ -61,23 +62,18 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
             data.
         OptionError: If the model cannot have so many, or the data is too short.
     """
-    choices = []
-    widths = _widths(plan, options)  # checked first: what is measured takes its time
-    if options.experts is not None:
-        structures = plan.structures["experts"]
-        number = number_to_keep(structures, parse_amount("experts", options.experts))
-        criterion = checked_criterion(options.score, options.calibration)
-        seed = options.calibration.seed if options.calibration else 0
-        with ExitStack() as stack:
-            measuring = None
-            if "outputs" in criterion.needs and options.calibration is not None:
-                measuring = stack.enter_context(
-                    measuring_in(store, plan, options.calibration, workers)
-                )
-            scores = ExpertScores(plan, workers, measuring, seed).by(criterion)
-        choices.append(
-            best(structures, number, scores, score=criterion.name, prefers=criterion.prefers)
-        )
+    # checked first: what is measured takes its time
+    numbers, widths = _numbers(plan, options), _widths(plan, options)
+    calibration, choices = options.calibration, list[Choice]()
+    with ExitStack() as stack:
+        measuring = None
+        if calibration is not None and calibration.text is not None and numbers:
+            measuring = stack.enter_context(measuring_in(store, plan, calibration, workers))
+        chooser = _Chooser(plan, options, workers, measuring)
+        if "blocks" in numbers:
+            choices.append(chooser.blocks(numbers["blocks"]))
+        if "experts" in numbers:
+            choices.append(chooser.experts(numbers["experts"], choices))
     if widths:
         from emp_llm.selection.mask_store import MaskStore
         from emp_llm.shrinking.width_choice import choose_widths
@@ -85,6 +81,84 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
         with MaskStore(store) as found:
             choices += choose_widths(plan, widths, options, workers.progress, found, others=choices)
     return choices
+
+
+def _numbers(plan: ShrinkPlan, options: ShrinkOptions) -> dict[KindName, int | None]:
+    """How many blocks and experts stay, if fewer are to; None if that is to be found."""
+    asked: dict[KindName, int | str | None] = {
+        "blocks": options.blocks,
+        "experts": options.experts,
+    }
+    return {
+        kind: None
+        if amount == AUTO
+        else number_to_keep(plan.structures[kind], parse_amount(kind, amount))
+        for kind, amount in asked.items()
+        if amount is not None
+    }
+
+
+class _Chooser:
+    """Chooses blocks and experts.
+
+    Args:
+        plan: The checkpoint and its structures.
+        options: What is asked for.
+        workers: What reads weights.
+        measuring: Runs the model on data; None without any.
+    """
+
+    def __init__(
+        self,
+        plan: ShrinkPlan,
+        options: ShrinkOptions,
+        workers: Workers,
+        measuring: "Measuring | None",
+    ) -> None:
+        self._plan = plan
+        self._options = options
+        self._workers = workers
+        self._opened_measuring = measuring
+        self._seed = options.calibration.seed if options.calibration else 0
+
+    def blocks(self, number: int | None) -> Choice:
+        """The blocks that stay; so many, or as few as the bound on the loss allows."""
+        from emp_llm.shrinking.block_choice import choose_blocks, choose_blocks_at_random
+
+        structures, score = self._plan.structures["blocks"], self._options.block_score
+        if score == "random" and number is not None:
+            return choose_blocks_at_random(structures, number, self._seed)
+        return choose_blocks(
+            self._measuring,
+            structures,
+            score,
+            number=number,
+            increase=self._options.max_loss_increase or 0,
+            seed=self._seed,
+        )
+
+    def experts(self, number: int | None, others: Sequence[Choice]) -> Choice:
+        """The experts that stay, where these choices have been made of other kinds."""
+        structures = self._plan.structures["experts"]
+        criterion = checked_criterion(self._options.score, self._options.calibration)
+        found = ExpertScores(self._plan, self._workers, self._opened_measuring, self._seed)
+        scores = found.by(criterion)
+
+        def of_number(number: int) -> Choice:
+            return best(structures, number, scores, score=criterion.name, prefers=criterion.prefers)
+
+        if number is not None:
+            return of_number(number)
+        from emp_llm.shrinking.amount_search import search_amount
+
+        most = self._options.max_loss_increase or 0
+        return search_amount(self._measuring, amounts_of(structures), of_number, most, others)
+
+    @property
+    def _measuring(self) -> "Measuring":
+        if self._opened_measuring is None:
+            raise AssertionError("an amount or a score needs data, and there is none")
+        return self._opened_measuring
 
 
 def _widths(plan: ShrinkPlan, options: ShrinkOptions) -> dict[KindName, int]:

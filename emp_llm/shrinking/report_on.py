@@ -67,13 +67,16 @@ def report_on(
 
 def structure_fields(structures: Structures, choice: Choice) -> StructureFields:
     """What a report says of the structures of one kind."""
-    return {
+    fields: StructureFields = {
         "field": structures.field,
         "number": structures.number,
         "kept": choice.number,
         "score": choice.score,
         "holders": {holder: _holder(choice, holder) for holder in structures.holders},
     }
+    if choice.tried:
+        fields["tried"] = list(choice.tried)
+    return fields
 
 
 def _holder(choice: Choice, holder: str) -> HolderFields:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.architectures import V
-from support.calibrated import save_text, save_tokenizer
+from support.calibrated import save_model, save_text, save_tokenizer
 from support.mixtures import make_mixture
 from typer.testing import CliRunner
 
@@ -44,6 +44,24 @@ def test_a_line_for_each_layer_says_what_has_gone(mixtral: Path, tmp_path: Path)
     assert "config.json: num_local_experts 6 → 3" in text
     assert re.search(r"whole model: 33.3 kB → 19.3 kB \(0\.579\), 9\.65 k of 16\.7 k weights", text)
     assert max(map(len, text.split("config.json")[0].splitlines())) <= 80
+
+
+def test_a_table_says_what_was_tried_to_keep_few_blocks(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "llama", "llama", num_hidden_layers=3)
+    text = save_text(tmp_path / "words.txt")
+    asked = ("--blocks", "auto", "--max-loss-increase", 1e6, "--block-score", "loss")
+    data = ("--calibration", text, "--samples", 2, "--length", 16)
+    shown = run("shrink", source, "--out", tmp_path / "out", *asked, *data)
+
+    report = json.loads((tmp_path / "out" / "emp_shrink.json").read_text())
+    tried = report["structures"]["blocks"]["tried"]
+    assert "tried on words.txt" in shown
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["all", f"{tried[0]['loss']:.4f}", f"{tried[0]['perplexity']:.2f}"] in lines
+    above = f"{tried[2]['loss'] / tried[0]['loss'] - 1:+.2%}"
+    assert ["1", f"{tried[2]['loss']:.4f}", above, f"{tried[2]['perplexity']:.2f}"] in lines
+    assert "blocks by loss, 1 of 3 stay" in shown
+    assert "config.json: num_hidden_layers 3 → 1" in shown
 
 
 def test_json_is_the_report_without_tensors(mixtral: Path, tmp_path: Path) -> None:

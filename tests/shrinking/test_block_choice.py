@@ -17,7 +17,8 @@ from emp_llm.calibration.session import Session
 from emp_llm.hub.source import find_source
 from emp_llm.runtime.progress import SharedProgress, Silent
 from emp_llm.selection.mask_store import MaskStore
-from emp_llm.shrinking.block_choice import BlockScore, choose_blocks
+from emp_llm.shrink_options import BlockScore
+from emp_llm.shrinking.block_choice import choose_blocks
 from emp_llm.shrinking.choice import Choice
 from emp_llm.shrinking.measuring import Measuring
 from emp_llm.shrinking.plan import ShrinkPlan
@@ -57,10 +58,8 @@ class Llama:
         with MaskStore(store) as notes:
             asked = calibration(self.text)
             measuring = Measuring(self.plan, asked, SharedProgress(Silent()), notes)
-            choice, tried = choose_blocks(
-                measuring, self.plan.structures["blocks"], score, **options
-            )
-        return choice, {one["number"]: one["loss"] for one in tried}
+            choice = choose_blocks(measuring, self.plan.structures["blocks"], score, **options)
+        return choice, {one["number"]: one["loss"] for one in choice.tried}
 
     def loss(self, kept: tuple[int, ...]) -> float:
         """The loss of the whole model with only these blocks, by plain torch."""

@@ -1,0 +1,198 @@
+"""What fewer blocks cost in quality, and what they save: a table of one model shrunken many ways.
+
+    OMP_NUM_THREADS=1 python benchmarks/shrink_table.py MODEL TRAIN_TEXT TEST_TEXT \
+        --json shrink.json
+
+For each row `emp-llm shrink` makes a model in a process of its own, `emp-llm eval` measures the
+perplexity of the text, and `emp-llm generate` the speed beside that of the dense model, one after
+the other. Results are written after each row, and what is there is not made again: an interrupted
+run goes on where it was. `--rows` takes names or patterns, such as 'blocks-*'.
+
+Processor seconds are those of the whole process, from start to exit; that of emp-llm tokenizes the
+text as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from common import MB, say, write_json
+from shrink_rows import Row, selected
+from timed_process import run as run_timed
+
+EMP = (sys.executable, "-m", "emp_cli")
+SETTINGS = ("samples", "length", "context", "dtype")
+PROMPT = "The history of the city begins with a small settlement on the bank of the river, where"
+ROUNDS, TOKENS = 3, 48
+
+
+def main() -> None:
+    """Read the command line, make and measure what is missing, and print the table."""
+    args = parse()
+    results = known(args)
+    for row in selected(args.rows):
+        if row.name not in results:
+            say(row.name)
+            results[row.name] = measured(row, args)
+            save(args, results)
+    print(table(results))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path, help="a folder")
+    parser.add_argument("calibration", type=Path, help="text to calibrate on")
+    parser.add_argument("text", type=Path, help="text to measure perplexity on")
+    parser.add_argument("--json", type=Path, required=True, help="where results are and go on")
+    parser.add_argument("--rows", nargs="+", default=["*"], help="names or patterns; default: all")
+    parser.add_argument("--folders", type=Path, default=Path("shrink_models"), help="for models")
+    parser.add_argument("--keep", action="store_true", help="keep models after they are measured")
+    parser.add_argument("--samples", type=int, default=16, help="to calibrate on (default: 16)")
+    parser.add_argument("--length", type=int, default=512, help="tokens in one (default: 512)")
+    parser.add_argument("--context", type=int, default=1024, help="of perplexity (default: 1024)")
+    parser.add_argument("--dtype", default="float32", help="of perplexity (default: float32)")
+    return parser.parse_args()
+
+
+# --- results on disk -----------------------------------------------------------------------------
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all rows have in common; texts by name and hash."""
+    texts = {
+        path.name: sha256(path.read_bytes()).hexdigest() for path in (args.calibration, args.text)
+    }
+    return {"model": args.model.name, "texts": texts, **{n: getattr(args, n) for n in SETTINGS}}
+
+
+def known(args: argparse.Namespace) -> dict[str, Any]:
+    """The rows that are there; refuses to mix them with others that are measured differently."""
+    if not args.json.exists():
+        return {}
+    content = json.loads(args.json.read_text(encoding="utf-8"))
+    if content["settings"] != settings(args):
+        raise SystemExit(
+            f"{args.json}: its rows were measured with {content['settings']}, not "
+            f"{settings(args)}: give the same or another --json"
+        )
+    results: dict[str, Any] = content["results"]
+    return results
+
+
+def save(args: argparse.Namespace, results: Mapping[str, Any]) -> None:
+    """Replace the file, so that one of both is whole at any time."""
+    new = args.json.with_suffix(".new")
+    write_json(new, "shrink", settings(args), results)
+    new.replace(args.json)
+
+
+# --- making and measuring ------------------------------------------------------------------------
+
+
+def measured(row: Row, args: argparse.Namespace) -> dict[str, Any]:
+    """Make the model of a row, measure it, and delete it."""
+    if row.options is None:
+        return {"bytes": weight_bytes(args.model), "perplexity": perplexity(args.model, args)}
+    folder = args.folders / row.name
+    result = make(row, folder, args)
+    result |= {"bytes": weight_bytes(folder), "perplexity": perplexity(folder, args)}
+    if row.timed:
+        result["speed"] = speed(folder, args)
+    if not args.keep:
+        shutil.rmtree(folder)
+    return result
+
+
+def make(row: Row, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Shrink the model, unless an earlier run has; returns what it took and what came out."""
+    options = [*(row.options or ()), "--seed", str(row.seed)]
+    if row.calibrated:
+        options += ["--calibration", str(args.calibration)]
+        options += ["--samples", str(args.samples), "--length", str(args.length)]
+    made = folder.with_suffix(".json")
+    if not made.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        took = run_timed([*EMP, "shrink", str(args.model), "--out", str(folder), *options])
+        found = {"options": options, "cpu_seconds": took.user_seconds + took.system_seconds}
+        made.write_text(json.dumps(found | {"peak_bytes": took.peak_bytes}), encoding="utf-8")
+    result: dict[str, Any] = json.loads(made.read_text(encoding="utf-8"))
+    return result
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's weights."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def perplexity(folder: Path, args: argparse.Namespace) -> float:
+    """The perplexity of the text, by `emp-llm eval`."""
+    command = [*EMP, "eval", str(folder), "--json", "--dtype", args.dtype]
+    command += ["--context", str(args.context), "--perplexity", str(args.text)]
+    found: float = asked(command)["model"]["texts"][args.text.name]["perplexity"]
+    return found
+
+
+def speed(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of a model and of the dense one: medians of some rounds, and their ratio.
+
+    The ratio is that of two runs next to each other, so that other work slows both alike.
+    """
+    command = [*EMP, "generate", str(folder), PROMPT, "--against", str(args.model), "--json"]
+    rounds = [asked([*command, "--max-new-tokens", str(TOKENS)]) for _ in range(ROUNDS)]
+    rates = [
+        tuple(one[of]["decode_tokens_per_second"] for of in ("model", "against")) for one in rounds
+    ]
+    return {
+        "tokens_per_second": median(ours for ours, _ in rates),
+        "dense_tokens_per_second": median(theirs for _, theirs in rates),
+        "ratio": median(ours / theirs for ours, theirs in rates),
+        "rounds": rates,
+    }
+
+
+def asked(command: list[str]) -> dict[str, Any]:
+    """What a command of emp-llm prints as JSON."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """A table in Markdown: the rows there are, in their order."""
+    lines = [["", "MB", "perplexity", "tokens/s", "of dense", "CPU s"], ["---"] * 6]
+    for row in selected(["*"]):
+        if found := results.get(row.name):
+            times = found.get("speed", {})
+            lines.append(
+                [
+                    row.name,
+                    shown(found["bytes"] / MB, ".1f"),
+                    shown(found["perplexity"], ".2f"),
+                    shown(times.get("tokens_per_second"), ".1f"),
+                    shown(times.get("ratio"), ".2f"),
+                    shown(found.get("cpu_seconds"), ".0f"),
+                ]
+            )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(value: float | None, form: str) -> str:
+    """A number as it stands in the table; nothing if there is none."""
+    return "" if value is None else f"{value:{form}}"
+
+
+if __name__ == "__main__":
+    main()
