@@ -5,8 +5,8 @@
 `demo/model` is fine-tuned for a minute on the beginning of `second_text.py`'s text, and measured on
 its end. Then its difference to the base is cut to as many weights in three ways:
 
-- EMP: of each row the ⌊β · N_eff⌋ largest differences, by ``emp-llm prune --base``;
-- the same share of each row, its largest differences;
+- EMP: ⌊β · N_eff⌋ differences of each row, sampled, by ``emp-llm prune --base``;
+- largest: the same share of each row, its largest differences as they are;
 - DARE (arXiv 2311.03099): the same share of each tensor at random, those that stay divided by the
   share; the mean of five seeds.
 
@@ -155,7 +155,7 @@ def compared(
     none: dict[str, object] = {"deviation": None, "bytes": None}
     return [
         {**same, "choice": "EMP", "loss": emp, **none, "bytes": whole_bytes},
-        {**same, "choice": "largest of each row", "loss": loss_with(largest), **none},
+        {**same, "choice": "largest", "loss": loss_with(largest), **none},
         {
             **same,
             "choice": "DARE",

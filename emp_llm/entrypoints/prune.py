@@ -62,6 +62,7 @@ from emp_llm.runtime.ranks import join_team
 from emp_llm.runtime.team import Team
 from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
+from emp_llm.selection.sampled_selection import SampledSelection
 from emp_llm.selection.selection import Selection
 from emp_llm.selection.stored_selection import StoredSelection
 from emp_llm.tensors.packed_config import format_version, quantization_config
@@ -107,8 +108,9 @@ def prune(
         base: The model that `model` was fine-tuned from, a folder or a model of the Hub (its id, or
             an address that names a revision). Then the differences between the two are pruned and
             stored, and added to the base when the result is loaded, so that a base in a folder has
-            to stay there. Tensors that are not pruned are stored as they are in `model`, except
-            for those that the base has too, the same to the bit.
+            to stay there. Of each row as many stay as the rule says, sampled as
+            `emp_llm.selection.sampled_selection` does. Tensors that are not pruned are stored as
+            they are in `model`, except for those that the base has too, the same to the bit.
         revision: Branch, tag or commit of a model of the Hub.
         token: Token for the Hub; by default the one that is logged in.
         discard_source: Whether to delete each shard that this run downloads once it is pruned, so
@@ -297,8 +299,10 @@ def _write_shards(
     shards = own_share(left, lambda shard: shard.header.file_size, workers.team)
     surveyed = surveyed_shards(plan, workers)
     with ExitStack() as stack:
-        given = None
-        if needs_masks(plan.options):
+        given: Selection | None = None
+        if plan.delta is not None:
+            given = SampledSelection(plan.options.beta)
+        elif needs_masks(plan.options):
             store = stack.enter_context(MaskStore(folder.journal.masks))
             given = StoredSelection(plan.options, store)
         needed = [s for s in plan.checkpoint.shards if s in shards or s in surveyed]

@@ -35,6 +35,11 @@ def check_delta_options(options: PruneOptions, *, discard_source: bool) -> None:
         )
     if options.targets == NO_TARGETS:
         raise OptionError(f"base: targets is {NO_TARGETS!r}, so no difference is taken: {remedy}")
+    if options.granularity != "row":
+        raise OptionError(
+            f"base: granularity is {options.granularity!r}, but differences are sampled row by "
+            "row: leave it out"
+        )
     if discard_source:
         raise OptionError(
             "discard_source: the tensors that are compared with the base's are read twice: "

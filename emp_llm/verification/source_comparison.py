@@ -26,6 +26,7 @@ from emp_llm.report.totals import compare_totals, mass_totals
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.runtime.progress import SharedProgress
 from emp_llm.runtime.workers import Workers
+from emp_llm.selection.sampled_selection import SampledSelection
 from emp_llm.selection.selection import Selection, passes
 from emp_llm.tensors.packed_config import is_delta
 from emp_llm.tensors.target import Target
@@ -231,8 +232,10 @@ def compared_with(
         plan, checkpoint = _differences(plan, checkpoint, written.checkpoint, workers)
     targets = {target.name: target for target in plan.all_targets}
     with source.files(checkpoint.shards) as files:
-        selection = None
-        if ranks_magnitudes(options):
+        selection: Selection | None = None
+        if plan.delta is not None:
+            selection = SampledSelection(options.beta)
+        elif ranks_magnitudes(options):
             if nbytes := passes(options) * plan.bytes_to_prune(checkpoint.shards):
                 workers.progress.begin("selecting", nbytes)
             selection = select_targets(plan, workers, list(targets.values()), files)

@@ -63,6 +63,7 @@ def refusal(kind: type[EmpError], function: Callable[..., object], *arguments, *
         ({"allocate": "uniform"}, "scores from data"),
         ({"output_format": "dense"}, "always packed"),
         ({"targets": "none"}, "no difference"),
+        ({"granularity": "layer"}, "row by row"),
     ],
 )
 def test_options_that_make_no_sense_of_differences(

@@ -25,7 +25,7 @@ from support.checkpoints import (
 from support.expected_targets import EXPECTED
 from support.format_reader import read_packed
 from support.loading import load_model, logits, state
-from support.tuned import less, merged, tune
+from support.tuned import merged, sampled, tune
 
 from emp_llm import PruneOptions, prune, unpack, verify
 
@@ -48,10 +48,18 @@ def tuned(base: Path, tmp_path: Path) -> Path:
 def test_what_is_stored_are_the_pruned_differences(base: Path, tuned: Path, tmp_path: Path) -> None:
     report = prune(tuned, tmp_path / "delta", PruneOptions(beta=0.7), base=base)
     stored = read_packed(tmp_path / "delta" / "model.safetensors")
-    kept = less(load(base), load(tuned), [DOWN, GATE, UP], beta=0.7)
-    assert stored.keys() == kept.keys() == report["tensors"].keys()
-    for name, expected in kept.items():
-        assert np.array_equal(stored[name], expected.view(torch.uint16).numpy())
+    assert stored.keys() == {DOWN, GATE, UP} == report["tensors"].keys()
+    before, after = load(base), load(tuned)
+    for name, found in stored.items():
+        less = (after[name].float() - before[name].float()).bfloat16()
+        expected = sampled(name, less, 0.7).bfloat16()
+        assert np.array_equal(found, expected.view(torch.uint16).numpy())
+        fields = report["tensors"][name]
+        assert fields["kept"] == np.count_nonzero(found) < less.numel()
+        scores = less.double().abs()
+        assert fields["mass"] == pytest.approx(scores.sum().item(), rel=1e-5)
+        kept_mass = scores[expected != 0].sum() / scores.sum()
+        assert fields["retained_mass"] == pytest.approx(kept_mass.item(), rel=1e-5)
     assert report["in_base"] == {"tensors": 2, "bytes": 2 * (H + 8 * H)}
 
 
@@ -68,41 +76,38 @@ def test_tensors_that_are_no_targets_are_stored_whole_unless_the_base_has_them(
     assert NORM not in stored
     assert torch.equal(stored[HEAD], tensors[HEAD])
     unpack(tmp_path / "delta", tmp_path / "whole")
-    assert differing(load(tmp_path / "whole"), merged(load(base), tensors, [DOWN, GATE, UP])) == []
+    assert (
+        differing(load(tmp_path / "whole"), merged(load(base), tensors, tmp_path / "delta")) == []
+    )
 
 
 @pytest.mark.parametrize(
-    ("architecture", "granularity", "sharded"),
+    ("architecture", "sharded"),
     [
-        ("llama", "layer", True),
-        ("gpt2", "row", False),
-        ("gpt-oss", "model", True),
-        pytest.param("mixtral", "row", True, marks=pytest.mark.slow),
-        pytest.param("gpt2", "model", True, marks=pytest.mark.slow),
-        pytest.param("t5", "row", False, marks=pytest.mark.slow),
+        ("llama", True),
+        ("gpt2", False),
+        ("gpt-oss", True),
+        pytest.param("mixtral", True, marks=pytest.mark.slow),
+        pytest.param("gpt2", True, marks=pytest.mark.slow),
+        pytest.param("t5", False, marks=pytest.mark.slow),
     ],
 )
 def test_the_sum_is_loaded_and_unpacked(
-    tiny_model: TinyModel, tmp_path: Path, architecture: str, granularity: str, sharded: bool
+    tiny_model: TinyModel, tmp_path: Path, architecture: str, sharded: bool
 ) -> None:
     base = tiny_model(architecture, sharded=sharded)
     tuned = tune(base, tmp_path / "tuned")
-    prune(tuned, tmp_path / "delta", PruneOptions(granularity=granularity), base=base)
+    report = prune(tuned, tmp_path / "delta", base=base)
+    pruned = {name for name, fields in report["tensors"].items() if fields["pruned"]}
+    assert pruned == set(EXPECTED[architecture].mlp)
     unpack(tmp_path / "delta", tmp_path / "whole")
-    expected = EXPECTED[architecture]
-    sums = merged(
-        load(base),
-        load(tuned),
-        expected.mlp,
-        granularity=granularity,
-        transposed=expected.transposed,
-    )
-    assert differing(load(tmp_path / "whole"), sums) == []
+    whole = load(tmp_path / "whole")
+    assert differing(whole, merged(load(base), load(tuned), tmp_path / "delta")) == []
     assert verify(tmp_path / "delta", against=tuned)["masks_derived"] is True
     loaded = load_model(architecture, tmp_path / "delta")
-    whole = load_model(architecture, tmp_path / "whole")
-    assert differing(state(loaded), state(whole)) == []
-    assert torch.equal(logits(loaded), logits(whole))
+    dense = load_model(architecture, tmp_path / "whole")
+    assert differing(state(loaded), state(dense)) == []
+    assert torch.equal(logits(loaded), logits(dense))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +122,7 @@ def test_base_and_model_may_have_different_dtypes(
     tuned = write_checkpoint(tmp_path / "tuned", llama_config(H, F), noisy)
     prune(tuned, tmp_path / "delta", base=base)
     unpack(tmp_path / "delta", tmp_path / "whole")
-    assert differing(load(tmp_path / "whole"), merged(load(base), noisy, [DOWN, GATE, UP])) == []
+    assert differing(load(tmp_path / "whole"), merged(load(base), noisy, tmp_path / "delta")) == []
 
 
 def test_a_loaded_model_is_an_ordinary_one_and_saved_dense(

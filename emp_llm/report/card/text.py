@@ -119,7 +119,7 @@ def _making(report: Report) -> str:
     return (
         "## How it was made\n\n"
         f"Made from {_origin(report)} with emp-llm {report['emp_llm_version']}, "
-        f"by {_PAPER}.\n{_principle(report['rule'])}\n\n{settings}\n\n"
+        f"by {_PAPER}.\n{_principle(report)}\n\n{settings}\n\n"
         f"This command makes the same weights again:\n\n```\n{command}\n```"
     )
 
@@ -147,9 +147,9 @@ def _command(report: Report) -> str:
     return shlex.join(prune_words(report, model=_one_line(report["source"]["model"]), out="DIR"))
 
 
-def _principle(rule: RuleFields) -> str:
+def _principle(report: Report) -> str:
     """How many weights stay, and which."""
-    criterion = rule["criterion"]
+    rule, criterion = report["rule"], report["rule"]["criterion"]
     largest = (
         "weights of largest magnitude"
         if criterion == "magnitude"
@@ -171,6 +171,11 @@ def _principle(rule: RuleFields) -> str:
         stay += (
             " Each tensor has a β of its own (`emp_report.json` has it), with which the loss rises "
             "the least; as many weights stay together as with one β."
+        )
+    if "base" in report:
+        stay = (
+            "In each row ⌊β · N_eff⌋ differences to the base stay. They are sampled: the larger "
+            "one is, the likelier it stays, and small ones that stay stand for those that do not."
         )
     if rule.get("repair") == "swaps":
         stay += " The repair then swaps some of them for others of their row."
