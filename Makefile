@@ -14,7 +14,7 @@ WALK_TESTS := $(addprefix tests/calibration/test_,$(addsuffix .py,failures repai
 # even where the environment says not to: every process would compile it again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types unit kernels rest oldest oldest-numba slow architectures installed vllm peers clean
+.PHONY: demo test lint types unit kernels rest oldest oldest-numba slow architectures installed vllm peers paper clean
 
 demo: .venv/installed
 	$(BIN)/python demo/demo.py
@@ -51,6 +51,10 @@ slow: .venv/test-installed
 architectures: .venv/test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/check_architectures.py --jobs 2
 
+# Each row of the paper on data that scikit-learn ships; minutes, and no part of the tests.
+paper: .venv/paper-installed
+	OMP_NUM_THREADS=1 $(BIN)/python examples/paper/run_all.py
+
 # Another pruner to compare with, for benchmarks/quality_table.py; no part of the tests.
 peers: .venv/peers/installed
 
@@ -79,6 +83,10 @@ vllm: .venv/vllm/installed .venv/test-installed
 
 .venv/test-installed: pyproject.toml .venv/torch
 	$(PIP) -c constraints.txt -e '.[test]'
+	touch .venv/installed $@
+
+.venv/paper-installed: pyproject.toml .venv/torch
+	$(PIP) -c constraints.txt -e '.[paper]'
 	touch .venv/installed $@
 
 .venv/oldest: oldest-transformers.txt .venv/test-installed

@@ -14,9 +14,10 @@ import pytest
 from emp_llm.checkpoint.meta_llama.tokenizer import PACKAGES
 
 ROOT = Path(__file__).parents[1]
-SOURCES = (ROOT / "emp_llm", ROOT / "kernels" / "emp_kernels", ROOT / "cli" / "emp_cli")
+EXAMPLES = ROOT / "examples" / "paper"
+SOURCES = (ROOT / "emp_llm", ROOT / "kernels" / "emp_kernels", ROOT / "cli" / "emp_cli", EXAMPLES)
 BY_NAME = ("import_module", "need")
-OURS = {"emp_llm", "emp_kernels", "emp_cli"}
+OURS = {"emp_llm", "emp_kernels", "emp_cli", *(path.stem for path in EXAMPLES.glob("*.py"))}
 HOSTS = {"vllm"}
 """What imports us, and not the other way round."""
 

@@ -21,7 +21,7 @@ by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relat
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-_OF_OURS = re.compile(r"(?:emp_llm|kernels|cli|tests|benchmarks|docs|demo)/[\w./-]*")
+_OF_OURS = re.compile(r"(?:emp_llm|kernels|cli|tests|benchmarks|docs|demo|examples)/[\w./-]*")
 _USAGE_ERROR = typer.BadParameter.__base__  # click's, whichever click typer brings
 _LAUNCHERS = re.compile(r"^(?:srun |torchrun [^|]*?-m emp_cli )?(?:emp-llm )?")
 
