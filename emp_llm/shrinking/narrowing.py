@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from emp_kernels.numbers import FORMATS
 
 from emp_llm.calibration.forward_walk import ForwardWalk
 from emp_llm.calibration.session import Session, recording
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from emp_llm.calibration.statistics import Need
+    from emp_llm.checkpoint.header import TensorEntry
     from emp_llm.checkpoint.open_files import OpenFiles
     from emp_llm.options import CalibrationOptions
     from emp_llm.runtime.progress import SharedProgress
@@ -141,7 +143,8 @@ def find_readers(plan: ShrinkPlan, kinds: Sequence[KindName]) -> list[Reader]:
     """The matrices that read the structures of some kinds.
 
     Raises:
-        CheckpointError: If not exactly one matrix reads those of each holder.
+        CheckpointError: If not exactly one matrix reads those of each holder, or its dtype is one
+            that emp-llm does not compute with.
     """
     found = list(_readers(plan, kinds))
     for kind in kinds:
@@ -162,12 +165,21 @@ def _readers(plan: ShrinkPlan, kinds: Sequence[KindName]) -> Iterator[Reader]:
             for axis in plan.found.axes.get(entry.name, ()) if entry.name in matrices else ():
                 turned = entry.name in transposed
                 if axis.kind in kinds and axis.dimension == (0 if turned else 1):
+                    _check_dtype(entry)
                     yield Reader(
                         target=Target.of(shard, entry, transposed=turned),
                         kind=axis.kind,
                         holder=axis.holder,
                         number=plan.structures[axis.kind].number,
                     )
+
+
+def _check_dtype(entry: TensorEntry) -> None:
+    if entry.dtype not in FORMATS:
+        raise CheckpointError(
+            f"{entry.name!r} is {entry.dtype}, and emp-llm chooses what it reads where it is "
+            f"{', '.join(FORMATS)}: give a checkpoint in one of these dtypes"
+        )
 
 
 def _by_holder(readers: Sequence[Reader]) -> dict[str, list[Target]]:

@@ -265,3 +265,10 @@ def test_structures_that_no_single_matrix_reads_are_refused(tmp_path: Path) -> N
     plan = replace(plan, found=replace(plan.found, axes=axes))
     with pytest.raises(CheckpointError, match=r"model.layers.1: 0 matrices have inputs for its"):
         find_readers(plan, ["neurons"])
+
+
+def test_a_dtype_that_nothing_is_computed_with_is_refused(tmp_path: Path) -> None:
+    make("llama", torch.float64).save_pretrained(tmp_path / "model")
+    plan = plan_of(tmp_path / "model", ["kv heads"])
+    with pytest.raises(CheckpointError, match=r"o_proj.weight' is F64"):
+        find_readers(plan, ["kv heads"])
