@@ -51,9 +51,10 @@ class ShrinkOptions:
         blocks: How many decoder blocks stay, or ``"auto"``.
         experts: How many experts stay in each layer that has any (``6``), which share of them is
             removed (``"25%"``, rounded down to whole experts), or ``"auto"``.
-        neurons: Which share of each MLP's neurons is removed (``"10%"``), or how many stay.
+        neurons: Which share of each MLP's neurons is removed (``"10%"``), how many stay, or
+            ``"auto"``.
         kv_heads: How many key-value heads stay in each layer, with the query heads that read them,
-            or which share of them is removed.
+            which share of them is removed, or ``"auto"``.
         multiple: The number of neurons that stay is a multiple of this, 1 or more, the one next to
             what the share leaves.
         max_loss_increase: With ``"auto"``: by how many per cent the loss on the calibration data
@@ -100,7 +101,7 @@ class ShrinkOptions:
                 "neurons or kv_heads"
             )
         for name, value in given.items():
-            if value != AUTO or name in ("neurons", "kv_heads"):
+            if value != AUTO:
                 parse_amount(name, value)
         self._check_search([name for name, value in given.items() if value == AUTO])
         self._check_blocks()

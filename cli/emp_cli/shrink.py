@@ -47,16 +47,17 @@ def shrink(
     neurons: Annotated[
         str | None,
         typer.Option(
-            metavar="P%|N",
-            help="Remove P per cent of the neurons of each MLP, or keep N of them.",
+            metavar="P%|N|auto",
+            help="Remove P per cent of the neurons of each MLP, keep N of them, or as few as "
+            "--max-loss-increase allows.",
         ),
     ] = None,
     kv_heads: Annotated[
         str | None,
         typer.Option(
-            metavar="N|P%",
-            help="Keep N key-value heads in each layer, with their query heads, or remove P per "
-            "cent of them.",
+            metavar="N|P%|auto",
+            help="Keep N key-value heads in each layer, with their query heads, remove P per cent "
+            "of them, or keep as few as --max-loss-increase allows.",
         ),
     ] = None,
     multiple: Annotated[

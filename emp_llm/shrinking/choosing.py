@@ -21,16 +21,24 @@ if TYPE_CHECKING:
 
 __all__ = ["asked_kinds", "checked_criterion", "choose", "measuring_in"]
 
+_WIDTHS: tuple[KindName, ...] = ("neurons", "kv heads")
+"""What is chosen together, decoder block by decoder block, behind all else."""
+
 
 def asked_kinds(options: ShrinkOptions) -> list[KindName]:
     """The kinds of structures that are to become fewer."""
+    return list(_asked(options))
+
+
+def _asked(options: ShrinkOptions) -> dict[KindName, int | str]:
+    """What was asked for, of each kind that is to become fewer."""
     asked: dict[KindName, int | str | None] = {
         "blocks": options.blocks,
         "experts": options.experts,
         "neurons": options.neurons,
         "kv heads": options.kv_heads,
     }
-    return [kind for kind, amount in asked.items() if amount is not None]
+    return {kind: amount for kind, amount in asked.items() if amount is not None}
 
 
 def checked_criterion(score: str, data: CalibrationOptions | None) -> ExpertCriterion:
@@ -63,7 +71,11 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
         OptionError: If the model cannot have so many, or the data is too short.
     """
     # checked first: what is measured takes its time
-    numbers, widths = _numbers(plan, options), _widths(plan, options)
+    numbers = {
+        kind: _number(plan, kind, asked, options.multiple)
+        for kind, asked in _asked(options).items()
+    }
+    widths = {kind: numbers.pop(kind) for kind in _WIDTHS if kind in numbers}
     calibration, choices = options.calibration, list[Choice]()
     with ExitStack() as stack:
         measuring = None
@@ -83,19 +95,14 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
     return choices
 
 
-def _numbers(plan: ShrinkPlan, options: ShrinkOptions) -> dict[KindName, int | None]:
-    """How many blocks and experts stay, if fewer are to; None if that is to be found."""
-    asked: dict[KindName, int | str | None] = {
-        "blocks": options.blocks,
-        "experts": options.experts,
-    }
-    return {
-        kind: None
-        if amount == AUTO
-        else number_to_keep(plan.structures[kind], parse_amount(kind, amount))
-        for kind, amount in asked.items()
-        if amount is not None
-    }
+def _number(plan: ShrinkPlan, kind: KindName, asked: int | str, multiple: int) -> int | None:
+    """How many structures of a kind stay; None if that is to be found."""
+    if asked == AUTO:
+        return None
+    structures, amount = plan.structures[kind], parse_amount(kind, asked)
+    if kind == "neurons":
+        return width_to_keep(structures, amount, multiple)
+    return number_to_keep(structures, amount)
 
 
 class _Chooser:
@@ -159,18 +166,6 @@ class _Chooser:
         if self._opened_measuring is None:
             raise AssertionError("an amount or a score needs data, and there is none")
         return self._opened_measuring
-
-
-def _widths(plan: ShrinkPlan, options: ShrinkOptions) -> dict[KindName, int]:
-    """How many neurons and key-value heads stay, of each kind that is to become fewer."""
-    numbers: dict[KindName, int] = {}
-    if options.neurons is not None:
-        amount = parse_amount("neurons", options.neurons)
-        numbers["neurons"] = width_to_keep(plan.structures["neurons"], amount, options.multiple)
-    if options.kv_heads is not None:
-        amount = parse_amount("kv_heads", options.kv_heads)
-        numbers["kv heads"] = number_to_keep(plan.structures["kv heads"], amount)
-    return numbers
 
 
 @contextmanager

@@ -167,7 +167,7 @@ class ColumnSink:
         kept_S, scores_S = self._ranked(reader, weight_RC, statistics)
         kept = kept_S.nonzero()[:, 0].tolist()
         writer.note(_note(reader), {"kept": kept, "scores": scores_S.tolist()})
-        if not self._repair:
+        if not self._repair or len(kept) == reader.number:
             return
         squares = _squares(reader, weight_RC, statistics, statistics.tokens)
         kept_C = columns_of(kept_S, reader.width)

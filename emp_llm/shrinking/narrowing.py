@@ -17,6 +17,7 @@ from emp_kernels.numbers import FORMATS
 from emp_llm.calibration.forward_walk import ForwardWalk
 from emp_llm.calibration.session import Session, recording
 from emp_llm.calibration.statistics import Statistics
+from emp_llm.calibration.tensor_loading import unchanged
 from emp_llm.errors import CheckpointError
 from emp_llm.options import NO_TARGETS, PruneOptions
 from emp_llm.pruning.plan import PruningPlan
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from emp_llm.calibration.statistics import Need
+    from emp_llm.calibration.tensor_loading import Change
     from emp_llm.checkpoint.header import TensorEntry
     from emp_llm.checkpoint.open_files import OpenFiles
     from emp_llm.options import CalibrationOptions
@@ -65,7 +67,8 @@ def narrowing(
     readers = find_readers(plan, kinds)
     with plan.source.files(plan.checkpoint.shards) as files, recording():
         session = None
-        if options.narrows_by_data and options.calibration is not None:
+        by_data = options.narrows_by_data or options.max_loss_increase is not None
+        if by_data and options.calibration is not None:
             targets = [reader.target for reader in readers]
             session = _opened(plan, targets, options.calibration, progress, files, folder)
         yield Narrowing(readers, options, files, session)
@@ -122,7 +125,7 @@ class Narrowing:
             score=options.width_score,
             repair=options.repair == "obs",
         )
-        if session is not None and not all(map(sink.has, self._units)):
+        if options.narrows_by_data and session is not None and not all(map(sink.has, self._units)):
             paired = options.repair == "obs" and session.options.sequential
             needs: frozenset[Need] = frozenset({"hessian"})
             walk = ForwardWalk(session, self._units, sink, needs, self._without_data, paired=paired)
@@ -132,6 +135,18 @@ class Narrowing:
             if not sink.has(unit):
                 sink.process(unit, targets, self._without_data)
         return sink
+
+    def loss(self, change: Change = unchanged) -> float:
+        """The loss of the model, nats per token, with its tensors as something changes them.
+
+        Raises:
+            CheckpointError: If the model does not run or predicts no next token.
+            ValueError: If there are no data.
+        """
+        if self.session is None:
+            raise ValueError("there are no data to measure a loss on")
+        self.session.begin("measuring the loss")
+        return self.session.loss(change)
 
     def _without_data(self, target: Target, matrix: int) -> Statistics:
         data = self._options.calibration

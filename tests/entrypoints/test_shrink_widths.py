@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 from support.calibrated import calibration, ids_of, save_text, save_tokenizer
 from support.widths import make, mask
-from transformers import AutoModelForCausalLM
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from emp_llm import OptionError, ShrinkOptions, shrink
+from emp_llm.shrinking.narrowing import Narrowing
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,7 @@ def test_repaired_matrices_are_named_and_nearer_to_the_dense_model(
         ({"kv_heads": 2, "width_score": "best"}, "width_score is 'best'"),
         ({"neurons": "25%", "multiple": 0}, "multiple is 0"),
         ({"neurons": "25%", "calibration": None}, "give a text to calibrate on"),
+        ({"neurons": "auto"}, "neurons is auto: give max_loss_increase"),
     ],
 )
 def test_bad_amounts_are_refused_in_one_line(
@@ -108,3 +111,41 @@ def test_what_is_chosen_beside_experts_is_what_would_be_chosen_after_them(
         assert torch.equal(tensor, second[name]), name
     configs = [json.loads((tmp_path / f / "config.json").read_text()) for f in ("both", "second")]
     assert configs[0] == configs[1]
+
+
+def mean_loss(model: PreTrainedModel, ids_NL: torch.Tensor) -> float:
+    with torch.no_grad():
+        logits = model(ids_NL).logits
+    return float(cross_entropy(logits[:, :-1].reshape(-1, 32), ids_NL[:, 1:].reshape(-1)))
+
+
+def test_auto_keeps_as_few_as_the_loss_of_the_repaired_model_allows(
+    dense: Path, text: Path, tmp_path: Path
+) -> None:
+    ids = ids_of(text)
+    asked = options(text, kv_heads="auto", max_loss_increase=0.3)
+    report = shrink(dense, tmp_path / "out", asked, threads=1)
+
+    found = report["structures"]["kv heads"]
+    losses = {one["number"]: one["loss"] for one in found["tried"]}
+    whole = mean_loss(make("llama"), ids)
+    assert losses.pop(None) == pytest.approx(whole, rel=1e-5)
+    assert 2 in losses
+    for number, loss in losses.items():
+        given = options(text, kv_heads=number)
+        shrink(dense, tmp_path / f"{number}", given, threads=1)
+        small = AutoModelForCausalLM.from_pretrained(tmp_path / f"{number}")
+        assert mean_loss(small, ids) == pytest.approx(loss, rel=1e-5)
+    low_enough = [number for number, loss in losses.items() if loss <= 1.003 * whole]
+    assert found["kept"] == min(low_enough, default=3)
+
+
+def test_where_no_fewer_are_allowed_all_stay_and_nothing_is_repaired(
+    dense: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Narrowing, "loss", lambda _self, change=None: 1.0 if not change else 2.0)
+    asked = options(text, neurons="auto", max_loss_increase=50, multiple=24)
+    report = shrink(dense, tmp_path / "out", asked, threads=1)
+    assert report["structures"]["neurons"]["kept"] == 40
+    before, after = (load_file(one / "model.safetensors") for one in (dense, tmp_path / "out"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
