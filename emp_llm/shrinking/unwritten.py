@@ -74,11 +74,27 @@ class _CutFile(SourceFile):
         self.name = file.name
         self._file = file
         self._cuts = cuts
+        self._latest: tuple[int, bytearray] | None = None
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer with the bytes of a whole tensor, which begins at this offset."""
+        """Fill a buffer with the bytes of a tensor, or of a part of it, from an offset on."""
+        start = max(start for start in self._cuts if start <= offset)
+        cut = self._cuts[start]
+        if (start, cut.new_entry.nbytes) == (offset, len(buffer)):
+            self._read(cut, buffer)
+            return
+        # the columns of a transposed matrix are read some at a time, one stretch after the other
+        latest = self._latest
+        if latest is None or latest[0] != start:
+            latest = start, bytearray(cut.new_entry.nbytes)
+            self._read(cut, memoryview(latest[1]))
+            self._latest = latest
+        at = offset - start
+        buffer[:] = memoryview(latest[1])[at : at + len(buffer)]
+
+    def _read(self, cut: Cut, buffer: memoryview) -> None:
         filled, workspace = 0, Workspace()
-        for part in cut_parts(self._cuts[offset]):
+        for part in cut_parts(cut):
             data = part.read(self._file, workspace)
             buffer[filled : filled + data.size] = data.data
             filled += data.size

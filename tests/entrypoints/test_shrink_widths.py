@@ -93,22 +93,30 @@ def test_bad_amounts_are_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_chosen_beside_experts_is_what_would_be_chosen_after_them(
-    text: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("architecture", "first", "widths"),
+    [
+        ("qwen3-moe", {"experts": 3}, {"neurons": "25%", "kv_heads": 2}),
+        ("gpt2", {"blocks": 1, "block_score": "random"}, {"neurons": "25%"}),
+    ],
+)
+def test_what_is_chosen_beside_others_is_what_would_be_chosen_after_them(
+    text: Path, tmp_path: Path, architecture: str, first: dict[str, Any], widths: dict[str, Any]
 ) -> None:
-    make("qwen3-moe").save_pretrained(tmp_path / "dense")
+    make(architecture).save_pretrained(tmp_path / "dense")
     save_tokenizer(tmp_path / "dense", 32)
-    widths = {"neurons": "25%", "kv_heads": 2}
 
-    shrink(tmp_path / "dense", tmp_path / "both", options(text, experts=3, **widths), threads=1)
-    shrink(tmp_path / "dense", tmp_path / "first", ShrinkOptions(experts=3), threads=1)
-    shrink(tmp_path / "first", tmp_path / "second", options(text, **widths), threads=1)
+    both = shrink(tmp_path / "dense", tmp_path / "both", options(text, **first, **widths))
+    alone = options(None, **first)
+    shrink(tmp_path / "dense", tmp_path / "first", alone)
+    shrink(tmp_path / "first", tmp_path / "second", options(text, **widths))
 
+    assert sum(one.get("repaired", False) for one in both["tensors"].values()) > 0
     name = "model.safetensors"
-    both, second = (load_file(tmp_path / folder / name) for folder in ("both", "second"))
-    assert both.keys() == second.keys()
-    for name, tensor in both.items():
-        assert torch.equal(tensor, second[name]), name
+    found, expected = (load_file(tmp_path / folder / name) for folder in ("both", "second"))
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
     configs = [json.loads((tmp_path / f / "config.json").read_text()) for f in ("both", "second")]
     assert configs[0] == configs[1]
 
