@@ -17,7 +17,8 @@ __all__ = ["verify"]
 @command
 def verify(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder that prune, pack or unpack wrote.")
+        Path,
+        typer.Argument(metavar="FOLDER", help="What prune, pack, shrink or unpack wrote."),
     ],
     against: Annotated[
         str | None,
@@ -55,9 +56,11 @@ def verify(
 
 
 def _lines(folder: Path, found: "Verified") -> list[str]:
-    from emp_cli.tables import count, size, some
+    from emp_cli.tables import count, size
 
     tensors = f"{found['tensors']} tensors ({size(found['bytes'])})"
+    if found["structures"] is not None:
+        return [*_shrunken_lines(folder, found, tensors), *_notes(found)]
     pruned = (
         "none of them is pruned"
         if not found["pruned_tensors"]
@@ -84,8 +87,28 @@ def _lines(folder: Path, found: "Verified") -> list[str]:
             f"{folder}: valid in structure. {tensors}; {pruned}. It has no emp_report.json, "
             "so there are no hashes to compare with: changed values would not show"
         )
+    return [first, *_notes(found)]
+
+
+def _shrunken_lines(folder: Path, found: "Verified", tensors: str) -> list[str]:
+    """What was found of a folder that shrink wrote."""
+    structures = (found["structures"] or {}).items()
+    stay = "; ".join(f"{kept} of {number} {kind} stay" for kind, (kept, number) in structures)
+    if not found["against"]:
+        return [f"{folder}: whole. {tensors} have the hashes of the report; {stay}"]
+    repaired = found["repaired_tensors"]
+    others = f", {repaired} of them repaired: the others" if repaired else ""
+    return [
+        f"{folder}: whole, and what shrinking {found['against']} gives. {tensors}{others} are, bit "
+        f"for bit, what stays of the source's; {stay}"
+    ]
+
+
+def _notes(found: "Verified") -> list[str]:
+    from emp_cli.tables import some
+
     unchecked = found["other_files"]
     notes = [f"other files, not checked: {some(unchecked)}"] if unchecked else []
     if found["unfinished_run"]:
         notes.append("it also holds the files of an unfinished run (.emp-llm-unfinished)")
-    return [first, *notes]
+    return notes

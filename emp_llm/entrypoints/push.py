@@ -29,10 +29,18 @@ from emp_llm.report.card.loading_code import loading_code
 from emp_llm.report.evaluation_results import read_results
 from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
-from emp_llm.report.file_names import CARD_NAME, EVAL_NAME, FIGURE_NAME, REPORT_NAME
+from emp_llm.report.file_names import (
+    CARD_NAME,
+    EVAL_NAME,
+    FIGURE_NAME,
+    REPORT_NAME,
+    SHRINK_FIGURE_NAME,
+    SHRINK_REPORT_NAME,
+)
 from emp_llm.runtime.progress import Progress
 from emp_llm.tensors.packed_config import is_delta, is_packed
 from emp_llm.tensors.planes import holds_planes
+from emp_llm.verification.shrunken_folder import check_shrunken, is_shrunken
 from emp_llm.verification.written_folder import check_written
 
 __all__ = ["Pushed", "WholeFolder", "check_folder", "push", "upload"]
@@ -40,6 +48,7 @@ __all__ = ["Pushed", "WholeFolder", "check_folder", "push", "upload"]
 # files of an older model that transformers or emp-llm would take for parts of the new one
 _REPLACED = (
     *(WEIGHTS_NAME, INDEX_NAME, REPORT_NAME, FIGURE_NAME, EVAL_NAME),
+    *(SHRINK_REPORT_NAME, SHRINK_FIGURE_NAME),
     *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
     f"model-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors",
 )
@@ -120,9 +129,9 @@ def push(
      'model = AutoModelForCausalLM.from_pretrained("me/sparse")')
 
     Args:
-        folder: A folder that `prune`, `pack` or `unpack` wrote, whose checksums are verified
-            first, or another checkpoint, whose structure is. Files that hold no weights may have
-            been edited since.
+        folder: A folder that `prune`, `pack`, `shrink` or `unpack` wrote, whose checksums are
+            verified first, or another checkpoint, whose structure is. Files that hold no weights
+            may have been edited since.
         repo_id: The repository, ``user/name`` or its address; made if it is not there.
         private: Whether it is made private, if it is made; None takes its owner's default.
         revision: The branch; made from the default one if it is not there.
@@ -169,7 +178,9 @@ def check_folder(
             f"{path}: is a delta to a base in a folder, which nobody else has: push the base, and "
             "make the delta with `emp-llm prune --base` and the base's Hub id"
         )
-    if has_report or is_packed(checkpoint.config) or holds_planes(checkpoint.tensors):
+    if is_shrunken(path):
+        edited = check_shrunken(path, progress=progress)
+    elif has_report or is_packed(checkpoint.config) or holds_planes(checkpoint.tensors):
         edited = check_written(path, progress=progress)
     report = read_report(path)
     read_results(path)

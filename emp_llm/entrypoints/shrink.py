@@ -21,6 +21,9 @@ from emp_llm.output.run_description import calibration_data, describe_run
 from emp_llm.pruning.plan_report import origin
 from emp_llm.pruning.shard_output import WriteJob
 from emp_llm.pruning.shard_plan import output_name
+from emp_llm.report.card.card import write_shrunken_card
+from emp_llm.report.card.shrunken_figure import write_shrunken_figure
+from emp_llm.report.file_names import CARD_NAME
 from emp_llm.report.folder_files import describe_files
 from emp_llm.report.report import Outcome
 from emp_llm.report.shrink_report import ShrinkReport, write_shrink_report
@@ -154,5 +157,7 @@ def _publish(
             report["calibration"] = samples
     report["files"] = describe_files(staging, shards, copied)
     write_shrink_report(staging, report)
+    write_shrunken_figure(staging, report)
+    write_shrunken_card(staging / CARD_NAME, shrinkage.plan.source.folder / CARD_NAME, report)
     folder.publish()
     return report

@@ -9,10 +9,18 @@ from typing import TypedDict
 
 from emp_llm.errors import OptionError
 from emp_llm.hub.source import find_source
+from emp_llm.report.file_names import SHRINK_REPORT_NAME
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
 from emp_llm.verification.folder_checks import file_fault
+from emp_llm.verification.shrunken_comparison import shrunken_against
+from emp_llm.verification.shrunken_folder import (
+    ShrunkenFolder,
+    check_shrunken_tensors,
+    is_shrunken,
+    open_shrunken,
+)
 from emp_llm.verification.source_comparison import SourceComparison, compared_with
 from emp_llm.verification.written_folder import (
     CheckedTensors,
@@ -40,6 +48,8 @@ class Verified(TypedDict):
         masks_derived: Whether every mask was computed again; None without a source.
         other_files: Paths of files that were not checked, since nothing says what they must hold.
         unfinished_run: Whether a run that did not end has left files in the folder.
+        structures: Of a folder that `shrink` wrote, how many structures of each kind stay in each
+            layer, and of how many; None of any other.
     """
 
     tensors: int
@@ -53,6 +63,7 @@ class Verified(TypedDict):
     masks_derived: bool | None
     other_files: list[str]
     unfinished_run: bool
+    structures: dict[str, tuple[int, int]] | None
 
 
 def verify(
@@ -64,7 +75,7 @@ def verify(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verified:
-    """Check that a folder is as `prune` or `unpack` wrote it.
+    """Check that a folder is as `prune`, `unpack` or `shrink` wrote it.
 
     It checks the checksum of every tensor, header and file; the structure of every packed row
     (mask, counts, escapes, finite values) and the number of weights that it keeps; and index,
@@ -89,6 +100,11 @@ def verify(
     each row must keep as many weights as the rule gives: by its target's β in the report where
     targets have different ones, or the same share where they keep that. Weights and biases that
     the report calls repaired may have any value.
+
+    Of a folder that `shrink` wrote, the checksum of every tensor, header and file is checked. With
+    `against`, each tensor must be, bit for bit, what the choices of the report keep of the source's
+    one, and config.json what they make of the source's. Tensors that the report calls repaired may
+    have any value.
 
     >>> from emp_llm import prune, verify
     >>> report = prune("demo/model", "sparse")
@@ -126,6 +142,9 @@ def verify(
             f"revision is {revision!r}, which selects a version of the source: give against as well"
         )
     progress = SharedProgress(progress or Silent())
+    if is_shrunken(Path(folder)):
+        workers = Workers(threads=thread_count(threads), progress=progress)
+        return _verify_shrunken(Path(folder), against, revision, token, workers)
     written = open_written(Path(folder), progress)
     if written.edited:
         raise file_fault(written.checkpoint.folder, written.edited[0])
@@ -159,4 +178,48 @@ def _found(
         "masks_derived": None if comparison is None else comparison.selection is not None,
         "other_files": list(written.other_files),
         "unfinished_run": written.unfinished,
+        "structures": None,
+    }
+
+
+def _verify_shrunken(
+    folder: Path,
+    against: str | os.PathLike[str] | None,
+    revision: str | None,
+    token: str | bool | None,
+    workers: Workers,
+) -> Verified:
+    progress = workers.progress
+    written = open_shrunken(folder, progress)
+    if written.edited:
+        raise file_fault(folder, written.edited[0], SHRINK_REPORT_NAME)
+    if against is None:
+        progress.begin("verifying", written.checkpoint.nbytes)
+        return _found_shrunken(written, check_shrunken_tensors(written, workers))
+    name = os.fspath(against)
+    source = find_source(name, revision=revision, token=token, progress=progress)
+    with shrunken_against(name, source, written.report) as comparison:
+        progress.begin("comparing", written.checkpoint.nbytes)
+        repaired = check_shrunken_tensors(written, workers, comparison.pieces)
+        comparison.check_complete(written, progress)
+    return _found_shrunken(written, repaired, name)
+
+
+def _found_shrunken(written: ShrunkenFolder, repaired: int, against: str | None = None) -> Verified:
+    structures = written.report["structures"]
+    return {
+        "tensors": len(written.checkpoint.tensors),
+        "pruned_tensors": 0,
+        "repaired_tensors": repaired,
+        "rows": 0,
+        "kept": 0,
+        "bytes": written.checkpoint.nbytes,
+        "hashes": True,
+        "against": against,
+        "masks_derived": None,
+        "other_files": list(written.other_files),
+        "unfinished_run": written.unfinished,
+        "structures": {
+            kind: (fields["kept"], fields["number"]) for kind, fields in structures.items()
+        },
     }

@@ -9,6 +9,7 @@ __all__ = [
     "REPORT_NAME",
     "SHRINK_FIGURE_NAME",
     "SHRINK_REPORT_NAME",
+    "SHRUNKEN_NOT_AS_WRITTEN",
 ]
 
 CARD_NAME = "README.md"
@@ -27,3 +28,9 @@ NOT_AS_WRITTEN = (
     f"{REPORT_NAME} if another model was saved over it"
 )
 """The remedy where a report is not that of the files beside it."""
+
+SHRUNKEN_NOT_AS_WRITTEN = (
+    "the folder is not as it was written; download or shrink it again, or delete "
+    f"{SHRINK_REPORT_NAME} if another model was saved over it"
+)
+"""The same of a model that was shrunken."""

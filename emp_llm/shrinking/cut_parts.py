@@ -46,13 +46,26 @@ class CutPart:
         """Bytes that are read."""
         return sum(nbytes for _, nbytes in self.stretches)
 
-    def read(self, file: SourceFile, workspace: Workspace) -> Bytes:
-        """The bytes, uint8; they may lie in the workspace.
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that are left of these."""
+        if not self.kept:
+            return self.nbytes
+        sizes = (len(self.kept.get(d, range(size))) for d, size in enumerate(self.shape))
+        return math.prod(sizes) * self.item
+
+    def read(self, file: SourceFile, workspace: Workspace, name: str = "weights") -> Bytes:
+        """The bytes that are kept, uint8; they may lie in the workspace.
+
+        Args:
+            file: The source's file.
+            workspace: Buffers to use again.
+            name: The buffer's name there.
 
         Raises:
             CheckpointError: If they cannot be read.
         """
-        data = workspace.take("weights", self.nbytes)[: self.nbytes]
+        data = workspace.take(name, self.nbytes)[: self.nbytes]
         at = 0
         for offset, nbytes in self.stretches:
             file.read_into(offset, data[at : at + nbytes].data)

@@ -21,7 +21,7 @@ from emp_llm.tensors.geometry import RowBlock
 from emp_llm.tensors.row_reader import PlainReader, StoredRows, block_memory
 from emp_llm.verification.tensor_checks import NOT_OF_SOURCE, BytesCheck, WholeCheck
 
-__all__ = ["ComparedBytes", "ComparedWhole"]
+__all__ = ["ComparedBytes", "ComparedWhole", "difference"]
 
 _BYTE = 8
 """Bits."""
@@ -58,7 +58,7 @@ class ComparedBytes:
         found = self._check.read(start, nbytes, workspace)
         expected = workspace.take("stored", nbytes)[:nbytes]
         self._file.read_into(self._entry.start + start, expected.data)
-        what = _difference(found, expected, start, self._entry, self._source)
+        what = difference(found, expected, start, self._entry, self._source)
         return found, None if what is None else self._check.fault(what, NOT_OF_SOURCE)
 
     def _settle(self, compared: tuple[Bytes, FormatError | None]) -> None:
@@ -104,7 +104,7 @@ class ComparedWhole:
         expected = self._reader.read(block, workspace).stored
         data = found.rows.reshape(-1).view(np.uint8)
         start = geometry.first_row(block) * geometry.row_bytes
-        what = _difference(data, expected, start, self._entry, self._source)
+        what = difference(data, expected, start, self._entry, self._source)
         return found, None if what is None else self._check.fault(what, NOT_OF_SOURCE)
 
     def _settle(self, compared: tuple[StoredRows, FormatError | None]) -> None:
@@ -115,7 +115,7 @@ class ComparedWhole:
         self._check.take(rows)
 
 
-def _difference(
+def difference(
     found: Bytes, expected: Bytes, start: int, entry: TensorEntry, source: str
 ) -> str | None:
     """How a stretch of a tensor's bytes, from `start` on, differs from the source's, in words."""

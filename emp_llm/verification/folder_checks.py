@@ -62,12 +62,12 @@ def _differing(
             progress.advance(fields["bytes"])
 
 
-def file_fault(folder: Path, name: str) -> FormatError:
-    """The error that names a file beside the weights which has changed."""
+def file_fault(folder: Path, name: str, report: str = REPORT_NAME) -> FormatError:
+    """The error that names a file beside the weights which has changed, by a report."""
     state = "is not as it was written" if (folder / name).is_file() else "is missing"
     return FormatError(
-        f"{folder}: {name} {state}, by {REPORT_NAME}; take it from the source, "
-        f"prune or pack again, or delete {REPORT_NAME} if another model was saved over the folder"
+        f"{folder}: {name} {state}, by {report}; take it from the source, run the command that "
+        f"wrote it again, or delete {report} if another model was saved over the folder"
     )
 
 
@@ -138,8 +138,19 @@ def check_index(checkpoint: Checkpoint, *, sizes: bool) -> None:
         )
 
 
-def check_written_alike(checkpoint: Checkpoint, described: Mapping[str, FileFields]) -> None:
-    """Check that shards' headers and the index are, byte for byte, as the report describes them.
+def check_written_alike(
+    checkpoint: Checkpoint,
+    described: Mapping[str, FileFields],
+    report: str = REPORT_NAME,
+    remedy: str = NOT_AS_WRITTEN,
+) -> None:
+    """Check that shards' headers and the index are, byte for byte, as a report describes them.
+
+    Args:
+        checkpoint: The checkpoint.
+        described: What the report says of its files.
+        report: What the report is called.
+        remedy: What helps if they are not.
 
     Raises:
         FormatError: If one is not.
@@ -149,8 +160,7 @@ def check_written_alike(checkpoint: Checkpoint, described: Mapping[str, FileFiel
         found, stated = describe(checkpoint.folder / name), described.get(name)
         if found != stated:
             raise FormatError(
-                f"{checkpoint.folder}: {name} has {found}, {REPORT_NAME} says {stated}: "
-                f"{NOT_AS_WRITTEN}"
+                f"{checkpoint.folder}: {name} has {found}, {report} says {stated}: {remedy}"
             )
 
 

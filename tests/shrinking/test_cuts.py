@@ -85,4 +85,5 @@ def test_what_is_read_is_what_numpy_takes(
         expected = expected.take(indices, axis=dimension)
     assert b"".join(data for _, data in found) == expected.tobytes()
     assert all(part.nbytes <= most for part, _ in found)
+    assert all(part.kept_bytes == len(data) for part, data in found)
     assert cut.shape == expected.shape

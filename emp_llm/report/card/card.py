@@ -14,23 +14,31 @@ from typing import TYPE_CHECKING, Any
 from emp_llm.checkpoint.json_files import read_json_object
 from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.report.card.metadata import read_card
+from emp_llm.report.card.shrunken_text import describe_shrunken
 from emp_llm.report.card.text import describe, is_lossless
 from emp_llm.report.evaluation_results import TaskResult, read_results
 from emp_llm.report.fields import Report
-from emp_llm.report.file_names import FIGURE_NAME
+from emp_llm.report.file_names import FIGURE_NAME, SHRINK_FIGURE_NAME
+from emp_llm.report.shrink_report import ShrinkReport
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.tensors.packed_config import is_packed
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData
 
-__all__ = ["write_card"]
+__all__ = ["write_card", "write_shrunken_card"]
 
 _BEGIN, _END = "<!-- emp-llm -->", "<!-- /emp-llm -->"
 _OUR_SECTION = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END) + "\n*", re.DOTALL)
+_BEGIN_SHRUNKEN, _END_SHRUNKEN = "<!-- emp-llm shrink -->", "<!-- /emp-llm shrink -->"
+_SHRUNKEN_SECTION = re.compile(
+    re.escape(_BEGIN_SHRUNKEN) + ".*?" + re.escape(_END_SHRUNKEN) + "\n*", re.DOTALL
+)
 _SOURCE_NOTE = "\nThe card of the original model follows.\n"
 _EMPTY_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 
 _TAGS = ("emp", "pruned", "sparse")
+_SHRUNKEN_TAGS = ("emp", "pruned")
 _LOSSLESS_TAGS = ("emp",)
 _PACKED_TAGS = ("emp-llm",)
 
@@ -63,7 +71,8 @@ def write_card(
     results = read_results(path.parent)
     card = read_card(source_card)
     tags = _LOSSLESS_TAGS if is_lossless(config, report) else _TAGS
-    _set_metadata(card.data, report, [*tags, *(_PACKED_TAGS if is_packed(config) else ())])
+    made_from = report["source"] if report else None
+    _set_metadata(card.data, made_from, [*tags, *(_PACKED_TAGS if is_packed(config) else ())])
     index = card.data.pop("model-index")
     if repo_id is None:
         index = None
@@ -83,12 +92,36 @@ def write_card(
     path.write_text(str(card), encoding="utf-8", newline="\n")
 
 
-def _set_metadata(data: "CardData", report: Report | None, tags: Sequence[str]) -> None:
+def write_shrunken_card(path: Path, source_card: Path, report: ShrinkReport) -> None:
+    """Write the model card of a smaller model into a folder that has its config.json and figure.
+
+    It has a section of its own, which stays in the card when the model is pruned afterwards.
+
+    Args:
+        path: The card's file.
+        source_card: The source's card, which is kept as by `write_card`.
+        report: What became smaller.
+    """
+    config = read_json_object(path.parent / CONFIG_NAME)
+    card = read_card(source_card)
+    _set_metadata(card.data, report["source"], _SHRUNKEN_TAGS)
+    card.data.pop("model-index")
+    rest = _OUR_SECTION.sub("", _SHRUNKEN_SECTION.sub("", card.text))
+    rest = _EMPTY_LINES.sub("", rest).rstrip()
+    has_figure = (path.parent / SHRINK_FIGURE_NAME).is_file()
+    section = describe_shrunken(config, report, SHRINK_FIGURE_NAME if has_figure else None)
+    source = _SOURCE_NOTE if rest else ""
+    parts = [f"{_BEGIN_SHRUNKEN}\n{section}{source}{_END_SHRUNKEN}\n"]
+    card.text = "\n" + "\n".join([*parts, *([f"{rest}\n"] if rest else [])])
+    path.write_text(str(card), encoding="utf-8", newline="\n")
+
+
+def _set_metadata(data: "CardData", source: SourceFields | None, tags: Sequence[str]) -> None:
     data["library_name"] = "transformers"
     others = [tag for tag in data.get("tags", []) if tag not in (*_TAGS, *_PACKED_TAGS)]
     data["tags"] = [*others, *tags]
-    if report and report["source"]["revision"]:
-        data["base_model"] = report["source"]["model"]
+    if source and source["revision"]:
+        data["base_model"] = source["model"]
         data.pop("base_model_relation")  # the source's, to the model that it came from
 
 

@@ -13,7 +13,7 @@ from emp_llm.report.totals import kinds, rest_totals
 from emp_llm.rule_fields import RuleFields
 from emp_llm.tensors.packed_config import is_delta, is_packed
 
-__all__ = ["describe", "is_lossless"]
+__all__ = ["code", "describe", "is_lossless", "one_line", "table"]
 
 _PAPER = "[Effective Model Pruning](https://arxiv.org/abs/2509.25606)"
 
@@ -56,7 +56,7 @@ def describe(
         revision: The branch there, if it is not the default one.
         figure: The picture that lies beside the card; None if there is none.
     """
-    model = _one_line(report["source"]["model"]) if report else ""
+    model = one_line(report["source"]["model"]) if report else ""
     done = _done(config, report)
     parts = [
         f"# {model}, {done}" if model else f"# {done.capitalize()}",
@@ -91,12 +91,12 @@ def _done(config: Mapping[str, object], report: Report | None) -> str:
 def _loading(
     config: Mapping[str, object], report: Report | None, name: str, revision: str | None
 ) -> str:
-    code = "\n".join(["```python", *loading_code(config, name, revision), "```"])
+    lines = "\n".join(["```python", *loading_code(config, name, revision), "```"])
     if not is_packed(config):
         zeros = "" if is_lossless(config, report) else " with zeros in it"
         return (
             f"This is an ordinary checkpoint{zeros}: whatever loads the original model loads this "
-            f"one.\n\n{code}"
+            f"one.\n\n{lines}"
         )
     source = "FOLDER" if name == ANY_NAME else name
     needs, same = "needs emp-llm", "with the same weights"
@@ -106,7 +106,7 @@ def _loading(
     return (
         f"> **This checkpoint is packed and {needs}: `pip install emp-llm`.** Where it is "
         "installed, transformers\n> loads this model like any other; elsewhere, it stops with a "
-        f"size mismatch.\n\n{code}\n\n"
+        f"size mismatch.\n\n{lines}\n\n"
         "For programs that do not know emp-llm, unpack it: the result is an ordinary checkpoint "
         f"{same},\nbit for bit.\n\n```\n"
         f"pip install emp-llm\nemp-llm unpack {source}{options} --out DENSE\n```"
@@ -139,12 +139,12 @@ def _packing(report: Report) -> str:
 
 def _origin(report: Report) -> str:
     source = report["source"]
-    revision = f" at {_code(source['revision'])}" if source["revision"] else ""
-    return f"{_code(source['model'])}{revision}"
+    revision = f" at {code(source['revision'])}" if source["revision"] else ""
+    return f"{code(source['model'])}{revision}"
 
 
 def _command(report: Report) -> str:
-    return shlex.join(prune_words(report, model=_one_line(report["source"]["model"]), out="DIR"))
+    return shlex.join(prune_words(report, model=one_line(report["source"]["model"]), out="DIR"))
 
 
 def _principle(report: Report) -> str:
@@ -153,7 +153,7 @@ def _principle(report: Report) -> str:
     largest = (
         "weights of largest magnitude"
         if criterion == "magnitude"
-        else f"weights with the largest {_code(criterion)} scores"
+        else f"weights with the largest {code(criterion)} scores"
     )
     number = (
         "(Σ|w|)² / Σw² of a group is computed from its weights"
@@ -188,23 +188,23 @@ def _settings(report: Report) -> Iterator[str]:
     allocated = f", allocate {rule['allocate']}" if "allocate" in rule else ""
     base = report.get("base")
     if base is not None:
-        revision = f" at {_code(base['revision'])}" if base["revision"] else ""
+        revision = f" at {code(base['revision'])}" if base["revision"] else ""
         yield (
-            f"base: {_code(base['model'])}{revision}; the weights that were pruned are differences "
+            f"base: {code(base['model'])}{revision}; the weights that were pruned are differences "
             "to it, which are added to it when the model is loaded"
         )
     yield f"β = {rule['beta']:g}{allocated}"
     yield f"groups: {_GROUPS[rule['granularity']]}"
-    ignored = "".join(f" without {_code(pattern)}" for pattern in rule["ignore"])
+    ignored = "".join(f" without {code(pattern)}" for pattern in rule["ignore"])
     named = _TARGETS.get(rule["targets"], "")
-    yield f"targets: {_code(rule['targets'])}{named}{ignored}"
+    yield f"targets: {code(rule['targets'])}{named}{ignored}"
     data = rule.get("calibration")
     text = None if data is None else data.get("text")
     if data is not None and text is not None:
         before = "pruned" if data.get("sequential", True) else "dense"
         yield (
             f"calibration: {data.get('samples')} samples of {data.get('length')} tokens of "
-            f"{_code(text)} (seed {data['seed']}); each decoder block was given the outputs of the "
+            f"{code(text)} (seed {data['seed']}); each decoder block was given the outputs of the "
             f"{before} blocks before it"
         )
     repaired = sum(fields.get("repaired", False) for fields in report["tensors"].values())
@@ -256,7 +256,7 @@ def _sizes(report: Report) -> str:
     smaller = rest["bytes_after"] < rest["bytes_before"]
     lossless = "Tensors that were not pruned keep every bit, in fewer bytes. " if smaller else ""
     return (
-        f"{_table(_SIZES, rows, text_columns=1)}\n\n"
+        f"{table(_SIZES, rows, text_columns=1)}\n\n"
         "Sparsity is the share of weights that were set to zero. "
         f"Retained mass is the share of {mass} that stays. {lossless}`emp_report.json` has these "
         "numbers for every tensor."
@@ -287,25 +287,27 @@ def _evaluation(results: Iterable[TaskResult]) -> str:
         )
         for result in results
     ]
-    return _table(("task", "dataset", "metric", "this model", "dense"), rows, text_columns=3)
+    return table(("task", "dataset", "metric", "this model", "dense"), rows, text_columns=3)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int) -> str:
+    """A table in Markdown, whose columns are numbers but for the first ones."""
     rules = ["---" if column < text_columns else "---:" for column in range(len(header))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rules, *rows))
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text without line breaks."""
     return " ".join(text.split())
 
 
 def _cell(text: str) -> str:
-    return _one_line(text).replace("|", "\\|")
+    return one_line(text).replace("|", "\\|")
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Inline code, whatever backticks are in it."""
-    text = _one_line(text)
+    text = one_line(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     space = " " if longest else ""
