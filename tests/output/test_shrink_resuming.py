@@ -18,6 +18,7 @@ OPTIONS = ShrinkOptions(experts=3)
 
 KILLED = """
 import os, sys, time
+import transformers  # so that no other process has to
 import emp_llm
 
 class Stop:
