@@ -13,7 +13,7 @@ from support.mixtures import EXPERTS
 from support.streaming import load_whole
 from torch.nn.functional import cosine_similarity
 
-from emp_llm import CheckpointError, EmpError, OptionError, ShrinkOptions, shrink
+from emp_llm import CheckpointError, EmpError, OptionError, ShrinkOptions, shrink, verify
 
 BLOCKS, LISTED = 5, "model.layers"
 
@@ -82,6 +82,7 @@ def test_blocks_of_little_influence_are_left_out_and_the_others_are_numbered_ane
     before, after = (json.loads((f / "config.json").read_text()) for f in (gemma, out))
     types = [before["layer_types"][block] for block in kept]
     assert after == {**before, "num_hidden_layers": 3, "layer_types": types}
+    assert verify(out, against=gemma)["structures"] == {"blocks": (3, BLOCKS)}
 
 
 def test_as_few_blocks_stay_as_the_loss_allows(gemma: Path, text: Path, tmp_path: Path) -> None:

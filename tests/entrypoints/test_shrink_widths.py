@@ -12,7 +12,7 @@ from support.widths import make, mask
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from emp_llm import OptionError, ShrinkOptions, shrink
+from emp_llm import OptionError, ShrinkOptions, shrink, verify
 from emp_llm.shrinking.narrowing import Narrowing
 
 
@@ -70,6 +70,8 @@ def test_repaired_matrices_are_named_and_nearer_to_the_dense_model(
     assert distances[1] < 0.9 * distances[0]
     repaired = {name for name, one in report["tensors"].items() if one.get("repaired")}
     assert repaired == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(2)}
+    assert verify(tmp_path / "none", against=dense)["repaired_tensors"] == 0
+    assert verify(tmp_path / "obs", against=dense)["repaired_tensors"] == 2
 
 
 @pytest.mark.parametrize(
