@@ -41,7 +41,7 @@ rest: .venv/test-installed
 
 # What touches transformers and the Hub, once more on the oldest versions that are tested.
 oldest: .venv/oldest
-	PYTHONPATH=.venv/oldest $(PYTEST) $(ALL_CORES) tests/integration $(WALK_TESTS)
+	PYTHONPATH=.venv/oldest $(PYTEST) $(ALL_CORES) tests/integration tests/deltas/test_deltas.py $(WALK_TESTS)
 
 # What takes long and rarely fails where the tests beside it pass; no part of `make test`.
 slow: .venv/test-installed

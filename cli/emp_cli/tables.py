@@ -195,7 +195,7 @@ def cost_lines(report: "Report", model: str, out: "Path") -> list[str]:
     """Lines that say what pruning without data costs, and name the command that repairs."""
     rule = report["rule"]
     uses_data = rule["criterion"] != "magnitude" or "calibration" in rule
-    if uses_data or rule["targets"] == NO_TARGETS:
+    if uses_data or rule["targets"] == NO_TARGETS or "base" in report:
         return []
     words = prune_words(report, out=str(out), model=model)
     words += ["--calibration", "wikitext2", "--overwrite"]

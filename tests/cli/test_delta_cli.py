@@ -29,6 +29,7 @@ def test_the_commands_on_a_delta(folder: Path) -> None:
     assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
     (said,) = (line for line in result.stdout.splitlines() if "a delta to base" in line)
     assert said.endswith("are as in the base, and not stored")
+    assert "Magnitude alone" not in result.stdout
     card = (folder / "delta" / "README.md").read_text()
     assert "packed and needs its base and emp-llm" in card
     assert "emp-llm prune tuned --out DIR --base" in card
