@@ -19,7 +19,7 @@ BETAS = (0.5, 0.75, 1.0)
 class SplineLayer(nn.Module):
     """Each edge has a function of its own: y_o = Σ_i φ_oi(x_i), φ(x) = a SiLU(x) + Σ_k c_k B_k(x).
 
-    B_k are the cubic B-splines of a uniform grid on [-1, 1]; outside of it only SiLU is left.
+    B_k are the cubic B-splines of a uniform grid on [-1, 1]; beyond it they fade, to 0 at ±2.2.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
