@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emp_llm.shrinking.amount_search import search_amount, tried_amount
+from emp_llm.shrinking.amount_search import none_can_go, search_amount, tried_amount
 from emp_llm.shrinking.amounts import amounts_of
 from emp_llm.shrinking.block_removal import Removed, remove_next
 from emp_llm.shrinking.block_walk import Blocks, measure_blocks
@@ -71,7 +71,7 @@ def choose_blocks(
     Raises:
         CheckpointError: If the model does not run or predicts no next token, or its blocks are not
             one list that tokens pass in order.
-        OptionError: As `emp_llm.calibration.session.Session` does.
+        OptionError: As `emp_llm.calibration.session.Session` does; if the bound allows none to go.
     """
     if score == "loss":
         return _by_loss(measuring, structures, number, increase, others)
@@ -110,6 +110,8 @@ def _by_loss(
     numbers = [None, *range(structures.number - 1, 0, -1)]
     losses = [blocks.loss, *removed.losses]
     tried = tuple(tried_amount(*one) for one in zip(numbers, losses, strict=False))
+    if not goes and number is None:
+        raise none_can_go("blocks", tried, increase)
     return replace(_choice(structures, "loss", goes, tuple(removed.alone)), tried=tried)
 
 

@@ -7,13 +7,14 @@ as if it were written, for only then is the loss the one that the model would ha
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from emp_llm.errors import CheckpointError
 from emp_llm.selection.mask_store import MaskStore
-from emp_llm.shrinking.amount_search import fewest, tried_amount
+from emp_llm.shrinking.amount_search import search_number
 from emp_llm.shrinking.choice import Choice
 from emp_llm.shrinking.narrowing import find_readers, narrowing
 from emp_llm.shrinking.plan import ShrinkPlan
@@ -57,7 +58,7 @@ def choose_widths(
 
     Raises:
         CheckpointError: As `emp_llm.shrinking.narrowing.narrowing` does.
-        OptionError: As there.
+        OptionError: As there, and if the bound allows none to go.
     """
     kinds = list(numbers)
     smaller, names = plan, {}
@@ -70,9 +71,9 @@ def choose_widths(
         tried: dict[KindName, tuple[Tried, ...]] = {}
         for kind in set(kinds) - set(keep):
             amounts = _possible(smaller, kind, options.multiple)
-            search = _Search(narrow, keep, kind, store)
-            keep[kind] = search.fewest(amounts, options.max_loss_increase or 0)
-            tried[kind] = tuple(tried_amount(*one) for one in search.losses.items())
+            measure = partial(_measured, narrow, dict(keep), kind, store.folder)
+            most = options.max_loss_increase or 0
+            keep[kind], tried[kind] = search_number(kind, amounts, measure, most, store)
         choices = narrow.choose(keep, store).choices()
     choices = [replace(choice, tried=tried.get(choice.kind, ())) for choice in choices]
     return [_of_source(choice, plan, smaller, names) for choice in choices] if others else choices
@@ -94,48 +95,26 @@ def _possible(plan: ShrinkPlan, kind: KindName, multiple: int) -> list[int]:
     return [*found, structures.number]
 
 
-class _Search:
-    """Measures losses with several numbers of one kind of structures.
+def _measured(
+    narrow: Narrowing,
+    keep: Mapping[KindName, int],
+    kind: KindName,
+    folder: Path,
+    number: int | None,
+) -> float:
+    """The loss with a number of one kind of structures; of the whole model for None.
 
     Args:
         narrow: Chooses structures, and measures losses.
         keep: How many stay of the other kinds.
         kind: The kind.
-        store: Keeps what was tried, for the same run when it is continued.
-
-    Attributes:
-        losses: What was tried, nats per token by number; None is the number of all.
+        folder: Where what is chosen waits meanwhile.
+        number: The number.
     """
-
-    def __init__(
-        self, narrow: Narrowing, keep: Mapping[KindName, int], kind: KindName, store: MaskStore
-    ) -> None:
-        self._narrow = narrow
-        self._keep = dict(keep)
-        self._kind = kind
-        self._store = store
-        self._note = f"tried {kind}"
-        self.losses: dict[int | None, float] = dict(store.notes.get(self._note, []))
-
-    def fewest(self, amounts: Sequence[int], increase: float) -> int:
-        """The fewest structures with which the loss rises by no more than so many per cent."""
-        return fewest(amounts, self._loss, self._loss(None) * (1 + increase / 100))
-
-    def _loss(self, number: int | None) -> float:
-        if number not in self.losses:
-            self.losses[number] = self._measured(number)
-            self._store.note(self._note, [*self.losses.items()])
-        return self.losses[number]
-
-    def _measured(self, number: int | None) -> float:
-        if number is None:
-            return self._narrow.loss()
-        with (
-            TemporaryDirectory(dir=self._store.folder) as scratch,
-            MaskStore(Path(scratch) / "tried") as masks,
-        ):
-            sink = self._narrow.choose({**self._keep, self._kind: number}, masks)
-            return self._narrow.loss(sink.changed)
+    if number is None:
+        return narrow.loss()
+    with TemporaryDirectory(dir=folder) as scratch, MaskStore(Path(scratch) / "tried") as masks:
+        return narrow.loss(narrow.choose({**keep, kind: number}, masks).changed)
 
 
 def _of_source(

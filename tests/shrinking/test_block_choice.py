@@ -13,11 +13,13 @@ from support.calibrated import calibration, ids_of, save_model, save_text
 from support.streaming import load_whole
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from emp_llm import OptionError
 from emp_llm.calibration.session import Session
 from emp_llm.hub.source import find_source
 from emp_llm.runtime.progress import SharedProgress, Silent
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.shrink_options import BlockScore
+from emp_llm.shrinking import block_removal
 from emp_llm.shrinking.block_choice import choose_blocks
 from emp_llm.shrinking.choice import Choice
 from emp_llm.shrinking.measuring import Measuring
@@ -115,17 +117,30 @@ def test_blocks_go_one_by_one_by_the_loss_without_them(llama: Llama, tmp_path: P
 def test_as_few_blocks_stay_as_the_bound_on_the_loss_allows(
     llama: Llama, tmp_path: Path, score: BlockScore
 ) -> None:
-    three, _ = llama.choose(score, tmp_path / "three", number=3)
-    dense, wanted = llama.loss(without()), llama.loss(three.kept[HOLDER])
+    dense, wanted = llama.loss(without()), 0.0
+    for number in (4, 3):
+        some, _ = llama.choose(score, tmp_path / f"{number}", number=number)
+        wanted = max(wanted, llama.loss(some.kept[HOLDER]))
     increase = 100 * abs(wanted / dense - 1) + 1e-3
     most = dense * (1 + increase / 100)
     choice, losses = llama.choose(score, tmp_path / "few", increase=increase)
     kept = choice.kept[HOLDER]
     assert losses[None] == pytest.approx(dense, rel=1e-5)
-    losses[BLOCKS] = losses[None]
     assert losses[len(kept)] == pytest.approx(llama.loss(kept), rel=1e-5)
     assert losses[len(kept)] <= most
     assert len(kept) == 1 or losses[len(kept) - 1] > most
+
+
+@pytest.mark.parametrize("score", ["influence", "loss"])
+def test_a_bound_that_lets_none_go_is_refused_with_what_the_loss_would_be(
+    llama: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: BlockScore
+) -> None:
+    # where a block may go or not, the loss of this model falls
+    losses = iter([2.0] if score == "influence" else [])
+    monkeypatch.setattr(Measuring, "loss", lambda *_: next(losses, 2.5))
+    monkeypatch.setattr(block_removal, "losses_without", lambda _s, _b, sets: [1e9] * len(sets))
+    with pytest.raises(OptionError, match=r"^blocks: none can go if .* by 3 per cent: with 4 it"):
+        llama.choose(score, tmp_path, increase=3.0)
 
 
 @pytest.mark.parametrize(
