@@ -150,12 +150,13 @@ def test_auto_keeps_as_few_as_the_loss_of_the_repaired_model_allows(
     assert found["kept"] == min(low_enough, default=3)
 
 
-def test_where_no_fewer_are_allowed_all_stay_and_nothing_is_repaired(
+def test_where_no_fewer_are_allowed_that_is_said_and_nothing_is_written(
     dense: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Narrowing, "loss", lambda _self, change=None: 1.0 if not change else 2.0)
     asked = options(text, neurons="auto", max_loss_increase=50, multiple=24)
-    report = shrink(dense, tmp_path / "out", asked, threads=1)
-    assert report["structures"]["neurons"]["kept"] == 40
-    before, after = (load_file(one / "model.safetensors") for one in (dense, tmp_path / "out"))
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(
+        OptionError, match=r"^neurons: none can go .* 50 per cent: with 24 it rises"
+    ):
+        shrink(dense, tmp_path / "out", asked, threads=1)
+    assert not (tmp_path / "out").exists()
