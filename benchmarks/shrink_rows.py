@@ -22,6 +22,7 @@ class Row:
         name: What it is called in the table.
         options: Options of ``emp-llm shrink``; None for the dense model.
         calibrated: Whether it is made from data.
+        part_of: The row whose blocks went one by one, of which the first go in this one.
         seed: Seed of the samples, and of what is chosen at random.
         timed: Whether its speed is measured, beside that of the dense model. It depends on how many
             structures there are, and not on which.
@@ -30,6 +31,7 @@ class Row:
     name: str
     options: tuple[str, ...] | None = None
     calibrated: bool = True
+    part_of: str | None = None
     seed: int = 0
     timed: bool = False
 
@@ -41,12 +43,14 @@ def all_rows() -> Iterator[Row]:
     ['dense', 'blocks-influence@29', 'blocks-loss@29']
     """
     yield Row("dense", calibrated=False)
+    last = f"blocks-loss@{BLOCKS[-1]}"
     for number in BLOCKS:
         for score in ("influence", "loss", "random"):
             yield Row(
                 f"blocks-{score}@{number}",
                 ("--blocks", str(number), "--block-score", score),
                 calibrated=score != "random",
+                part_of=last if score == "loss" and number != BLOCKS[-1] else None,
                 timed=score == "influence",
             )
 

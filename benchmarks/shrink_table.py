@@ -5,8 +5,9 @@
 
 For each row `emp-llm shrink` makes a model in a process of its own, `emp-llm eval` measures the
 perplexity of the text, and `emp-llm generate` the speed beside that of the dense model, one after
-the other. Results are written after each row, and what is there is not made again: an interrupted
-run goes on where it was. `--rows` takes names or patterns, such as 'blocks-*'.
+the other. Blocks that go one by one do so once: rows in which fewer go take the first. Results are
+written after each row, and what is there is not made again: an interrupted run goes on where it
+was. `--rows` takes names or patterns, such as 'blocks-*'.
 
 Processor seconds are those of the whole process, from start to exit; that of emp-llm tokenizes the
 text as well.
@@ -19,7 +20,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,14 @@ from typing import Any
 from common import MB, say, write_json
 from shrink_rows import Row, selected
 from timed_process import run as run_timed
+
+from emp_llm.hub.source import find_source
+from emp_llm.report.shrink_report import read_shrink_report
+from emp_llm.runtime.progress import SharedProgress, Silent
+from emp_llm.runtime.workers import Workers
+from emp_llm.shrinking.choice import Choice
+from emp_llm.shrinking.plan import ShrinkPlan, open_source
+from emp_llm.shrinking.writing import write_config_and_index, write_shards
 
 EMP = (sys.executable, "-m", "emp_cli")
 SETTINGS = ("samples", "length", "context", "dtype")
@@ -39,11 +48,16 @@ def main() -> None:
     """Read the command line, make and measure what is missing, and print the table."""
     args = parse()
     results = known(args)
-    for row in selected(args.rows):
-        if row.name not in results:
-            say(row.name)
-            results[row.name] = measured(row, args)
-            save(args, results)
+    # rows that are a part of another one come last
+    for row in sorted(selected(args.rows), key=lambda row: row.part_of is not None):
+        if row.name in results:
+            continue
+        if row.part_of is not None and row.part_of not in results:
+            say(f"{row.name}: left out, for {row.part_of} is not there")
+            continue
+        say(row.name)
+        results[row.name] = measured(row, args, results)
+        save(args, results)
     print(table(results))
 
 
@@ -99,12 +113,15 @@ def save(args: argparse.Namespace, results: Mapping[str, Any]) -> None:
 # --- making and measuring ------------------------------------------------------------------------
 
 
-def measured(row: Row, args: argparse.Namespace) -> dict[str, Any]:
+def measured(row: Row, args: argparse.Namespace, results: Mapping[str, Any]) -> dict[str, Any]:
     """Make the model of a row, measure it, and delete it."""
     if row.options is None:
         return {"bytes": weight_bytes(args.model), "perplexity": perplexity(args.model, args)}
     folder = args.folders / row.name
-    result = make(row, folder, args)
+    if row.part_of is not None:
+        result = write_without(row, folder, args, results[row.part_of]["gone"])
+    else:
+        result = make(row, folder, args)
     result |= {"bytes": weight_bytes(folder), "perplexity": perplexity(folder, args)}
     if row.timed:
         result["speed"] = speed(folder, args)
@@ -124,9 +141,41 @@ def make(row: Row, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         took = run_timed([*EMP, "shrink", str(args.model), "--out", str(folder), *options])
         found = {"options": options, "cpu_seconds": took.user_seconds + took.system_seconds}
-        made.write_text(json.dumps(found | {"peak_bytes": took.peak_bytes}), encoding="utf-8")
+        found |= {"peak_bytes": took.peak_bytes, "gone": gone_one_by_one(folder)}
+        made.write_text(json.dumps(found), encoding="utf-8")
     result: dict[str, Any] = json.loads(made.read_text(encoding="utf-8"))
     return result
+
+
+def gone_one_by_one(folder: Path) -> list[int]:
+    """The blocks that went one by one, in order; none if they went at once."""
+    report = read_shrink_report(folder)
+    if report is None:
+        raise SystemExit(f"{folder} has no report, although it was shrunken")
+    blocks = report["structures"].get("blocks")
+    tried = blocks.get("tried", []) if blocks else []
+    return [one["gone"] for one in tried if "gone" in one]
+
+
+def write_without(
+    row: Row, folder: Path, args: argparse.Namespace, gone: Sequence[int]
+) -> dict[str, Any]:
+    """Write the model without the first of the blocks that went one by one in another row."""
+    progress = SharedProgress(Silent())
+    source = find_source(args.model, progress=progress)
+    plan = ShrinkPlan.make(source, open_source(source), ["blocks"])
+    blocks = plan.structures["blocks"]
+    (holder,) = blocks.holders
+    goes = gone[: blocks.number - int(row.name.rpartition("@")[2])]
+    kept = tuple(block for block in range(blocks.number) if block not in goes)
+    shrinkage = plan.with_choices([Choice(kind="blocks", kept={holder: kept})])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_shards(shrinkage, Workers(threads=1, progress=progress), folder)
+    write_config_and_index(shrinkage, folder)
+    for path in args.model.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return {"options": [f"without {goes}"]}
 
 
 def weight_bytes(folder: Path) -> int:

@@ -35,14 +35,21 @@ def show_tried(report: "ShrinkReport") -> None:
         tried = fields.get("tried", [])
         whole = next((one["loss"] for one in tried if one["number"] is None), None)
         if tried:
-            header = (kind, "loss", "above all", "perplexity")
-            show(f"tried on {text}", header, [_tried(one, whole) for one in tried], left=0)
+            one_by_one = any("gone" in one for one in tried)
+            header = (kind, "loss", "above all", "perplexity", *(["gone"] if one_by_one else []))
+            rows = [[*_tried(one, whole), *_gone_last(one, one_by_one)] for one in tried]
+            show(f"tried on {text}", header, rows, left=0)
 
 
 def _tried(one: "Tried", whole: float | None) -> Row:
     number = "all" if one["number"] is None else f"{one['number']}"
     above = "" if one["number"] is None or not whole else f"{one['loss'] / whole - 1:+.2%}"
     return number, f"{one['loss']:.4f}", above, f"{one['perplexity']:,.2f}"
+
+
+def _gone_last(one: "Tried", one_by_one: bool) -> Iterator[str]:
+    if one_by_one:
+        yield f"{one.get('gone', '')}"
 
 
 def _scores(holder: "HolderFields") -> Sequence[str]:

@@ -38,11 +38,13 @@ class Tried(TypedDict):
         number: How many stayed; None for all of them.
         loss: The loss on the calibration data, nats per token.
         perplexity: Its exponential.
+        gone: The one that went last, where they go one by one.
     """
 
     number: int | None
     loss: float
     perplexity: float
+    gone: NotRequired[int]
 
 
 class HolderFields(TypedDict):

@@ -107,12 +107,12 @@ def _by_loss(
             removed = remove_next(session, blocks, removed)
             store.note("removed blocks", asdict(removed))
     goes = removed.numbers[:-1] if _too_many(removed, most) else removed.numbers
-    numbers = [None, *range(structures.number - 1, 0, -1)]
-    losses = [blocks.loss, *removed.losses]
-    tried = tuple(tried_amount(*one) for one in zip(numbers, losses, strict=False))
+    tried = [tried_amount(None, blocks.loss)]
+    for step, (gone, loss) in enumerate(zip(removed.numbers, removed.losses, strict=True), 1):
+        tried.append({**tried_amount(structures.number - step, loss), "gone": gone})
     if not goes and number is None:
         raise none_can_go("blocks", tried, increase)
-    return replace(_choice(structures, "loss", goes, tuple(removed.alone)), tried=tried)
+    return replace(_choice(structures, "loss", goes, tuple(removed.alone)), tried=tuple(tried))
 
 
 def _left(structures: Structures, removed: Removed) -> int:

@@ -59,7 +59,8 @@ def test_a_table_says_what_was_tried_to_keep_few_blocks(tmp_path: Path) -> None:
     lines = [line.split() for line in shown.splitlines()]
     assert ["all", f"{tried[0]['loss']:.4f}", f"{tried[0]['perplexity']:.2f}"] in lines
     above = f"{tried[2]['loss'] / tried[0]['loss'] - 1:+.2%}"
-    assert ["1", f"{tried[2]['loss']:.4f}", above, f"{tried[2]['perplexity']:.2f}"] in lines
+    last, gone = tried[2], f"{tried[2]['gone']}"
+    assert ["1", f"{last['loss']:.4f}", above, f"{last['perplexity']:.2f}", gone] in lines
     assert "blocks by loss, 1 of 3 stay" in shown
     assert "config.json: num_hidden_layers 3 → 1" in shown
 

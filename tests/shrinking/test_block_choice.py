@@ -61,6 +61,7 @@ class Llama:
             asked = calibration(self.text)
             measuring = Measuring(self.plan, asked, SharedProgress(Silent()), notes)
             choice = choose_blocks(measuring, self.plan.structures["blocks"], score, **options)
+        self.gone = [one["gone"] for one in choice.tried if "gone" in one]
         return choice, {one["number"]: one["loss"] for one in choice.tried}
 
     def loss(self, kept: tuple[int, ...]) -> float:
@@ -109,6 +110,7 @@ def test_blocks_go_one_by_one_by_the_loss_without_them(llama: Llama, tmp_path: P
     pairs = {one: llama.loss(without(first, one)) for one in without(first)}
     second = min(pairs, key=pairs.__getitem__)
     assert choice.kept == {HOLDER: without(first, second)}
+    assert llama.gone == [first, second]
     assert choice.scores[HOLDER] == pytest.approx([loss - dense for loss in alone], abs=1e-4)
     assert losses == pytest.approx({None: dense, 4: alone[first], 3: pairs[second]}, rel=1e-5)
 
