@@ -1,6 +1,6 @@
 """The rows of `shrink_table.py`: the dense model, and what `emp-llm shrink` makes of it.
 
-A row's name is ``KIND-SCORE@AMOUNT``, with ``#SEED`` where several seeds are measured.
+A row's name is ``KIND-SCORE@AMOUNT``; ``+repair`` where what reads neurons or heads is repaired.
 """
 
 from __future__ import annotations
@@ -12,6 +12,16 @@ from fnmatch import fnmatchcase
 __all__ = ["Row", "all_rows", "selected"]
 
 BLOCKS = (29, 28, 27, 25)
+NEURONS = ("5%", "10%", "20%")
+KV_HEADS = ("2",)
+WIDTHS = (
+    ("obs", "obs"),
+    ("activation", "obs"),
+    ("activation", "none"),
+    ("magnitude", "none"),
+    ("random", "none"),
+)
+"""How neurons and heads are chosen and repaired."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,15 @@ def all_rows() -> Iterator[Row]:
                 part_of=last if score == "loss" and number != BLOCKS[-1] else None,
                 timed=score == "influence",
             )
+    for kind, amounts in (("neurons", NEURONS), ("kv-heads", KV_HEADS)):
+        for amount in amounts:
+            for score, repair in WIDTHS:
+                yield Row(
+                    f"{kind}-{score}{'+repair' if repair != 'none' else ''}@{amount}",
+                    (f"--{kind}", amount, "--width-score", score, "--repair", repair),
+                    calibrated=score in ("obs", "activation"),
+                    timed=(score, repair) == WIDTHS[0],
+                )
 
 
 def selected(patterns: list[str]) -> list[Row]:
@@ -63,6 +82,8 @@ def selected(patterns: list[str]) -> list[Row]:
 
     >>> [row.name for row in selected(["dense", "blocks-loss*"])][:2]
     ['dense', 'blocks-loss@29']
+    >>> [row.name for row in selected(["kv-heads-act*"])]
+    ['kv-heads-activation+repair@2', 'kv-heads-activation@2']
     """
     rows = list(all_rows())
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""What fewer blocks cost in quality, and what they save: a table of one model shrunken many ways.
+"""What a smaller model costs in quality and saves: a table of one model shrunken many ways.
 
     OMP_NUM_THREADS=1 python benchmarks/shrink_table.py MODEL TRAIN_TEXT TEST_TEXT \
         --json shrink.json
