@@ -1,5 +1,6 @@
 """``emp-llm inspect``."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -89,6 +90,9 @@ def inspect(
         trust_remote_code=False,
     )
     if structures:
+        _check_alone(
+            {"--beta": beta, "--target-sparsity": target_sparsity, "--html": html, "--png": png}
+        )
         _show_structures(model, score, data, revision, threads, clock, as_json=as_json)
         return
     if data is not None or score != _SCORE:
@@ -123,6 +127,12 @@ def inspect(
     show_report(report)
     for line in written:
         typer.echo(line)
+
+
+def _check_alone(others: Mapping[str, object]) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise typer.BadParameter("does not go with --structures", param_hint=name)
 
 
 def _show_structures(

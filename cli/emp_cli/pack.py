@@ -53,4 +53,5 @@ def pack(
     for line in file_lines(report.get("carried"), report.get("left_behind")):
         typer.echo(line)
     typer.echo(totals_line(report))
-    typer.echo(written_line(out, report, clock.seconds, clock.peak_bytes))
+    nbytes = report["totals"]["model"]["bytes_before"]
+    typer.echo(written_line(out, nbytes, clock.seconds, clock.peak_bytes))

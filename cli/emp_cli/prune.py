@@ -184,7 +184,8 @@ def _show(report: "Report", model: str, out: Path, clock: Clock) -> None:
     for line in (*found_lines(report), *beside):
         typer.echo(line)
     typer.echo(totals_line(report))
-    typer.echo(written_line(out, report, clock.seconds, clock.peak_bytes))
+    nbytes = report["totals"]["model"]["bytes_before"]
+    typer.echo(written_line(out, nbytes, clock.seconds, clock.peak_bytes))
     for line in cost_lines(report, model, out):
         typer.echo(line)
 

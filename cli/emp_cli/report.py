@@ -1,12 +1,15 @@
 """``emp-llm report``."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emp_cli.arguments import Html, Json, Png, Revision
 from emp_cli.console import Clock, command, print_json
 from emp_cli.pictures import check_pictures, write_pictures
+
+if TYPE_CHECKING:
+    from emp_llm.report.shrink_report import ShrinkReport
 
 __all__ = ["report"]
 
@@ -16,7 +19,8 @@ def report(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A folder that prune or pack wrote, or such a model of the Hub."
+            metavar="MODEL",
+            help="A folder that prune, pack or shrink wrote, or such a model of the Hub.",
         ),
     ],
     html: Html = None,
@@ -24,11 +28,17 @@ def report(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Show what prune or pack did to a model, from its report; reads no weights."""
+    """Show what prune, pack or shrink did to a model, from its report; reads no weights."""
     clock = Clock()
     check_pictures(html, png)
-    from emp_llm.entrypoints.report import find_report
+    from emp_llm.entrypoints.report import find_report, find_shrink_report
 
+    if (smaller := find_shrink_report(model, revision=revision)) is not None:
+        if html or png:
+            hint = "--html" if html else "--png"
+            raise typer.BadParameter("shows what was pruned, and nothing was", param_hint=hint)
+        _show_smaller(smaller, clock, as_json=as_json)
+        return
     found = find_report(model, revision=revision)
     written = write_pictures(found, html, png)
     from emp_cli.inspect_view import report_with_parts, show_report
@@ -38,4 +48,18 @@ def report(
         return
     show_report(found)
     for line in written:
+        typer.echo(line)
+
+
+def _show_smaller(report: "ShrinkReport", clock: Clock, *, as_json: bool) -> None:
+    """Show what shrink did."""
+    if as_json:
+        print_json({**report} | clock.to_dict())
+        return
+    from emp_cli.structures_view import show_structures, show_tried, shrunken_lines
+    from emp_cli.tables import file_lines
+
+    show_tried(report)
+    show_structures(report)
+    for line in (*file_lines(report["carried"], report["left_behind"]), *shrunken_lines(report)):
         typer.echo(line)

@@ -168,12 +168,13 @@ def shrink(
         print_json({"out": str(out)} | summary | clock.to_dict())
         return
     from emp_cli.structures_view import show_structures, show_tried, shrunken_lines
-    from emp_cli.tables import file_lines
+    from emp_cli.tables import file_lines, written_line
 
     show_tried(report)
     show_structures(report)
     for line in (
         *file_lines(report["carried"], report["left_behind"]),
-        *shrunken_lines(out, report, clock.seconds, clock.peak_bytes),
+        *shrunken_lines(report),
+        written_line(out, report["totals"]["bytes_before"], clock.seconds, clock.peak_bytes),
     ):
         typer.echo(line)

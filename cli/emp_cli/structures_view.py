@@ -1,7 +1,6 @@
 """Prints the structures of a model, their scores and which of them stay, in 80 columns."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emp_cli.tables import Row, count, show, size, some
@@ -12,6 +11,9 @@ if TYPE_CHECKING:
     from emp_llm.report.shrink_report import HolderFields, ShrinkReport, StructureFields, Tried
 
 __all__ = ["show_structures", "show_tried", "shrunken_lines"]
+
+_WIDEST = 16
+"""Columns for what has gone: with more, a table of long names would not fit 80."""
 
 
 def show_structures(report: "ShrinkReport | StructuresReport") -> None:
@@ -61,15 +63,16 @@ def _scores(holder: "HolderFields") -> Sequence[str]:
 
 
 def _gone(fields: "StructureFields", holder: "HolderFields", left: bool) -> Iterator[str]:
+    """The numbers of those that have gone, or how many if these would be too wide."""
     if left:
         stays = set(holder["kept"])
-        yield some([f"{i}" for i in range(fields["number"]) if i not in stays])
+        gone = [f"{i}" for i in range(fields["number"]) if i not in stays]
+        words = ", ".join(gone)
+        yield words if len(words) <= _WIDEST else f"{len(gone):,} of them"
 
 
-def shrunken_lines(
-    out: Path, report: "ShrinkReport", seconds: float, peak_bytes: int
-) -> Iterator[str]:
-    """What has changed, how large the model is, and how long that took."""
+def shrunken_lines(report: "ShrinkReport") -> Iterator[str]:
+    """What has changed, and how large the model is."""
     for field, change in report["config"].items():
         yield printable(f"config.json: {field} {change}")
     if left_out := report["left_out"]:
@@ -82,5 +85,3 @@ def shrunken_lines(
         f"{count(totals['weights_before'])} weights are left, every bit of them"
         + (f" but for {repaired} repaired matrices" if repaired else "")
     )
-    rate = size(int(totals["bytes_before"] / seconds))
-    yield f"{out}: written in {seconds:.1f} s ({rate}/s), peak memory {size(peak_bytes)}"

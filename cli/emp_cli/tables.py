@@ -256,9 +256,14 @@ def totals_line(report: "Report") -> str:
     return f"{sizes}, {model['sparsity']:.2%} of {count(model['weights'])} weights are zero"
 
 
-def written_line(out: "Path", report: "Report", seconds: float, peak_bytes: int) -> str:
-    """How long writing took, and the memory it needed, in one line."""
-    rate = report["totals"]["model"]["bytes_before"] / seconds
-    return (
-        f"{out}: written in {seconds:.1f} s ({size(int(rate))}/s), peak memory {size(peak_bytes)}"
-    )
+def written_line(out: "Path", nbytes: int, seconds: float, peak_bytes: int) -> str:
+    """How long writing took, and the memory it needed, in one line.
+
+    Args:
+        out: The folder that was written.
+        nbytes: Bytes of the source's tensors.
+        seconds: How long it took.
+        peak_bytes: The most memory that it took.
+    """
+    rate = size(int(nbytes / seconds))
+    return f"{out}: written in {seconds:.1f} s ({rate}/s), peak memory {size(peak_bytes)}"

@@ -1,4 +1,4 @@
-"""Report: finds the report of a model that was pruned or packed before, and checks it."""
+"""Report: finds the report of a model that was pruned, packed or shrunken before, and checks it."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,12 @@ from emp_llm.errors import CheckpointError, FormatError
 from emp_llm.hub.source import find_file
 from emp_llm.options import NO_TARGETS
 from emp_llm.report.fields import Report
-from emp_llm.report.file_names import REPORT_NAME
+from emp_llm.report.file_names import REPORT_NAME, SHRINK_REPORT_NAME
 from emp_llm.report.folder_files import check_described
 from emp_llm.report.schema import read_report_file
+from emp_llm.report.shrink_report import ShrinkReport, read_shrink_report
 
-__all__ = ["find_report"]
+__all__ = ["find_report", "find_shrink_report"]
 
 
 def find_report(
@@ -60,3 +61,29 @@ def find_report(
     if Path(model).is_dir():
         check_described(Path(model), report)
     return report
+
+
+def find_shrink_report(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> ShrinkReport | None:
+    """Read how a model was made smaller, without its weights.
+
+    Args:
+        model: A folder, or a model of the Hugging Face Hub.
+        revision: Branch, tag or commit of a model of the Hub.
+        token: Token for the Hub; by default the one that is logged in.
+
+    Returns:
+        The content of its ``emp_shrink.json``; None if it has none, or was pruned or packed since.
+
+    Raises:
+        CheckpointError: If the report cannot be read.
+        HubError: If it cannot be fetched.
+        FormatError: If it is not one that emp-llm wrote.
+    """
+    names = (REPORT_NAME, SHRINK_REPORT_NAME)
+    later, path = (find_file(model, name, revision=revision, token=token) for name in names)
+    return None if later is not None or path is None else read_shrink_report(path.parent)

@@ -46,6 +46,35 @@ def test_a_line_for_each_layer_says_what_has_gone(mixtral: Path, tmp_path: Path)
     assert max(map(len, text.split("config.json")[0].splitlines())) <= 80
 
 
+def test_a_table_of_many_neurons_says_how_many_have_gone(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "llama", "llama", intermediate_size=1536)
+    asked = ("--neurons", "10%", "--width-score", "magnitude", "--repair", "none")
+    text = run("shrink", source, "--out", tmp_path / "out", *asked)
+    lines = text.split("config.json")[0].splitlines()
+    assert max(map(len, lines)) <= 80
+    (line,) = [line for line in lines if "model.layers.0" in line]
+    assert line.split()[1] == "1536"
+    assert line.rstrip().endswith("128 of them")
+
+
+def test_a_report_tells_how_a_model_became_smaller(mixtral: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = run("shrink", mixtral, "--out", out, "--experts", 4).splitlines()
+    assert run("report", out).splitlines() == [line for line in told if "written in" not in line]
+    fields = json.loads((out / "emp_shrink.json").read_text())
+    assert fields.items() <= json.loads(run("report", out, "--json")).items()
+    run("report", out, "--html", tmp_path / "page.html", status=2)
+    run("prune", out, "--out", tmp_path / "pruned", "--targets", "mlp")
+    assert "row groups" in run("report", tmp_path / "pruned")
+
+
+@pytest.mark.parametrize(
+    "option", [("--beta", "2"), ("--target-sparsity", "0.5"), ("--html", "a"), ("--png", "a")]
+)
+def test_options_of_pruning_do_not_go_with_structures(mixtral: Path, option: tuple[str]) -> None:
+    run("inspect", mixtral, "--structures", *option, status=2)
+
+
 def test_a_table_says_what_was_tried_to_keep_few_blocks(tmp_path: Path) -> None:
     source = save_model(tmp_path / "llama", "llama", num_hidden_layers=3)
     text = save_text(tmp_path / "words.txt")
