@@ -293,7 +293,7 @@ def _not_matched(tensor: _Tensor, kind: KindName) -> CheckpointError:
     return CheckpointError(
         f"{tensor.name!r}, of shape {list(tensor.shape)}, becomes a part of "
         f"{tensor.landing.name!r}, and emp-llm does not know which of its weights belong to which "
-        f"of the {kind}: load the checkpoint by transformers and save it anew"
+        f"of the {kind}: if other software wrote it, load it by transformers and save it anew"
     )
 
 

@@ -186,8 +186,8 @@ def _find(
             found = find_axes(compared, shapes, structure.landings)
             if not found:
                 raise CheckpointError(
-                    f"{where}: config.json has a field for the number of {name}, but no weights "
-                    "depend on it: emp-llm does not know how this model is made of them"
+                    f"{where}: {amounts.field} in config.json gives the number of {name}, but no "
+                    "weights depend on it: no layer of this model has any"
                 )
             for tensor, own in found.items():
                 axes.setdefault(tensor, []).extend(own)

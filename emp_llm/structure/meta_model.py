@@ -4,6 +4,7 @@ No code from the checkpoint is run: the classes are transformers' own. torch and
 imported only when a model is built.
 """
 
+import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -138,7 +139,8 @@ def _config(raw: Mapping[str, Any], path: Path, *, in_file: bool) -> "Pretrained
         raise _unknown(f"model_type {raw['model_type']!r}", raw, path)
     try:
         if not in_file:
-            made: PretrainedConfig = CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw))
+            content = json.loads(json.dumps(raw), object_hook=_decoded)
+            made: PretrainedConfig = CONFIG_MAPPING[raw["model_type"]].from_dict(content)
             return made
         config: PretrainedConfig = AutoConfig.from_pretrained(
             path.parent, trust_remote_code=False, local_files_only=True
@@ -150,6 +152,12 @@ def _config(raw: Mapping[str, Any], path: Path, *, in_file: bool) -> "Pretrained
             f"{path}: transformers refuses this config: {first_line(error)}"
         ) from error
     return config
+
+
+def _decoded(found: dict[str, Any]) -> dict[str, Any] | float:
+    """An object of a config, or the float that it stands for: JSON has no infinity."""
+    is_float = found.keys() == {"__float__"}
+    return float(found["__float__"]) if is_float else found
 
 
 def _model_class(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -130,6 +131,16 @@ def test_what_the_model_has_no_place_for_is_left_out_and_named(
 
     assert report["left_out"] == ["model.layers.2.block_sparse_moe.gate.weight"]
     assert "model.layers.2.block_sparse_moe.gate.weight" not in load(tmp_path / "out")
+
+
+def test_floats_that_json_lacks_stay_as_transformers_writes_them(
+    mixtral: Path, tmp_path: Path
+) -> None:
+    dense, infinite = copytree(mixtral, tmp_path / "dense"), {"__float__": "Infinity"}
+    edit_json(dense / "config.json", lambda config: config.update(router_jitter_noise=infinite))
+    shrink(dense, tmp_path / "out", ShrinkOptions(experts=3))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["router_jitter_noise"] == infinite
 
 
 def test_inspect_structures_gives_the_scores_and_writes_nothing(mixtral: Path) -> None:

@@ -55,4 +55,7 @@ def test_the_smaller_model_computes_what_the_dense_one_does_without_those_expert
     with torch.no_grad():
         found = small(TOKENS).logits
     assert torch.isfinite(expected).all()
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    # these add up all experts, the outputs of those that go being zero: sums are rounded otherwise
+    rounded = architecture in ("gpt-oss", "llama4")
+    most = torch.finfo(dtype).eps * expected.abs().max().item() if rounded else 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=most)
