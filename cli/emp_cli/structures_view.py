@@ -17,7 +17,13 @@ _WIDEST = 16
 
 
 def show_structures(report: "ShrinkReport | StructuresReport") -> None:
-    """Print a table of each kind of structures: a line for each holder."""
+    """Print a table of each kind of structures: a line for each holder that stays."""
+    blocks = report["structures"].get("blocks")
+    gone_blocks = [
+        f"{name}.{block}."
+        for name, holder in (blocks["holders"].items() if blocks else ())
+        for block in set(range(blocks["number"] if blocks else 0)) - set(holder["kept"])
+    ]
     for kind, fields in report["structures"].items():
         left = fields["kept"] < fields["number"]
         stay = f", {fields['kept']} of {fields['number']} stay" if left else ""
@@ -26,6 +32,7 @@ def show_structures(report: "ShrinkReport | StructuresReport") -> None:
         rows = [
             (name, f"{fields['number']}", *_scores(holder), *_gone(fields, holder, left))
             for name, holder in fields["holders"].items()
+            if not f"{name}.".startswith(tuple(gone_blocks))
         ]
         show(title, header, rows)
 

@@ -57,6 +57,17 @@ def test_a_table_of_many_neurons_says_how_many_have_gone(tmp_path: Path) -> None
     assert line.rstrip().endswith("128 of them")
 
 
+def test_neurons_of_blocks_that_have_gone_are_not_shown(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "llama", "llama", num_hidden_layers=4)
+    asked = ("--blocks", 2, "--block-score", "random", "--neurons", "50%", "--multiple", 2)
+    widths = ("--width-score", "magnitude", "--repair", "none")
+    text = run("shrink", source, "--out", tmp_path / "out", *asked, *widths)
+    report = json.loads((tmp_path / "out" / "emp_shrink.json").read_text())
+    kept = report["structures"]["blocks"]["holders"]["model.layers"]["kept"]
+    shown = [line.split()[0] for line in text.splitlines() if "model.layers." in line]
+    assert [name.split(".")[2] for name in shown] == [f"{block}" for block in kept]
+
+
 def test_a_report_tells_how_a_model_became_smaller(mixtral: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     told = run("shrink", mixtral, "--out", out, "--experts", 4).splitlines()
