@@ -7,7 +7,7 @@ from emp_kernels.numbers import FORMATS
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.deltas.base import Base
 from emp_llm.deltas.differences import difference_to
-from emp_llm.deltas.survey import Surveyed, survey
+from emp_llm.deltas.survey import survey
 from emp_llm.errors import CheckpointError, OptionError
 from emp_llm.options import NO_TARGETS, PruneOptions, needs_masks
 from emp_llm.pruning.plan import Delta, PruningPlan
@@ -64,9 +64,10 @@ def plan_delta(plan: PruningPlan, base: Base, workers: Workers) -> PruningPlan:
     targets = {target.name for target in plan.all_targets}
     rest = {name: place for name, place in plan.checkpoint.tensors.items() if name not in targets}
 
-    def read() -> Surveyed:
+    def read() -> tuple[str, list[str]]:
         with plan.source.files(plan.checkpoint.shards) as files:
-            return survey(base.checkpoint, workers, rest, files)
+            found = survey(base.checkpoint, workers, rest, files)
+            return found.hash, sorted(found.same)
 
     checksum, same = workers.team.share(read)
     checkpoint = less_base(plan, plan.checkpoint, base.checkpoint).without(same)

@@ -23,6 +23,7 @@ from support.checkpoints import (
     write_checkpoint,
 )
 from support.processes import Process, free_port, rank_environment, start
+from support.tuned import tune
 from typer.testing import CliRunner
 
 from emp_llm import PruneOptions, prune
@@ -121,6 +122,26 @@ def test_any_number_of_ranks_writes_the_same_bytes(
     options = PruneOptions(granularity=granularity, beta=0.9)
     prune(four, tmp_path / "alone", options)
     assert statuses(together(size, options)) == [0] * size
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+
+
+def take_part_less_base(
+    source: Path, out: Path, _options: None, error_file: Path, folder: str
+) -> None:
+    """Prune the differences to the source as one rank."""
+    tuned = Path(folder) / "tuned"
+    try:
+        prune(tuned, out, base=source, distributed=True)
+    except Exception as error:
+        error_file.write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+def test_two_ranks_write_the_same_delta(four: Path, tmp_path: Path, together: Together) -> None:
+    tuned = tune(four, tmp_path / "tuned", changed="gate")
+    prune(tuned, tmp_path / "alone", PruneOptions(), base=four)
+    processes = together(2, works=dict.fromkeys((0, 1), take_part_less_base))
+    assert statuses(processes) == [0, 0]
     assert files(tmp_path / "out") == files(tmp_path / "alone")
 
 
