@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def stored_base(
     model, revision = stated["model"], stated["revision"]
     if revision is None:
         path = Path(os.path.normpath(folder.resolve() / model))
-        if not path.is_dir():
+        if not _is_folder(path):
             raise CheckpointError(
                 f"{folder}: is the difference to the model in {path}, which is not there: put "
                 f"that folder there, or its path as base.model into {CONFIG_NAME}"
@@ -162,6 +163,12 @@ def check_hash(folder: Path, config: Mapping[str, Any], base: Base, found: str) 
             f"those of the base have {shortened(stated)}; put the model there that the delta was "
             "made to"
         )
+
+
+def _is_folder(path: Path) -> bool:
+    with suppress(OSError):  # such as of a name that is too long
+        return path.is_dir()
+    return False
 
 
 def _open(name: str, source: Source, model: str, progress: SharedProgress) -> Base:

@@ -177,6 +177,15 @@ def test_a_base_that_is_gone(base: Path, delta: Path, read: Callable[[Path], Non
 
 
 @each_reader
+@pytest.mark.parametrize("model", ["a\0b", "a" * 5000, "\n"])
+def test_a_config_that_names_a_base_by_what_is_no_path(
+    delta: Path, model: str, read: Callable[[Path], None]
+) -> None:
+    state_base(delta, {**stated_base(delta), "model": model})
+    assert "which is not there" in refusal(CheckpointError, read, delta)
+
+
+@each_reader
 @pytest.mark.parametrize("stated", [None, "x", {"model": 3, "revision": None, "hash": ""}])
 def test_a_config_that_names_no_base(
     delta: Path, stated: object, read: Callable[[Path], None]
