@@ -27,8 +27,14 @@ _LISTS_OF_NUMBERS = frozenset(
 )
 """Fields that list the numbers of some blocks."""
 
-_FIRST = frozenset({"first_k_dense_replace", "num_dense_layers"})
+_FIRST = frozenset({"first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"})
 """Fields that say how many blocks, of those that come first, are of another kind."""
+
+_LAST = frozenset({"moe_layer_end_index"})
+"""Fields that give the number of the last block of a kind."""
+
+_CYCLES = frozenset({"block_types"})
+"""Fields whose lists are gone through again and again."""
 
 _SPARSE_STEP, _NOT_SPARSE = "decoder_sparse_step", "mlp_only_layers"
 """Every how many blocks one has experts, in Qwen's models, and which of these have none all the
@@ -100,10 +106,14 @@ def _followed(field: ConfigField, number: int, kept: Sequence[int]) -> object:
     name, value = field.names[0], field.value
     if name in _FIRST and type(value) is int:
         return sum(block < value for block in kept)
+    if name in _LAST and type(value) is int and value >= 0:
+        return sum(block <= value for block in kept) - 1
     if not isinstance(value, list | tuple) or name in _NO_LISTS_OF_BLOCKS:
         return None
     if name in _LISTS_OF_NUMBERS:
         return [new for new, block in enumerate(kept) if block in value]
+    if name in _CYCLES and value:
+        return [value[block % len(value)] for block in kept]
     if name == _ATTENTION_TYPES:
         kinds = [kind for part, times in value for _ in range(times) for kind in part]
         return [[[kinds[block] for block in kept], 1]]

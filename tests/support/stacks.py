@@ -41,6 +41,8 @@ STACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("model.layers", {}),
     "gpt-neo": ("transformer.h", {}),
     "cohere2": ("model.layers", {}),
+    "ernie": ("model.layers", {}),
+    "recurrent-gemma": ("model.layers", {}),
 }
 """By architecture, the name of the list of blocks, and what to change of the tiny config."""
 
@@ -54,6 +56,31 @@ _OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Cohere2ForCausalLM",
         "Cohere2Config",
         {**_DECODER, **_WINDOW, "tie_word_embeddings": True},
+    ),
+    "ernie": (
+        "Ernie4_5_MoeForCausalLM",
+        "Ernie4_5_MoeConfig",
+        {
+            **_DECODER,
+            "num_hidden_layers": BLOCKS,
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 8,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 4,
+        },
+    ),
+    "recurrent-gemma": (
+        "RecurrentGemmaForCausalLM",
+        "RecurrentGemmaConfig",
+        {
+            **_DECODER,
+            "num_hidden_layers": BLOCKS,
+            "lru_width": H,
+            "attention_window_size": 4,
+            "block_types": ["recurrent", "recurrent", "attention"],
+            "tie_word_embeddings": True,
+        },
     ),
     "gpt-neo": (
         "GPTNeoForCausalLM",
