@@ -153,3 +153,18 @@ def test_inspect_structures_takes_a_score_and_data(mixtral: Path, tmp_path: Path
         assert of_shrink["kept"] == sorted(best)
     run("inspect", mixtral, "--score", "reap", status=2)
     run("inspect", mixtral, *data, status=2)
+
+
+def test_verify_says_what_stays_and_whether_it_is_the_sources(
+    mixtral: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run("shrink", mixtral, "--out", out, "--experts", 4)
+    tensors = len(json.loads((out / "emp_shrink.json").read_text())["tensors"])
+
+    alone, compared = run("verify", out), run("verify", out, "--against", mixtral)
+
+    assert alone.startswith(f"{out}: whole. {tensors} tensors (")
+    assert "have the hashes of the report; 4 of 6 experts stay" in alone
+    assert f"{out}: whole, and what shrinking {mixtral} gives. {tensors} tensors (" in compared
+    assert "are, bit for bit, what stays of the source's; 4 of 6 experts stay" in compared

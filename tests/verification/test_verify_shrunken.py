@@ -13,6 +13,7 @@ from support.tampering import edit_json
 
 from emp_llm import FormatError, ShrinkOptions, shrink, verify
 from emp_llm.checkpoint.safetensors_header import read_header
+from emp_llm.entrypoints.push import check_folder
 
 GATE = "model.layers.1.block_sparse_moe.gate.weight"
 UP = "model.layers.1.block_sparse_moe.experts.1.w1.weight"
@@ -97,6 +98,17 @@ def test_a_repaired_tensor_may_have_any_value(mixtral) -> None:
     as_if_written(small, UP)
     edit_json(small / "emp_shrink.json", lambda report: report["tensors"][UP].update(repaired=True))
     assert verify(small, against=dense)["repaired_tensors"] == 1
+
+
+def test_push_checks_it_first_and_allows_edits_beside_the_weights(mixtral) -> None:
+    _, small = mixtral
+    (small / "tokenizer.json").write_text("[]")
+    found = check_folder(small)
+    assert found.edited == ("tokenizer.json",)
+    assert (small / "emp_shrink.json").relative_to(small) in found.files
+    change_weight(holder_of(small, UP), UP)
+    with pytest.raises(FormatError, match=f"tensor '{UP}' has the hash"):
+        check_folder(small)
 
 
 def kept(report: dict) -> dict:
