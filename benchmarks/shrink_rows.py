@@ -15,8 +15,8 @@ BLOCKS = (29, 28, 27, 25)
 NEURONS = ("5%", "10%", "20%")
 KV_HEADS = ("2",)
 WIDTHS = (
-    ("obs", "obs"),
     ("activation", "obs"),
+    ("obs", "obs"),
     ("activation", "none"),
     ("magnitude", "none"),
     ("random", "none"),

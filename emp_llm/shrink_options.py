@@ -26,7 +26,7 @@ AUTO: Final = "auto"
 """The amount that stands for as few as a bound on the loss allows."""
 
 BlockScore = Literal["influence", "loss", "random"]
-WidthScore = Literal["obs", "activation", "magnitude", "random"]
+WidthScore = Literal["activation", "obs", "magnitude", "random"]
 WidthRepair = Literal["obs", "none"]
 
 
@@ -65,10 +65,10 @@ class ShrinkOptions:
         score: How experts are ranked: ``aimer``, ``reap``, ``norm``, ``random``, or your own as
             ``module:Class`` or by the name that `emp_llm.register_expert_criterion` gave it; see
             `emp_llm.shrinking.expert_criteria`.
-        width_score: How neurons and key-value heads are ranked: ``obs``, by how much the error of
-            what reads them rises without them when all others adapt (arXiv 2302.04089);
-            ``activation``, by what they contribute to the outputs; ``magnitude``, by the weights
-            that read them; or ``random``. The first two need data.
+        width_score: How neurons and key-value heads are ranked: ``activation``, by what they
+            contribute to the outputs of what reads them; ``obs``, by how much the error of these
+            rises without them when all others adapt (arXiv 2302.04089); ``magnitude``, by the
+            weights that read them; or ``random``. The first two need data.
         repair: Whether the matrices that read neurons and heads are fitted to the outputs of the
             dense model: ``obs``, by least squares on data, or ``none``.
         calibration: The data; for ``random`` its seed.
@@ -89,7 +89,7 @@ class ShrinkOptions:
     max_loss_increase: float | None = None
     block_score: BlockScore = "influence"
     score: str = "aimer"
-    width_score: WidthScore = "obs"
+    width_score: WidthScore = "activation"
     repair: WidthRepair = "obs"
     calibration: CalibrationOptions | None = None
 

@@ -90,12 +90,12 @@ def shrink(
     width_score: Annotated[
         WidthScore,
         typer.Option(
-            metavar="obs|activation|magnitude|random",
-            help="How neurons and heads are ranked: by the error without each when the others "
-            "adapt, by what they contribute to outputs, by weights alone, or at random. The first "
+            metavar="activation|obs|magnitude|random",
+            help="How neurons and heads are ranked: by what they contribute to outputs, by the "
+            "error without each when the others adapt, by weights alone, or at random. The first "
             "two need data.",
         ),
-    ] = "obs",
+    ] = "activation",
     repair: Annotated[
         WidthRepair,
         typer.Option(
