@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import threading
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,9 +78,10 @@ class _Runner:
         self._work = work
         self._gradients = gradients
         self._output: object = None
-        # two semaphores pass the turn: `_go` to this sample, `_came` back to the walking thread
-        self._go = threading.Semaphore(0)
-        self._came = threading.Semaphore(0)
+        # two queues pass the turn: `_go` to this sample, `_came` back to the walking thread. They
+        # are written in C: Ctrl-C inside a semaphore, which is not, can lose the turn for ever
+        self._go: SimpleQueue[None] = SimpleQueue()
+        self._came: SimpleQueue[None] = SimpleQueue()
         self._stopping = False
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name=f"sample-{sample}", daemon=True)
@@ -101,15 +103,15 @@ class _Runner:
                     "and each sample needs one: give fewer samples"
                 ) from error
         else:
-            self._go.release()
-        self._came.acquire()
+            self._go.put(None)
+        self._came.get()
         if self.failure is not None:
             raise self.failure
 
     def stop(self) -> None:
         """Have it end where it waits, or, if it runs, at the next unit."""
         self._stopping = True
-        self._go.release()
+        self._go.put(None)
 
     def join(self) -> None:
         """Wait until it has ended."""
@@ -123,8 +125,8 @@ class _Runner:
             torch.set_num_threads(self._threads)
         self.unit, self.call = unit, Call(self.sample, args, kwargs)
         del args, kwargs  # this frame waits: what it holds could not be freed meanwhile
-        self._came.release()
-        self._go.acquire()
+        self._came.put(None)
+        self._go.get()
         if self._stopping:
             raise _StoppedError
         output, self._output = self._output, None
@@ -144,7 +146,7 @@ class _Runner:
             self.failure = failure
         torch.set_num_threads(self._threads)
         self.done = True
-        self._came.release()
+        self._came.put(None)
 
 
 _here = threading.local()

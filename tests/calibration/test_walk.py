@@ -1,5 +1,7 @@
 """A model that is streamed, one decoder block at a time, computes what it computes whole."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,3 +62,60 @@ def test_a_streamed_model_gives_the_logits_of_the_whole_one_to_the_bit(
     with torch.no_grad():
         expected = [logits(whole, sample) for sample in range(SAMPLES)]
     assert torch.equal(torch.cat(found), torch.cat(expected))
+
+
+INTERRUPTED = """
+import sys, threading
+from pathlib import Path
+import torch
+from torch import nn
+from emp_llm.calibration import sample_walk
+from emp_llm.calibration.activations import Activations
+
+class Unit(nn.Module):
+    def forward(self, x):
+        return x
+
+units = {"first": Unit(), "second": Unit()}
+
+def forward(_sample):
+    x = torch.zeros(1)
+    for unit in units.values():
+        x = unit(x)
+
+def walked(number):
+    # two samples; at the line with this number, of those that pass the turn, Ctrl-C comes
+    lines = 0
+    def trace(frame, event, _arg):
+        nonlocal lines
+        passing = sample_walk._Runner.proceed.__code__
+        inside = frame.f_code is passing or frame.f_code.co_filename == threading.__file__
+        lines += inside and event == "line"
+        if inside and event == "line" and lines == number:
+            raise KeyboardInterrupt
+        return trace if inside else None
+    try:
+        with sample_walk.Walk(units, [], forward, 2, Activations(1 << 20, Path("."))) as walk:
+            for unit, calls in walk.stops():
+                if unit == "first":
+                    sys.settrace(trace)
+                for call in calls:
+                    walk.pass_on(call, call.args[0])
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+number = 1
+while walked(number):
+    number += 1
+assert number > 10, number
+assert threading.active_count() == 1
+"""
+
+
+def test_ctrl_c_ends_a_walk_wherever_it_comes():
+    # in a process of its own: a turn that is lost is waited for without end
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], timeout=60, check=False)
+    assert done.returncode == 0
