@@ -236,7 +236,5 @@ def parse_amount(option: str, value: int | str) -> Amount:
 
 
 def _no_amount(option: str, value: object) -> OptionError:
-    return OptionError(
-        f"{option} is {value!r}: give how many stay, such as 6, or the share that is removed, such "
-        "as '25%'"
-    )
+    share = "" if option == "blocks" else ", or the share that is removed, such as '25%'"
+    return OptionError(f"{option} is {value!r}: give how many stay, such as 6{share}")

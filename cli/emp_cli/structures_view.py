@@ -66,7 +66,9 @@ def _scores(holder: "HolderFields") -> Sequence[str]:
     if not scores:
         return ("",) * 4
     middle = scores[len(scores) // 2]
-    return (*(f"{one:.4g}" for one in (scores[0], middle, scores[-1])), f"{holder['n_eff']:.2f}")
+    n_eff = holder.get("n_eff")
+    shown = [f"{one:.4g}" for one in (scores[0], middle, scores[-1])]
+    return (*shown, "" if n_eff is None else f"{n_eff:.2f}")
 
 
 def _gone(fields: "StructureFields", holder: "HolderFields", left: bool) -> Iterator[str]:

@@ -53,7 +53,7 @@ class HolderFields(TypedDict):
     Attributes:
         kept: The numbers of those that stay, ascending.
         scores: The score of each, to six digits, also of those that went.
-        n_eff: The effective number (Σs)² / Σs² of the scores.
+        n_eff: The effective number (Σs)² / Σs² of the scores, unless one is negative.
     """
 
     kept: list[int]

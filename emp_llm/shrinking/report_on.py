@@ -83,7 +83,8 @@ def _holder(choice: Choice, holder: str) -> HolderFields:
     fields: HolderFields = {"kept": list(choice.kept[holder])}
     if scores := choice.scores.get(holder):
         fields["scores"] = [digits(score) for score in scores]
-        fields["n_eff"] = digits(effective(scores))
+        if min(scores) >= 0:  # as scores are that N_eff is defined for
+            fields["n_eff"] = digits(effective(scores))
     return fields
 
 
