@@ -67,6 +67,8 @@ def choose_widths(
         smaller = ShrinkPlan.make(plan.source, unwritten(left), kinds)
         names = {cut.name: cut.entry.name for cut in left.all_cuts}
     with narrowing(smaller, kinds, options, progress, store.folder) as narrow:
+        if narrow.session is not None:
+            store.note("calibration", narrow.session.samples.description())
         keep = {kind: number for kind, number in numbers.items() if number is not None}
         tried: dict[KindName, tuple[Tried, ...]] = {}
         for kind in set(kinds) - set(keep):

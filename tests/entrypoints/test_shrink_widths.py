@@ -54,6 +54,7 @@ def test_unrepaired_it_is_the_dense_model_with_those_masked(
         expected, found_logits = (one(ids_of(text)).logits for one in (model, small))
     torch.testing.assert_close(found_logits, expected, rtol=0, atol=1e-5)
     assert not any(one.get("repaired") for one in report["tensors"].values())
+    assert report["calibration"]["text"] == text.name
 
 
 def test_repaired_matrices_are_named_and_nearer_to_the_dense_model(
@@ -135,6 +136,7 @@ def test_auto_keeps_as_few_as_the_loss_of_the_repaired_model_allows(
     ids = ids_of(text)
     asked = options(text, kv_heads="auto", max_loss_increase=0.3)
     report = shrink(dense, tmp_path / "out", asked, threads=1)
+    assert report["calibration"]["text"] == text.name
 
     found = report["structures"]["kv heads"]
     losses = {one["number"]: one["loss"] for one in found["tried"]}
