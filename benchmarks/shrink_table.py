@@ -140,7 +140,7 @@ def make(row: Row, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     if not made.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         took = run_timed([*EMP, "shrink", str(args.model), "--out", str(folder), *options])
-        found = {"options": options, "cpu_seconds": took.user_seconds + took.system_seconds}
+        found = {"options": row.options, "cpu_seconds": took.user_seconds + took.system_seconds}
         found |= {"peak_bytes": took.peak_bytes, "gone": gone_one_by_one(folder)}
         made.write_text(json.dumps(found), encoding="utf-8")
     result: dict[str, Any] = json.loads(made.read_text(encoding="utf-8"))
