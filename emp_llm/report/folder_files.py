@@ -10,6 +10,7 @@ from emp_llm.checkpoint.folder_files import visible_files
 from emp_llm.checkpoint.regular_file import open_regular
 from emp_llm.checkpoint.safetensors_header import read_header
 from emp_llm.errors import CheckpointError, FormatError
+from emp_llm.files.atomic import indented
 from emp_llm.files.checksum import COPY_BYTES, hash_name, new_hash
 from emp_llm.report.fields import FileFields, Report
 from emp_llm.report.file_names import NOT_AS_WRITTEN, OF_THEIR_OWN, REPORT_NAME
@@ -18,6 +19,7 @@ __all__ = [
     "check_described",
     "describe_file",
     "describe_files",
+    "describe_json",
     "describe_shard",
     "not_described",
 ]
@@ -54,6 +56,12 @@ def describe_file(path: Path) -> FileFields:
     """
     nbytes, checksum = _checksum(path, -1)
     return {"bytes": nbytes, "hash": checksum}
+
+
+def describe_json(content: Mapping[str, object]) -> FileFields:
+    """Describe the file that `emp_llm.files.atomic.write_json` would write."""
+    data = (indented(content) + "\n").encode(errors="replace")  # JSON may escape half a surrogate
+    return {"bytes": len(data), "hash": hash_name(new_hash(data))}
 
 
 def describe_shard(path: Path) -> FileFields:

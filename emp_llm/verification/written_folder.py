@@ -19,6 +19,7 @@ from emp_llm.output.output_folder import STAGING_NAME
 from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
 from emp_llm.report.file_names import NOT_AS_WRITTEN, REPORT_NAME
+from emp_llm.report.folder_files import describe_json
 from emp_llm.report.tensor_statistics import TensorStatistics
 from emp_llm.report.totals import check_totals
 from emp_llm.rule_fields import rule_options
@@ -186,18 +187,38 @@ def open_written(folder: Path, progress: SharedProgress) -> WrittenFolder:
     else:
         raise CheckpointError(
             f"{folder}: has no {REPORT_NAME} and is not packed, so nothing says what it must "
-            "hold; give a folder that `emp-llm prune` or `emp-llm unpack` wrote, or compare it "
-            "with another one by `emp-llm diff`"
+            "hold: give a folder that `emp-llm prune` wrote, or that `emp-llm unpack` made of one "
+            "(where that is a delta, give the delta itself), or compare it with another one by "
+            "`emp-llm diff`"
         )
     described = None if report is None else report["files"]
     check_no_other_weights(checkpoint, described)
     return WrittenFolder(
         checkpoint=checkpoint,
         report=report,
-        edited=changed_files(checkpoint, described, progress) if described else (),
+        edited=() if report is None else _edited(checkpoint, report, progress),
         other_files=other_files(checkpoint, described),
         unfinished=unfinished,
     )
+
+
+def _edited(checkpoint: Checkpoint, report: Report, progress: SharedProgress) -> tuple[str, ...]:
+    """Paths of files beside the weights that are not as they were written.
+
+    A delta's config.json may name another folder of its base, which is known by its checksum.
+    """
+    edited, base = changed_files(checkpoint, report["files"], progress), report.get("base")
+    config = checkpoint.config
+    if base is None or CONFIG_NAME not in edited or not is_delta(config):
+        return edited
+    stated = stated_base(checkpoint.folder, config)
+    if stated["revision"] is not None:
+        return edited
+    quantization = {**config["quantization_config"], "base": {**stated, **base}}
+    written = describe_json({**config, "quantization_config": quantization})
+    if written != report["files"].get(CONFIG_NAME):
+        return edited
+    return tuple(name for name in edited if name != CONFIG_NAME)
 
 
 def _check_reported_config(checkpoint: Checkpoint, report: Report) -> None:

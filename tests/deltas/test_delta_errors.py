@@ -194,6 +194,28 @@ def test_a_config_that_names_no_base(
     assert "names model, revision and hash" in refusal(FormatError, read, delta)
 
 
+def test_a_delta_whose_base_has_moved_is_whole_with_another_path_and_with_no_other_edit(
+    base: Path, tuned: Path, delta: Path
+) -> None:
+    base.rename(base.parent / "moved")
+    state_base(delta, {**stated_base(delta), "model": "../moved"})
+    assert verify(delta, against=tuned)["masks_derived"] is True
+    edit_json(delta / "config.json", lambda config: config.update(rms_norm_eps=0.5))
+    assert "config.json is not as it was written" in refusal(FormatError, verify, delta)
+
+
+def test_a_delta_whose_base_was_in_a_folder_and_is_said_to_be_on_the_hub(delta: Path) -> None:
+    state_base(delta, {**stated_base(delta), "model": "me/base", "revision": "a" * 40})
+    assert "config.json is not as it was written" in refusal(FormatError, verify, delta)
+
+
+def test_an_unpacked_delta_is_not_verified_but_the_delta_is(delta: Path, tmp_path: Path) -> None:
+    unpack(delta, tmp_path / "whole")
+    found = refusal(CheckpointError, verify, tmp_path / "whole")
+    assert "where that is a delta, give the delta itself" in found
+    assert verify(delta)["hashes"] is True
+
+
 def test_another_model_than_the_delta_was_made_from(
     base: Path, delta: Path, tmp_path: Path
 ) -> None:
