@@ -63,9 +63,15 @@ def shortened(value: object) -> str:
 def first_line(error: BaseException) -> str:
     r"""The first line of an error's text; the name of its class if it has none.
 
+    A line that ends with a colon says nothing without the next one, which is added.
+
     >>> first_line(OSError("No route to host\nErrno 113"))
     'No route to host'
+    >>> first_line(ValueError("Validation failed:\n    3 heads"))
+    'Validation failed: 3 heads'
     >>> first_line(TimeoutError())
     'TimeoutError'
     """
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    more = lines[0].endswith(":") and len(lines) > 1
+    return f"{lines[0]} {lines[1].strip()}" if more else lines[0]

@@ -115,7 +115,7 @@ class _Runner:
 
     def join(self) -> None:
         """Wait until it has ended."""
-        if self._thread.ident is not None:
+        if self._thread.is_alive():
             self._thread.join()
         self._output = self.call = None
 

@@ -148,8 +148,9 @@ def _config(raw: Mapping[str, Any], path: Path, *, in_file: bool) -> "Pretrained
     except ImportError:
         raise
     except Exception as error:
+        config_is = "this config" if in_file else "the config that is made of this one"
         raise CheckpointError(
-            f"{path}: transformers refuses this config: {first_line(error)}"
+            f"{path}: transformers refuses {config_is}: {first_line(error)}"
         ) from error
     return config
 
