@@ -101,10 +101,11 @@ def verify(
     targets have different ones, or the same share where they keep that. Weights and biases that
     the report calls repaired may have any value.
 
-    Of a folder that `shrink` wrote, the checksum of every tensor, header and file is checked. With
-    `against`, each tensor must be, bit for bit, what the choices of the report keep of the source's
-    one, and config.json what they make of the source's. Tensors that the report calls repaired may
-    have any value.
+    Of a folder that `shrink` wrote, the checksum of every tensor, header and file is checked, and
+    that the report's numbers are those of config.json and the tensors. With `against`, each tensor
+    must be, bit for bit, what the choices of the report keep of the source's one, and config.json
+    and all numbers what they make of the source's. Matrices that the report calls repaired may have
+    any value, if they read neurons or key-value heads that went and its options repair these.
 
     >>> from emp_llm import prune, verify
     >>> report = prune("demo/model", "sparse")
@@ -193,6 +194,7 @@ def _verify_shrunken(
     written = open_shrunken(folder, progress)
     if written.edited:
         raise file_fault(folder, written.edited[0], SHRINK_REPORT_NAME)
+    written.check_report()
     if against is None:
         progress.begin("verifying", written.checkpoint.nbytes)
         return _found_shrunken(written, check_shrunken_tensors(written, workers))

@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from emp_llm.report.shrink_report import Tried
 
-__all__ = ["Choice", "KindName", "Structures", "effective"]
+__all__ = ["WIDTHS", "Choice", "KindName", "Structures", "effective"]
 
 KindName = Literal["blocks", "experts", "neurons", "kv heads"]
 """What can become fewer; the keys of `emp_llm.shrinking.kinds.KINDS`."""
+
+
+WIDTHS: Final[tuple[KindName, ...]] = ("neurons", "kv heads")
+"""What is chosen together, decoder block by decoder block, behind all else; the matrices that read
+these may be repaired."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from emp_llm.options import CalibrationOptions
 from emp_llm.runtime.workers import Workers
 from emp_llm.shrink_options import AUTO, ShrinkOptions, parse_amount
 from emp_llm.shrinking.amounts import amounts_of, best, number_to_keep, width_to_keep
-from emp_llm.shrinking.choice import Choice, KindName
+from emp_llm.shrinking.choice import WIDTHS, Choice, KindName
 from emp_llm.shrinking.expert_criteria import ExpertCriterion
 from emp_llm.shrinking.expert_criterion_registry import find_expert_criterion
 from emp_llm.shrinking.expert_scores import ExpertScores
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from emp_llm.shrinking.measuring import Measuring
 
 __all__ = ["asked_kinds", "checked_criterion", "choose", "measuring_in"]
-
-_WIDTHS: tuple[KindName, ...] = ("neurons", "kv heads")
-"""What is chosen together, decoder block by decoder block, behind all else."""
 
 
 def asked_kinds(options: ShrinkOptions) -> list[KindName]:
@@ -75,7 +72,7 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
         kind: _number(plan, kind, asked, options.multiple)
         for kind, asked in _asked(options).items()
     }
-    widths = {kind: numbers.pop(kind) for kind in _WIDTHS if kind in numbers}
+    widths = {kind: numbers.pop(kind) for kind in WIDTHS if kind in numbers}
     calibration, choices = options.calibration, list[Choice]()
     with ExitStack() as stack:
         measuring = None

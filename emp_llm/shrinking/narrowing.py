@@ -174,19 +174,14 @@ def find_readers(plan: ShrinkPlan, kinds: Sequence[KindName]) -> list[Reader]:
 
 
 def _readers(plan: ShrinkPlan, kinds: Sequence[KindName]) -> Iterator[Reader]:
-    transposed, matrices = set(plan.found.transposed), set(plan.found.matrices)
-    for shard in plan.checkpoint.shards:
-        for entry in shard.header.tensors:
-            for axis in plan.found.axes.get(entry.name, ()) if entry.name in matrices else ():
-                turned = entry.name in transposed
-                if axis.kind in kinds and axis.dimension == (0 if turned else 1):
-                    _check_dtype(entry)
-                    yield Reader(
-                        target=Target.of(shard, entry, transposed=turned),
-                        kind=axis.kind,
-                        holder=axis.holder,
-                        number=plan.structures[axis.kind].number,
-                    )
+    for shard, entry, axis in plan.readers(kinds):
+        _check_dtype(entry)
+        yield Reader(
+            target=Target.of(shard, entry, transposed=axis.dimension == 0),
+            kind=axis.kind,
+            holder=axis.holder,
+            number=plan.structures[axis.kind].number,
+        )
 
 
 def _check_dtype(entry: TensorEntry) -> None:

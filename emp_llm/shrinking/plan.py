@@ -10,11 +10,13 @@ from typing import Any
 
 from emp_llm.checkpoint.checkpoint import Checkpoint
 from emp_llm.checkpoint.dtypes import ITEM_BITS
+from emp_llm.checkpoint.header import TensorEntry
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.errors import CheckpointError
 from emp_llm.hub.source import Source
 from emp_llm.pruning.shard_plan import file_order
 from emp_llm.report.file_names import SHRINK_FIGURE_NAME, SHRINK_REPORT_NAME
+from emp_llm.shrinking.axes import Axis
 from emp_llm.shrinking.choice import Choice, KindName, Structures
 from emp_llm.shrinking.cuts import Cut, cut_tensor
 from emp_llm.shrinking.structures_process import Found, find_structures, fit_config
@@ -83,6 +85,21 @@ class ShrinkPlan:
     def structures(self) -> Mapping[KindName, Structures]:
         """The structures of each kind that was asked for."""
         return self.found.structures
+
+    def readers(self, kinds: Sequence[KindName]) -> Iterator[tuple[Shard, TensorEntry, Axis]]:
+        """The matrices whose inputs are the outputs of some structures, with their axis for these.
+
+        Args:
+            kinds: Kinds of structures.
+        """
+        matrices, transposed = set(self.found.matrices), set(self.found.transposed)
+        for shard in self.checkpoint.shards:
+            for entry in shard.header.tensors:
+                if entry.name in matrices:
+                    inputs = 0 if entry.name in transposed else 1
+                    for axis in self.found.axes.get(entry.name, ()):
+                        if axis.kind in kinds and axis.dimension == inputs:
+                            yield shard, entry, axis
 
     def with_choices(self, choices: Sequence[Choice]) -> "Shrinkage":
         """What is to be written, now that it is known which structures stay.

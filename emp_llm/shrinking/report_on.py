@@ -26,7 +26,7 @@ from emp_llm.shrinking.choice import Choice, Structures, effective
 from emp_llm.shrinking.cuts import Cut
 from emp_llm.shrinking.plan import Shrinkage
 
-__all__ = ["report_on", "structure_fields", "written_fields"]
+__all__ = ["config_changes", "report_on", "structure_fields", "total_sizes", "written_fields"]
 
 
 def report_on(
@@ -55,8 +55,8 @@ def report_on(
             kind: structure_fields(plan.structures[kind], choice)
             for kind, choice in shrinkage.choices.items()
         },
-        "config": dict(_changes(plan.checkpoint.config, shrinkage.config)),
-        "totals": _totals(shrinkage),
+        "config": config_changes(shrinkage),
+        "totals": total_sizes(shrinkage),
         "tensors": dict(sorted(tensors.items())),
         "left_out": sorted(plan.found.outside),
         "carried": count_files(plan.checkpoint),
@@ -102,7 +102,8 @@ def _tensor(cut: Cut, outcome: Outcome, repaired: Collection[str]) -> ShrunkenTe
     return fields
 
 
-def _totals(shrinkage: Shrinkage) -> ShrinkTotals:
+def total_sizes(shrinkage: Shrinkage) -> ShrinkTotals:
+    """The sizes of all tensors, before and after."""
     before = [entry for _, entry in shrinkage.plan.checkpoint.tensors.values()]
     after = [cut.new_entry for cut in shrinkage.all_cuts]
     bytes_before, bytes_after = (sum(one.nbytes for one in side) for side in (before, after))
@@ -117,10 +118,14 @@ def _totals(shrinkage: Shrinkage) -> ShrinkTotals:
     }
 
 
+def config_changes(shrinkage: Shrinkage) -> dict[str, str]:
+    """The fields of config.json that have changed, also in its parts, as "before → after"."""
+    return dict(_changes(shrinkage.plan.checkpoint.config, shrinkage.config))
+
+
 def _changes(
     before: Mapping[str, Any], after: Mapping[str, Any], path: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """The fields of a config that have changed, also in its parts, as "before → after"."""
     for key, value in after.items():
         was = before.get(key)
         if isinstance(value, dict) and isinstance(was, dict):

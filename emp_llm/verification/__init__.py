@@ -8,6 +8,7 @@ weight_differences   the weights of two tensors, compared
 bytes_comparison     a tensor that was not pruned, against its source
 target_comparison    a target against its source
 source_comparison    a folder against its source
+shrunken_report      the numbers in the report of a folder that shrink wrote
 shrunken_folder      a folder that shrink wrote, by itself
 shrunken_comparison  the same against its source
 """

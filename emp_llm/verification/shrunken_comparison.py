@@ -6,7 +6,7 @@ Nothing is written. Which structures stay is taken from the report, since scores
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from emp_llm.report.file_names import SHRINK_REPORT_NAME, SHRUNKEN_NOT_AS_WRITTE
 from emp_llm.report.shrink_report import ShrinkReport, StructureFields
 from emp_llm.runtime.pipeline import Piece
 from emp_llm.runtime.progress import SharedProgress
-from emp_llm.shrinking.choice import Choice, Structures
+from emp_llm.shrinking.choice import WIDTHS, Choice, Structures
 from emp_llm.shrinking.cut_parts import CutPart, cut_parts
 from emp_llm.shrinking.cuts import Cut
 from emp_llm.shrinking.kinds import KINDS
@@ -31,6 +31,7 @@ from emp_llm.shrinking.plan import Shrinkage, ShrinkPlan, open_source
 from emp_llm.verification.bytes_comparison import difference
 from emp_llm.verification.folder_checks import check_same_files
 from emp_llm.verification.shrunken_folder import ShrunkenFolder
+from emp_llm.verification.shrunken_report import check_numbers_of_source
 from emp_llm.verification.tensor_checks import BytesCheck
 
 __all__ = ["ShrunkenComparison", "shrunken_against"]
@@ -47,12 +48,14 @@ class ShrunkenComparison:
         name: What the user calls the source.
         shrinkage: What the choices of the report keep of it.
         cuts: What is kept of each tensor, by its new name.
+        readers: The source's names of the matrices that read neurons or heads that go.
         files: Its files.
     """
 
     name: str
     shrinkage: Shrinkage
     cuts: Mapping[str, Cut]
+    readers: Collection[str]
     files: OpenFiles
 
     def pieces(self, check: BytesCheck) -> Iterator[Piece]:
@@ -68,12 +71,15 @@ class ShrunkenComparison:
         if here != there:
             raise check.fault(f"is {here}, what stays of {self.name}'s is {there}", _NOT_OF_SOURCE)
         if check.repaired:
+            if cut.entry.name not in self.readers:
+                what = "is repaired by the report, and reads no neurons or kv heads that went"
+                raise check.fault(what, _NOT_OF_SOURCE)
             return check.pieces()
         shard, _ = self.shrinkage.plan.checkpoint.tensors[cut.entry.name]
         return _ComparedCut(check, cut, self.files.file(shard), self.name).pieces()
 
     def check_complete(self, written: ShrunkenFolder, progress: SharedProgress) -> None:
-        """Check that no tensor is missing, and the files beside them.
+        """Check that no tensor is missing, the report's numbers, and the files beside it.
 
         Raises:
             CheckpointError: If a file of the source cannot be read.
@@ -94,6 +100,7 @@ class ShrunkenComparison:
                     f"{folder}: {key} in {CONFIG_NAME} is {here.get(key)!r}, shrinking {self.name} "
                     f"gives {there.get(key)!r}"
                 )
+        check_numbers_of_source(written.report, self.shrinkage, self.name)
         source, files = self.shrinkage.plan.checkpoint, written.report["files"]
         check_same_files(written.checkpoint, files, source, self.name, progress)
 
@@ -152,7 +159,7 @@ def shrunken_against(
     Args:
         name: What the user calls the source.
         source: Where it lies.
-        report: The report of the smaller model.
+        report: The report of the smaller model, whose numbers agree with each other.
 
     Raises:
         CheckpointError: If the source cannot be shrunken.
@@ -162,26 +169,26 @@ def shrunken_against(
     plan = ShrinkPlan.make(source, open_source(source), [kind for kind in KINDS if kind in asked])
     choices = [_choice(plan.structures[kind], asked[kind]) for kind in plan.structures]
     shrinkage = plan.with_choices(choices)
-    cuts = {cut.name: cut for cut in shrinkage.all_cuts}
+    narrowed = [kind for kind in WIDTHS if kind in asked]
     with source.files(plan.checkpoint.shards) as files:
-        yield ShrunkenComparison(name=name, shrinkage=shrinkage, cuts=cuts, files=files)
+        yield ShrunkenComparison(
+            name=name,
+            shrinkage=shrinkage,
+            cuts={cut.name: cut for cut in shrinkage.all_cuts},
+            readers=frozenset(entry.name for _, entry, _ in plan.readers(narrowed)),
+            files=files,
+        )
 
 
 def _choice(structures: Structures, fields: StructureFields) -> Choice:
     """The choice that a report describes.
 
     Raises:
-        FormatError: If it is not one of these structures, as many in each holder.
+        FormatError: If it is not one of these structures.
     """
     kept = {holder: tuple(part["kept"]) for holder, part in fields["holders"].items()}
-    numbers = range(structures.number)
-    sound = (
-        kept.keys() == set(structures.holders)
-        and len({len(stays) for stays in kept.values()}) == 1
-        and all(stays and sorted({*stays}) == [*stays] for stays in kept.values())
-        and all(number in numbers for stays in kept.values() for number in stays)
-    )
-    if not sound:
+    highest = max((stays[-1] for stays in kept.values()), default=-1)
+    if kept.keys() != set(structures.holders) or highest >= structures.number:
         raise FormatError(
             f"{SHRINK_REPORT_NAME}: what stays of the {structures.kind} is no choice of those of "
             f"the source: {SHRUNKEN_NOT_AS_WRITTEN}"

@@ -11,6 +11,7 @@ from typing import cast
 
 from emp_llm.checkpoint.checkpoint import Checkpoint, check_all_listed, open_checkpoint
 from emp_llm.checkpoint.header import TensorEntry
+from emp_llm.checkpoint.left_behind import CONFIG_NAME
 from emp_llm.checkpoint.open_files import OpenFiles
 from emp_llm.checkpoint.shard import Shard
 from emp_llm.checkpoint.source_file import SourceFile
@@ -34,6 +35,12 @@ from emp_llm.verification.folder_checks import (
     check_written_alike,
     other_files,
 )
+from emp_llm.verification.shrunken_report import (
+    check_choices,
+    check_config_changes,
+    check_sizes,
+    repairs,
+)
 from emp_llm.verification.tensor_checks import BytesCheck
 
 __all__ = [
@@ -43,6 +50,9 @@ __all__ = [
     "is_shrunken",
     "open_shrunken",
 ]
+
+_MATRIX = 2
+"""Dimensions of what reads neurons or heads."""
 
 Pieces = Callable[[BytesCheck], Iterator[Piece]]
 """The work that checks one tensor."""
@@ -70,6 +80,16 @@ class ShrunkenFolder:
     edited: tuple[str, ...]
     other_files: tuple[str, ...]
     unfinished: bool
+
+    def check_report(self) -> None:
+        """Check the numbers in its report but for sizes; against config.json unless it was edited.
+
+        Raises:
+            FormatError: If they do not agree with each other or with it.
+        """
+        check_choices(self.report)
+        if CONFIG_NAME not in self.edited:
+            check_config_changes(self.checkpoint, self.report)
 
 
 def open_shrunken(folder: Path, progress: SharedProgress) -> ShrunkenFolder:
@@ -101,7 +121,7 @@ def open_shrunken(folder: Path, progress: SharedProgress) -> ShrunkenFolder:
 def check_shrunken_tensors(
     folder: ShrunkenFolder, workers: Workers, pieces: Pieces = BytesCheck.pieces
 ) -> int:
-    """Check every tensor of a smaller model, then index and headers.
+    """Check every tensor of a smaller model, then their sizes in the report, index and headers.
 
     Args:
         folder: The folder.
@@ -134,6 +154,7 @@ def check_shrunken_tensors(
                 yield Piece.note(partial(files.done, shard))
 
         workers.run(all_pieces(), files.abandon)
+    check_sizes(checkpoint, report)
     check_index(checkpoint, sizes=True)
     check_written_alike(checkpoint, report["files"], SHRINK_REPORT_NAME, SHRUNKEN_NOT_AS_WRITTEN)
     return repaired
@@ -155,6 +176,8 @@ def _check(report: ShrinkReport, shard: Shard, entry: TensorEntry, file: SourceF
             f"{SHRUNKEN_NOT_AS_WRITTEN}"
         )
     check = _Check(shard.name, file, entry, as_other_tensor(fields))
+    if check.repaired and not (repairs(report) and len(entry.shape) == _MATRIX):
+        raise check.fault("is repaired by the report, and by its options it cannot have been")
     check.expect(dtype=entry.dtype, shape=list(entry.shape))
     return check
 
@@ -172,6 +195,7 @@ def check_shrunken(folder: Path, *, progress: Progress | None = None) -> tuple[s
     shared = SharedProgress(progress or Silent())
     opened = open_shrunken(folder, shared)
     check_carried_weights(folder, opened.edited)
+    opened.check_report()
     workers = Workers(threads=thread_count(None), progress=shared)
     workers.progress.begin("verifying", opened.checkpoint.nbytes)
     check_shrunken_tensors(opened, workers)
