@@ -173,7 +173,7 @@ class TestMasksFromData:
         prune(source, tmp_path / "magnitude")
         rule = diff(tmp_path / "out", tmp_path / "magnitude")["rule"]
         assert rule["criterion"] == {"a": "wanda", "b": "magnitude"}
-        assert rule["count_by"] == {"a": "magnitude", "b": None}
+        assert rule["count_by"] == {"a": "magnitude", "b": "criterion"}
 
 
 def change_rule(folder: Path, **fields: object) -> None:
