@@ -1,6 +1,7 @@
 """What shrink writes, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,7 +116,9 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 print(model.generate(torch.tensor([[1, 5, 9]]), max_new_tokens=4, do_sample=False).shape)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # where emp-llm is installed, `import torch` would look for it
+    alone = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=alone)
     assert "torch.Size([1, 7])" in done.stdout
 
 

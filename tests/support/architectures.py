@@ -1,6 +1,7 @@
 """Tiny models of many architectures, as other tests need them: random weights, Hub layout."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,19 @@ def make_model(
         overrides: Arguments of the config to replace or add.
     """
     model_class, config_class, arguments = ARCHITECTURES[architecture]
-    config = getattr(transformers, config_class)(**{**arguments, **overrides})
+    return make_of(model_class, config_class, {**arguments, **overrides}, dtype=dtype, seed=seed)
+
+
+def make_of(
+    model_class: str,
+    config_class: str,
+    arguments: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    seed: int = 0,
+) -> transformers.PreTrainedModel:
+    """Make a tiny model of classes of transformers, as `make_model` does."""
+    config = getattr(transformers, config_class)(**arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, model_class)(config)

@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import torch
 import transformers
-from support.architectures import ARCHITECTURES, F, H, V, make_model
+from support.architectures import F, H, V, make_model, make_of
 
 EXPERTS = 6
 """Experts in a layer: no other dimension of these models has that size."""
@@ -54,7 +54,6 @@ _MORE = {
         {**_BASE, **_ROUTED, "first_k_dense_replace": 1},
     ),
 }
-ARCHITECTURES.update(_MORE)
 
 MIXTURES: Mapping[str, Mapping[str, int]] = {
     "mixtral": {"num_local_experts": EXPERTS},
@@ -80,7 +79,10 @@ GROUPED = ("deepseek-v2", "deepseek-v3")
 
 def make_mixture(architecture: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
     """A tiny mixture of experts, whose routers tell tokens apart."""
-    model = make_model(architecture, dtype=dtype, **MIXTURES[architecture])
+    if architecture in _MORE:
+        model = make_of(*_MORE[architecture], dtype=dtype)
+    else:
+        model = make_model(architecture, dtype=dtype, **MIXTURES[architecture])
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.shape[-2:] == (EXPERTS, H):

@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import transformers
-from support.architectures import _DECODER, ARCHITECTURES, F, H, V, make_model
+from support.architectures import _DECODER, ARCHITECTURES, F, H, V, make_model, make_of
 from transformers import PreTrainedModel
 
 BLOCKS = 6
@@ -105,14 +104,7 @@ def make_stack(architecture: str, dtype: torch.dtype = torch.float32) -> PreTrai
     """A tiny model of `STACKS`."""
     if architecture in ARCHITECTURES:
         return make_model(architecture, dtype=dtype, **STACKS[architecture][1])
-    model_class, config_class, arguments = _OTHERS[architecture]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = getattr(transformers, config_class)(**arguments)
-        model: PreTrainedModel = getattr(transformers, model_class)(config)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model.to(dtype).eval()
+    return make_of(*_OTHERS[architecture], dtype=dtype)
 
 
 @contextmanager
