@@ -41,15 +41,13 @@ if TYPE_CHECKING:
     import torch
 
     from emp_llm.calibration.parameter_map import ParameterMatrix
+    from emp_llm.calibration.remembered import Observe
     from emp_llm.calibration.sample_walk import Call, Walk
     from emp_llm.calibration.session import Session
     from emp_llm.calibration.sinks import Sink
     from emp_llm.calibration.statistics import Need, Statistics, StatisticsOf
     from emp_llm.calibration.streamed_model import Weights
     from emp_llm.tensors.target import Target
-
-    Observe = Callable[[ParameterMatrix, torch.Tensor], None]
-    """Called before a product, with the matrix and what it is multiplied by, [T, C]."""
 
     Matrices = Mapping[tuple[str, int], ParameterMatrix]
     """By target and number of a matrix in it, the matrix of a parameter that it is loaded into."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from emp_llm.calibration.sample_walk import Call
 
     Observe = Callable[[ParameterMatrix, torch.Tensor], None]
+    """Called before a product, with the matrix and what it is multiplied by, [T, C]."""
 
 __all__ = ["Remembered"]
 
