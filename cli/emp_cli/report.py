@@ -1,15 +1,12 @@
 """``emp-llm report``."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from emp_cli.arguments import Html, Json, Png, Revision
 from emp_cli.console import Clock, command, print_json
 from emp_cli.pictures import check_pictures, write_pictures
-
-if TYPE_CHECKING:
-    from emp_llm.report.shrink_report import ShrinkReport
 
 __all__ = ["report"]
 
@@ -37,7 +34,12 @@ def report(
         if html or png:
             hint = "--html" if html else "--png"
             raise typer.BadParameter("shows what was pruned, and nothing was", param_hint=hint)
-        _show_smaller(smaller, clock, as_json=as_json)
+        if as_json:
+            print_json({**smaller} | clock.to_dict())
+            return
+        from emp_cli.structures_view import show_shrunken
+
+        show_shrunken(smaller)
         return
     found = find_report(model, revision=revision)
     written = write_pictures(found, html, png)
@@ -48,18 +50,4 @@ def report(
         return
     show_report(found)
     for line in written:
-        typer.echo(line)
-
-
-def _show_smaller(report: "ShrinkReport", clock: Clock, *, as_json: bool) -> None:
-    """Show what shrink did."""
-    if as_json:
-        print_json({**report} | clock.to_dict())
-        return
-    from emp_cli.structures_view import show_structures, show_tried, shrunken_lines
-    from emp_cli.tables import file_lines
-
-    show_tried(report)
-    show_structures(report)
-    for line in (*file_lines(report["carried"], report["left_behind"]), *shrunken_lines(report)):
         typer.echo(line)

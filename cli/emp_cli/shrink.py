@@ -167,14 +167,9 @@ def shrink(
         summary = {name: part for name, part in report.items() if name != "tensors"}
         print_json({"out": str(out)} | summary | clock.to_dict())
         return
-    from emp_cli.structures_view import show_structures, show_tried, shrunken_lines
-    from emp_cli.tables import file_lines, written_line
+    from emp_cli.structures_view import show_shrunken
+    from emp_cli.tables import written_line
 
-    show_tried(report)
-    show_structures(report)
-    for line in (
-        *file_lines(report["carried"], report["left_behind"]),
-        *shrunken_lines(report),
-        written_line(out, report["totals"]["bytes_before"], clock.seconds, clock.peak_bytes),
-    ):
-        typer.echo(line)
+    show_shrunken(report)
+    nbytes = report["totals"]["bytes_before"]
+    typer.echo(written_line(out, nbytes, clock.seconds, clock.peak_bytes))

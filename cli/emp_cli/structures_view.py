@@ -3,17 +3,27 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from emp_cli.tables import Row, count, show, size, some
+import typer
+
+from emp_cli.tables import Row, count, file_lines, show, size, some
 from emp_llm.messages import printable
 
 if TYPE_CHECKING:
     from emp_llm.entrypoints.structures import StructuresReport
     from emp_llm.report.shrink_report import HolderFields, ShrinkReport, StructureFields, Tried
 
-__all__ = ["show_structures", "show_tried", "shrunken_lines"]
+__all__ = ["show_shrunken", "show_structures"]
 
 _WIDEST = 16
 """Columns for what has gone: with more, a table of long names would not fit 80."""
+
+
+def show_shrunken(report: "ShrinkReport") -> None:
+    """Print how a model became smaller: tables, then lines."""
+    _show_tried(report)
+    show_structures(report)
+    for line in (*file_lines(report["carried"], report["left_behind"]), *_shrunken_lines(report)):
+        typer.echo(line)
 
 
 def show_structures(report: "ShrinkReport | StructuresReport") -> None:
@@ -37,7 +47,7 @@ def show_structures(report: "ShrinkReport | StructuresReport") -> None:
         show(title, header, rows)
 
 
-def show_tried(report: "ShrinkReport") -> None:
+def _show_tried(report: "ShrinkReport") -> None:
     """Print what was tried to find which structures stay, or how many: a table of each kind."""
     text = report.get("calibration", {}).get("text") or "the calibration text"
     for kind, fields in report["structures"].items():
@@ -80,7 +90,7 @@ def _gone(fields: "StructureFields", holder: "HolderFields", left: bool) -> Iter
         yield words if len(words) <= _WIDEST else f"{len(gone):,} of them"
 
 
-def shrunken_lines(report: "ShrinkReport") -> Iterator[str]:
+def _shrunken_lines(report: "ShrinkReport") -> Iterator[str]:
     """What has changed, and how large the model is."""
     for field, change in report["config"].items():
         yield printable(f"config.json: {field} {change}")

@@ -6,19 +6,27 @@ from typing import Any
 
 from emp_llm.comparison.saved import content_of
 from emp_llm.errors import OptionError
+from emp_llm.evaluation.model_loading import check_dtype
 from emp_llm.messages import encodable
 from emp_llm.options import CalibrationOptions
 from emp_llm.texts.texts import Text, read_text
 
-__all__ = ["check_calibration", "depends_on", "described"]
+__all__ = ["check_runs", "depends_on", "described"]
 
 
-def check_calibration(calibration: CalibrationOptions | None) -> None:
-    """Read the text of a calibration, hours before it is needed.
+def check_runs(
+    seed: int, random_runs: int, dtype: str, calibration: CalibrationOptions | None
+) -> None:
+    """Check what all comparisons are asked for; a calibration's text is read, hours ahead.
 
     Raises:
-        OptionError: If it has none, or there is no such text.
+        OptionError: If a number is negative, torch has no such dtype, or the calibration has no
+            text, or there is none of its name.
     """
+    for name, number in (("seed", seed), ("random_runs", random_runs)):
+        if number < 0:
+            raise OptionError(f"{name} is {number}; give 0 or more")
+    check_dtype(dtype)
     if calibration is not None:
         if calibration.text is None:
             raise OptionError("calibration has no text; give one, such as wikitext2 or a file")

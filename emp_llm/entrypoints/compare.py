@@ -29,19 +29,18 @@ from emp_llm.comparison.costs import (
     WithData,
 )
 from emp_llm.comparison.saved import Rows, describe_comparison
-from emp_llm.comparison.settings import check_calibration, depends_on, described
+from emp_llm.comparison.settings import check_runs, depends_on, described
 from emp_llm.comparison.with_data import options_with_data
 from emp_llm.entrypoints.inspect import inspect
 from emp_llm.entrypoints.prune import prune
 from emp_llm.errors import OptionError
 from emp_llm.evaluation.found_model import find_model
-from emp_llm.evaluation.model_loading import Dtype, check_dtype
+from emp_llm.evaluation.model_loading import Dtype
 from emp_llm.files.atomic import check_place
 from emp_llm.integration.configs import EmpConfig
-from emp_llm.messages import encodable
 from emp_llm.options import CalibrationOptions, PruneOptions, patterns
+from emp_llm.pruning.plan_report import origin
 from emp_llm.report.fields import Report
-from emp_llm.report.source_fields import SourceFields
 from emp_llm.report.totals import pruned_tensors
 from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count
@@ -151,10 +150,7 @@ def compare(
         trust_remote_code=trust_remote_code,
         progress=progress,
     )
-    name: SourceFields = {
-        "model": encodable(source.repo_id or source.folder.resolve().name),
-        "revision": source.revision,
-    }
+    name = origin(source.folder, source)
     settings = {
         "betas": list(betas),
         "granularity": "row",
@@ -196,11 +192,7 @@ def _check(
         raise OptionError(f"betas is {betas!r}; give a list of numbers, such as [1.0]")
     if not betas or len(set(betas)) != len(betas):
         raise OptionError(f"betas are {list(betas)}; give one or more, each once")
-    for name, number in (("seed", seed), ("random_runs", random_runs)):
-        if number < 0:
-            raise OptionError(f"{name} is {number}; give 0 or more")
-    check_dtype(dtype)
-    check_calibration(calibration)
+    check_runs(seed, random_runs, dtype, calibration)
 
 
 def _choices(folder: Path, report: Report, progress: Progress) -> Choices:

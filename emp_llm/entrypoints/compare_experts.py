@@ -20,13 +20,13 @@ from emp_llm.comparison.bench import Bench
 from emp_llm.comparison.expert_bench import ExpertBench
 from emp_llm.comparison.expert_costs import DENSE, RANDOM, ExpertsComparison, ExpertsCost
 from emp_llm.comparison.saved import Rows, describe_comparison
-from emp_llm.comparison.settings import check_calibration, depends_on, described
+from emp_llm.comparison.settings import check_runs, depends_on, described
 from emp_llm.errors import OptionError
 from emp_llm.evaluation.found_model import find_model
-from emp_llm.evaluation.model_loading import Dtype, check_dtype
+from emp_llm.evaluation.model_loading import Dtype
 from emp_llm.files.atomic import check_place
-from emp_llm.messages import encodable
 from emp_llm.options import CalibrationOptions
+from emp_llm.pruning.plan_report import origin
 from emp_llm.report.source_fields import SourceFields
 from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count
@@ -125,10 +125,7 @@ def compare_experts(
         trust_remote_code=trust_remote_code,
         progress=shown,
     )
-    name: SourceFields = {
-        "model": encodable(source.repo_id or source.folder.resolve().name),
-        "revision": source.revision,
-    }
+    name = origin(source.folder, source)
 
     with ExitStack() as stack:
         measuring = None
@@ -170,11 +167,7 @@ def _check(
 ) -> None:
     if isinstance(experts, str) or not experts:
         raise OptionError(f"experts are {experts!r}; give a list of one or more, such as [6]")
-    for name, number in (("seed", seed), ("random_runs", random_runs)):
-        if number < 0:
-            raise OptionError(f"{name} is {number}; give 0 or more")
-    check_dtype(dtype)
-    check_calibration(calibration)
+    check_runs(seed, random_runs, dtype, calibration)
 
 
 def _criteria(
