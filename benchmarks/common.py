@@ -32,10 +32,12 @@ __all__ = [
     "MB",
     "LlamaSizes",
     "gaussian",
+    "known_results",
     "machine",
     "make_checkpoint",
     "prepare_cache",
     "print_table",
+    "replace_json",
     "round_bf16",
     "say",
     "spread",
@@ -346,3 +348,30 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     for first, *others in rows:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+
+
+def known_results(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a table that an earlier run wrote, by name; none if there is no file.
+
+    Raises:
+        SystemExit: If they were measured with other settings.
+    """
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["settings"] != settings:
+        raise SystemExit(
+            f"{path}: its rows were measured with {content['settings']}, not {settings}: give the "
+            "same or another --json"
+        )
+    results: dict[str, Any] = content["results"]
+    return results
+
+
+def replace_json(
+    path: Path, benchmark: str, settings: Mapping[str, Any], results: Mapping[str, Any]
+) -> None:
+    """Replace the results of a table, so that one of both is whole at any time."""
+    new = path.with_suffix(".new")
+    write_json(new, benchmark, settings, results)
+    new.replace(path)

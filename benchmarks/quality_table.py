@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from common import MB, say, write_json
+from common import MB, known_results, replace_json, say
 from quality_rows import Row, selected
 from timed_process import run as run_timed
 
@@ -51,7 +51,7 @@ def main() -> None:
     """Read the command line, make and measure what is missing, and print the table."""
     args = parse()
     rows = selected(args.rows)
-    results = known(args)
+    results = known_results(args.json, settings(args))
     for row in rows:
         if "task" in results.get(row.name, {}) and not args.again:  # what is measured last
             continue
@@ -61,7 +61,7 @@ def main() -> None:
         say(row.name)
         for result in measured(row, args, {} if args.again else results.get(row.name, {})):
             results[row.name] = result
-            save(args, results)
+            replace_json(args.json, "quality", settings(args), results)
     print(table(results, args))
 
 
@@ -97,27 +97,6 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     }
     common = {name: getattr(args, name) for name in SETTINGS}
     return {"model": args.model.name, "texts": texts, **common}
-
-
-def known(args: argparse.Namespace) -> dict[str, Any]:
-    """The rows that are there; refuses to mix them with others that are measured differently."""
-    if not args.json.exists():
-        return {}
-    content = json.loads(args.json.read_text(encoding="utf-8"))
-    if content["settings"] != settings(args):
-        raise SystemExit(
-            f"{args.json}: its rows were measured with {content['settings']}, not "
-            f"{settings(args)}: give the same or another --json"
-        )
-    results: dict[str, Any] = content["results"]
-    return results
-
-
-def save(args: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    """Replace the file, so that one of both is whole at any time."""
-    new = args.json.with_suffix(".new")
-    write_json(new, "quality", settings(args), results)
-    new.replace(args.json)
 
 
 # --- making and measuring ------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import MB, say, write_json
+from common import MB, known_results, replace_json, say
 from shrink_rows import Row, selected
 from timed_process import run as run_timed
 
@@ -47,7 +47,7 @@ ROUNDS, TOKENS = 3, 48
 def main() -> None:
     """Read the command line, make and measure what is missing, and print the table."""
     args = parse()
-    results = known(args)
+    results = known_results(args.json, settings(args))
     # rows that are a part of another one come last
     for row in sorted(selected(args.rows), key=lambda row: row.part_of is not None):
         if row.name in results:
@@ -57,7 +57,7 @@ def main() -> None:
             continue
         say(row.name)
         results[row.name] = measured(row, args, results)
-        save(args, results)
+        replace_json(args.json, "shrink", settings(args), results)
     print(table(results))
 
 
@@ -87,27 +87,6 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         path.name: sha256(path.read_bytes()).hexdigest() for path in (args.calibration, args.text)
     }
     return {"model": args.model.name, "texts": texts, **{n: getattr(args, n) for n in SETTINGS}}
-
-
-def known(args: argparse.Namespace) -> dict[str, Any]:
-    """The rows that are there; refuses to mix them with others that are measured differently."""
-    if not args.json.exists():
-        return {}
-    content = json.loads(args.json.read_text(encoding="utf-8"))
-    if content["settings"] != settings(args):
-        raise SystemExit(
-            f"{args.json}: its rows were measured with {content['settings']}, not "
-            f"{settings(args)}: give the same or another --json"
-        )
-    results: dict[str, Any] = content["results"]
-    return results
-
-
-def save(args: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    """Replace the file, so that one of both is whole at any time."""
-    new = args.json.with_suffix(".new")
-    write_json(new, "shrink", settings(args), results)
-    new.replace(args.json)
 
 
 # --- making and measuring ------------------------------------------------------------------------
