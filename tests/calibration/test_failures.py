@@ -24,15 +24,9 @@ from emp_llm import CheckpointError, OptionError, OutputError, PruneOptions, pru
 from emp_llm.calibration.criteria import Criterion
 from emp_llm.output.output_folder import STAGING_NAME
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PARTS = (("layers", 1), ("attention_heads", 2), ("ffn_dim", 24))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A β for each target by the loss it causes, against plain torch on the model run whole."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,17 +27,10 @@ from emp_llm.calibration import loss_allocation
 from emp_llm.calibration.sensitivity import divergences, parts_of
 from emp_llm.selection.allocation import Curve, least
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FACTORS = [2 ** (step / 32) for step in range(-32, 33)]
 MEASURED = [0, 16, 32, 48, 64]  # FACTORS of 0.5, 0.71, 1, 1.41 and 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small are quicker so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

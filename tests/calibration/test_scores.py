@@ -1,7 +1,7 @@
 """What is kept by each score, against a few lines of plain torch on the model run whole."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,8 @@ from emp_llm.calibration.criteria import Criterion
 from emp_llm.calibration.statistics import Statistics
 from emp_llm.selection.ranking import random_keys
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("llama", "mixtral", "gpt2", "opt")
 
 
@@ -37,15 +39,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_model(tmp_path_factory.mktemp(name), name) for name in NAMES}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small are quicker so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Found:

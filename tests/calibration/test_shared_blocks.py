@@ -5,7 +5,7 @@ use; ALBERT runs one layer again and again. In Gemma 4, the last layers read the
 earlier ones. Expected values come from the model run whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -37,6 +37,8 @@ from emp_llm.calibration.repair import LeastSquares, repair_obs
 from emp_llm.calibration.sensitivity import divergences, parts_of
 from emp_llm.calibration.sinks import MaskSink
 from emp_llm.calibration.statistics import Statistics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 _COMMON = {"vocab_size": V, "hidden_size": H, "intermediate_size": F, "num_attention_heads": 2}
 _ZAMBA = {
@@ -106,15 +108,6 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small are quicker so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,7 @@ from support.streaming import SAMPLES, inputs_of, load_whole, streamed, tokens, 
 from emp_llm.calibration.sample_walk import Call, Walk
 from emp_llm.calibration.streamed_model import StreamedModel
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are quicker so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TinyModel = Callable[..., Path]

@@ -1,7 +1,6 @@
 """What shrink writes with fewer decoder blocks, and what it refuses."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,9 @@ from torch.nn.functional import cosine_similarity
 
 from emp_llm import CheckpointError, EmpError, OptionError, ShrinkOptions, shrink, verify
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BLOCKS, LISTED = 5, "model.layers"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small are quicker so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

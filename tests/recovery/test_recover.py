@@ -1,7 +1,6 @@
 """Recovery of whole tiny models, against a plain loop of torch, and its runs against each other."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,8 @@ from emp_llm.recovery.training import relative_rate
 from emp_llm.report.prune_command import prune_words
 from emp_llm.runtime.progress import Silent
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 6
 
 
@@ -41,14 +42,6 @@ def telling(folder: Path) -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     names = ("llama", "mixtral", "gpt2")
     return {name: telling(save_model(tmp_path_factory.mktemp(name), name)) for name in names}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def samples_of(text: Path) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Which blocks stay, by each score, and how few when a bound on the loss decides."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,9 @@ from emp_llm.shrinking.choice import Choice
 from emp_llm.shrinking.measuring import Measuring
 from emp_llm.shrinking.plan import ShrinkPlan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BLOCKS, HOLDER = 5, "model.layers"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small are quicker so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Llama:

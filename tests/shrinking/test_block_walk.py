@@ -1,6 +1,6 @@
 """The influence of decoder blocks, and the loss without them, against plain torch."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from emp_llm import CheckpointError
 from emp_llm.shrinking import block_walk
 from emp_llm.shrinking.block_walk import losses_without, measure_blocks
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # the list of blocks, and how many layers the config is told to have
 LISTS = {
     "llama": ("model.layers", {"num_hidden_layers": 4}),
@@ -23,15 +25,6 @@ LISTS = {
     "gemma3": ("model.layers", {"num_hidden_layers": 4, "sliding_window": 3}),
     "gpt-oss": ("model.layers", {"num_hidden_layers": 4, "sliding_window": 3}),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small are quicker so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,10 @@ from emp_llm.shrinking.plan import ShrinkPlan
 from emp_llm.shrinking.writing import write_config_and_index, write_shards
 from emp_llm.structure.meta_model import build_meta_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KEPT = (0, 2, 3, 5)
 TOKENS = torch.tensor([[5, 9, 13, 17, 21, 25, 29, 7], [6, 10, 14, 18, 22, 26, 30, 4]])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small are quicker so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config_of(model: PreTrainedModel) -> dict[str, Any]:

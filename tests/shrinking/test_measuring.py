@@ -1,6 +1,5 @@
 """The loss of smaller models that are not written yet, against plain torch."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,9 @@ from emp_llm.shrinking.choice import Choice, KindName
 from emp_llm.shrinking.measuring import Measuring
 from emp_llm.shrinking.plan import ShrinkPlan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = 32
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small are quicker so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def measuring(

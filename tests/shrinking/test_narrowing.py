@@ -26,6 +26,8 @@ from emp_llm.shrinking.plan import ShrinkPlan
 from emp_llm.shrinking.repaired import repaired_files
 from emp_llm.shrinking.writing import write_config_and_index, write_shards
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KEEP: dict[KindName, int] = {"neurons": 24, "kv heads": 2}
 NUMBER: dict[KindName, int] = {"neurons": NEURONS, "kv heads": GROUPS}
 
@@ -36,14 +38,6 @@ Order = Callable[[KindName, torch.Tensor, torch.Tensor, torch.Tensor], list[int]
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_text(tmp_path_factory.mktemp("text") / "words.txt")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def saved(folder: Path, architecture: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
