@@ -128,6 +128,7 @@ class ForwardWalk:
                     left &= self._later
                     if ends:  # nobody needs to know what comes behind the last target
                         return
+                    remembered.changing = frozenset()
                     for lane, change in ((lanes.own, self._changed), (lanes.dense, unchanged)):
                         if lane:
                             session.pass_on(walk, unit, lane, change, remembered)
@@ -219,6 +220,10 @@ class ForwardWalk:
             gather = partial(self._gather_both, lanes, dense_weights, own_weights, passing=passing)
             names = {target.name for target in targets}
             of_stage = {key: matrix for key, matrix in matrices.items() if key[0] in names}
+            left = {target.name for one in stages[stage:] for target in one}
+            lanes.remembered.changing = frozenset(
+                matrix[0] for key, matrix in matrices.items() if key[0] in left
+            )
             gathering = self._gathered(of_stage, self._needs, gather)
             model.release(unit)
             del own_weights, gather
@@ -272,10 +277,10 @@ class ForwardWalk:
         The unit is loaded, and the sample's activations are in memory.
         """
         observe = lanes.remembered.observing(observe)
-        until = UntilAllObserved(observe, gathering.times_a_sample)
+        until = UntilAllObserved(observe, gathering)
         weights = self._session.model.multiplied(lanes.unit)
         try:
-            with lanes.remembered.run(call), ProductObserver(weights, until):
+            with lanes.remembered.run(call), ProductObserver(weights, until, until.needs):
                 self._session.output(lanes.walk, lanes.unit, call)
         except AllObservedError:
             self._session.check_finite(lanes.unit, call, until.last)
@@ -284,9 +289,8 @@ class ForwardWalk:
         """Run a unit in the same way to its end, and let the sample go on with the output."""
         observe = lanes.remembered.observing(observe)
         weights = self._session.model.multiplied(lanes.unit)
-        with lanes.remembered.run(call), ProductObserver(weights, observe):
+        with lanes.remembered.run(call, last=True), ProductObserver(weights, observe):
             output = self._session.output(lanes.walk, lanes.unit, call)
-        lanes.remembered.forget(call)
         lanes.walk.pass_on(call, output)
 
     def _matrices(self, unit: str) -> Matrices:

@@ -54,15 +54,19 @@ class ProductObserver(TorchDispatchMode):
     Args:
         parameters: Parameters by name, [R, C] or stacks of such matrices; loaded.
         observe: Called before each product with the matrix and what it is multiplied by, [T, C].
+        needed: Asked after it, for a matrix that is multiplied alone: whether anything depends on
+            the product. One that nothing does is not computed: zeros take its place.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, torch.Tensor],
         observe: Callable[[ParameterMatrix, torch.Tensor], None],
+        needed: Callable[[ParameterMatrix], bool] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._observe = observe
+        self._needed = needed
         self._places: dict[int, list[tuple[str, torch.Tensor]]] = {}
         # by storage, for a layer may multiply by a view of its parameter, or by a part of it
         for name, parameter in parameters.items():
@@ -83,22 +87,27 @@ class ProductObserver(TorchDispatchMode):
             # the parameter is the second factor in x Wᵀ, as nearly everywhere, the first in W x
             for factor, inputs in ((right, left), (left, right.mT if right.ndim > 1 else right)):
                 for place in self._places.get(factor.untyped_storage().data_ptr(), ()):
-                    self._report(*place, factor, inputs)
+                    matrix = self._report(*place, factor, inputs)
+                    if matrix and self._needed and not self._needed(matrix):
+                        shape = (*left.shape[:-1], *right.shape[1:])
+                        return left.new_zeros(shape)
         return function(*args, **kwargs or {})
 
     def _report(
         self, name: str, parameter: torch.Tensor, factor: torch.Tensor, inputs: torch.Tensor
-    ) -> None:
+    ) -> ParameterMatrix | None:
+        """Report a product with matrices of a parameter; returns the matrix if it is one alone."""
         # which matrices of the parameter the factor is, by where it lies in the parameter's memory
         matrix_size = parameter.stride(0) if parameter.ndim == 3 else parameter.numel()
         first = factor.storage_offset() - parameter.storage_offset()
         if not 0 <= first < parameter.numel():
-            return
+            return None
         # a matrix that is expanded to a stack has stride 0: all products are with the same one
         step, stack = (factor.stride(0), inputs) if factor.ndim == 3 else (0, inputs.unsqueeze(0))
         for number, x in enumerate(stack):
             matrix = (first + number * step) // matrix_size
             self._observe((name, matrix), x.reshape(-1, x.shape[-1]))
+        return (name, first // matrix_size) if factor.ndim == 2 else None
 
 
 class AllObservedError(BaseException):
@@ -110,22 +119,21 @@ class UntilAllObserved:
 
     Args:
         observe: Called with each matrix and what it is multiplied by.
-        times: How often each matrix is multiplied; None if that is not known, and the sample runs
-            to the end.
+        gathering: Tells which matrices there are to observe, and how often a sample multiplies
+            each. As long as it does not know that, samples run to the end.
 
     Attributes:
         last: What the last matrix was multiplied by.
     """
 
     def __init__(
-        self,
-        observe: Callable[[ParameterMatrix, torch.Tensor], None],
-        times: Counter[ParameterMatrix] | None,
+        self, observe: Callable[[ParameterMatrix, torch.Tensor], None], gathering: Gathering
     ) -> None:
         self.last: torch.Tensor | None = None
         self._observe = observe
-        self._times = times
-        self._left = Counter(times)
+        self._gathering = gathering
+        self._times = gathering.times_a_sample
+        self._left = Counter(self._times)
 
     def __call__(self, matrix: ParameterMatrix, x_TC: torch.Tensor) -> None:
         """A matrix is multiplied by x_TC.
@@ -139,6 +147,17 @@ class UntilAllObserved:
             self.last = x_TC
             raise AllObservedError
 
+    def needs(self, matrix: ParameterMatrix) -> bool:
+        """Whether anything that is still to be observed can depend on a matrix's product.
+
+        What shares the matrix's inputs does not, and if it does not share them after all, the
+        gathering finds out.
+        """
+        if self._times is None or matrix not in self._times:
+            return True
+        leader = self._gathering.leader
+        return any(self._left[one] > 0 and leader(one) != leader(matrix) for one in self._times)
+
 
 @dataclass
 class _Inputs:
@@ -149,15 +168,15 @@ class _Inputs:
         squares_C: float64 [C], Σ x².
         sums_C: float64 [C], Σ x.
         hessian_CC: float32 [C, C], Σ x xᵀ, as `add_squares` leaves it.
-        cross_CC: float32 [C, C], Σ d xᵀ, where d is the input that the dense model has in place of
-            x; None where that is not known for every x.
+        gap_CC: float32 [C, C], Σ (d - x) xᵀ, where d is the input that the dense model has in place
+            of x; None where that is not known for every x.
     """
 
     tokens: int = 0
     squares_C: torch.Tensor | None = None
     sums_C: torch.Tensor | None = None
     hessian_CC: torch.Tensor | None = None
-    cross_CC: torch.Tensor | None = None
+    gap_CC: torch.Tensor | None = None
 
     def add(
         self, x_TC: torch.Tensor, needs: Collection[Need], dense_TC: torch.Tensor | None
@@ -180,11 +199,20 @@ class _Inputs:
             single_TC = x_TC.float()
             add_squares(self.hessian_CC, single_TC)
             if dense_TC is None:
-                self.cross_CC = None
+                self.gap_CC = None
             elif first:
-                self.cross_CC = dense_TC.float().T @ single_TC
-            elif self.cross_CC is not None:
-                self.cross_CC.addmm_(dense_TC.float().T, single_TC)
+                self.gap_CC = _gap(dense_TC, x_TC).float()
+            elif self.gap_CC is not None:
+                self.gap_CC.add_(_gap(dense_TC, x_TC))
+
+
+def _gap(dense_TC: torch.Tensor, x_TC: torch.Tensor) -> torch.Tensor:
+    """Σ_t (d_t - x_t) x_tᵀ of some tokens, [C, C]: float32, or bfloat16 if the inputs are."""
+    if x_TC.dtype == torch.bfloat16:
+        # half of the time, and an error of 2⁻⁹ of what is small beside Σ_t x_t x_tᵀ
+        return (dense_TC - x_TC).T @ x_TC
+    single_TC = x_TC.float()
+    return (dense_TC.float() - single_TC).T @ single_TC
 
 
 class UnsharedInputsError(Exception):
@@ -307,7 +335,7 @@ class Gathering:
     def tensors(self) -> list[torch.Tensor]:
         """The sums, which can wait elsewhere between two uses of the matrices."""
         sums = (
-            (inputs.squares_C, inputs.sums_C, inputs.hessian_CC, inputs.cross_CC)
+            (inputs.squares_C, inputs.sums_C, inputs.hessian_CC, inputs.gap_CC)
             for inputs in self._inputs.values()
         )
         return [tensor for some in sums for tensor in some if tensor is not None]
@@ -324,7 +352,7 @@ class Gathering:
         """
         inputs = self._inputs.get(self.leader(matrix), _Inputs())
         squares_C, sums_C, needs = inputs.squares_C, inputs.sums_C, self._needs
-        for sums_CC in (inputs.hessian_CC, inputs.cross_CC):
+        for sums_CC in (inputs.hessian_CC, inputs.gap_CC):
             if sums_CC is not None and not torch.isfinite(sums_CC).all():
                 raise CheckpointError(
                     f"{known.tensor!r}: inputs of its layer are so large that sums of their "
@@ -339,7 +367,7 @@ class Gathering:
             norms_C=squares_C.sqrt() if squares_C is not None and "norms" in needs else None,
             means_C=sums_C / inputs.tokens if sums_C is not None and "means" in needs else None,
             hessian_CC=inputs.hessian_CC,
-            cross_CC=inputs.cross_CC,
+            gap_CC=inputs.gap_CC,
         )
 
 

@@ -37,8 +37,8 @@ class Statistics:
         norms_C: float64 [C], ‖x_c‖₂ of each input over all tokens.
         means_C: float64 [C], the mean of each input over all tokens.
         hessian_CC: float32 [C, C], Σ_t x_t x_tᵀ.
-        cross_CC: float32 [C, C], Σ_t d_t x_tᵀ, where d_t is the input that the dense model has in
-            place of x_t.
+        gap_CC: float32 [C, C], Σ_t (d_t - x_t) x_tᵀ, where d_t is the input that the dense model
+            has in place of x_t.
         gradient_RC: float32 [R, C], ∂L/∂w of the mean loss L in nats per token.
     """
 
@@ -50,5 +50,5 @@ class Statistics:
     norms_C: torch.Tensor | None = None
     means_C: torch.Tensor | None = None
     hessian_CC: torch.Tensor | None = None
-    cross_CC: torch.Tensor | None = None
+    gap_CC: torch.Tensor | None = None
     gradient_RC: torch.Tensor | None = None

@@ -203,7 +203,7 @@ class TargetPruner:
         if hessian_CC is None or repair not in ("obs", "swaps"):
             return mask, None
         squares = LeastSquares.of(
-            weight_RC, hessian_CC, statistics.cross_CC, tokens=statistics.tokens
+            weight_RC, hessian_CC, statistics.gap_CC, tokens=statistics.tokens
         )
         keep_RC = _keep(mask.mask, weight_RC).bool()
         if repair == "obs":

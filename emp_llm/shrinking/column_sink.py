@@ -227,7 +227,7 @@ def _squares(
         CheckpointError: If no token has come to the reader.
     """
     hessian_CC = _hessian(reader, statistics)
-    return LeastSquares.of(weight_RC, hessian_CC, statistics.cross_CC, tokens=tokens)
+    return LeastSquares.of(weight_RC, hessian_CC, statistics.gap_CC, tokens=tokens)
 
 
 def _note(reader: Reader) -> str:

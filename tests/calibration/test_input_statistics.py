@@ -106,7 +106,7 @@ def test_a_sample_ends_at_the_last_product_that_is_observed_once_the_first_has_s
 
     gathering.begin()
     for _ in range(2):
-        until = UntilAllObserved(gathering.observe, gathering.times_a_sample)
+        until = UntilAllObserved(gathering.observe, gathering)
         with (
             torch.no_grad(),
             suppress(AllObservedError),
@@ -117,6 +117,73 @@ def test_a_sample_ends_at_the_last_product_that_is_observed_once_the_first_has_s
 
     assert computed == [*"abab", *"ab"]
     assert gathering.statistics(("a", 0), Statistics(tensor="a")).tokens == 4 * T
+
+
+def test_a_product_is_left_out_where_all_that_is_still_observed_shares_its_inputs() -> None:
+    a_RC, b_RC, x_TC = weight(R, C), weight(R, C), torch.randn(T, C)
+    gathering = Gathering({("a", 0), ("b", 0)}, {"norms"}, T, shared=True)
+
+    def products(inputs_of_b: torch.Tensor | None = None) -> list[torch.Tensor]:
+        until = UntilAllObserved(gathering.observe, gathering)
+        found = []
+        with (
+            torch.no_grad(),
+            suppress(AllObservedError),
+            ProductObserver({"a": a_RC, "b": b_RC}, until, until.needs),
+        ):
+            found.append(linear(x_TC, a_RC))
+            found.append(linear(x_TC if inputs_of_b is None else inputs_of_b, b_RC))
+        return found
+
+    gathering.begin()
+    a_TR, b_TR = products()  # nothing is known of the first sample
+    assert torch.equal(a_TR, x_TC @ a_RC.T)
+    assert torch.equal(b_TR, x_TC @ b_RC.T)
+    gathering.forget_last()
+    (a_TR,) = products()
+    assert torch.equal(a_TR, torch.zeros(T, R))
+    gathering.forget_last()
+    assert gathering.statistics(("b", 0), Statistics(tensor="b")).tokens == 2 * T
+    # what does not share them after all may depend on the product
+    with pytest.raises(UnsharedInputsError):
+        products(inputs_of_b=torch.randn(T, C))
+
+
+def test_a_product_is_computed_where_the_next_has_other_inputs() -> None:
+    a_RC, b_RC, x_TC = weight(C, C), weight(R, C), torch.randn(T, C)
+    gathering = Gathering({("a", 0), ("b", 0)}, {"norms"}, T, shared=True)
+    gathering.begin()
+    for _ in range(2):
+        until = UntilAllObserved(gathering.observe, gathering)
+        with (
+            torch.no_grad(),
+            suppress(AllObservedError),
+            ProductObserver({"a": a_RC, "b": b_RC}, until, until.needs),
+        ):
+            linear(linear(x_TC, a_RC), b_RC)
+        gathering.forget_last()
+    found = gathering.statistics(("b", 0), Statistics(tensor="b")).norms_C
+    assert found is not None
+    expected_C = (2 * (x_TC @ a_RC.T).double().square().sum(0)).sqrt()
+    assert found.tolist() == pytest.approx(expected_C.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_gap_to_the_dense_inputs(dtype: torch.dtype) -> None:
+    gathering = Gathering({("a", 0)}, {"hessian"}, T, shared=True)
+    dense, own = ([torch.randint(-4, 5, (T, C)).to(dtype) for _ in range(2)] for _ in range(2))
+    for dense_TC, x_TC in zip(dense, own, strict=True):
+        gathering.observe_dense(("a", 0), dense_TC)
+        gathering.observe(("a", 0), x_TC)
+        gathering.forget_last()
+    found = gathering.statistics(("a", 0), Statistics(tensor="a")).gap_CC
+    expected_CC = sum(
+        (d.double() - x.double()).T @ x.double() for d, x in zip(dense, own, strict=True)
+    )
+    assert found is not None
+    assert found.dtype == torch.float32
+    # whole numbers below 256 are exact in bfloat16
+    assert torch.equal(found.double(), expected_CC)
 
 
 def test_a_sample_goes_to_its_end_where_the_first_has_not_come_to_all_matrices() -> None:

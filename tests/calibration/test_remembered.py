@@ -81,10 +81,8 @@ def run_thrice(block, tmp_path, memory):
                 block.mlp.up.weight.mul_(0.5)
             for number, x in enumerate(samples):
                 call = Call(number, (x,), {})
-                with remembered.run(call):
+                with remembered.run(call, last=turn == 2):
                     outputs.append(block(x))
-        for number in range(2):
-            remembered.forget(Call(number, (), {}))
     assert activations.room == 1 << 20
     assert "forward" not in vars(block.attention)
     block.observe = lambda _matrix, _x: None
@@ -101,10 +99,30 @@ def test_what_comes_before_the_targets_is_computed_once(tmp_path):
     assert block.counts() == [2 + 3, 2 + 3, 6 + 3, 6 + 3]
 
 
-def test_an_output_that_was_written_to_is_computed_again(tmp_path):
+def test_targets_that_are_settled_are_computed_once_more(tmp_path):
+    block, x = Block(), torch.randn(3, 4)
+    call, activations = Call(0, (x,), {}), Activations(1 << 20, tmp_path)
+    with Remembered("block", block, TARGETS, activations, 1 << 20) as remembered:
+        block.observe = remembered.observing(lambda _matrix, _x: None)
+        with remembered.run(call):
+            block(x)
+        block.mlp.up.weight.mul_(0.5)
+        remembered.changing = frozenset(TARGETS[1:])
+        with remembered.run(call):
+            block(x)
+        block.mlp.down.weight.mul_(2)
+        remembered.changing = frozenset()
+        with remembered.run(call, last=True):
+            output = block(x)
+    assert block.counts() == [1, 1, 2, 3]  # attention, router, up, and what comes after down
+    assert activations.room == 1 << 20
+    assert torch.equal(output, block(x))
+
+
+def test_an_output_that_was_written_to_is_computed_again_and_no_other(tmp_path):
     block = Block(writes=True)
     run_thrice(block, tmp_path, 1 << 20)
-    assert block.counts() == [6 + 3, 6 + 3, 6 + 3, 6 + 3]
+    assert block.counts() == [6 + 3, 2 + 3, 6 + 3, 6 + 3]
 
 
 @pytest.mark.parametrize(("memory", "kept"), [(0, 0), (48, 1), (96, 2), (97 + 48, 3)])

@@ -97,9 +97,9 @@ def test_it_aims_half_of_the_way_at_the_outputs_that_the_dense_inputs_gave(
     dense = 1.1 * inputs + noise
     keep = keep_mask(weight.abs(), beta=0.75)
     keep[2] = True
-    cross = (as_float64(dense).T @ as_float64(inputs)).astype(np.float32)
+    gap = ((as_float64(dense) - as_float64(inputs)).T @ as_float64(inputs)).astype(np.float32)
 
-    repaired = repair_obs(weight, keep, squares(inputs), torch.from_numpy(cross), tokens=T)
+    repaired = repair_obs(weight, keep, squares(inputs), torch.from_numpy(gap), tokens=T)
 
     assert not repaired[~keep].any()
     between = (dense + inputs) / 2
@@ -127,7 +127,7 @@ def test_dense_inputs_that_are_the_inputs_change_nothing(
     keep, hessian = keep_mask(weight.abs()), squares(inputs)
 
     assert torch.equal(
-        repair_obs(weight, keep, hessian, hessian, tokens=T),
+        repair_obs(weight, keep, hessian, torch.zeros_like(hessian), tokens=T),
         repair_obs(weight, keep, hessian, tokens=T),
     )
 

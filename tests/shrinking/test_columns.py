@@ -34,8 +34,8 @@ def inputs() -> torch.Tensor:
 def least_squares(
     weight: torch.Tensor, inputs: torch.Tensor, dense: torch.Tensor | None = None
 ) -> LeastSquares:
-    cross = None if dense is None else dense.T @ inputs
-    return LeastSquares.of(weight, inputs.T @ inputs, cross, tokens=T)
+    gap = None if dense is None else (dense - inputs).T @ inputs
+    return LeastSquares.of(weight, inputs.T @ inputs, gap, tokens=T)
 
 
 def plain(
