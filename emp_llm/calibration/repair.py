@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LeastSquares", "bias_change", "repair_obs"]
 
-_PROPAGATION = 0.5
+_PROPAGATION = 0.25
 """Which share of the errors of the layers before is compensated."""
 
 _STEPS = 12
@@ -26,22 +26,22 @@ _STEPS = 12
 class LeastSquares:
     """What every row w of a matrix is to minimize by its kept weights v.
 
-        Σ_t (w · (d_t + x_t) / 2 - v · x_t)² + λ ‖w - v‖²,
+        Σ_t (w · (x_t + (d_t - x_t) / 4) - v · x_t)² + λ ‖w - v‖²,
 
     where x_t is an input of the matrix in the pruned model, and d_t the same input in the dense
     model. Aiming at the outputs w · d_t of the dense model compensates errors of the layers before
     as well (GPTAQ, Li et al., arXiv 2504.02692), but follows the calibration text too closely: on
-    other text, half of the way is better (the propagation strength of QEP, Arai and Ichikawa, arXiv
-    2504.09629).
+    other text, a quarter of the way is better (the propagation strength of QEP, Arai and Ichikawa,
+    arXiv 2504.09629).
 
     That is a system of the kept weights alone, (H + λI)_KK v_K = b_K, in every row (the optimal
     brain surgeon for a whole mask, Hassibi & Stork, 1992), with
-    b = w (H + λI) + w G / 2 and G = Σ_t (d_t - x_t) x_tᵀ.
+    b = w (H + λI) + w G / 4 and G = Σ_t (d_t - x_t) x_tᵀ.
 
     Attributes:
         weight_RC: float32 [R, C], the dense weights w.
         damped_CC: float32 [C, C], H + λI, where H = Σ_t x_t x_tᵀ.
-        shift_RC: float32 [R, C], w G / 2; None if d_t is x_t.
+        shift_RC: float32 [R, C], w G / 4; None if d_t is x_t.
     """
 
     weight_RC: torch.Tensor
@@ -89,7 +89,7 @@ class LeastSquares:
     def error(self, solution_RC: torch.Tensor, gradient_RC: torch.Tensor) -> torch.Tensor:
         """The sum above of each row, float32 [R], but for a part that depends on w alone.
 
-        With u = w - v and s = w G / 2, it is u (H + λI) uᵀ + 2 u · s.
+        With u = w - v and s = w G / 4, it is u (H + λI) uᵀ + 2 u · s.
 
         Args:
             solution_RC: v.

@@ -2,7 +2,7 @@
 
 All samples go through the model once. A decoder block's structures are chosen when the samples have
 come to it, through the blocks before it as they have become; then its readers are fitted to the
-outputs of the dense model, half of the way, as weights are that pruning keeps.
+outputs of the dense model, a quarter of the way, as weights are that pruning keeps.
 """
 
 from __future__ import annotations

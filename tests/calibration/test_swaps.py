@@ -21,7 +21,7 @@ def squares() -> LeastSquares:
     x[:, : C // 2] += 1.5 * x[:, C // 2 :]
     dense = x + 0.2 * torch.randn(T, C, generator=generator)
     weight = torch.randn(R, C, generator=generator)
-    return LeastSquares.of(weight, x.T @ x, dense.T @ x, tokens=T)
+    return LeastSquares.of(weight, x.T @ x, (dense - x).T @ x, tokens=T)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def plain(
 
     The damping, C / T of the mean square here, is one more equation for each weight.
     """
-    x, d = inputs.double(), (inputs if dense is None else (inputs + dense) / 2).double()
+    x, d = inputs.double(), (inputs if dense is None else inputs + (dense - inputs) / 4).double()
     damping = (C / T * x.square().sum(0).mean()).sqrt() * torch.eye(C, dtype=torch.float64)
     matrix, wanted = torch.cat([x, damping]), torch.cat([d, damping]) @ weight.double().T
     kept = torch.as_tensor(kept)
