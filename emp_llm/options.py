@@ -45,7 +45,7 @@ NO_TARGETS: Final = "none"
 
 PRESETS: Final[Mapping[Preset, Mapping[str, Any]]] = {
     "paper": {},
-    "repaired": {"criterion": "obs", "count_by": "magnitude", "repair": "swaps"},
+    "repaired": {"criterion": "obs", "count_by": "magnitude", "repair": "obs"},
     "best": {"criterion": "obs", "count_by": "magnitude", "repair": "swaps", "recover": 100},
 }
 """The options that docs/quality.md proves best together: without data, by a calibration, and with a
@@ -203,7 +203,7 @@ class PruneOptions:
 
         >>> options = PruneOptions.preset("repaired", beta=0.8)
         >>> options.criterion, options.count_by, options.repair, options.beta
-        ('obs', 'magnitude', 'swaps', 0.8)
+        ('obs', 'magnitude', 'obs', 0.8)
         """
         check_choice("preset", name, get_args(Preset))
         fields: dict[str, Any] = {**PRESETS[name], **options}

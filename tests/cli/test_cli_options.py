@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from emp_llm import OptionError, PruneOptions, inspect, prune
 from emp_llm.calibration.option_checks import check_options
-from emp_llm.options import PRESETS, CalibrationOptions
+from emp_llm.options import CalibrationOptions
 
 PRUNE = ("prune", "model", "--out", "out")
 
@@ -175,7 +175,8 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
-REPAIRED = {"criterion": "obs", "count_by": "magnitude", "repair": "swaps"}
+REPAIRED = {"criterion": "obs", "count_by": "magnitude", "repair": "obs"}
+BEST = {**REPAIRED, "repair": "swaps", "recover": 100}
 
 
 @pytest.mark.parametrize(
@@ -185,10 +186,10 @@ REPAIRED = {"criterion": "obs", "count_by": "magnitude", "repair": "swaps"}
         ("--preset paper", {}),
         ("--calibration c4", REPAIRED),
         ("--calibration c4 --preset repaired", REPAIRED),
-        ("--calibration c4 --preset best", {**REPAIRED, "recover": PRESETS["best"]["recover"]}),
-        ("--calibration c4 --preset best --recover 9", {**REPAIRED, "recover": 9}),
+        ("--calibration c4 --preset best", BEST),
+        ("--calibration c4 --preset best --recover 9", {**BEST, "recover": 9}),
         ("--calibration c4 --preset repaired --repair bias", {**REPAIRED, "repair": "bias"}),
-        ("--calibration c4 --preset best --recover 0", REPAIRED),
+        ("--calibration c4 --preset best --recover 0", {**BEST, "recover": 0}),
         ("--calibration c4 --criterion wanda", {"criterion": "wanda"}),
         ("--calibration c4 --recover 9", {"recover": 9}),
         ("--calibration c4 --allocate loss", {**REPAIRED, "allocate": "loss"}),

@@ -161,7 +161,7 @@ def test_with_data_scores_and_repair_are_measured_as_prune_writes_them(
     }  # fmt: skip
     fields = {
         "wanda": {"criterion": "wanda", "count_by": "magnitude"},
-        "obs-repaired": {"criterion": "obs", "count_by": "magnitude", "repair": "swaps"},
+        "obs-repaired": {"criterion": "obs", "count_by": "magnitude", "repair": "obs"},
     }
     for method, options in fields.items():
         out = tmp_path / method
