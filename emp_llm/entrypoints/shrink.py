@@ -116,8 +116,10 @@ def shrink(
 
 
 def _run_options(options: ShrinkOptions) -> dict[str, Any]:
+    """The options, under the names by which another command is told how it differs."""
+    named = {name.replace("_", " "): value for name, value in asdict(options).items()}
     data = options.calibration and calibration_data(options.calibration)
-    return {"command": "shrink", **asdict(options), "calibration": data}
+    return {"command": "shrink", **named, "calibration": data}
 
 
 def _choices(

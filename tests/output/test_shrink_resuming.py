@@ -97,6 +97,8 @@ def test_other_options_do_not_go_on_from_there(dense: Path, killed: Path) -> Non
     out = killed
     with pytest.raises(OutputError, match=r"differs from this one \(experts was 3, is 2\)"):
         shrink(dense, out, ShrinkOptions(experts=2))
+    with pytest.raises(OutputError, match=r"differs from this one \(width score was 'activation'"):
+        shrink(dense, out, ShrinkOptions(experts=3, width_score="random"))
     report = shrink(dense, out, ShrinkOptions(experts=2), overwrite=True)
     assert report["structures"]["experts"]["kept"] == 2
     assert not (out / STAGING_NAME).exists()
