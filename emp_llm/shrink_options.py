@@ -124,7 +124,7 @@ class ShrinkOptions:
 
     def _check_blocks(self) -> None:
         check_choice("block score", self.block_score, get_args(BlockScore))
-        if self.blocks is not None and self.block_score != "random":
+        if self._ranks_blocks_by_data:
             self._check_text(f"block score {self.block_score!r}")
 
     def _check_search(self, searched: list[str]) -> None:
@@ -166,6 +166,16 @@ class ShrinkOptions:
     def narrows_by_data(self) -> bool:
         """Whether these are chosen or repaired by data."""
         return self.narrows and (self.repair != "none" or self.width_score in ("obs", "activation"))
+
+    @property
+    def _ranks_blocks_by_data(self) -> bool:
+        return self.blocks is not None and self.block_score != "random"
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether data are used, whatever ranks experts."""
+        searches = self.max_loss_increase is not None
+        return searches or self._ranks_blocks_by_data or self.narrows_by_data
 
     def _check_widths(self) -> None:
         if type(self.multiple) is not int or self.multiple < 1:

@@ -19,7 +19,7 @@ from emp_llm.shrinking.plan import ShrinkPlan
 if TYPE_CHECKING:
     from emp_llm.shrinking.measuring import Measuring
 
-__all__ = ["asked_kinds", "checked_criterion", "choose", "measuring_in"]
+__all__ = ["asked_kinds", "check_scores", "checked_criterion", "choose", "measuring_in"]
 
 
 def asked_kinds(options: ShrinkOptions) -> list[KindName]:
@@ -36,6 +36,27 @@ def _asked(options: ShrinkOptions) -> dict[KindName, int | str]:
         "kv heads": options.kv_heads,
     }
     return {kind: amount for kind, amount in asked.items() if amount is not None}
+
+
+def check_scores(options: ShrinkOptions) -> None:
+    """Check the score of experts and what data are for, before the model is downloaded or read.
+
+    A wrong name is refused even where no experts are to go.
+
+    Raises:
+        OptionError: If there is no such score, or it needs data and there is none; or if there are
+            data that nothing uses.
+    """
+    criterion = find_expert_criterion(options.score)
+    if options.experts is not None:
+        checked_criterion(options.score, options.calibration)
+    by_data = options.experts is not None and "outputs" in criterion.needs
+    text = options.calibration.text if options.calibration is not None else None
+    if text is not None and not (by_data or options.uses_data):
+        raise OptionError(
+            f"calibration {text!r} would not be used: what is asked for is chosen without data: "
+            "leave it out, or choose another score"
+        )
 
 
 def checked_criterion(score: str, data: CalibrationOptions | None) -> ExpertCriterion:

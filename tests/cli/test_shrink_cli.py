@@ -121,6 +121,41 @@ def test_without_an_amount_it_is_wrong_usage(mixtral: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "option", "goes_with"),
+    [
+        ("--experts 3 --block-score random", "--block-score", "--blocks"),
+        ("--blocks 1 --block-score random --score nosuch", "--score", "--experts"),
+        ("--experts 3 --width-score obs", "--width-score", "--neurons and --kv-heads"),
+        ("--blocks 1 --block-score random --repair none", "--repair", "--neurons and --kv-heads"),
+        ("--kv-heads 2 --multiple 8", "--multiple", "--neurons"),
+        ("--experts 3 --seed 1", "--seed", "--calibration or a random score"),
+        ("--experts 3 --device cpu", "--device", "--calibration"),
+        ("--experts 3 --samples 4", "--samples", "--calibration"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_wrong_usage(
+    mixtral: Path, tmp_path: Path, asked: str, option: str, goes_with: str
+) -> None:
+    from emp_cli.app import app
+
+    result = runner.invoke(
+        app, ["shrink", str(mixtral), "--out", str(tmp_path / "out"), *asked.split()]
+    )
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
+    assert f"Invalid value for {option}: goes with {goes_with} only" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_goes_with_random_scores(mixtral: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        asked = ("--experts", 3, "--score", "random", "--seed", seed)
+        run("shrink", mixtral, "--out", tmp_path / f"{seed}", *asked)
+    first, second = (json.loads((tmp_path / f / "emp_shrink.json").read_text()) for f in "12")
+    assert first["structures"] != second["structures"]
+
+
 def test_inspect_structures_shows_the_effective_number_of_each_layers_scores(
     mixtral: Path,
 ) -> None:
