@@ -7,6 +7,7 @@ import typer
 
 from emp_cli.tables import Row, count, file_lines, show, size, some
 from emp_llm.messages import printable
+from emp_llm.report.shrink_report import short_change
 
 if TYPE_CHECKING:
     from emp_llm.entrypoints.structures import StructuresReport
@@ -93,7 +94,7 @@ def _gone(fields: "StructureFields", holder: "HolderFields", left: bool) -> Iter
 def _shrunken_lines(report: "ShrinkReport") -> Iterator[str]:
     """What has changed, and how large the model is."""
     for field, change in report["config"].items():
-        yield printable(f"config.json: {field} {change}")
+        yield printable(f"config.json: {field} {short_change(change)}")
     if left_out := report["left_out"]:
         yield printable(f"left out, since the model has no place for them: {some(left_out)}")
     totals = report["totals"]

@@ -4,7 +4,9 @@ It lies beside a model that is an ordinary one otherwise, and stays with it when
 in `emp_llm.report.fields`, the types here are also what a report is checked by when it is read.
 """
 
+import ast
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
@@ -26,9 +28,16 @@ __all__ = [
     "StructureFields",
     "Tried",
     "as_other_tensor",
+    "config_change",
     "read_shrink_report",
+    "short_change",
     "write_shrink_report",
 ]
+
+
+_ARROW = " → "
+_SHORT, _LONG = 24, 100
+"""Characters of a list, and of any other value, that is shown whole."""
 
 
 class Tried(TypedDict):
@@ -133,7 +142,7 @@ class ShrinkReport(TypedDict):
         structures: What became fewer, by kind.
         calibration: The samples that this was found on, if on any.
         config: The fields of config.json that are other ones than the source's, each as
-            "before → after".
+            "before → after", whole.
         totals: All tensors together.
         tensors: Each tensor, by its name.
         left_out: Tensors of the source that its model has no place for, which are not copied.
@@ -173,6 +182,36 @@ def as_other_tensor(fields: ShrunkenTensor) -> OtherTensor:
         "hash": fields["hash"],
         "repaired": fields.get("repaired", False),
     }
+
+
+def config_change(before: object, after: object) -> str:
+    """A change of a field, as `ShrinkReport.config` has it.
+
+    >>> config_change(None, [6, 4])
+    'None → [6, 4]'
+    """
+    return f"{before!r}{_ARROW}{after!r}"
+
+
+def short_change(change: str) -> str:
+    """A change of a field for people: of a long list only how many items it has.
+
+    >>> short_change(config_change(["full_attention"] * 30, ["full_attention"] * 28))
+    '30 items → 28 items'
+    >>> short_change("30 → 28")
+    '30 → 28'
+    """
+    return _ARROW.join(map(_short, change.split(_ARROW)))
+
+
+def _short(value: str) -> str:
+    if len(value) <= _SHORT:
+        return value
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        found = ast.literal_eval(value)
+        if isinstance(found, list):
+            return f"{len(found)} items"
+    return value if len(value) <= _LONG else f"{value[:_LONG]} …"
 
 
 def read_shrink_report(folder: Path) -> ShrinkReport | None:

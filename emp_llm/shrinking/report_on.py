@@ -7,7 +7,6 @@ from typing import Any
 
 from emp_llm._version import __version__
 from emp_llm.checkpoint.shard import Shard
-from emp_llm.messages import shortened
 from emp_llm.output.carried_files import count_files
 from emp_llm.report.fields import TensorFields
 from emp_llm.report.report import Outcome
@@ -18,6 +17,7 @@ from emp_llm.report.shrink_report import (
     ShrunkenTensor,
     StructureFields,
     as_other_tensor,
+    config_change,
 )
 from emp_llm.report.source_fields import SourceFields
 from emp_llm.report.tensor_statistics import digits, ratio
@@ -131,7 +131,7 @@ def _changes(
         if isinstance(value, dict) and isinstance(was, dict):
             yield from _changes(was, value, f"{path}{key}.")
         elif json.dumps(value) != json.dumps(was) or key not in before:
-            yield f"{path}{key}", f"{shortened(was)} → {shortened(value)}"
+            yield f"{path}{key}", config_change(was, value)
 
 
 def written_fields(

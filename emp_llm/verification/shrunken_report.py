@@ -72,7 +72,7 @@ def check_config_changes(checkpoint: Checkpoint, report: ShrinkReport) -> None:
     """
     values, changes = dict(_fields(checkpoint.config)), report["config"]
     for name, change in changes.items():
-        if name not in values or not change.endswith(f" → {shortened(values[name])}"):
+        if name not in values or not change.endswith(f" → {values[name]!r}"):
             found = shortened(values[name]) if name in values else "not there"
             raise _fault(f"config.{name} is {shortened(change)}, in {CONFIG_NAME} it is {found}")
     for kind, fields in report["structures"].items():

@@ -68,6 +68,19 @@ def test_neurons_of_blocks_that_have_gone_are_not_shown(tmp_path: Path) -> None:
     assert [name.split(".")[2] for name in shown] == [f"{block}" for block in kept]
 
 
+def test_of_long_lists_of_the_config_their_lengths_are_shown(tmp_path: Path) -> None:
+    types = ["sliding_attention", "full_attention"] * 5
+    sizes = {"num_hidden_layers": 10, "layer_types": types}
+    source = save_model(tmp_path / "gemma", "gemma2", **sizes)
+    asked = ("--blocks", 8, "--block-score", "random")
+    text = run("shrink", source, "--out", tmp_path / "out", *asked)
+    assert "config.json: layer_types 10 items → 8 items" in text.splitlines()
+    report = json.loads((tmp_path / "out" / "emp_shrink.json").read_text())
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["layer_types"]
+    assert report["config"]["layer_types"] == f"{types} → {written}"
+    assert run("verify", tmp_path / "out", "--against", source)
+
+
 def test_a_report_tells_how_a_model_became_smaller(mixtral: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     told = run("shrink", mixtral, "--out", out, "--experts", 4).splitlines()
