@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from emp_llm.checkpoint.left_behind import LeftBehind
     from emp_llm.report.fields import FileCount, Report, TargetTotals, Trial
+    from emp_llm.rule_fields import DataFields, SampleFields
 
 __all__ = [
+    "calibrated_line",
     "cost_lines",
     "count",
     "file_lines",
@@ -174,11 +176,7 @@ def found_lines(report: "Report") -> list[str]:
         )
     data = rule.get("calibration")
     if data is not None and data.get("text") is not None:
-        fed = ", sequential" if data["sequential"] else ""
-        lines.append(
-            f"calibrated on {data['text']}: {data['samples']} × {data['length']} tokens, seed "
-            f"{data['seed']}{fed}"
-        )
+        lines.append(calibrated_line(data))
     if rule.get("repair"):
         lines.append(f"repaired: {_REPAIRED[rule['repair']]} have changed")
     if steps := rule.get("recover"):
@@ -189,6 +187,15 @@ def found_lines(report: "Report") -> list[str]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         lines.append(f"missing, so transformers initialises it: {missing[0]}{more}")
     return [printable(line) for line in lines]
+
+
+def calibrated_line(data: "DataFields | SampleFields") -> str:
+    """What was calibrated on."""
+    fed = ", sequential" if data.get("sequential") else ""
+    return (
+        f"calibrated on {data.get('text')}: {data.get('samples')} × {data.get('length')} tokens, "
+        f"seed {data.get('seed')}{fed}"
+    )
 
 
 def cost_lines(report: "Report", model: str, out: "Path") -> list[str]:

@@ -116,6 +116,9 @@ def test_a_table_says_what_was_tried_to_keep_few_blocks(tmp_path: Path) -> None:
     assert ["1", f"{last['loss']:.4f}", above, f"{last['perplexity']:.2f}", gone] in lines
     assert "blocks by loss, 1 of 3 stay" in shown
     assert "config.json: num_hidden_layers 3 → 1" in shown
+    assert "calibrated on words.txt: 2 × 16 tokens, seed 0" in shown.splitlines()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "chosen by `loss`, on 2 samples of 16 tokens of `words.txt` (seed 0)." in card
 
 
 def test_json_is_the_report_without_tensors(mixtral: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def describe_shrunken(
         lines,
         "## How it was made",
         f"Made from {code(source)}{at} with emp-llm {report['emp_llm_version']}. "
-        f"{'; '.join(_left(report))}.\n{_unchanged(report)}",
+        f"{'; '.join(_left(report))}{_data(report)}.\n{_unchanged(report)}",
         f"This command makes the same weights again:\n\n```\n{command}\n```",
         "## What is left",
         *([_showing(figure)] if figure else []),
@@ -51,6 +51,17 @@ def _left(report: ShrinkReport) -> Iterator[str]:
             f"{fields['kept']:,} of {fields['number']:,} {kind}{field} stay, "
             f"chosen by {code(fields['score'])}"
         )
+
+
+def _data(report: ShrinkReport) -> str:
+    """The samples that they were chosen on; nothing where there are none."""
+    data = report.get("calibration")
+    if data is None:
+        return ""
+    return (
+        f", on {data.get('samples')} samples of {data.get('length')} tokens of "
+        f"{code(data.get('text') or '')} (seed {data.get('seed')})"
+    )
 
 
 def _unchanged(report: ShrinkReport) -> str:
