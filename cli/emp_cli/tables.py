@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from emp_llm.checkpoint.left_behind import LeftBehind
     from emp_llm.report.fields import FileCount, Report, TargetTotals, Trial
-    from emp_llm.rule_fields import DataFields, SampleFields
+    from emp_llm.rule_fields import DataFields, RuleFields, SampleFields
 
 __all__ = [
     "calibrated_line",
@@ -125,12 +125,11 @@ def pruned_kinds(report: "Report") -> None:
 
 
 def _title(report: "Report") -> str:
-    return f"{report['source']['model']}  {rule_in_short(report)}"
+    return f"{report['source']['model']}  {rule_in_short(report['rule'])}"
 
 
-def rule_in_short(report: "Report") -> str:
+def rule_in_short(rule: "RuleFields") -> str:
     """The rule that weights were chosen by, for titles."""
-    rule = report["rule"]
     words = f"β = {rule['beta']:g}, {rule['granularity']} groups"
     if allocated := rule.get("allocate"):
         words += f", allocate {allocated}"

@@ -255,7 +255,7 @@ class OutputFolder:
 
     @property
     def _shrinks(self) -> bool:
-        return (self._run or {}).get("options", {}).get("command") == "shrink"
+        return bool((self._run or {}).get("options", {}).get("command") == "shrink")
 
     def _tell(self, error: BaseException, kept: str) -> None:
         """Add to an error what is kept, in words; to an interruption, that nothing is, too."""

@@ -18,7 +18,7 @@ from emp_llm.report.file import write_with_tensors
 from emp_llm.report.file_names import SHRINK_REPORT_NAME
 from emp_llm.report.schema import fault_in_files, fault_in_form
 from emp_llm.report.source_fields import SourceFields
-from emp_llm.rule_fields import SampleFields
+from emp_llm.rule_fields import RuleFields, SampleFields
 
 __all__ = [
     "HolderFields",
@@ -138,6 +138,8 @@ class ShrinkReport(TypedDict):
     Attributes:
         emp_llm_version: The release that did it.
         source: The model that it was made from.
+        source_rule: The rule that this was pruned by before, or what it was shrunken from in turn;
+            only if one was. Its own report is not copied: that describes other tensors.
         options: What was asked for, as words of the command line.
         structures: What became fewer, by kind.
         calibration: The samples that this was found on, if on any.
@@ -153,6 +155,7 @@ class ShrinkReport(TypedDict):
 
     emp_llm_version: str
     source: SourceFields
+    source_rule: NotRequired[RuleFields]
     options: list[str]
     structures: dict[str, StructureFields]
     calibration: NotRequired[SampleFields]

@@ -9,6 +9,7 @@ import torch
 from support.architectures import V
 from support.calibrated import save_model, save_text, save_tokenizer
 from support.mixtures import make_mixture
+from support.tampering import edit_json
 from typer.testing import CliRunner
 
 from emp_llm import inspect_structures
@@ -79,6 +80,31 @@ def test_of_long_lists_of_the_config_their_lengths_are_shown(tmp_path: Path) -> 
     written = json.loads((tmp_path / "out" / "config.json").read_text())["layer_types"]
     assert report["config"]["layer_types"] == f"{types} → {written}"
     assert run("verify", tmp_path / "out", "--against", source)
+
+
+def test_of_a_source_that_was_pruned_before_the_rule_is_told(mixtral: Path, tmp_path: Path) -> None:
+    pruned, small, smaller = (tmp_path / name for name in ("pruned", "small", "smaller"))
+    run("prune", mixtral, "--out", pruned, "--format", "dense", "--beta", 0.5)
+    told = run("shrink", pruned, "--out", small, "--experts", 4).splitlines()
+    assert "the source was pruned before: β = 0.5, row groups" in told
+    run("shrink", small, "--out", smaller, "--experts", 3)
+
+    rule = json.loads((pruned / "emp_report.json").read_text())["rule"]
+    for folder, source in ((small, pruned), (smaller, small)):
+        report = json.loads((folder / "emp_shrink.json").read_text())
+        assert report["source_rule"] == rule
+        assert "The source was pruned before, by β = 0.5" in (folder / "README.md").read_text()
+        assert not (folder / "emp_report.json").exists()
+        run("verify", folder, "--against", source)
+    edit_json(small / "emp_shrink.json", lambda fields: fields["source_rule"].update(beta=2.0))
+    run("verify", small, "--against", pruned, status=1)
+
+
+def test_packing_without_loss_is_no_pruning_before(mixtral: Path, tmp_path: Path) -> None:
+    run("pack", mixtral, "--out", tmp_path / "packed")
+    run("unpack", tmp_path / "packed", "--out", tmp_path / "dense")
+    told = run("shrink", tmp_path / "dense", "--out", tmp_path / "out", "--experts", 4)
+    assert "pruned before" not in told
 
 
 def test_a_report_tells_how_a_model_became_smaller(mixtral: Path, tmp_path: Path) -> None:

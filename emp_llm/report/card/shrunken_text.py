@@ -34,6 +34,7 @@ def describe_shrunken(
         "## How it was made",
         f"Made from {code(source)}{at} with emp-llm {report['emp_llm_version']}. "
         f"{'; '.join(_left(report))}{_data(report)}.\n{_unchanged(report)}",
+        *_pruned_before(report),
         f"This command makes the same weights again:\n\n```\n{command}\n```",
         "## What is left",
         *([_showing(figure)] if figure else []),
@@ -62,6 +63,15 @@ def _data(report: ShrinkReport) -> str:
         f", on {data.get('samples')} samples of {data.get('length')} tokens of "
         f"{code(data.get('text') or '')} (seed {data.get('seed')})"
     )
+
+
+def _pruned_before(report: ShrinkReport) -> Iterator[str]:
+    if (rule := report.get("source_rule")) is not None:
+        yield (
+            f"The source was pruned before, by β = {rule['beta']:g} in {rule['granularity']} "
+            f"groups of {code(rule['targets'])}, ranked by {code(rule['criterion'])}: where its "
+            "weights keep every bit, the zeros stay."
+        )
 
 
 def _unchanged(report: ShrinkReport) -> str:
