@@ -11,6 +11,7 @@ from emp_cli.arguments import (
     Json,
     Length,
     Model,
+    Multiple,
     Out,
     Overwrite,
     Revision,
@@ -64,13 +65,7 @@ def shrink(
             "of them, or keep as few as --max-loss-increase allows.",
         ),
     ] = None,
-    multiple: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Keep a multiple of N neurons, the nearest one to P%. Default: 64.",
-        ),
-    ] = None,
+    multiple: Multiple = None,
     max_loss_increase: Annotated[
         float | None,
         typer.Option(
