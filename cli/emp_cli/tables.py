@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from emp_llm.rule_fields import DataFields, RuleFields, SampleFields
 
 __all__ = [
+    "bytes_before",
     "calibrated_line",
     "cost_lines",
     "count",
@@ -252,14 +253,21 @@ def _numbers(part: "TargetTotals") -> Row:
 
 def totals_line(report: "Report") -> str:
     """The sizes and the sparsity of the whole model, in one line."""
-    model = report["totals"]["model"]
+    model, before = report["totals"]["model"], bytes_before(report)
     sizes = (
-        f"whole model: {size(model['bytes_before'])} → {size(model['bytes_after'])} "
-        f"({model['bytes_ratio']:.3f})"
+        f"whole model: {size(before)} → {size(model['bytes_after'])} "
+        f"({model['bytes_after'] / max(before, 1):.3f})"
     )
     if report["rule"]["targets"] == NO_TARGETS:
         return f"{sizes}; every weight keeps every bit"
-    return f"{sizes}, {model['sparsity']:.2%} of {count(model['weights'])} weights are zero"
+    weights = f"{count(model['weights'])}{' stored' if 'base' in report else ''} weights"
+    return f"{sizes}, {model['sparsity']:.2%} of {weights} are zero"
+
+
+def bytes_before(report: "Report") -> int:
+    """Bytes of the source's tensors, with those that a delta does not store."""
+    in_base = report.get("in_base")
+    return report["totals"]["model"]["bytes_before"] + (in_base["bytes"] if in_base else 0)
 
 
 def written_line(out: "Path", nbytes: int, seconds: float, peak_bytes: int) -> str:
