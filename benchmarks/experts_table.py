@@ -22,13 +22,13 @@ import torch
 from common import MB, say, write_json
 from transformers import AutoModelForCausalLM
 
-from emp_llm import CalibrationOptions, ShrinkOptions, compare_experts, shrink
+from emp_llm import CalibrationOptions, ShrinkOptions, compare_structures, shrink
 from emp_llm.texts.texts import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from emp_llm.comparison.expert_costs import ExpertsComparison, ExpertsCost
+    from emp_llm.comparison.structures_costs import StructuresComparison, StructuresCost
 
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 64, 5
 
@@ -40,7 +40,7 @@ def main() -> None:
         text=str(args.calibration), samples=args.samples, length=args.length, seed=0
     )
     say("perplexities")
-    found = compare_experts(
+    found = compare_structures(
         args.model,
         read_text(str(args.text), protocol="paper"),
         experts=args.experts,
@@ -49,7 +49,7 @@ def main() -> None:
         calibration=data,
         save=args.json.with_suffix(".rows.json"),
     )
-    numbers = [cost.experts for cost in found.costs if cost.score == "random"]
+    numbers = [cost.kept for cost in found.costs if cost.score == "random"]
     sizes = {number: measured(args.model, number) for number in numbers}
     result = {"comparison": found.to_dict(), "sizes": sizes}
     write_json(args.json, "experts", {"model": args.model.name}, result)
@@ -102,7 +102,7 @@ def tokens_per_second(model: PreTrainedModel) -> float:
     return (text.shape[1] - PROMPT_TOKENS) / (time.process_time() - started)
 
 
-def table(found: ExpertsComparison, sizes: dict[int, dict[str, Any]]) -> str:
+def table(found: StructuresComparison, sizes: dict[int, dict[str, Any]]) -> str:
     """A table in Markdown: the dense model, then a line for each number of experts."""
     scores = list(dict.fromkeys(cost.score for cost in found.costs[1:]))
     lines = [
@@ -113,17 +113,17 @@ def table(found: ExpertsComparison, sizes: dict[int, dict[str, Any]]) -> str:
     perplexities = [f"dense {found.dense.perplexity:.2f}", *[""] * (len(scores) - 1)]
     rate = f"{of_dense['dense_tokens_per_second']:.0f}"
     lines.append(
-        [f"{found.dense.experts}", *perplexities, megabytes(of_dense["dense_bytes"]), rate, ""]
+        [f"{found.dense.kept}", *perplexities, megabytes(of_dense["dense_bytes"]), rate, ""]
     )
     for number, of in sizes.items():
-        costs = {cost.score: cost for cost in found.costs if cost.experts == number}
+        costs = {cost.score: cost for cost in found.costs if cost.kept == number}
         perplexities = [shown(costs[score]) for score in scores]
         rate, ratio = f"{of['tokens_per_second']:.0f}", f"{of['ratio']:.2f}"
         lines.append([f"{number}", *perplexities, megabytes(of["bytes"]), rate, ratio])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def shown(cost: ExpertsCost) -> str:
+def shown(cost: StructuresCost) -> str:
     """A perplexity, with the deviation of several."""
     several = "" if cost.deviation is None else f" ± {cost.deviation:.2f}"
     return f"{cost.perplexity:.2f}{several}"

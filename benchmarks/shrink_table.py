@@ -111,7 +111,7 @@ def measured(row: Row, args: argparse.Namespace, results: Mapping[str, Any]) -> 
 
 def make(row: Row, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Shrink the model, unless an earlier run has; returns what it took and what came out."""
-    options = [*(row.options or ()), "--seed", str(row.seed)]
+    options = [*(row.options or ()), *(["--seed", str(row.seed)] if row.seed else [])]
     if row.calibrated:
         options += ["--calibration", str(args.calibration)]
         options += ["--samples", str(args.samples), "--length", str(args.length)]

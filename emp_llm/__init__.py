@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from emp_llm.calibration.criteria import Criterion
     from emp_llm.calibration.criterion_registry import register_criterion
     from emp_llm.entrypoints.compare import compare
-    from emp_llm.entrypoints.compare_experts import compare_experts
+    from emp_llm.entrypoints.compare_structures import compare_structures
     from emp_llm.entrypoints.diff import diff
     from emp_llm.entrypoints.evaluate import evaluate
     from emp_llm.entrypoints.generate import generate
@@ -65,7 +65,7 @@ __all__ = [
     "ShrinkOptions",
     "SparsityHold",
     "compare",
-    "compare_experts",
+    "compare_structures",
     "densify",
     "diff",
     "effective_number",
@@ -97,7 +97,7 @@ _HOMES = {
     "ShrinkOptions": "shrink_options",
     "SparsityHold": "integration.training",
     "compare": "entrypoints.compare",
-    "compare_experts": "entrypoints.compare_experts",
+    "compare_structures": "entrypoints.compare_structures",
     "densify": "integration.saving",
     "diff": "entrypoints.diff",
     "effective_number": "rule",

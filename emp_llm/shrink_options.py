@@ -98,11 +98,11 @@ class ShrinkOptions:
         if not given:
             raise OptionError(
                 "nothing is to become fewer: give blocks, such as 24, experts, such as 6 or '25%', "
-                "neurons or kv_heads"
+                "neurons or key-value heads"
             )
         for name, value in given.items():
             if value != AUTO:
-                parse_amount(name, value)
+                parse_amount(name, value, AUTO)
         self._check_search([name for name, value in given.items() if value == AUTO])
         self._check_blocks()
         self._check_widths()
@@ -113,28 +113,26 @@ class ShrinkOptions:
             )
 
     def _given(self) -> dict[str, int | str]:
-        """The amounts that are given."""
+        """The amounts that are given, by names that are right in Python and on a command line."""
         amounts = {
             "blocks": self.blocks,
             "experts": self.experts,
             "neurons": self.neurons,
-            "kv_heads": self.kv_heads,
+            "kv heads": self.kv_heads,
         }
         return {name: value for name, value in amounts.items() if value is not None}
 
     def _check_blocks(self) -> None:
-        if isinstance(self.blocks, str) and self.blocks.endswith("%"):
-            raise OptionError(f"blocks is {self.blocks!r}: give how many stay, such as 24")
-        check_choice("block_score", self.block_score, get_args(BlockScore))
-        if self.blocks is not None and self.block_score != "random":
-            self._check_text(f"block_score {self.block_score!r}")
+        check_choice("block score", self.block_score, get_args(BlockScore))
+        if self._ranks_blocks_by_data:
+            self._check_text(f"block score {self.block_score!r}")
 
     def _check_search(self, searched: list[str]) -> None:
         """Check that a bound goes with what is searched for, and a search with a bound."""
         most = self.max_loss_increase
         if most is not None and not (math.isfinite(most) and most > 0):
             raise OptionError(
-                f"max_loss_increase is {most}; it is by how many per cent the loss may rise: give "
+                f"max loss increase is {most}; it is by how many per cent the loss may rise: give "
                 "a finite number above 0, such as 5"
             )
         if len(searched) > 1:
@@ -144,11 +142,11 @@ class ShrinkOptions:
             )
         if searched and most is None:
             raise OptionError(
-                f"{searched[0]} is auto: give max_loss_increase, by how many per cent the loss on "
-                "the calibration data may rise, such as 5"
+                f"{searched[0]} is auto: give the max loss increase too, by how many per cent the "
+                "loss on the calibration data may rise, such as 5"
             )
         if most is not None and not searched:
-            raise OptionError("max_loss_increase bounds a search: give an amount as 'auto'")
+            raise OptionError("max loss increase bounds a search: give an amount as 'auto'")
         if searched:
             self._check_text("auto")
 
@@ -169,15 +167,25 @@ class ShrinkOptions:
         """Whether these are chosen or repaired by data."""
         return self.narrows and (self.repair != "none" or self.width_score in ("obs", "activation"))
 
+    @property
+    def _ranks_blocks_by_data(self) -> bool:
+        return self.blocks is not None and self.block_score != "random"
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether data are used, whatever ranks experts."""
+        searches = self.max_loss_increase is not None
+        return searches or self._ranks_blocks_by_data or self.narrows_by_data
+
     def _check_widths(self) -> None:
         if type(self.multiple) is not int or self.multiple < 1:
             raise OptionError(f"multiple is {self.multiple!r}; give a whole number, 1 or more")
-        check_choice("width_score", self.width_score, get_args(WidthScore))
+        check_choice("width score", self.width_score, get_args(WidthScore))
         check_choice("repair", self.repair, get_args(WidthRepair))
         if self.narrows_by_data and (self.calibration is None or self.calibration.text is None):
             raise OptionError(
-                "neurons and kv_heads are chosen and repaired by data: give a text to calibrate "
-                "on, such as wikitext2 or a file, or width_score 'magnitude' and repair 'none'"
+                "neurons and kv heads are chosen and repaired by data: give a text to calibrate "
+                "on, such as wikitext2 or a file, or width score 'magnitude' and repair 'none'"
             )
 
     def words(self) -> list[str]:
@@ -207,12 +215,14 @@ class ShrinkOptions:
         return words
 
 
-def parse_amount(option: str, value: int | str) -> Amount:
+def parse_amount(option: str, value: int | str, other: str | None = None) -> Amount:
     """Read an amount.
 
     Args:
         option: What the option is called.
-        value: A number of structures that stay, or a share that is removed, such as "25%".
+        value: A number of structures that stay, or a share that is removed, such as "25%"; blocks
+            have no shares.
+        other: A word that the option takes as well, for errors.
 
     Raises:
         OptionError: If it is neither.
@@ -223,18 +233,22 @@ def parse_amount(option: str, value: int | str) -> Amount:
     Amount(keep=6, remove=None)
     """
     text = str(value).strip()
-    if isinstance(value, bool) or not (found := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(%?)", text)):
-        raise _no_amount(option, value)
-    if found[2]:
-        share = float(found[1]) / 100
-        if not 0 < share < 1:
-            raise _no_amount(option, value)
-        return Amount(remove=share)
-    if not found[1].isdecimal() or int(found[1]) == 0:
-        raise _no_amount(option, value)
-    return Amount(keep=int(found[1]))
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(%?)", text)
+    if found is not None and not isinstance(value, bool):
+        if found[2] and option != "blocks" and 0 < (share := float(found[1]) / 100) < 1:
+            return Amount(remove=share)
+        if not found[2] and found[1].isdecimal() and int(found[1]) > 0:
+            return Amount(keep=int(found[1]))
+    raise _no_amount(option, value, other)
 
 
-def _no_amount(option: str, value: object) -> OptionError:
-    share = "" if option == "blocks" else ", or the share that is removed, such as '25%'"
-    return OptionError(f"{option} is {value!r}: give how many stay, such as 6{share}")
+def _no_amount(option: str, value: object, other: str | None) -> OptionError:
+    ways = ["how many stay, such as 6"]
+    if option != "blocks":
+        ways.append("the share that is removed, such as '25%'")
+    if other is not None:
+        ways.append(f"'{other}'")
+    *first, last = ways
+    return OptionError(
+        f"{option} is {value!r}: give {', '.join(first)}{' or ' if first else ''}{last}"
+    )

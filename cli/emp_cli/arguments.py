@@ -30,6 +30,7 @@ __all__ = [
     "Length",
     "MaxLossIncrease",
     "Model",
+    "Multiple",
     "NoSequential",
     "Out",
     "Overwrite",
@@ -228,6 +229,12 @@ TrustTokenizerCode = Annotated[
         metavar="",
         help="Run code that comes with the tokenizer, where loading it needs that.",
         rich_help_panel=_DATA,
+    ),
+]
+Multiple = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Keep a multiple of N neurons, the nearest one to P%. Default: 64."
     ),
 ]
 Targets = Annotated[

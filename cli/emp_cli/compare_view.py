@@ -8,9 +8,9 @@ from emp_cli.tables import count, show
 
 if TYPE_CHECKING:
     from emp_llm.comparison.costs import Comparison, Cost, Measured
-    from emp_llm.comparison.expert_costs import ExpertsComparison
+    from emp_llm.comparison.structures_costs import StructuresComparison
 
-__all__ = ["show_comparison", "show_experts"]
+__all__ = ["show_comparison", "show_structures_compared"]
 
 DENSE, RANDOM = "dense", "random"
 
@@ -25,6 +25,7 @@ _NAMES = {
     "obs": "obs",
     "emp-repaired": "EMP, repaired",
     "obs-repaired": "obs, repaired",
+    "activation-repaired": "activation, repaired",
 }
 
 
@@ -35,27 +36,27 @@ def show_comparison(found: "Comparison") -> None:
     typer.echo(_conclusion(found))
 
 
-def show_experts(found: "ExpertsComparison") -> None:
-    """Print what it costs to keep the experts that each score ranks best."""
-    header = ("experts", "score", "weights", "perplexity", "above dense", "above random")
+def show_structures_compared(found: "StructuresComparison") -> None:
+    """Print what it costs to keep the structures that each score ranks best."""
+    header = (found.kind, "score", "weights", "perplexity", "above dense", "above random")
     rows, before = [], None
     for cost in found.costs:
-        random = None if cost.score in (DENSE, RANDOM) else found.random(cost.experts)
+        random = None if cost.score in (DENSE, RANDOM) else found.random(cost.kept)
         rows.append(
             (
-                "" if cost.experts == before else f"{cost.experts}",
-                cost.score,
+                "" if cost.kept == before else f"{cost.kept}",
+                _NAMES.get(cost.score, cost.score),
                 count(cost.weights),
                 _perplexity(cost),
                 "" if cost.score == DENSE else _share(cost.above(found.dense)),
                 "" if random is None else _share(cost.above(random)),
             )
         )
-        before = cost.experts
+        before = cost.kept
     show(_title(found), header, rows, left=2)
 
 
-def _title(found: "Comparison | ExpertsComparison") -> str:
+def _title(found: "Comparison | StructuresComparison") -> str:
     settings = found.settings
     return (
         f"{found.source['model']}  {settings['text']} in windows of {settings['context']}, "

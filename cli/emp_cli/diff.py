@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["diff"]
 
+_ITEMS = 4
+"""Items of a list, such as a shape, that are shown."""
+
 
 @command
 def diff(
@@ -128,11 +131,21 @@ def _lines(found: "Difference") -> Iterator[str]:
     if found["config"]:
         pairs = [f"{key} {_pair(both)}" for key, both in found["config"].items()]
         yield f"config.json: {some(pairs)}"
+    for side, fields in (("A", found["a"]), ("B", found["b"])):
+        if fields["by_source"]:
+            yield f"{side} is smaller: blocks and experts have the numbers of its source here"
+        elif fields["renumbered"]:
+            yield f"{side} is smaller: blocks and experts have their new numbers here"
     yield _conclusion(found)
 
 
 def _pair(both: "Both") -> str:
-    return f"{both['a']} / {both['b']}"
+    return " / ".join(map(_short, (both["a"], both["b"])))
+
+
+def _short(value: object) -> str:
+    """A value, or of a long list how many items it has."""
+    return f"{len(value)} items" if isinstance(value, list) and len(value) > _ITEMS else f"{value}"
 
 
 def _conclusion(found: "Difference") -> str:

@@ -113,7 +113,7 @@ class _View:
         from emp_llm.report.totals import kinds
 
         targets = self._report["totals"]["targets"]
-        title = f"{self._report['source']['model']}  {rule_in_short(self._report)}"
+        title = f"{self._report['source']['model']}  {rule_in_short(self._report['rule'])}"
         self._say(f"{title}, {count(targets['weights'])} weights in targets", bold=True)
         self._console.print()
         bounded = targets["retained_mass_bound"] is not None

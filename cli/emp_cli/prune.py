@@ -169,6 +169,7 @@ def prune(
 
 def _show(report: "Report", model: str, out: Path, clock: Clock) -> None:
     from emp_cli.tables import (
+        bytes_before,
         cost_lines,
         file_lines,
         found_lines,
@@ -184,8 +185,7 @@ def _show(report: "Report", model: str, out: Path, clock: Clock) -> None:
     for line in (*found_lines(report), *beside):
         typer.echo(line)
     typer.echo(totals_line(report))
-    nbytes = report["totals"]["model"]["bytes_before"]
-    typer.echo(written_line(out, nbytes, clock.seconds, clock.peak_bytes))
+    typer.echo(written_line(out, bytes_before(report), clock.seconds, clock.peak_bytes))
     for line in cost_lines(report, model, out):
         typer.echo(line)
 

@@ -1,6 +1,7 @@
 """``emp-llm shrink``."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +11,7 @@ from emp_cli.arguments import (
     Json,
     Length,
     Model,
+    Multiple,
     Out,
     Overwrite,
     Revision,
@@ -23,6 +25,9 @@ from emp_cli.option_parsing import calibration_options
 from emp_llm.shrink_options import BlockScore, ShrinkOptions, WidthRepair, WidthScore
 
 __all__ = ["shrink"]
+
+_UNDRAWN = ("aimer", "reap", "norm")
+"""Scores of experts that draw no numbers."""
 
 
 @command
@@ -60,10 +65,7 @@ def shrink(
             "of them, or keep as few as --max-loss-increase allows.",
         ),
     ] = None,
-    multiple: Annotated[
-        int,
-        typer.Option(metavar="N", help="Keep a multiple of N neurons, the nearest one to P%."),
-    ] = 64,
+    multiple: Multiple = None,
     max_loss_increase: Annotated[
         float | None,
         typer.Option(
@@ -72,38 +74,39 @@ def shrink(
         ),
     ] = None,
     block_score: Annotated[
-        BlockScore,
+        BlockScore | None,
         typer.Option(
             metavar="influence|loss|random",
             help="Which blocks go: those that change the direction of hidden states the least; one "
-            "by one those without which the loss rises the least; or any. The first two need data.",
+            "by one those without which the loss rises the least; or any. The first two need data. "
+            "Default: influence.",
         ),
-    ] = "influence",
+    ] = None,
     score: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help="How experts are ranked: aimer or norm, from their weights alone; reap, from "
-            "data; random; or your own as module:Class.",
+            "data; random; or your own as module:Class. Default: aimer.",
         ),
-    ] = "aimer",
+    ] = None,
     width_score: Annotated[
-        WidthScore,
+        WidthScore | None,
         typer.Option(
             metavar="activation|obs|magnitude|random",
             help="How neurons and heads are ranked: by what they contribute to outputs, by the "
             "error without each when the others adapt, by weights alone, or at random. The first "
-            "two need data.",
+            "two need data. Default: activation.",
         ),
-    ] = "activation",
+    ] = None,
     repair: Annotated[
-        WidthRepair,
+        WidthRepair | None,
         typer.Option(
             metavar="obs|none",
             help="Fit the matrices that read neurons and heads to the dense model's outputs, by "
-            "least squares on data, or not.",
+            "least squares on data, or not. Default: obs.",
         ),
-    ] = "obs",
+    ] = None,
     calibration: Calibration = None,
     samples: Samples = None,
     length: Length = None,
@@ -128,8 +131,30 @@ def shrink(
             param_hint="--blocks, --experts, --neurons, --kv-heads",
         )
     clock = Clock()
+    ranked: dict[str, Any] = {
+        "block_score": block_score,
+        "score": score,
+        "width_score": width_score,
+        "repair": repair,
+        "multiple": multiple,
+    }
+    # drawn are samples, random scores, and what an expert score of the user's own may ask for
+    draws = "random" in (block_score, width_score) or score not in (None, *_UNDRAWN)
+    others = {"seed": seed, "device": None if device == "auto" else device}
+    _check_used(
+        ranked | others,
+        {
+            "block_score": (blocks, "--blocks"),
+            "score": (experts, "--experts"),
+            "width_score": (neurons or kv_heads, "--neurons and --kv-heads"),
+            "repair": (neurons or kv_heads, "--neurons and --kv-heads"),
+            "multiple": (neurons, "--neurons"),
+            "seed": (calibration or draws or None, "--calibration or a random score"),
+            "device": (calibration, "--calibration"),
+        },
+    )
     data = calibration_options(
-        score,
+        score or ShrinkOptions.score,
         calibration,
         seed,
         sequential=True,
@@ -143,13 +168,9 @@ def shrink(
         experts=experts,
         neurons=neurons,
         kv_heads=kv_heads,
-        multiple=multiple,
         max_loss_increase=max_loss_increase,
-        block_score=block_score,
-        score=score,
-        width_score=width_score,
-        repair=repair,
         calibration=data,
+        **{name: value for name, value in ranked.items() if value is not None},
     )
     import emp_llm
 
@@ -173,3 +194,16 @@ def shrink(
     show_shrunken(report)
     nbytes = report["totals"]["bytes_before"]
     typer.echo(written_line(out, nbytes, clock.seconds, clock.peak_bytes))
+
+
+def _check_used(given: Mapping[str, object], users: Mapping[str, tuple[object, str]]) -> None:
+    """Refuse an option that changes nothing, since what would use it is not asked for.
+
+    Args:
+        given: Values of options; None where one is not given.
+        users: For each of them, what has to be given too, and how that is called.
+    """
+    for name, (user, called) in users.items():
+        if given[name] is not None and user is None:
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"goes with {called} only", param_hint=option)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from emp_cli.tables import Row, count, file_lines, show, size, some
+from emp_cli.tables import Row, calibrated_line, count, file_lines, rule_in_short, show, size, some
 from emp_llm.messages import printable
+from emp_llm.report.shrink_report import short_change
 
 if TYPE_CHECKING:
     from emp_llm.entrypoints.structures import StructuresReport
@@ -92,8 +93,12 @@ def _gone(fields: "StructureFields", holder: "HolderFields", left: bool) -> Iter
 
 def _shrunken_lines(report: "ShrinkReport") -> Iterator[str]:
     """What has changed, and how large the model is."""
+    if (rule := report.get("source_rule")) is not None:
+        yield f"the source was pruned before: {rule_in_short(rule)}"
+    if (data := report.get("calibration")) is not None:
+        yield printable(calibrated_line(data))
     for field, change in report["config"].items():
-        yield printable(f"config.json: {field} {change}")
+        yield printable(f"config.json: {field} {short_change(change)}")
     if left_out := report["left_out"]:
         yield printable(f"left out, since the model has no place for them: {some(left_out)}")
     totals = report["totals"]

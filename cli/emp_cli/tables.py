@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
     from emp_llm.checkpoint.left_behind import LeftBehind
     from emp_llm.report.fields import FileCount, Report, TargetTotals, Trial
+    from emp_llm.rule_fields import DataFields, RuleFields, SampleFields
 
 __all__ = [
+    "bytes_before",
+    "calibrated_line",
     "cost_lines",
     "count",
     "file_lines",
@@ -123,12 +126,11 @@ def pruned_kinds(report: "Report") -> None:
 
 
 def _title(report: "Report") -> str:
-    return f"{report['source']['model']}  {rule_in_short(report)}"
+    return f"{report['source']['model']}  {rule_in_short(report['rule'])}"
 
 
-def rule_in_short(report: "Report") -> str:
+def rule_in_short(rule: "RuleFields") -> str:
     """The rule that weights were chosen by, for titles."""
-    rule = report["rule"]
     words = f"β = {rule['beta']:g}, {rule['granularity']} groups"
     if allocated := rule.get("allocate"):
         words += f", allocate {allocated}"
@@ -174,11 +176,7 @@ def found_lines(report: "Report") -> list[str]:
         )
     data = rule.get("calibration")
     if data is not None and data.get("text") is not None:
-        fed = ", sequential" if data["sequential"] else ""
-        lines.append(
-            f"calibrated on {data['text']}: {data['samples']} × {data['length']} tokens, seed "
-            f"{data['seed']}{fed}"
-        )
+        lines.append(calibrated_line(data))
     if rule.get("repair"):
         lines.append(f"repaired: {_REPAIRED[rule['repair']]} have changed")
     if steps := rule.get("recover"):
@@ -189,6 +187,15 @@ def found_lines(report: "Report") -> list[str]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         lines.append(f"missing, so transformers initialises it: {missing[0]}{more}")
     return [printable(line) for line in lines]
+
+
+def calibrated_line(data: "DataFields | SampleFields") -> str:
+    """What was calibrated on."""
+    fed = ", sequential" if data.get("sequential") else ""
+    return (
+        f"calibrated on {data.get('text')}: {data.get('samples')} × {data.get('length')} tokens, "
+        f"seed {data.get('seed')}{fed}"
+    )
 
 
 def cost_lines(report: "Report", model: str, out: "Path") -> list[str]:
@@ -246,14 +253,21 @@ def _numbers(part: "TargetTotals") -> Row:
 
 def totals_line(report: "Report") -> str:
     """The sizes and the sparsity of the whole model, in one line."""
-    model = report["totals"]["model"]
+    model, before = report["totals"]["model"], bytes_before(report)
     sizes = (
-        f"whole model: {size(model['bytes_before'])} → {size(model['bytes_after'])} "
-        f"({model['bytes_ratio']:.3f})"
+        f"whole model: {size(before)} → {size(model['bytes_after'])} "
+        f"({model['bytes_after'] / max(before, 1):.3f})"
     )
     if report["rule"]["targets"] == NO_TARGETS:
         return f"{sizes}; every weight keeps every bit"
-    return f"{sizes}, {model['sparsity']:.2%} of {count(model['weights'])} weights are zero"
+    weights = f"{count(model['weights'])}{' stored' if 'base' in report else ''} weights"
+    return f"{sizes}, {model['sparsity']:.2%} of {weights} are zero"
+
+
+def bytes_before(report: "Report") -> int:
+    """Bytes of the source's tensors, with those that a delta does not store."""
+    in_base = report.get("in_base")
+    return report["totals"]["model"]["bytes_before"] + (in_base["bytes"] if in_base else 0)
 
 
 def written_line(out: "Path", nbytes: int, seconds: float, peak_bytes: int) -> str:

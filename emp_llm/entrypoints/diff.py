@@ -4,9 +4,9 @@ A, B → headers → tensors of both: pairs of row blocks, counted → kinds of 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 from emp_kernels.dispatch import load_backend
@@ -18,6 +18,8 @@ from emp_llm.options import OutputFormat
 from emp_llm.report.fields import Report
 from emp_llm.report.file import read_report
 from emp_llm.report.folder_files import not_described
+from emp_llm.report.shrink_report import ShrinkReport, read_shrink_report
+from emp_llm.report.source_fields import SourceFields
 from emp_llm.rule_fields import rule_part, with_defaults
 from emp_llm.runtime.pipeline import Piece, run_pieces, thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
@@ -44,6 +46,8 @@ class SideFields(TypedDict):
             report nor config states one.
         tensors: How many tensors it has.
         bytes: Bytes of their data.
+        renumbered: Whether it was shrunken, and blocks or experts have got other numbers by that.
+        by_source: Whether its tensors are called as in the model that it was shrunken from.
     """
 
     model: str
@@ -52,6 +56,8 @@ class SideFields(TypedDict):
     rule: dict[str, object] | None
     tensors: int
     bytes: int
+    renumbered: bool
+    by_source: bool
 
 
 class TensorDifference(CountFields):
@@ -114,6 +120,10 @@ def diff(
     A weight counts as kept if it is not zero, so that masks can be compared whichever way they are
     stored. Tensors of different dtype or shape are listed, not compared.
 
+    Of a model that `shrink` wrote, blocks and experts have other numbers than in its source. Its
+    tensors are compared by the names that they have there, as its ``emp_shrink.json`` tells; not if
+    both are such models, and of different sources.
+
     >>> from emp_llm import PruneOptions, diff, prune
     >>> for name, beta in (("sparse", 1.0), ("sparser", 0.5)):
     ...     _ = prune("demo/model", name, PruneOptions(beta=beta))
@@ -148,6 +158,8 @@ def diff(
     progress, count = SharedProgress(progress or Silent()), thread_count(threads)
     side_a = _Side.find(a, revision_a, token, progress)
     side_b = _Side.find(b, revision_b, token, progress)
+    if side_a.origin is None or side_b.origin in (None, side_a.origin):
+        side_a, side_b = side_a.named_as_in_source(), side_b.named_as_in_source()
     with _Kinds(side_a, side_b) as kinds:
         load_backend()
         found = _compare(side_a, side_b, count, progress)
@@ -194,6 +206,9 @@ class _Side:
     checkpoint: Checkpoint
     tensors: Mapping[str, StoredTensor]
     report: Report | None
+    shrunken: ShrinkReport | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What tensors are called where they are not called as in its files."""
 
     @classmethod
     def find(
@@ -213,7 +228,23 @@ class _Side:
         report = read_report(source.folder)
         if report is not None and not_described(source.folder, report) is not None:
             report = None  # of a model that another one was saved over
-        return cls(os.fspath(model), source, checkpoint, stored_tensors(checkpoint), report)
+        tensors, shrunken = stored_tensors(checkpoint), read_shrink_report(source.folder)
+        if shrunken is not None and not _renumbers(shrunken, tensors):
+            shrunken = None
+        return cls(os.fspath(model), source, checkpoint, tensors, report, shrunken)
+
+    @property
+    def origin(self) -> SourceFields | None:
+        """The model that blocks or experts had other numbers in; None if there is none."""
+        return None if self.shrunken is None else self.shrunken["source"]
+
+    def named_as_in_source(self) -> "_Side":
+        """The same with its tensors called as in the model that it was shrunken from, if it was."""
+        if self.shrunken is None:
+            return self
+        names = {name: fields["source"] for name, fields in self.shrunken["tensors"].items()}
+        tensors = {names[name]: tensor for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, names=names)
 
     @property
     def packed(self) -> bool:
@@ -242,7 +273,17 @@ class _Side:
             "rule": self.rule,
             "tensors": len(self.tensors),
             "bytes": self.checkpoint.nbytes,
+            "renumbered": self.shrunken is not None,
+            "by_source": bool(self.names),
         }
+
+
+def _renumbers(report: ShrinkReport, tensors: Collection[str]) -> bool:
+    """Whether some of a model's tensors have other names in its source, by its report."""
+    sources = {name: fields["source"] for name, fields in report["tensors"].items()}
+    one_each = len(set(sources.values())) == len(sources)
+    # another model may have been saved over it
+    return one_each and sources.keys() == set(tensors) and any(n != s for n, s in sources.items())
 
 
 class _Found:
@@ -289,15 +330,17 @@ class _Kinds:
 
     def __init__(self, *sides: _Side) -> None:
         self._reported = {
-            name: str(fields["kind"])
+            side.names.get(name, name): str(fields["kind"])
             for side in sides
             if side.report is not None
             for name, fields in side.report["tensors"].items()
         }
         self._question: TargetsQuestion | None = None
+        self._names: Mapping[str, str] = {}
         unknown = any(name not in self._reported for side in sides for name in side.tensors)
-        plain = next((side.checkpoint for side in sides if not side.packed), None)
-        if unknown and plain is not None:
+        side = next((side for side in sides if not side.packed), None)
+        if unknown and side is not None:
+            plain, self._names = side.checkpoint, side.names
             entries = [entry for _, entry in plain.tensors.values()]
             tensors = {entry.name: (entry.dtype, entry.shape) for entry in entries}
             config = plain.config if plain.original else None
@@ -319,5 +362,5 @@ class _Kinds:
             # a model of unknown structure can be compared, too
             with suppress(CheckpointError):
                 decisions = self._question.answer().tensors
-                kinds |= {name: decision.kind for name, decision in decisions.items()}
+                kinds |= {self._names.get(n, n): one.kind for n, one in decisions.items()}
         return {name: kinds.get(name) or module_name(name) for name in names}

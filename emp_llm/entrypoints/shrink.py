@@ -34,7 +34,7 @@ from emp_llm.runtime.workers import Workers
 from emp_llm.selection.mask_store import MaskStore
 from emp_llm.shrink_options import ShrinkOptions
 from emp_llm.shrinking.choice import Choice
-from emp_llm.shrinking.choosing import asked_kinds, checked_criterion, choose
+from emp_llm.shrinking.choosing import asked_kinds, check_scores, choose
 from emp_llm.shrinking.plan import Shrinkage, ShrinkPlan, open_source
 from emp_llm.shrinking.repaired import repaired_files
 from emp_llm.shrinking.report_on import report_on, written_fields
@@ -83,13 +83,12 @@ def shrink(
             without experts, or if config.json could not say what is left, or if data are needed and
             the model does not run or has no tokenizer.
         HubError: If it cannot be downloaded.
-        OptionError: If more are to stay than there are, or fewer than the router picks; or if the
-            calibration's text is too short.
+        OptionError: If more are to stay than there are, or fewer than the router picks; if there is
+            no such score; or if the calibration's text is too short, or nothing uses it.
         OutputError: If `out` cannot be written, overlaps the source, or holds an unfinished run
             that differs.
     """
-    if options.experts is not None:
-        checked_criterion(options.score, options.calibration)
+    check_scores(options)
     workers = Workers(threads=thread_count(threads), progress=SharedProgress(progress or Silent()))
     source = find_source(model, revision=revision, token=token, progress=workers.progress)
     checkpoint = open_source(source)
@@ -116,8 +115,10 @@ def shrink(
 
 
 def _run_options(options: ShrinkOptions) -> dict[str, Any]:
+    """The options, under the names by which another command is told how it differs."""
+    named = {name.replace("_", " "): value for name, value in asdict(options).items()}
     data = options.calibration and calibration_data(options.calibration)
-    return {"command": "shrink", **asdict(options), "calibration": data}
+    return {"command": "shrink", **named, "calibration": data}
 
 
 def _choices(

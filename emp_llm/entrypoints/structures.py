@@ -79,7 +79,7 @@ def inspect_structures(
         if calibration is not None and calibration.text is not None:
             scratch = stack.enter_context(TemporaryDirectory(prefix="emp-llm-inspect-"))
             measuring = stack.enter_context(measuring_in(Path(scratch), plan, calibration, workers))
-        scores = ExpertScores(plan, workers, measuring, seed).by(criterion)
+        scores = ExpertScores(plan, workers, measuring).by(criterion, seed)
     all_of_them = best(
         experts, experts.number, scores, score=criterion.name, prefers=criterion.prefers
     )

@@ -74,7 +74,7 @@ def _explain(error: BaseException, name: str, revision: str | None) -> str:
             return f"{error.filename or constants.HF_HUB_CACHE}: {error.strerror}; set HF_HOME"
     return (
         f"{name}: the connection to {constants.ENDPOINT} failed ({first_line(error)}): "
-        f"check the network, then {AGAIN}"
+        f"check the network, or the path if a folder is meant, then {AGAIN}"
     )
 
 

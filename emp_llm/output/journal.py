@@ -25,7 +25,7 @@ from emp_llm.report.fields import FileFields
 from emp_llm.report.folder_files import describe_shard
 from emp_llm.report.report import Outcome
 from emp_llm.report.tensor_statistics import TensorStatistics
-from emp_llm.selection.mask_index import count_stored
+from emp_llm.selection.mask_index import NOTES_NAME, count_stored
 
 __all__ = ["TRAINING_NAME", "Journal"]
 
@@ -37,6 +37,7 @@ _FINISHED = ".finished"
 _COPIED = ".copied"
 _MASKS = ".masks"
 _CHOICES = ".choices.json"
+_SAMPLES_NOTE = "calibration"  # what the samples are, which is found in a moment
 _OWN = (_RUN, _FINISHED, _COPIED, _MASKS, _CHOICES)
 
 
@@ -67,6 +68,12 @@ class Journal:
     def trains(self) -> bool:
         """Whether there is the state of a training to go on from."""
         return (self.masks / TRAINING_NAME).exists()
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything has been measured on the data, such as a loss, and noted."""
+        notes = _read(self.masks / NOTES_NAME) or {}
+        return bool(notes.keys() - {_SAMPLES_NOTE})
 
     def run(self) -> dict[str, Any] | None:
         """The description of the run in the folder; None where no journal was begun."""

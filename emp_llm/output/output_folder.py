@@ -249,8 +249,13 @@ class OutputFolder:
         if self.journal.choices() is not None:
             return "the choice of what stays is"
         if parts:
-            return f"the masks of {parts} part{'s' if parts > 1 else ''} of the model are"
-        return ""
+            of = f"of {parts} part{'s' if parts > 1 else ''} of the model"
+            return f"what stays {of} is" if self._shrinks else f"the masks {of} are"
+        return "what was measured is" if self.journal.measures else ""
+
+    @property
+    def _shrinks(self) -> bool:
+        return bool((self._run or {}).get("options", {}).get("command") == "shrink")
 
     def _tell(self, error: BaseException, kept: str) -> None:
         """Add to an error what is kept, in words; to an interruption, that nothing is, too."""

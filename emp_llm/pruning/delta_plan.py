@@ -87,6 +87,11 @@ def less_base(plan: PruningPlan, checkpoint: Checkpoint, base: Checkpoint) -> Ch
 def _check_fits(plan: PruningPlan, base: Base) -> None:
     """Check that the base has all targets, and nothing that the fine-tuned model lacks."""
     model, tensors = plan.checkpoint.folder, base.checkpoint.tensors
+    if model.samefile(base.checkpoint.folder):
+        raise CheckpointError(
+            f"{base.name}: is the model itself, to which there is no difference; give the model "
+            "that it was fine-tuned from as base"
+        )
     remedy = "give the model that it was fine-tuned from as base"
     kinds = [c.config.get("model_type") for c in (plan.checkpoint, base.checkpoint)]
     if kinds[0] != kinds[1]:

@@ -4,7 +4,9 @@ It lies beside a model that is an ordinary one otherwise, and stays with it when
 in `emp_llm.report.fields`, the types here are also what a report is checked by when it is read.
 """
 
+import ast
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
@@ -16,7 +18,7 @@ from emp_llm.report.file import write_with_tensors
 from emp_llm.report.file_names import SHRINK_REPORT_NAME
 from emp_llm.report.schema import fault_in_files, fault_in_form
 from emp_llm.report.source_fields import SourceFields
-from emp_llm.rule_fields import SampleFields
+from emp_llm.rule_fields import RuleFields, SampleFields
 
 __all__ = [
     "HolderFields",
@@ -26,9 +28,16 @@ __all__ = [
     "StructureFields",
     "Tried",
     "as_other_tensor",
+    "config_change",
     "read_shrink_report",
+    "short_change",
     "write_shrink_report",
 ]
+
+
+_ARROW = " → "
+_SHORT, _LONG = 24, 100
+"""Characters of a list, and of any other value, that is shown whole."""
 
 
 class Tried(TypedDict):
@@ -129,11 +138,13 @@ class ShrinkReport(TypedDict):
     Attributes:
         emp_llm_version: The release that did it.
         source: The model that it was made from.
+        source_rule: The rule that this was pruned by before, or what it was shrunken from in turn;
+            only if one was. Its own report is not copied: that describes other tensors.
         options: What was asked for, as words of the command line.
         structures: What became fewer, by kind.
         calibration: The samples that this was found on, if on any.
         config: The fields of config.json that are other ones than the source's, each as
-            "before → after".
+            "before → after", whole.
         totals: All tensors together.
         tensors: Each tensor, by its name.
         left_out: Tensors of the source that its model has no place for, which are not copied.
@@ -144,6 +155,7 @@ class ShrinkReport(TypedDict):
 
     emp_llm_version: str
     source: SourceFields
+    source_rule: NotRequired[RuleFields]
     options: list[str]
     structures: dict[str, StructureFields]
     calibration: NotRequired[SampleFields]
@@ -173,6 +185,36 @@ def as_other_tensor(fields: ShrunkenTensor) -> OtherTensor:
         "hash": fields["hash"],
         "repaired": fields.get("repaired", False),
     }
+
+
+def config_change(before: object, after: object) -> str:
+    """A change of a field, as `ShrinkReport.config` has it.
+
+    >>> config_change(None, [6, 4])
+    'None → [6, 4]'
+    """
+    return f"{before!r}{_ARROW}{after!r}"
+
+
+def short_change(change: str) -> str:
+    """A change of a field for people: of a long list only how many items it has.
+
+    >>> short_change(config_change(["full_attention"] * 30, ["full_attention"] * 28))
+    '30 items → 28 items'
+    >>> short_change("30 → 28")
+    '30 → 28'
+    """
+    return _ARROW.join(map(_short, change.split(_ARROW)))
+
+
+def _short(value: str) -> str:
+    if len(value) <= _SHORT:
+        return value
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        found = ast.literal_eval(value)
+        if isinstance(found, list):
+            return f"{len(found)} items"
+    return value if len(value) <= _LONG else f"{value[:_LONG]} …"
 
 
 def read_shrink_report(folder: Path) -> ShrinkReport | None:

@@ -69,7 +69,7 @@ def width_to_keep(structures: Structures, amount: Amount, multiple: int) -> int:
         keep = amount.keep
         if keep % multiple:
             raise OptionError(
-                f"neurons: {keep} is no multiple of {multiple}: give one, or another --multiple; "
+                f"neurons: {keep} is no multiple of {multiple}: give one, or another multiple; "
                 f"{has}"
             )
     else:
@@ -77,7 +77,7 @@ def width_to_keep(structures: Structures, amount: Amount, multiple: int) -> int:
     if not 0 < keep < number:
         raise OptionError(
             f"neurons: {keep} of them would stay, by multiples of {multiple}, but {has}: give "
-            "another share, or a smaller --multiple"
+            "another share, or a smaller multiple"
         )
     return keep
 

@@ -106,6 +106,8 @@ def _by_loss(
         while _left(structures, removed) > (number or 1) and not _too_many(removed, most):
             removed = remove_next(session, blocks, removed)
             store.note("removed blocks", asdict(removed))
+    if number is not None:  # another choice with the same store may have removed more
+        removed = removed.first(structures.number - number)
     goes = removed.numbers[:-1] if _too_many(removed, most) else removed.numbers
     tried = [tried_amount(None, blocks.loss)]
     for step, (gone, loss) in enumerate(zip(removed.numbers, removed.losses, strict=True), 1):

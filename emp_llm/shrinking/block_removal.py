@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from emp_llm.shrinking.block_walk import losses_without
@@ -43,6 +43,10 @@ class Removed:
     losses: Sequence[float] = ()
     rises: Sequence[float] = ()
     alone: Sequence[float] = ()
+
+    def first(self, count: int) -> Removed:
+        """The first of them alone; all if there are no more."""
+        return replace(self, numbers=self.numbers[:count], losses=self.losses[:count])
 
 
 def remove_next(session: Session, blocks: Blocks, removed: Removed) -> Removed:

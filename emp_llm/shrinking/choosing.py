@@ -19,7 +19,14 @@ from emp_llm.shrinking.plan import ShrinkPlan
 if TYPE_CHECKING:
     from emp_llm.shrinking.measuring import Measuring
 
-__all__ = ["asked_kinds", "checked_criterion", "choose", "measuring_in"]
+__all__ = [
+    "asked_kinds",
+    "check_scores",
+    "checked_criterion",
+    "choose",
+    "measuring_in",
+    "number_of",
+]
 
 
 def asked_kinds(options: ShrinkOptions) -> list[KindName]:
@@ -38,6 +45,27 @@ def _asked(options: ShrinkOptions) -> dict[KindName, int | str]:
     return {kind: amount for kind, amount in asked.items() if amount is not None}
 
 
+def check_scores(options: ShrinkOptions) -> None:
+    """Check the score of experts and what data are for, before the model is downloaded or read.
+
+    A wrong name is refused even where no experts are to go.
+
+    Raises:
+        OptionError: If there is no such score, or it needs data and there is none; or if there are
+            data that nothing uses.
+    """
+    criterion = find_expert_criterion(options.score)
+    if options.experts is not None:
+        checked_criterion(options.score, options.calibration)
+    by_data = options.experts is not None and "outputs" in criterion.needs
+    text = options.calibration.text if options.calibration is not None else None
+    if text is not None and not (by_data or options.uses_data):
+        raise OptionError(
+            f"calibration {text!r} would not be used: what is asked for is chosen without data: "
+            "leave it out, or choose another score"
+        )
+
+
 def checked_criterion(score: str, data: CalibrationOptions | None) -> ExpertCriterion:
     """The criterion that a score names, before the model is downloaded or read.
 
@@ -53,7 +81,13 @@ def checked_criterion(score: str, data: CalibrationOptions | None) -> ExpertCrit
     return criterion
 
 
-def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Path) -> list[Choice]:
+def choose(
+    plan: ShrinkPlan,
+    options: ShrinkOptions,
+    workers: Workers,
+    store: Path,
+    scorer: ExpertScores | None = None,
+) -> list[Choice]:
     """Choose which structures stay, of each kind that is to become fewer.
 
     Args:
@@ -61,6 +95,7 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
         options: How many stay, and by what they are ranked.
         workers: What reads weights.
         store: A folder for what is measured, and for activations that exceed the memory for them.
+        scorer: Scores experts, where these are chosen several times; None for a new one.
 
     Raises:
         CheckpointError: If a weight cannot be read or scored, or the model cannot be run on the
@@ -69,7 +104,7 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
     """
     # checked first: what is measured takes its time
     numbers = {
-        kind: _number(plan, kind, asked, options.multiple)
+        kind: None if asked == AUTO else number_of(plan, kind, asked, options.multiple)
         for kind, asked in _asked(options).items()
     }
     widths = {kind: numbers.pop(kind) for kind in WIDTHS if kind in numbers}
@@ -78,7 +113,8 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
         measuring = None
         if calibration is not None and calibration.text is not None and numbers:
             measuring = stack.enter_context(measuring_in(store, plan, calibration, workers))
-        chooser = _Chooser(plan, options, workers, measuring)
+        scorer = scorer or ExpertScores(plan, workers, measuring)
+        chooser = _Chooser(plan, options, scorer, measuring)
         if "blocks" in numbers:
             choices.append(chooser.blocks(numbers["blocks"]))
         if "experts" in numbers:
@@ -92,14 +128,22 @@ def choose(plan: ShrinkPlan, options: ShrinkOptions, workers: Workers, store: Pa
     return choices
 
 
-def _number(plan: ShrinkPlan, kind: KindName, asked: int | str, multiple: int) -> int | None:
-    """How many structures of a kind stay; None if that is to be found."""
-    if asked == AUTO:
-        return None
-    structures, amount = plan.structures[kind], parse_amount(kind, asked)
+def number_of(plan: ShrinkPlan, kind: KindName, amount: int | str, multiple: int) -> int:
+    """How many structures of a kind stay.
+
+    Args:
+        plan: The checkpoint, with these structures found.
+        kind: What they are.
+        amount: A number, or the share that is removed.
+        multiple: As in `ShrinkOptions`.
+
+    Raises:
+        OptionError: If the model cannot have so many.
+    """
+    structures, parsed = plan.structures[kind], parse_amount(kind, amount)
     if kind == "neurons":
-        return width_to_keep(structures, amount, multiple)
-    return number_to_keep(structures, amount)
+        return width_to_keep(structures, parsed, multiple)
+    return number_to_keep(structures, parsed)
 
 
 class _Chooser:
@@ -108,7 +152,7 @@ class _Chooser:
     Args:
         plan: The checkpoint and its structures.
         options: What is asked for.
-        workers: What reads weights.
+        scorer: Scores experts.
         measuring: Runs the model on data; None without any.
     """
 
@@ -116,12 +160,12 @@ class _Chooser:
         self,
         plan: ShrinkPlan,
         options: ShrinkOptions,
-        workers: Workers,
+        scorer: ExpertScores,
         measuring: "Measuring | None",
     ) -> None:
         self._plan = plan
         self._options = options
-        self._workers = workers
+        self._scorer = scorer
         self._opened_measuring = measuring
         self._seed = options.calibration.seed if options.calibration else 0
 
@@ -145,8 +189,7 @@ class _Chooser:
         """The experts that stay, where these choices have been made of other kinds."""
         structures = self._plan.structures["experts"]
         criterion = checked_criterion(self._options.score, self._options.calibration)
-        found = ExpertScores(self._plan, self._workers, self._opened_measuring, self._seed)
-        scores = found.by(criterion)
+        scores = self._scorer.by(criterion, self._seed)
 
         def of_number(number: int) -> Choice:
             return best(structures, number, scores, score=criterion.name, prefers=criterion.prefers)

@@ -27,25 +27,19 @@ class ExpertScores:
         plan: The checkpoint, with its experts found.
         workers: What reads weights.
         measuring: Runs the model on data; None if no criterion needs it.
-        seed: The seed, for criteria that draw random numbers.
     """
 
-    def __init__(
-        self, plan: ShrinkPlan, workers: Workers, measuring: Measuring | None, seed: int = 0
-    ) -> None:
+    def __init__(self, plan: ShrinkPlan, workers: Workers, measuring: Measuring | None) -> None:
         self._plan = plan
         self._workers = workers
         self._measuring = measuring
-        self._seed = seed
 
-    def by(
-        self, criterion: ExpertCriterion, seed: int | None = None
-    ) -> dict[str, tuple[float, ...]]:
+    def by(self, criterion: ExpertCriterion, seed: int = 0) -> dict[str, tuple[float, ...]]:
         """The scores of all experts, by the names of the decoder blocks that hold them.
 
         Args:
             criterion: What scores them.
-            seed: Another seed than the usual one.
+            seed: The seed, for criteria that draw random numbers.
 
         Raises:
             CheckpointError: If weights cannot be read or are not finite, or the model does not run,
@@ -61,7 +55,7 @@ class ExpertScores:
                 BlockExperts(
                     block=holder,
                     number=structures.number,
-                    seed=self._seed if seed is None else seed,
+                    seed=seed,
                     weights=weights.get(holder),
                     outputs=outputs.get(holder),
                 ),

@@ -3,13 +3,18 @@
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from emp_llm._version import __version__
 from emp_llm.checkpoint.shard import Shard
-from emp_llm.messages import shortened
+from emp_llm.errors import CheckpointError, FormatError
+from emp_llm.options import NO_TARGETS
 from emp_llm.output.carried_files import count_files
 from emp_llm.report.fields import TensorFields
+from emp_llm.report.file import read_report
+from emp_llm.report.folder_files import not_described
 from emp_llm.report.report import Outcome
 from emp_llm.report.shrink_report import (
     HolderFields,
@@ -18,15 +23,25 @@ from emp_llm.report.shrink_report import (
     ShrunkenTensor,
     StructureFields,
     as_other_tensor,
+    config_change,
+    read_shrink_report,
 )
 from emp_llm.report.source_fields import SourceFields
 from emp_llm.report.tensor_statistics import digits, ratio
+from emp_llm.rule_fields import RuleFields
 from emp_llm.shrink_options import ShrinkOptions
 from emp_llm.shrinking.choice import Choice, Structures, effective
 from emp_llm.shrinking.cuts import Cut
 from emp_llm.shrinking.plan import Shrinkage
 
-__all__ = ["config_changes", "report_on", "structure_fields", "total_sizes", "written_fields"]
+__all__ = [
+    "config_changes",
+    "report_on",
+    "source_rule",
+    "structure_fields",
+    "total_sizes",
+    "written_fields",
+]
 
 
 def report_on(
@@ -47,7 +62,7 @@ def report_on(
     """
     plan = shrinkage.plan
     tensors = {cut.name: _tensor(cut, outcomes[cut.name], repaired) for cut in shrinkage.all_cuts}
-    return {
+    report: ShrinkReport = {
         "emp_llm_version": __version__,
         "source": origin,
         "options": options.words(),
@@ -63,6 +78,9 @@ def report_on(
         "left_behind": list(plan.checkpoint.beside.left_behind),
         "files": {},
     }
+    if (rule := source_rule(plan.checkpoint.folder)) is not None:
+        report["source_rule"] = rule
+    return report
 
 
 def structure_fields(structures: Structures, choice: Choice) -> StructureFields:
@@ -131,7 +149,23 @@ def _changes(
         if isinstance(value, dict) and isinstance(was, dict):
             yield from _changes(was, value, f"{path}{key}.")
         elif json.dumps(value) != json.dumps(was) or key not in before:
-            yield f"{path}{key}", f"{shortened(was)} → {shortened(value)}"
+            yield f"{path}{key}", config_change(was, value)
+
+
+def source_rule(folder: Path) -> RuleFields | None:
+    """The rule that a source was pruned by before, by its reports; None if they tell of none.
+
+    Reports that cannot be read, or that are of weights which others were saved over, tell nothing.
+    """
+    with suppress(CheckpointError, FormatError):
+        pruned = read_report(folder)
+        if pruned is not None and not_described(folder, pruned) is not None:
+            return None
+        if pruned is not None and pruned["rule"]["targets"] != NO_TARGETS:
+            return pruned["rule"]
+        shrunken = read_shrink_report(folder)
+        return None if shrunken is None else shrunken.get("source_rule")
+    return None
 
 
 def written_fields(

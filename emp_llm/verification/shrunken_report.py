@@ -19,7 +19,7 @@ from emp_llm.shrink_options import ShrinkOptions
 from emp_llm.shrinking.choice import WIDTHS
 from emp_llm.shrinking.kinds import KINDS
 from emp_llm.shrinking.plan import Shrinkage
-from emp_llm.shrinking.report_on import config_changes, structure_fields, total_sizes
+from emp_llm.shrinking.report_on import config_changes, source_rule, structure_fields, total_sizes
 
 __all__ = [
     "check_choices",
@@ -72,7 +72,7 @@ def check_config_changes(checkpoint: Checkpoint, report: ShrinkReport) -> None:
     """
     values, changes = dict(_fields(checkpoint.config)), report["config"]
     for name, change in changes.items():
-        if name not in values or not change.endswith(f" → {shortened(values[name])}"):
+        if name not in values or not change.endswith(f" → {values[name]!r}"):
             found = shortened(values[name]) if name in values else "not there"
             raise _fault(f"config.{name} is {shortened(change)}, in {CONFIG_NAME} it is {found}")
     for kind, fields in report["structures"].items():
@@ -136,6 +136,7 @@ def check_numbers_of_source(report: ShrinkReport, shrinkage: Shrinkage, name: st
         **_named("totals", total_sizes(shrinkage)),
         **{f"tensors.{cut.name}.source": cut.entry.name for cut in shrinkage.all_cuts},
         "left_out": sorted(shrinkage.plan.found.outside),
+        "source_rule": source_rule(shrinkage.plan.checkpoint.folder),
     }
     stated = {
         **dict(_of_structures(report["structures"])),
@@ -143,6 +144,7 @@ def check_numbers_of_source(report: ShrinkReport, shrinkage: Shrinkage, name: st
         **_named("totals", report["totals"]),
         **{f"tensors.{tensor}.source": one["source"] for tensor, one in report["tensors"].items()},
         "left_out": report["left_out"],
+        "source_rule": report.get("source_rule"),
     }
     _check_same(stated, expected, f"by {name}")
 

@@ -9,6 +9,7 @@ import torch
 from support.architectures import V
 from support.calibrated import save_model, save_text, save_tokenizer
 from support.mixtures import make_mixture
+from support.tampering import edit_json
 from typer.testing import CliRunner
 
 from emp_llm import inspect_structures
@@ -68,6 +69,44 @@ def test_neurons_of_blocks_that_have_gone_are_not_shown(tmp_path: Path) -> None:
     assert [name.split(".")[2] for name in shown] == [f"{block}" for block in kept]
 
 
+def test_of_long_lists_of_the_config_their_lengths_are_shown(tmp_path: Path) -> None:
+    types = ["sliding_attention", "full_attention"] * 5
+    sizes = {"num_hidden_layers": 10, "layer_types": types}
+    source = save_model(tmp_path / "gemma", "gemma2", **sizes)
+    asked = ("--blocks", 8, "--block-score", "random")
+    text = run("shrink", source, "--out", tmp_path / "out", *asked)
+    assert "config.json: layer_types 10 items → 8 items" in text.splitlines()
+    report = json.loads((tmp_path / "out" / "emp_shrink.json").read_text())
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["layer_types"]
+    assert report["config"]["layer_types"] == f"{types} → {written}"
+    assert run("verify", tmp_path / "out", "--against", source)
+
+
+def test_of_a_source_that_was_pruned_before_the_rule_is_told(mixtral: Path, tmp_path: Path) -> None:
+    pruned, small, smaller = (tmp_path / name for name in ("pruned", "small", "smaller"))
+    run("prune", mixtral, "--out", pruned, "--format", "dense", "--beta", 0.5)
+    told = run("shrink", pruned, "--out", small, "--experts", 4).splitlines()
+    assert "the source was pruned before: β = 0.5, row groups" in told
+    run("shrink", small, "--out", smaller, "--experts", 3)
+
+    rule = json.loads((pruned / "emp_report.json").read_text())["rule"]
+    for folder, source in ((small, pruned), (smaller, small)):
+        report = json.loads((folder / "emp_shrink.json").read_text())
+        assert report["source_rule"] == rule
+        assert "The source was pruned before, by β = 0.5" in (folder / "README.md").read_text()
+        assert not (folder / "emp_report.json").exists()
+        run("verify", folder, "--against", source)
+    edit_json(small / "emp_shrink.json", lambda fields: fields["source_rule"].update(beta=2.0))
+    run("verify", small, "--against", pruned, status=1)
+
+
+def test_packing_without_loss_is_no_pruning_before(mixtral: Path, tmp_path: Path) -> None:
+    run("pack", mixtral, "--out", tmp_path / "packed")
+    run("unpack", tmp_path / "packed", "--out", tmp_path / "dense")
+    told = run("shrink", tmp_path / "dense", "--out", tmp_path / "out", "--experts", 4)
+    assert "pruned before" not in told
+
+
 def test_a_report_tells_how_a_model_became_smaller(mixtral: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     told = run("shrink", mixtral, "--out", out, "--experts", 4).splitlines()
@@ -103,6 +142,9 @@ def test_a_table_says_what_was_tried_to_keep_few_blocks(tmp_path: Path) -> None:
     assert ["1", f"{last['loss']:.4f}", above, f"{last['perplexity']:.2f}", gone] in lines
     assert "blocks by loss, 1 of 3 stay" in shown
     assert "config.json: num_hidden_layers 3 → 1" in shown
+    assert "calibrated on words.txt: 2 × 16 tokens, seed 0" in shown.splitlines()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "chosen by `loss`, on 2 samples of 16 tokens of `words.txt` (seed 0)." in card
 
 
 def test_json_is_the_report_without_tensors(mixtral: Path, tmp_path: Path) -> None:
@@ -119,6 +161,41 @@ def test_json_is_the_report_without_tensors(mixtral: Path, tmp_path: Path) -> No
 def test_without_an_amount_it_is_wrong_usage(mixtral: Path, tmp_path: Path) -> None:
     run("shrink", mixtral, "--out", tmp_path / "out", status=2)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "option", "goes_with"),
+    [
+        ("--experts 3 --block-score random", "--block-score", "--blocks"),
+        ("--blocks 1 --block-score random --score nosuch", "--score", "--experts"),
+        ("--experts 3 --width-score obs", "--width-score", "--neurons and --kv-heads"),
+        ("--blocks 1 --block-score random --repair none", "--repair", "--neurons and --kv-heads"),
+        ("--kv-heads 2 --multiple 8", "--multiple", "--neurons"),
+        ("--experts 3 --seed 1", "--seed", "--calibration or a random score"),
+        ("--experts 3 --device cpu", "--device", "--calibration"),
+        ("--experts 3 --samples 4", "--samples", "--calibration"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_wrong_usage(
+    mixtral: Path, tmp_path: Path, asked: str, option: str, goes_with: str
+) -> None:
+    from emp_cli.app import app
+
+    result = runner.invoke(
+        app, ["shrink", str(mixtral), "--out", str(tmp_path / "out"), *asked.split()]
+    )
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
+    assert f"Invalid value for {option}: goes with {goes_with} only" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_goes_with_random_scores(mixtral: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        asked = ("--experts", 3, "--score", "random", "--seed", seed)
+        run("shrink", mixtral, "--out", tmp_path / f"{seed}", *asked)
+    first, second = (json.loads((tmp_path / f / "emp_shrink.json").read_text()) for f in "12")
+    assert first["structures"] != second["structures"]
 
 
 def test_inspect_structures_shows_the_effective_number_of_each_layers_scores(

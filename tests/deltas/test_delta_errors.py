@@ -76,6 +76,14 @@ def test_options_that_make_no_sense_of_differences(
     assert not out.exists()
 
 
+def test_a_model_that_is_its_own_base(tuned: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tuned)
+    for same in (tuned, tmp_path / "link"):
+        found = refusal(CheckpointError, prune, tuned, tmp_path / "out", base=same)
+        assert found.startswith(f"{same}: is the model itself, to which there is no difference")
+    assert not (tmp_path / "out").exists()
+
+
 def test_sources_that_are_to_be_discarded(base: Path, tuned: Path, tmp_path: Path) -> None:
     given = {"base": base, "discard_source": True}
     assert "read twice" in refusal(OptionError, prune, tuned, tmp_path / "out", **given)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
@@ -234,5 +235,25 @@ def test_a_score_that_is_not_there_or_lacks_data_is_refused_before_the_model_is_
     ):
         with pytest.raises(OptionError, match=message):
             shrink(tmp_path / "nothing", tmp_path / "out", ShrinkOptions(experts=3, score=score))
+    others = ShrinkOptions(blocks=3, block_score="random", score="moon")
+    with pytest.raises(OptionError, match="score is 'moon'"):
+        shrink(tmp_path / "nothing", tmp_path / "out", others)
     with pytest.raises(OptionError, match="give its name: 'module:Class'"):
         ShrinkOptions(experts=3, score=object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"experts": 3},
+        {"experts": 3, "score": "random"},
+        {"blocks": 3, "block_score": "random", "score": "reap"},
+        {"neurons": "25%", "width_score": "magnitude", "repair": "none"},
+    ],
+)
+def test_data_that_nothing_uses_are_refused_before_the_model_is_read(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    asked = ShrinkOptions(**options, calibration=calibration(tmp_path / "words.txt"))
+    with pytest.raises(OptionError, match=r"calibration '.*words.txt' would not be used"):
+        shrink(tmp_path / "nothing", tmp_path / "out", asked)

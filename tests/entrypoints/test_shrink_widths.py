@@ -81,10 +81,10 @@ def test_repaired_matrices_are_named_and_nearer_to_the_dense_model(
         ({"neurons": "5%"}, "neurons: 40 of them would stay, by multiples of 8, but the model has"),
         ({"neurons": 30}, "neurons: 30 is no multiple of 8"),
         ({"kv_heads": 3}, "kv heads: 3 of them are to stay, but the model has 3 kv heads"),
-        ({"kv_heads": 2, "width_score": "best"}, "width_score is 'best'"),
+        ({"kv_heads": 2, "width_score": "best"}, "width score is 'best'"),
         ({"neurons": "25%", "multiple": 0}, "multiple is 0"),
         ({"neurons": "25%", "calibration": None}, "give a text to calibrate on"),
-        ({"neurons": "auto"}, "neurons is auto: give max_loss_increase"),
+        ({"neurons": "auto"}, "neurons is auto: give the max loss increase too"),
     ],
 )
 def test_bad_amounts_are_refused_in_one_line(

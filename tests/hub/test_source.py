@@ -201,7 +201,7 @@ def test_with_the_hub_out_of_reach_what_is_not_in_the_cache_is_refused(hub: HubS
     message = refusal("me/model")
     assert f"the connection to {hub.url} failed" in message
     assert "Connection refused" in message
-    assert "check the network" in message
+    assert "check the network, or the path if a folder is meant, then" in message
 
 
 def test_a_dropped_connection_is_one_error_and_a_new_run_keeps_whole_files(

@@ -51,7 +51,8 @@ def test_what_cannot_be_is_refused_with_the_field(
     "given", [0, -1, True, "0%", "100%", "1.5", "6 experts", "", "nan%", "1e1"]
 )
 def test_what_is_no_amount_is_refused_when_the_options_are_made(given: int | str) -> None:
-    with pytest.raises(OptionError, match="give how many stay, such as 6"):
+    ways = "give how many stay, such as 6, the share that is removed, such as '25%' or 'auto'$"
+    with pytest.raises(OptionError, match=ways):
         ShrinkOptions(experts=given)
 
 

@@ -61,9 +61,9 @@ def test_a_criterion_is_given_what_it_needs_and_no_more(tmp_path: Path) -> None:
     plan = found_plan(tmp_path / "model")
     both, neither = Both(), Recording()
     with measuring_in(tmp_path / "scratch", plan, data, workers()) as measuring:
-        scores = ExpertScores(plan, workers(), measuring, 7)
-        assert scores.by(neither) == dict.fromkeys(plan.structures["experts"].holders, SIX)
-        scores.by(both, seed=8)
+        scores = ExpertScores(plan, workers(), measuring)
+        assert scores.by(neither, 7) == dict.fromkeys(plan.structures["experts"].holders, SIX)
+        scores.by(both, 8)
 
     assert [(one.weights, one.outputs, one.seed) for one in neither.given] == [(None, None, 7)] * 2
     first, second = both.given

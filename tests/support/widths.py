@@ -75,11 +75,13 @@ _DOWN = ("mlp.down_proj", "mlp.c_proj", "fc2")
 _OUT = ("self_attn.o_proj",)
 
 
-def make(architecture: str, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
-    """A model with random weights, biases, norms and sinks too."""
+def make(
+    architecture: str, dtype: torch.dtype = torch.float32, **options: Any
+) -> transformers.PreTrainedModel:
+    """A model with random weights, biases, norms and sinks too; options change its config."""
     name, arguments = MODELS[architecture]
     torch.manual_seed(11)
-    config = getattr(transformers, f"{name}Config")(**arguments)
+    config = getattr(transformers, f"{name}Config")(**{**arguments, **options})
     suffix = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
     model = getattr(transformers, name + suffix)(config)
     for parameter in model.parameters():

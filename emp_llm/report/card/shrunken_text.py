@@ -33,7 +33,8 @@ def describe_shrunken(
         lines,
         "## How it was made",
         f"Made from {code(source)}{at} with emp-llm {report['emp_llm_version']}. "
-        f"{'; '.join(_left(report))}.\n{_unchanged(report)}",
+        f"{'; '.join(_left(report))}{_data(report)}.\n{_unchanged(report)}",
+        *_pruned_before(report),
         f"This command makes the same weights again:\n\n```\n{command}\n```",
         "## What is left",
         *([_showing(figure)] if figure else []),
@@ -50,6 +51,26 @@ def _left(report: ShrinkReport) -> Iterator[str]:
         yield (
             f"{fields['kept']:,} of {fields['number']:,} {kind}{field} stay, "
             f"chosen by {code(fields['score'])}"
+        )
+
+
+def _data(report: ShrinkReport) -> str:
+    """The samples that they were chosen on; nothing where there are none."""
+    data = report.get("calibration")
+    if data is None:
+        return ""
+    return (
+        f", on {data.get('samples')} samples of {data.get('length')} tokens of "
+        f"{code(data.get('text') or '')} (seed {data.get('seed')})"
+    )
+
+
+def _pruned_before(report: ShrinkReport) -> Iterator[str]:
+    if (rule := report.get("source_rule")) is not None:
+        yield (
+            f"The source was pruned before, by β = {rule['beta']:g} in {rule['granularity']} "
+            f"groups of {code(rule['targets'])}, ranked by {code(rule['criterion'])}: where its "
+            "weights keep every bit, the zeros stay."
         )
 
 

@@ -193,6 +193,11 @@ def _settings(report: Report) -> Iterator[str]:
             f"base: {code(base['model'])}{revision}; the weights that were pruned are differences "
             "to it, which are added to it when the model is loaded"
         )
+        if (same := report.get("in_base")) is not None:
+            yield (
+                f"not stored: {same['tensors']:,} tensors ({same['bytes']:,} bytes) that are as in "
+                "the base, bit for bit"
+            )
     yield f"β = {rule['beta']:g}{allocated}"
     yield f"groups: {_GROUPS[rule['granularity']]}"
     ignored = "".join(f" without {code(pattern)}" for pattern in rule["ignore"])
@@ -251,7 +256,8 @@ def _sizes(report: Report) -> str:
     rows = [_line(label, part, f"{part['retained_mass']:.3f}") for label, part in parts.items()]
     rest = rest_totals(report)
     rows.append(_line("not pruned", rest, ""))
-    rows.append(_line("whole model", totals["model"], ""))
+    whole = "the delta" if "base" in report else "whole model"
+    rows.append(_line(whole, totals["model"], ""))
     mass = "Σ|w|" if report["rule"]["criterion"] == "magnitude" else "all scores"
     smaller = rest["bytes_after"] < rest["bytes_before"]
     lossless = "Tensors that were not pruned keep every bit, in fewer bytes. " if smaller else ""

@@ -15,8 +15,8 @@ from support.mixtures import make_mixture, routed_among
 from transformers import AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
-from emp_llm import ExpertCriterion, OptionError, compare_experts
-from emp_llm.comparison.expert_costs import ExpertsComparison
+from emp_llm import ExpertCriterion, OptionError, compare_structures
+from emp_llm.comparison.structures_costs import StructuresComparison
 from emp_llm.evaluation.perplexity import perplexity
 from emp_llm.shrinking.expert_criteria import BlockExperts
 
@@ -59,14 +59,14 @@ def masked(dense: tuple[Path, PreTrainedModel], *kept: tuple[int, ...]) -> float
         return perplexity(model, tokenizer, TEXT, context=16).perplexity
 
 
-def rows(found: ExpertsComparison) -> list[tuple[str, int]]:
+def rows(found: StructuresComparison) -> list[tuple[str, int]]:
     return [cost.key for cost in found.costs]
 
 
 def test_each_row_is_the_dense_model_with_the_other_experts_masked(
     dense: tuple[Path, PreTrainedModel],
 ) -> None:
-    found = compare_experts(dense[0], TEXT, experts=[3, "n_eff"], scores=[GIVEN], **OPTIONS)
+    found = compare_structures(dense[0], TEXT, experts=[3, "n_eff"], scores=[GIVEN], **OPTIONS)
     assert rows(found) == [("dense", 6), (GIVEN, 3), (GIVEN, 4)]
     expected = [
         masked(dense, tuple(range(6)), tuple(range(6))),
@@ -83,11 +83,11 @@ def test_as_many_are_chosen_at_random_once_for_each_seed(
     dense: tuple[Path, PreTrainedModel],
 ) -> None:
     asked = {**OPTIONS, "random_runs": 2, "scores": ["norm"]}
-    found = compare_experts(dense[0], TEXT, experts=["50%"], seed=4, **asked)
+    found = compare_structures(dense[0], TEXT, experts=["50%"], seed=4, **asked)
     assert rows(found) == [("dense", 6), ("norm", 3), ("random", 3)]
     first, second = found.costs[2].runs
     assert first != second
-    again = compare_experts(dense[0], TEXT, experts=[3], seed=5, **asked)
+    again = compare_structures(dense[0], TEXT, experts=[3], seed=5, **asked)
     assert again.costs[2].runs[0] == second
     # the norm is that of the largest: experts are scaled in order
     assert found.costs[1].perplexity == pytest.approx(masked(dense, (3, 4, 5), (3, 4, 5)))
@@ -100,16 +100,16 @@ def test_with_data_reap_leads_and_a_saved_comparison_goes_on(
 ) -> None:
     text, saved = save_text(tmp_path / "words.txt"), tmp_path / "rows.json"
     asked = {**OPTIONS, "calibration": calibration(text), "save": saved}
-    found = compare_experts(dense[0], TEXT, experts=[4], **asked)
+    found = compare_structures(dense[0], TEXT, experts=[4], **asked)
     assert rows(found) == [("dense", 6), ("reap", 4), ("aimer", 4), ("norm", 4)]
     content = json.loads(saved.read_text())
     del content["results"][2:]
     saved.write_text(json.dumps(content))
-    again = compare_experts(dense[0], TEXT, experts=[4], **asked)
+    again = compare_structures(dense[0], TEXT, experts=[4], **asked)
     assert (found.taken, again.taken) == (0, 2)
     assert again.to_dict() == found.to_dict()
     with pytest.raises(OptionError, match=r"differs from this one \(.*experts"):
-        compare_experts(dense[0], TEXT, experts=[3], **asked)
+        compare_structures(dense[0], TEXT, experts=[3], **asked)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_cannot_be_compared_is_one_line(
     dense: tuple[Path, PreTrainedModel], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(OptionError, match=message) as caught:
-        compare_experts(dense[0], TEXT, **{**OPTIONS, **options})
+        compare_structures(dense[0], TEXT, **{**OPTIONS, **options})
     assert "\n" not in str(caught.value)
 
 
