@@ -57,7 +57,8 @@ def inspect(
         typer.Option(
             "--structures",
             metavar="",
-            help="Show the experts of each layer instead, with their scores and N_eff, for shrink.",
+            help="Show instead what shrink can make fewer, with scores and N_eff: of experts, and "
+            "with --calibration of blocks, neurons and heads.",
         ),
     ] = False,
     score: Annotated[

@@ -10,11 +10,13 @@ from emp_llm.messages import printable
 from emp_llm.report.shrink_report import short_change
 
 if TYPE_CHECKING:
-    from emp_llm.entrypoints.structures import StructuresReport
+    from emp_llm.entrypoints.structures import KindFields, ScoredHolder, StructuresReport
     from emp_llm.report.shrink_report import HolderFields, ShrinkReport, StructureFields, Tried
 
 __all__ = ["show_shrunken", "show_structures"]
 
+_HEADER = ("kind", "field of config.json", "in", "number")
+_SCORES = ("lowest", "median", "highest", "N_eff")
 _WIDEST = 16
 """Columns for what has gone: with more, a table of long names would not fit 80."""
 
@@ -22,12 +24,12 @@ _WIDEST = 16
 def show_shrunken(report: "ShrinkReport") -> None:
     """Print how a model became smaller: tables, then lines."""
     _show_tried(report)
-    show_structures(report)
+    _show_left(report)
     for line in (*file_lines(report["carried"], report["left_behind"]), *_shrunken_lines(report)):
         typer.echo(line)
 
 
-def show_structures(report: "ShrinkReport | StructuresReport") -> None:
+def _show_left(report: "ShrinkReport") -> None:
     """Print a table of each kind of structures: a line for each holder that stays."""
     blocks = report["structures"].get("blocks")
     gone_blocks = [
@@ -36,16 +38,47 @@ def show_structures(report: "ShrinkReport | StructuresReport") -> None:
         for block in set(range(blocks["number"] if blocks else 0)) - set(holder["kept"])
     ]
     for kind, fields in report["structures"].items():
-        left = fields["kept"] < fields["number"]
-        stay = f", {fields['kept']} of {fields['number']} stay" if left else ""
-        title = f"{report['source']['model']}  {kind} by {fields['score']}{stay}"
-        header = ("in", kind, "lowest", "median", "highest", "N_eff", *(("gone",) if left else ()))
+        stay = f"{fields['kept']} of {fields['number']} stay"
+        title = f"{report['source']['model']}  {kind} by {fields['score']}, {stay}"
         rows = [
-            (name, f"{fields['number']}", *_scores(holder), *_gone(fields, holder, left))
+            (name, f"{fields['number']}", *_scores(holder), _gone(fields, holder))
             for name, holder in fields["holders"].items()
             if not f"{name}.".startswith(tuple(gone_blocks))
         ]
-        show(title, header, rows)
+        show(title, ("in", kind, *_SCORES, "gone"), rows)
+
+
+def show_structures(report: "StructuresReport") -> None:
+    """Print what can become fewer, a table of each kind that has scores, and what cannot."""
+    kinds = report["structures"]
+    rows = [
+        (kind, fields["field"], _where(kind, fields), f"{fields['number']:,}")
+        for kind, fields in kinds.items()
+    ]
+    show(f"{report['source']['model']}  what shrink can make fewer", _HEADER, rows, left=3)
+    for kind, fields in kinds.items():
+        if "score" in fields:
+            _show_scores(kind, fields)
+    if (data := report.get("calibration")) is not None:
+        typer.echo(printable(calibrated_line(data)))
+    for kind, why in report["refused"].items():
+        typer.echo(printable(f"{kind} cannot become fewer: {why}"))
+
+
+def _where(kind: str, fields: "KindFields") -> str:
+    return "the model" if kind == "blocks" else f"each of {len(fields['holders'])} layers"
+
+
+def _show_scores(kind: str, fields: "KindFields") -> None:
+    """Print what the scores of each holder come to, and the mean of their effective numbers."""
+    holders, n_eff = fields["holders"], fields.get("n_eff")
+    rows: list[Row] = [("in", kind, *_SCORES)]
+    rows += [(name, f"{fields['number']:,}", *_scores(holder)) for name, holder in holders.items()]
+    if len(holders) > 1 and n_eff is not None:
+        rows.append(("mean", "", "", "", "", f"{n_eff:,.2f}"))
+    if not any("scores" in holder for holder in holders.values()):
+        rows = [(*row[:2], row[-1]) for row in rows]
+    show(f"{kind} by {fields['score']}", rows[0], rows[1:])
 
 
 def _show_tried(report: "ShrinkReport") -> None:
@@ -72,23 +105,19 @@ def _gone_last(one: "Tried", one_by_one: bool) -> Iterator[str]:
         yield f"{one.get('gone', '')}"
 
 
-def _scores(holder: "HolderFields") -> Sequence[str]:
-    scores = sorted(holder.get("scores", []))
-    if not scores:
-        return ("",) * 4
-    middle = scores[len(scores) // 2]
-    n_eff = holder.get("n_eff")
-    shown = [f"{one:.4g}" for one in (scores[0], middle, scores[-1])]
-    return (*shown, "" if n_eff is None else f"{n_eff:.2f}")
+def _scores(holder: "HolderFields | ScoredHolder") -> Sequence[str]:
+    scores, n_eff = sorted(holder.get("scores", [])), holder.get("n_eff")
+    found = (scores[0], scores[len(scores) // 2], scores[-1]) if scores else ()
+    shown = [f"{one:.4g}" for one in found] or [""] * 3
+    return (*shown, "" if n_eff is None else f"{n_eff:,.2f}")
 
 
-def _gone(fields: "StructureFields", holder: "HolderFields", left: bool) -> Iterator[str]:
+def _gone(fields: "StructureFields", holder: "HolderFields") -> str:
     """The numbers of those that have gone, or how many if these would be too wide."""
-    if left:
-        stays = set(holder["kept"])
-        gone = [f"{i}" for i in range(fields["number"]) if i not in stays]
-        words = ", ".join(gone)
-        yield words if len(words) <= _WIDEST else f"{len(gone):,} of them"
+    stays = set(holder["kept"])
+    gone = [f"{i}" for i in range(fields["number"]) if i not in stays]
+    words = ", ".join(gone)
+    return words if len(words) <= _WIDEST else f"{len(gone):,} of them"
 
 
 def _shrunken_lines(report: "ShrinkReport") -> Iterator[str]:

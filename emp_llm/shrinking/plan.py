@@ -57,7 +57,12 @@ class ShrinkPlan:
 
     @classmethod
     def make(
-        cls, source: Source, checkpoint: Checkpoint, kinds: Sequence[KindName]
+        cls,
+        source: Source,
+        checkpoint: Checkpoint,
+        kinds: Sequence[KindName],
+        *,
+        refusing: bool = True,
     ) -> "ShrinkPlan":
         """Find the structures of some kinds.
 
@@ -65,6 +70,7 @@ class ShrinkPlan:
             source: Where the checkpoint lies.
             checkpoint: All that it holds.
             kinds: What is to become fewer.
+            refusing: As for `emp_llm.shrinking.structures_process.find_structures`.
 
         Raises:
             CheckpointError: If the model has none of a kind, or emp-llm does not know how it is
@@ -77,6 +83,7 @@ class ShrinkPlan:
             kinds,
             absent=checkpoint.absent,
             where=source.repo_id or str(checkpoint.folder),
+            refusing=refusing,
         )
         checkpoint = checkpoint.without(checkpoint.stored_twice(found.tied))
         return cls(source=source, checkpoint=checkpoint, found=found)

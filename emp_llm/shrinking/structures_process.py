@@ -6,8 +6,8 @@ what is the config with fewer, and do these tensors fit it?             `fit_con
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from emp_llm.shrinking.axes import Axis, Comparison, find_axes
 from emp_llm.shrinking.block_likeness import check_alike
 from emp_llm.shrinking.choice import Choice, KindName, Structures
 from emp_llm.shrinking.config_fields import ModelConfig
+from emp_llm.shrinking.kind import Amounts, Kind
 from emp_llm.shrinking.kinds import KINDS
 from emp_llm.structure.completeness import Structure, check_complete, read_structure
 from emp_llm.structure.landing import Landing
@@ -49,6 +50,7 @@ class Found:
         transposed: Those of them that are stored [.., in, out] rather than [.., out, in].
         tied: By tensor, the one that it is tied to in the model.
         missing: How many parameters of the model no tensor fills.
+        refused: Why there are none of the other kinds that were asked for, or none can go.
     """
 
     structures: Mapping[KindName, Structures]
@@ -58,6 +60,7 @@ class Found:
     transposed: Sequence[str]
     tied: Mapping[str, str]
     missing: int
+    refused: Mapping[KindName, str] = field(default_factory=dict)
 
 
 def find_structures(
@@ -68,6 +71,7 @@ def find_structures(
     *,
     absent: Mapping[str, str],
     where: str,
+    refusing: bool = True,
 ) -> Found:
     """Find the structures of some kinds, and how each tensor of a checkpoint depends on them.
 
@@ -78,6 +82,8 @@ def find_structures(
         kinds: What to look for.
         absent: As for `emp_llm.structure.targets.decide_all`.
         where: What the user calls the checkpoint, for errors.
+        refusing: Whether a kind that the model does not have is an error; else `Found.refused`
+            tells of it.
 
     Raises:
         CheckpointError: As `emp_llm.structure.targets.decide_all` does; if the model has none of a
@@ -90,6 +96,7 @@ def find_structures(
         "kinds": list(kinds),
         "absent": dict(absent),
         "where": where,
+        "refusing": refusing,
     }
     with Question(_reply, asked) as question:
         answer = question.answer()
@@ -107,6 +114,7 @@ def find_structures(
         transposed=answer["transposed"],
         tied=answer["tied"],
         missing=answer["missing"],
+        refused=answer["refused"],
     )
 
 
@@ -165,30 +173,20 @@ def _find(
     check_not_quantized(where, structure.landings)
     decisions = decide(where, tensors, structure.landings, targets=NO_TARGETS, ignore=())
     structures: dict[str, Any] = {}
+    refused: dict[str, str] = {}
     axes: dict[str, list[Axis]] = {}
     with calm():
         build = partial(build_meta_model, folder, len(tensors))
         full = build(config)
         made = ModelConfig(config, full.config)
         for name in question["kinds"]:
-            kind = KINDS[name]
-            amounts = kind.amounts(made)
-            fewer = kind.compared(amounts)
-            compared = Comparison(
-                kind=kind,
-                full=full,
-                number=amounts.number,
-                reduced=build(kind.resized(made, range(fewer))),
-                fewer=fewer,
-            )
-            if obstacle := kind.obstacle(compared.full, compared.reduced):
-                raise CheckpointError(f"{where}: {obstacle}")
-            found = find_axes(compared, shapes, structure.landings)
-            if not found:
-                raise CheckpointError(
-                    f"{where}: {amounts.field} in config.json gives the number of {name}, but no "
-                    "weights depend on it: no layer of this model has any"
-                )
+            try:
+                amounts, found = _of_kind(KINDS[name], made, full, build, structure, shapes, where)
+            except CheckpointError as error:
+                if question["refusing"]:
+                    raise
+                refused[name] = str(error)
+                continue
             for tensor, own in found.items():
                 axes.setdefault(tensor, []).extend(own)
             holders = dict.fromkeys(axis.holder for own in found.values() for axis in own)
@@ -201,7 +199,38 @@ def _find(
         "transposed": [name for name, one in structure.landings.items() if _is_transposed(one)],
         "tied": {name: one.tied_to for name, one in decisions.items() if one.tied_to},
         "missing": len(structure.missing),
+        "refused": refused,
     }
+
+
+def _of_kind(
+    kind: Kind,
+    made: ModelConfig,
+    full: "PreTrainedModel",
+    build: Callable[[Mapping[str, Any]], "PreTrainedModel"],
+    structure: Structure,
+    shapes: Shapes,
+    where: str,
+) -> tuple[Amounts, Mapping[str, Sequence[Axis]]]:
+    """How many structures of a kind there are, and how tensors depend on them."""
+    amounts = kind.amounts(made)
+    fewer = kind.compared(amounts)
+    compared = Comparison(
+        kind=kind,
+        full=full,
+        number=amounts.number,
+        reduced=build(kind.resized(made, range(fewer))),
+        fewer=fewer,
+    )
+    if obstacle := kind.obstacle(compared.full, compared.reduced):
+        raise CheckpointError(f"{where}: {obstacle}")
+    found = find_axes(compared, shapes, structure.landings)
+    if not found:
+        raise CheckpointError(
+            f"{where}: {amounts.field} in config.json gives the number of {kind.name}, but no "
+            "weights depend on it: no layer of this model has any"
+        )
+    return amounts, found
 
 
 def _is_transposed(landing: Landing | None) -> bool:

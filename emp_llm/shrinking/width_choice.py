@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from emp_llm.errors import CheckpointError
 from emp_llm.selection.mask_store import MaskStore
+from emp_llm.shrink_options import ShrinkOptions
 from emp_llm.shrinking.amount_search import search_number
 from emp_llm.shrinking.choice import Choice
 from emp_llm.shrinking.narrowing import find_readers, narrowing
@@ -23,13 +24,13 @@ from emp_llm.shrinking.unwritten import unwritten
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from emp_llm.options import CalibrationOptions
     from emp_llm.report.shrink_report import Tried
     from emp_llm.runtime.progress import SharedProgress
-    from emp_llm.shrink_options import ShrinkOptions
     from emp_llm.shrinking.choice import KindName
     from emp_llm.shrinking.narrowing import Narrowing
 
-__all__ = ["choose_widths"]
+__all__ = ["choose_widths", "score_widths"]
 
 
 def choose_widths(
@@ -79,6 +80,43 @@ def choose_widths(
         choices = narrow.choose(keep, store).choices()
     choices = [replace(choice, tried=tried.get(choice.kind, ())) for choice in choices]
     return [_of_source(choice, plan, smaller, names) for choice in choices] if others else choices
+
+
+def score_widths(
+    plan: ShrinkPlan,
+    kinds: Sequence[KindName],
+    calibration: CalibrationOptions,
+    progress: SharedProgress,
+    folder: Path,
+) -> list[Choice]:
+    """Score neurons, groups of heads, or both in one walk, by `activation`; all of them stay.
+
+    Args:
+        plan: The checkpoint and its structures.
+        kinds: Which of them; none for nothing.
+        calibration: The data.
+        progress: Reports the walk.
+        folder: A folder for the scores; made if it is missing.
+
+    Raises:
+        CheckpointError: As `choose_widths` does.
+        OptionError: As there.
+    """
+    if not kinds:
+        return []
+    keep = {kind: plan.structures[kind].number for kind in kinds}
+    options = ShrinkOptions(
+        neurons=keep.get("neurons"),
+        kv_heads=keep.get("kv heads"),
+        width_score="activation",
+        repair="none",
+        calibration=calibration,
+    )
+    with (
+        MaskStore(folder) as store,
+        narrowing(plan, kinds, options, progress, store.folder) as narrow,
+    ):
+        return narrow.choose(keep, store).choices()
 
 
 def _possible(plan: ShrinkPlan, kind: KindName, multiple: int) -> list[int]:
