@@ -76,7 +76,8 @@ class Ways:
         """The ways that names ask for; None for all that the data allows.
 
         Raises:
-            OptionError: If a name is not known, or given twice, or there are none at all.
+            OptionError: If a name is not known, or given twice, or there are none at all; or if
+                there are data that none of them uses.
         """
         if scores is None:
             scores = (_WITHOUT_DATA if calibration is None else _WITH_DATA)[kind]
@@ -89,11 +90,12 @@ class Ways:
             raise OptionError(f"scores are {scores!r}; give a list of one or more, each once")
         if RANDOM in scores:
             raise OptionError("scores: random is compared anyway, random_runs says how often")
-        for score in scores:
-            if kind == "experts":
-                checked_criterion(score, calibration)
-            else:
-                check_choice("score", score, _WITH_DATA[kind])
+        by_data = [score for score in scores if _uses_data(kind, score, calibration)]
+        if calibration is not None and not by_data:
+            raise OptionError(
+                f"calibration {calibration.text!r} would not be used by {', '.join(scores)}: leave "
+                "it out, or choose other scores"
+            )
         return cls(
             kind=kind,
             scores=tuple(scores),
@@ -133,6 +135,18 @@ class Ways:
             calibration = replace(calibration or CalibrationOptions(), seed=seed)
         given: dict[str, Any] = {**fields, option_name(self.kind): amount}
         return ShrinkOptions(multiple=self.multiple, calibration=calibration, **given)
+
+
+def _uses_data(kind: KindName, score: str, calibration: CalibrationOptions | None) -> bool:
+    """Whether a score needs data; its name is checked first.
+
+    Raises:
+        OptionError: If it is not known, or needs data and there is none.
+    """
+    if kind == "experts":
+        return "outputs" in checked_criterion(score, calibration).needs
+    check_choice("score", score, _WITH_DATA[kind])
+    return score not in _WITHOUT_DATA[kind]
 
 
 def option_name(kind: KindName) -> str:

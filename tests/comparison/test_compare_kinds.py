@@ -195,6 +195,10 @@ def test_an_interrupted_comparison_goes_on_from_its_rows(
         ({"neurons": [32], "multiple": 0}, "multiple is 0; give a whole number"),
         ({"kv_heads": [2], "scores": ["obs"]}, "score is 'obs'; .*activation-repaired"),
         ({"blocks": [3], "scores": ["random"]}, "scores: random is compared anyway, random_runs"),
+        (
+            {"neurons": [32], "scores": ["magnitude"]},
+            "words.txt' would not be used by magnitude: leave",
+        ),
         ({"blocks": [3], "data": False}, "blocks are ranked by data: give a text"),
         ({"blocks": [3], "scores": ["loss"], "data": False}, "block score 'loss' needs data"),
         ({"neurons": [32], "scores": ["activation"], "data": False}, "chosen and repaired by data"),
