@@ -127,7 +127,7 @@ def shrink(
     """
     if blocks is experts is neurons is kv_heads is None:
         raise typer.BadParameter(
-            "say what is to become fewer, such as 25%",
+            "say what is to become fewer, such as --experts 25%",
             param_hint="--blocks, --experts, --neurons, --kv-heads",
         )
     clock = Clock()

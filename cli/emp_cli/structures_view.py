@@ -84,6 +84,8 @@ def _show_scores(kind: str, fields: "KindFields") -> None:
 def _show_tried(report: "ShrinkReport") -> None:
     """Print what was tried to find which structures stay, or how many: a table of each kind."""
     text = report.get("calibration", {}).get("text") or "the calibration text"
+    allowed = _value(report["options"], "--max-loss-increase")
+    most = "" if allowed is None else f", to stay within +{allowed.removesuffix('.0')}%"
     for kind, fields in report["structures"].items():
         tried = fields.get("tried", [])
         whole = next((one["loss"] for one in tried if one["number"] is None), None)
@@ -91,7 +93,12 @@ def _show_tried(report: "ShrinkReport") -> None:
             one_by_one = any("gone" in one for one in tried)
             header = (kind, "loss", "above all", "perplexity", *(["gone"] if one_by_one else []))
             rows = [[*_tried(one, whole), *_gone_last(one, one_by_one)] for one in tried]
-            show(f"tried on {text}", header, rows, left=0)
+            show(f"tried on {text}{most}", header, rows, left=0)
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    """What an option was given, by words of the command line; None if it was not."""
+    return words[words.index(option) + 1] if option in words[:-1] else None
 
 
 def _tried(one: "Tried", whole: float | None) -> Row:
@@ -132,9 +139,11 @@ def _shrunken_lines(report: "ShrinkReport") -> Iterator[str]:
         yield printable(f"left out, since the model has no place for them: {some(left_out)}")
     totals = report["totals"]
     repaired = sum(one.get("repaired", False) for one in report["tensors"].values())
+    matrices = "1 matrix that is" if repaired == 1 else f"{repaired} matrices that are"
+    but = f", but for {matrices} repaired" if repaired else ""
+    yield f"every weight that stays keeps every bit{but}"
     yield (
         f"whole model: {size(totals['bytes_before'])} → {size(totals['bytes_after'])} "
         f"({totals['bytes_ratio']:.3f}), {count(totals['weights_after'])} of "
-        f"{count(totals['weights_before'])} weights are left, every bit of them"
-        + (f" but for {repaired} repaired matrices" if repaired else "")
+        f"{count(totals['weights_before'])} weights are left"
     )

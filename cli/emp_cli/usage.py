@@ -38,6 +38,9 @@ _EXAMPLES: Final = {
 }
 """What an argument or option could be, to complete a command by."""
 
+_FEWER: Final = ("--blocks", "--experts", "--neurons", "--kv-heads")
+"""One of these shrink needs."""
+
 # Typer exports this one of its usage errors, and not their base class.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -113,6 +116,8 @@ def _with_nearest_choice(message: str) -> str:
 def _completed(context: typer.Context, arguments: Sequence[str]) -> str | None:
     """The command with a value for everything that it lacks; None where there is no example."""
     parts = list(arguments)
+    if parts[0] == "shrink" and not any(part.partition("=")[0] in _FEWER for part in parts):
+        return None
     for parameter in context.command.params:
         if parameter.required and context.params.get(parameter.name) is None:
             name = parameter.opts[0]

@@ -31,10 +31,11 @@ def number_to_keep(structures: Structures, amount: Amount) -> int:
         keep = amount.keep
     else:
         # 1e-9: so that 30% of 10 are 3, though 0.3 × 10 may fall short of it
-        removed = int((amount.remove or 0) * number + 1e-9) // groups * groups
+        share = amount.remove or 0
+        removed = int(share * number + 1e-9) // groups * groups
         if not removed:
             raise OptionError(
-                f"{kind}: {amount.remove:.4g} of them is less than {_least_removed(groups)}; {has}"
+                f"{kind}: {100 * share:.4g}% of them is less than {_least_removed(groups)}; {has}"
             )
         keep = number - removed
     if keep >= number:

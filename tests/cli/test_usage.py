@@ -57,6 +57,7 @@ def test_nothing_is_suggested_for_a_choice_that_comes_close_to_none(
             "Missing argument 'MODEL'.",
             "prune meta-llama/Llama-2-7b-hf --out ./sparse",
         ),
+        ("shrink m --experts=6", "option '--out'.", "shrink m --experts=6 --out ./sparse"),
         ("push f", "Missing argument 'REPO'.", "push f USER/NAME"),
         ("diff", "Missing argument 'A'.", "diff ./sparse ./dense"),
         ("generate m", "Missing argument 'PROMPT'.", "generate m 'The sky is'"),
@@ -69,6 +70,12 @@ def test_a_command_that_lacks_something_is_shown_completed(
     message, example = refused(command, capsys)
     assert said in message
     assert example == f"For example: emp-llm {completed}"
+
+
+def test_shrink_without_an_amount_is_not_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    message, last = refused("shrink m", capsys)
+    assert message == "Error: Missing option '--out'."
+    assert last == "Run 'emp-llm shrink --help' for its options."
 
 
 def test_control_characters_of_an_argument_do_not_reach_the_terminal(
