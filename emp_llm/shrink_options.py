@@ -184,8 +184,9 @@ class ShrinkOptions:
         check_choice("repair", self.repair, get_args(WidthRepair))
         if self.narrows_by_data and (self.calibration is None or self.calibration.text is None):
             raise OptionError(
-                "neurons and kv heads are chosen and repaired by data: give a text to calibrate "
-                "on, such as wikitext2 or a file, or width score 'magnitude' and repair 'none'"
+                "neurons and kv heads are chosen and repaired by data: give a text to calibrate on "
+                "(--calibration), such as wikitext2 or a file, or width score 'magnitude' and "
+                "repair 'none'"
             )
 
     def words(self) -> list[str]:

@@ -17,7 +17,8 @@ __all__ = ["push", "send", "show_sent"]
 @command
 def push(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder that prune, pack or unpack wrote.")
+        Path,
+        typer.Argument(metavar="FOLDER", help="A folder that prune, pack, shrink or unpack wrote."),
     ],
     repo: Annotated[
         str,

@@ -84,7 +84,7 @@ def shrink(
             the model does not run or has no tokenizer.
         HubError: If it cannot be downloaded.
         OptionError: If more are to stay than there are, or fewer than the router picks; if there is
-            no such score; or if the calibration's text is too short, or nothing uses it.
+            no such score or device; or if the calibration's text is too short, or nothing uses it.
         OutputError: If `out` cannot be written, overlaps the source, or holds an unfinished run
             that differs.
     """

@@ -12,6 +12,7 @@ from emp_llm.pruning.plan_report import origin
 from emp_llm.report.source_fields import SourceFields
 from emp_llm.report.tensor_statistics import digits
 from emp_llm.rule_fields import SampleFields
+from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.pipeline import thread_count
 from emp_llm.runtime.progress import Progress, SharedProgress, Silent
 from emp_llm.runtime.workers import Workers
@@ -109,6 +110,8 @@ def inspect_structures(
         OptionError: If there is no such score, or it needs data and there is none.
     """
     criterion = checked_criterion(score, calibration)
+    if calibration is not None:
+        check_device(calibration.device)
     workers = Workers(threads=thread_count(threads), progress=SharedProgress(progress or Silent()))
     source = find_source(model, revision=revision, token=token, progress=workers.progress)
     plan = ShrinkPlan.make(source, open_source(source), get_args(KindName), refusing=False)

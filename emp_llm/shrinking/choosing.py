@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from emp_llm.errors import OptionError
 from emp_llm.options import CalibrationOptions
+from emp_llm.runtime.device_choice import check_device
 from emp_llm.runtime.workers import Workers
 from emp_llm.shrink_options import AUTO, ShrinkOptions, parse_amount
 from emp_llm.shrinking.amounts import amounts_of, best, number_to_keep, width_to_keep
@@ -46,13 +47,13 @@ def _asked(options: ShrinkOptions) -> dict[KindName, int | str]:
 
 
 def check_scores(options: ShrinkOptions) -> None:
-    """Check the score of experts and what data are for, before the model is downloaded or read.
+    """Check scores, what data are for, and the device, before the model is downloaded or read.
 
     A wrong name is refused even where no experts are to go.
 
     Raises:
-        OptionError: If there is no such score, or it needs data and there is none; or if there are
-            data that nothing uses.
+        OptionError: If there is no such score, or it needs data and there is none; if there are
+            data that nothing uses; or if there is no such device.
     """
     criterion = find_expert_criterion(options.score)
     if options.experts is not None:
@@ -64,6 +65,8 @@ def check_scores(options: ShrinkOptions) -> None:
             f"calibration {text!r} would not be used: what is asked for is chosen without data: "
             "leave it out, or choose another score"
         )
+    if options.calibration is not None:
+        check_device(options.calibration.device)
 
 
 def checked_criterion(score: str, data: CalibrationOptions | None) -> ExpertCriterion:
@@ -75,8 +78,8 @@ def checked_criterion(score: str, data: CalibrationOptions | None) -> ExpertCrit
     criterion = find_expert_criterion(score)
     if "outputs" in criterion.needs and (data is None or data.text is None):
         raise OptionError(
-            f"score {criterion.name!r} needs data: give a text to calibrate on, or choose aimer, "
-            "which needs none"
+            f"score {criterion.name!r} needs data: give a text to calibrate on (--calibration), or "
+            "choose aimer, which needs none"
         )
     return criterion
 

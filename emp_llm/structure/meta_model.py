@@ -74,7 +74,7 @@ def _check_dense(raw: Mapping[str, Any], path: Path) -> None:
         if is_packed(part):
             raise CheckpointError(
                 f"{path}: the checkpoint is already packed by emp-llm; run 'emp-llm unpack' on it "
-                "or prune its dense source"
+                "or give its dense source"
             )
         quantization = part.get("quantization_config") or part.get("compression_config")
         if not quantization:

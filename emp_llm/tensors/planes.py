@@ -43,7 +43,7 @@ def check_names(names: Iterable[str]) -> None:
         if name.endswith((ROWS_SUFFIX, META_SUFFIX)):
             raise CheckpointError(
                 f"{name!r} is the name of a packed tensor's plane: the checkpoint is packed; run "
-                "'emp-llm unpack' on it or prune its dense source"
+                "'emp-llm unpack' on it or give its dense source"
             )
 
 

@@ -24,7 +24,9 @@ from emp_llm import (
 )
 from emp_llm.comparison.bench import Bench
 from emp_llm.comparison.structures_costs import StructuresComparison
+from emp_llm.comparison.ways import Ways
 from emp_llm.shrinking import block_choice
+from emp_llm.shrinking.choice import KindName
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,10 +113,11 @@ def test_blocks_are_those_that_shrink_keeps_and_go_one_by_one_once(
 
 
 def test_neurons_are_those_that_shrink_keeps_and_repairs(source: Source, tmp_path: Path) -> None:
-    found = source.compare(neurons=["40%"], multiple=8, random_runs=2)
+    scores = ["activation-repaired", "activation", "magnitude"]
+    found = source.compare(neurons=["40%"], multiple=8, scores=scores, random_runs=2)
     expected = {
         (score, 24): source.by(tmp_path / score, score, neurons="40%", multiple=8)
-        for score in ("activation-repaired", "obs-repaired", "activation", "magnitude")
+        for score in scores
     }
     at_random = {"neurons": 24, "multiple": 8, "width_score": "random", "repair": "none"}
     expected_run = source.perplexity(tmp_path / "6", CalibrationOptions(seed=6), **at_random)
@@ -123,7 +126,7 @@ def test_neurons_are_those_that_shrink_keeps_and_repairs(source: Source, tmp_pat
     assert first != second
     expected["random", 24] = (first + second) / 2
     assert perplexities(found) == pytest.approx(expected, rel=1e-9)
-    assert len(set(expected.values())) == 5
+    assert len(set(expected.values())) == 4
     gone = BLOCKS * 16 * (3 * HIDDEN + 2)  # rows with their biases, and columns
     assert {found.dense.weights - cost.weights for cost in found.costs[1:]} == {gone}
     assert found.random(24) == found.costs[-1]
@@ -145,9 +148,26 @@ def test_without_data_only_what_needs_none_is_compared(source: Source, tmp_path:
     seeded = CalibrationOptions(seed=5)
     expected = source.perplexity(tmp_path / "out", seeded, blocks=2, block_score="random")
     assert perplexities(found) == pytest.approx({("random", 2): expected}, rel=1e-9)
-    assert [*perplexities(source.compare(data=False, neurons=[16], multiple=16))] == [
-        ("magnitude", 16)
-    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_data", "without"),
+    [
+        ("experts", ("reap", "aimer", "norm"), ("aimer", "norm")),
+        ("blocks", ("influence", "loss"), ()),
+        (
+            "neurons",
+            ("activation-repaired", "obs-repaired", "activation", "magnitude"),
+            ("magnitude",),
+        ),
+    ],
+)
+def test_by_default_all_scores_that_the_data_allow_are_compared(
+    kind: KindName, by_data: tuple[str, ...], without: tuple[str, ...]
+) -> None:
+    data = CalibrationOptions(text="wikitext2")
+    assert Ways.of(kind, None, [0], 64, data).scores == by_data
+    assert Ways.of(kind, None, [0], 64, None).scores == without
 
 
 def test_an_interrupted_comparison_goes_on_from_its_rows(

@@ -19,6 +19,7 @@ from support.streaming import load_whole
 from support.tampering import edit_json
 
 from emp_llm import (
+    CalibrationOptions,
     CheckpointError,
     EmpError,
     OptionError,
@@ -231,7 +232,7 @@ def test_a_score_that_is_not_there_or_lacks_data_is_refused_before_the_model_is_
 ) -> None:
     for score, message in (
         ("moon", "score is 'moon'; choose one of aimer, reap, norm, random, or give your own"),
-        ("reap", "score 'reap' needs data: give a text to calibrate on, or choose aimer"),
+        ("reap", "score 'reap' needs data: give a text to calibrate on .*, or choose aimer"),
     ):
         with pytest.raises(OptionError, match=message):
             shrink(tmp_path / "nothing", tmp_path / "out", ShrinkOptions(experts=3, score=score))
@@ -257,3 +258,12 @@ def test_data_that_nothing_uses_are_refused_before_the_model_is_read(
     asked = ShrinkOptions(**options, calibration=calibration(tmp_path / "words.txt"))
     with pytest.raises(OptionError, match=r"calibration '.*words.txt' would not be used"):
         shrink(tmp_path / "nothing", tmp_path / "out", asked)
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_model_is_read(tmp_path: Path) -> None:
+    data = CalibrationOptions(text="words.txt", device="abacus")
+    asked = ShrinkOptions(blocks=3, calibration=data)
+    with pytest.raises(OptionError, match="'abacus'"):
+        shrink(tmp_path / "nothing", tmp_path / "out", asked)
+    with pytest.raises(OptionError, match="'abacus'"):
+        inspect_structures(tmp_path / "nothing", score="reap", calibration=data)
