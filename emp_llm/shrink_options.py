@@ -130,10 +130,11 @@ class ShrinkOptions:
     def _check_search(self, searched: list[str]) -> None:
         """Check that a bound goes with what is searched for, and a search with a bound."""
         most = self.max_loss_increase
-        if most is not None and not (math.isfinite(most) and most > 0):
+        known = isinstance(most, int | float) and math.isfinite(most) and most > 0
+        if most is not None and not known:
             raise OptionError(
-                f"max loss increase is {most}; it is by how many per cent the loss may rise: give "
-                "a finite number above 0, such as 5"
+                f"max loss increase is {most!r}; it is by how many per cent the loss may rise: "
+                "give a finite number above 0, such as 5"
             )
         if len(searched) > 1:
             raise OptionError(

@@ -143,6 +143,7 @@ def test_a_config_that_cannot_say_what_is_left_is_refused(tmp_path: Path) -> Non
         ({"blocks": "auto", "experts": "auto", "max_loss_increase": 1}, "blocks and experts are"),
         ({"blocks": "auto", "max_loss_increase": 1}, "auto needs data"),
         ({"blocks": "auto", "max_loss_increase": 0}, "max loss increase is 0; "),
+        ({"blocks": "auto", "max_loss_increase": "5"}, "max loss increase is '5'; "),
         ({"experts": 2, "max_loss_increase": 1}, "max loss increase bounds a search"),
     ],
 )

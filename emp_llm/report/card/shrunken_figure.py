@@ -5,7 +5,7 @@ cell for each structure. Those that went are low cells. It is written as text wi
 the same bytes on every machine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
@@ -29,17 +29,15 @@ _STYLE = (
 
 def shrunken_figure(report: ShrinkReport) -> str | None:
     """The figure of a report, as the text of an SVG file; None if there are no scores to show."""
-    shown = {
-        kind: fields
-        for kind, fields in report["structures"].items()
-        if fields["number"] <= _MOST and all("scores" in h for h in fields["holders"].values())
-    }
-    if not shown:
-        return None
     lines, y = list[str](), _MARGIN
-    for kind, fields in shown.items():
-        lines += _kind(kind, fields, y)
-        y += _TITLE + _LINE * len(fields["holders"])
+    for kind, fields in report["structures"].items():
+        # blocks that go have no scores of what is chosen behind them
+        scored = {name: one for name, one in fields["holders"].items() if "scores" in one}
+        if scored and fields["number"] <= _MOST:
+            lines += _kind(kind, fields, scored, y)
+            y += _TITLE + _LINE * len(scored)
+    if not lines:
+        return None
     height = y + _MARGIN // 2
     return "\n".join(
         [
@@ -54,9 +52,10 @@ def shrunken_figure(report: ShrinkReport) -> str | None:
     )
 
 
-def _kind(kind: str, fields: StructureFields, top: int) -> Iterator[str]:
-    """The title and the lines of one kind of structures."""
-    holders = fields["holders"]
+def _kind(
+    kind: str, fields: StructureFields, holders: Mapping[str, HolderFields], top: int
+) -> Iterator[str]:
+    """The title of one kind of structures, and the lines of some holders."""
     low, high = shown_range([score for one in holders.values() for score in one["scores"]])
     title = f"{kind} by {fields['score']}: {fields['kept']} of {fields['number']} stay"
     yield f'<text class="t" x="{_MARGIN}" y="{top + 14}">{escape(title)}</text>'

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from support.calibrated import save_model
 from support.mixtures import make_mixture
 
 from emp_llm import ShrinkOptions, pack, prune, shrink, verify
@@ -54,6 +55,26 @@ def test_the_figure_has_a_cell_for_each_expert_and_low_ones_for_those_that_went(
         assert tall == holder["kept"]
     assert "![Scores" in card(small)
     assert "(emp_shrink.svg)" in card(small)
+
+
+def test_the_figure_shows_what_stays_in_blocks_that_stay(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "llama", "llama", num_hidden_layers=4)
+    random = ShrinkOptions(
+        blocks=2,
+        block_score="random",
+        neurons=8,
+        multiple=2,
+        width_score="random",
+        repair="none",
+    )
+    shrink(source, tmp_path / "out", random)
+    report = json.loads((tmp_path / "out" / "emp_shrink.json").read_text())
+    text = (tmp_path / "out" / "emp_shrink.svg").read_text()
+    (kept,) = (one["kept"] for one in report["structures"]["blocks"]["holders"].values())
+    for block in range(4):
+        assert (f">model.layers.{block}<" in text) == (block in kept)
+    assert "neurons by random: 8 of " in text
+    assert "blocks by" not in text
 
 
 def test_shrinking_again_replaces_the_section(small: Path, tmp_path: Path) -> None:
