@@ -9,6 +9,7 @@ from emp_llm.errors import OptionError
 from emp_llm.evaluation.model_loading import check_dtype
 from emp_llm.messages import encodable
 from emp_llm.options import CalibrationOptions
+from emp_llm.runtime.device_choice import check_device
 from emp_llm.texts.texts import Text, read_text
 
 __all__ = ["check_runs", "depends_on", "described"]
@@ -20,8 +21,8 @@ def check_runs(
     """Check what all comparisons are asked for; a calibration's text is read, hours ahead.
 
     Raises:
-        OptionError: If a number is negative, torch has no such dtype, or the calibration has no
-            text, or there is none of its name.
+        OptionError: If a number is negative, torch has no such dtype, the calibration has no text,
+            or there is none of its name, or the machine has no device of that name.
     """
     for name, number in (("seed", seed), ("random_runs", random_runs)):
         if number < 0:
@@ -30,6 +31,7 @@ def check_runs(
     if calibration is not None:
         if calibration.text is None:
             raise OptionError("calibration has no text; give one, such as wikitext2 or a file")
+        check_device(calibration.device)
         _text(calibration)
 
 

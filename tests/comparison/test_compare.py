@@ -188,6 +188,10 @@ def test_with_data_scores_and_repair_are_measured_as_prune_writes_them(
         ({"protocol": "mine"}, "protocol is 'mine'"),
         ({"calibration": CalibrationOptions()}, "calibration has no text"),
         ({"calibration": CalibrationOptions(text="no.txt")}, "no.txt: there is no such file"),
+        (
+            {"calibration": CalibrationOptions(text="no.txt", device="nowhere")},
+            "device is 'nowhere'",
+        ),
     ],
 )
 def test_an_option_out_of_its_range_is_one_line(
