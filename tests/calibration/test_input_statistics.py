@@ -1,7 +1,7 @@
 """What a matrix is multiplied by, however the product is taken."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -72,6 +72,15 @@ def test_each_matrix_of_a_stack_sees_its_own_inputs() -> None:
     assert all(torch.equal(x, x_ETC[i]) for (_, x), i in zip(found, (0, 1, 2, 2), strict=True))
 
 
+@contextmanager
+def until_all_observed(gathering: Gathering, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
+    """Within this ``with`` statement, a sample is run as a calibration runs it."""
+    until = UntilAllObserved(gathering.observe, gathering)
+    observer = ProductObserver(parameters, until, until.needs)
+    with torch.no_grad(), suppress(AllObservedError), observer:
+        yield
+
+
 def test_a_matrix_that_is_used_once_more_than_the_one_it_shares_with_parts_from_it() -> None:
     a_RC, b_RC = weight(R, C), weight(R, C)
     once_TC, more_TC = torch.randn(T, C), torch.randn(T, C)
@@ -106,12 +115,7 @@ def test_a_sample_ends_at_the_last_product_that_is_observed_once_the_first_has_s
 
     gathering.begin()
     for _ in range(2):
-        until = UntilAllObserved(gathering.observe, gathering)
-        with (
-            torch.no_grad(),
-            suppress(AllObservedError),
-            ProductObserver({"a": a_RC, "b": b_RC}, until),
-        ):
+        with until_all_observed(gathering, {"a": a_RC, "b": b_RC}):
             run()
         gathering.forget_last()
 
@@ -124,13 +128,8 @@ def test_a_product_is_left_out_where_all_that_is_still_observed_shares_its_input
     gathering = Gathering({("a", 0), ("b", 0)}, {"norms"}, T, shared=True)
 
     def products(inputs_of_b: torch.Tensor | None = None) -> list[torch.Tensor]:
-        until = UntilAllObserved(gathering.observe, gathering)
         found = []
-        with (
-            torch.no_grad(),
-            suppress(AllObservedError),
-            ProductObserver({"a": a_RC, "b": b_RC}, until, until.needs),
-        ):
+        with until_all_observed(gathering, {"a": a_RC, "b": b_RC}):
             found.append(linear(x_TC, a_RC))
             found.append(linear(x_TC if inputs_of_b is None else inputs_of_b, b_RC))
         return found
@@ -154,12 +153,7 @@ def test_a_product_is_computed_where_the_next_has_other_inputs() -> None:
     gathering = Gathering({("a", 0), ("b", 0)}, {"norms"}, T, shared=True)
     gathering.begin()
     for _ in range(2):
-        until = UntilAllObserved(gathering.observe, gathering)
-        with (
-            torch.no_grad(),
-            suppress(AllObservedError),
-            ProductObserver({"a": a_RC, "b": b_RC}, until, until.needs),
-        ):
+        with until_all_observed(gathering, {"a": a_RC, "b": b_RC}):
             linear(linear(x_TC, a_RC), b_RC)
         gathering.forget_last()
     found = gathering.statistics(("b", 0), Statistics(tensor="b")).norms_C
