@@ -4,11 +4,11 @@ A unit is a decoder block, or a module outside of decoder blocks that holds targ
 
     load a unit → gather statistics of its inputs → give them to the sink → the samples go on
 
-For a repair that restores the outputs of the dense model, every sample goes through the model in
-two lanes side by side: through the pruned units and through the dense ones (as in GPTAQ, Li et al.,
-arXiv 2504.02692). A unit is then processed in stages, in the order in which its targets are
-multiplied: the inputs of a later target are gathered once the earlier ones are pruned and repaired,
-so that no error is compensated twice.
+For a repair that restores the outputs of the dense model, samples go through the model in two lanes
+side by side: through the pruned units and, every second one, through the dense ones (as in GPTAQ,
+Li et al., arXiv 2504.02692, where all do). A unit is then processed in stages, in the order in
+which its targets are multiplied: the inputs of a later target are gathered once the earlier ones
+are pruned and repaired, so that no error is compensated twice.
 
 Statistics take no whole pass through a unit: a sample ends where it has come to the last product
 that is to be observed. On the last stage the dense lane goes on at once.
@@ -63,10 +63,11 @@ class _Lanes:
         walk: Their walk.
         unit: The unit.
         own: Their calls on the way through the pruned units.
-        dense: Their calls on the way through the dense units, if they go through these as well;
-            none once they have gone on.
+        dense: The calls of the first samples on the way through the dense units, if some go through
+            these as well; without those that have gone on.
         ends: Whether the walk ends here, so that no sample has to go on.
         remembered: What the unit's parts before its targets gave for each call.
+        gone: Whether some of the dense lane have gone on.
     """
 
     walk: Walk
@@ -75,6 +76,7 @@ class _Lanes:
     dense: list[Call]
     ends: bool
     remembered: Remembered
+    gone: bool = False
 
 
 class ForwardWalk:
@@ -115,7 +117,8 @@ class ForwardWalk:
         left = {unit for unit in self._units if not self._sink.has(unit)}
         session.begin("calibrating")  # first: finding the visits reads the whole model
         uses = [session.model.multiplied_units(unit) for unit in session.visits]
-        with session.walk(lanes=2 if self._paired else 1) as walk:
+        # samples are drawn in any order: the first half is as good as every second one
+        with session.walk(more=(count + 1) // 2 if self._paired else 0) as walk:
             for visit, (unit, calls) in enumerate(session.stops(walk)):
                 self._later = frozenset(one for used in uses[visit + 1 :] for one in used)
                 # first the lane through the pruned units, then the one through the dense units
@@ -233,7 +236,11 @@ class ForwardWalk:
     def _gather(self, lanes: _Lanes, gathering: Gathering) -> None:
         """Gather statistics at a unit, which is loaded."""
         gathering.begin()
-        for call in lanes.own:
+        self._gather_from(lanes, lanes.own, gathering)
+
+    def _gather_from(self, lanes: _Lanes, calls: Sequence[Call], gathering: Gathering) -> None:
+        """Gather statistics of some samples."""
+        for call in calls:
             with lanes.walk.present(call):
                 self._observe(lanes, call, gathering.observe, gathering)
                 gathering.forget_last()
@@ -252,24 +259,28 @@ class ForwardWalk:
         With `passing`, the dense lane goes on to the next unit.
         """
         model = self._session.model
-        if len(lanes.dense) < len(lanes.own):  # a second try, and the first one has let some go on
+        if lanes.gone:  # a second try
             model.place(own_weights)
             self._gather(lanes, gathering)
             return
         gathering.begin()
         # sample by sample in both lanes, so that the dense inputs of one sample are held
-        for own_call, dense_call in zip(lanes.own, tuple(lanes.dense), strict=True):
+        dense_calls = tuple(lanes.dense)
+        paired = len(dense_calls)
+        for own_call, dense_call in zip(lanes.own[:paired], dense_calls, strict=True):
             # the activations of both: what a matrix is multiplied by may be what the unit was given
             with lanes.walk.present(dense_call), lanes.walk.present(own_call):
                 model.place(dense_weights)
                 if passing:
                     lanes.dense.remove(dense_call)
+                    lanes.gone = True
                     self._pass_on(lanes, dense_call, gathering.observe_dense)
                 else:
                     self._observe(lanes, dense_call, gathering.observe_dense, gathering)
                 model.place(own_weights)
                 self._observe(lanes, own_call, gathering.observe, gathering)
                 gathering.forget_last()
+        self._gather_from(lanes, lanes.own[paired:], gathering)
 
     def _observe(self, lanes: _Lanes, call: Call, observe: Observe, gathering: Gathering) -> None:
         """Run a unit on a sample, as far as there is something to observe.

@@ -168,8 +168,9 @@ class _Inputs:
         squares_C: float64 [C], Σ x².
         sums_C: float64 [C], Σ x.
         hessian_CC: float32 [C, C], Σ x xᵀ, as `add_squares` leaves it.
-        gap_CC: float32 [C, C], Σ (d - x) xᵀ, where d is the input that the dense model has in place
-            of x; None where that is not known for every x.
+        gap_CC: float32 [C, C], Σ (d - x) xᵀ over inputs of paired samples, where d is the input
+            that the dense model has in place of x; None where it is not known for each of them.
+        gap_tokens: How many inputs of paired samples there were.
     """
 
     tokens: int = 0
@@ -177,12 +178,10 @@ class _Inputs:
     sums_C: torch.Tensor | None = None
     hessian_CC: torch.Tensor | None = None
     gap_CC: torch.Tensor | None = None
+    gap_tokens: int = 0
 
-    def add(
-        self, x_TC: torch.Tensor, needs: Collection[Need], dense_TC: torch.Tensor | None
-    ) -> None:
-        """Add inputs, [T, C] of any floating-point dtype, and those of the dense model if known."""
-        first = not self.tokens
+    def add(self, x_TC: torch.Tensor, needs: Collection[Need]) -> None:
+        """Add inputs, [T, C] of any floating-point dtype."""
         self.tokens += len(x_TC)
         columns = x_TC.shape[1]
         if "norms" in needs or "means" in needs:
@@ -196,14 +195,18 @@ class _Inputs:
         if "hessian" in needs:
             if self.hessian_CC is None:
                 self.hessian_CC = x_TC.new_zeros((columns, columns), dtype=torch.float32)
-            single_TC = x_TC.float()
-            add_squares(self.hessian_CC, single_TC)
-            if dense_TC is None:
-                self.gap_CC = None
-            elif first:
-                self.gap_CC = _gap(dense_TC, x_TC).float()
-            elif self.gap_CC is not None:
-                self.gap_CC.add_(_gap(dense_TC, x_TC))
+            add_squares(self.hessian_CC, x_TC.float())
+
+    def add_gap(self, x_TC: torch.Tensor, dense_TC: torch.Tensor | None) -> None:
+        """Add inputs of a paired sample and those of the dense model in their place, if known."""
+        first = not self.gap_tokens
+        self.gap_tokens += len(x_TC)
+        if dense_TC is None:
+            self.gap_CC = None
+        elif first:
+            self.gap_CC = _gap(dense_TC, x_TC).float()
+        elif self.gap_CC is not None:
+            self.gap_CC.add_(_gap(dense_TC, x_TC))
 
 
 def _gap(dense_TC: torch.Tensor, x_TC: torch.Tensor) -> torch.Tensor:
@@ -294,8 +297,11 @@ class Gathering:
         self._leaders[matrix] = leader
         self._times[matrix] += 1
         if leader == matrix:
-            dense_TC = self._counterpart(matrix, x_TC)
-            self._inputs.setdefault(matrix, _Inputs()).add(x_TC, self._needs, dense_TC)
+            inputs = self._inputs.setdefault(matrix, _Inputs())
+            inputs.add(x_TC, self._needs)
+            # of a sample in one lane only there is no dense input, which says nothing of the others
+            if "hessian" in self._needs and (self._dense or len(x_TC) != self._tokens):
+                inputs.add_gap(x_TC, self._counterpart(matrix, x_TC))
 
     def _counterpart(self, matrix: ParameterMatrix, x_TC: torch.Tensor) -> torch.Tensor | None:
         """The dense model's inputs in place of these, if they are known to be of the same tokens.
@@ -361,6 +367,9 @@ class Gathering:
                 )
         if inputs.hessian_CC is not None:
             mirror(inputs.hessian_CC)
+        if inputs.gap_CC is not None and inputs.gap_tokens < inputs.tokens:
+            inputs.gap_CC.mul_(inputs.tokens / inputs.gap_tokens)  # as if all samples were paired
+            inputs.gap_tokens = inputs.tokens
         return replace(
             known,
             tokens=inputs.tokens,

@@ -146,6 +146,7 @@ class Session:
         *,
         samples: int | None = None,
         lanes: int = 1,
+        more: int = 0,
         loss: bool = False,
         gradients: bool = False,
         forward: Callable[[int], object] | None = None,
@@ -156,6 +157,7 @@ class Session:
             samples: How many there are; None for all.
             lanes: How often each sample goes through the model, side by side: the calls of the
                 first lane come first in `stops`, then those of the second.
+            more: How many of them, the first ones, go through it once more, in a last lane.
             loss: Whether the result of each sample is its share of the mean loss in nats per token,
                 a float; otherwise it is None.
             gradients: Whether the loss of each sample is propagated back, scaled, to the outputs of
@@ -174,13 +176,13 @@ class Session:
             self._check_predicts()
             run = self._loss
         self.model.load_embeddings()
-        # in two lanes, sample number `count` is sample 0 once more
+        # in a second lane, sample number `count` is sample 0 once more
         try:
             with Walk(
                 units,
                 self.model.outside,
                 forward or (lambda number: run(number % count, gradients)),
-                lanes * count,
+                lanes * count + more,
                 activations,
                 gradients=gradients,
             ) as walk:

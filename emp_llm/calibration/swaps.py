@@ -20,7 +20,7 @@ _ROUNDS = 5
 _SHARE = 0.05
 """The share of a row's kept weights that a round exchanges at most."""
 
-_STEPS = 6
+_STEPS = 4
 """Steps of conjugate gradients after an exchange: the solution before it is near."""
 
 _ROWS = 1024
@@ -33,7 +33,7 @@ def repair_by_swaps(
     """Exchange kept and pruned weights of each row for as long as this lowers its error.
 
     Without weight c, the error of a solution v rises by about v_c² / [H⁻¹]_cc, and with weight c it
-    falls by about g_c² [H⁻¹]_cc, where g = b - v (H + λI) (the optimal brain surgeon, Hassibi &
+    falls by about g_c² [H⁻¹]_cc, where g = b - v (H + Λ) (the optimal brain surgeon, Hassibi &
     Stork, 1992, and its inverse). In each round the weights that cost least leave, and those that
     win most take their places, up to 5 % of a row, as long as one wins more than the other costs.
     Then the row is solved again. Where the exchanges together are no gain, the row stays as it was,

@@ -180,6 +180,36 @@ def test_the_gap_to_the_dense_inputs(dtype: torch.dtype) -> None:
     assert torch.equal(found.double(), expected_CC)
 
 
+def gap_of(*samples: tuple[torch.Tensor | None, torch.Tensor]) -> torch.Tensor | None:
+    """Of one matrix beside another, from its dense inputs and its own, sample by sample."""
+    gathering = Gathering({("a", 0), ("b", 0)}, {"hessian"}, T, shared=True)
+    for dense_TC, x_TC in samples:
+        if dense_TC is not None:
+            gathering.observe_dense(("b", 0), dense_TC)
+            if len(dense_TC):
+                gathering.observe_dense(("a", 0), dense_TC)
+        gathering.observe(("a", 0), x_TC)
+        gathering.forget_last()
+    return gathering.statistics(("a", 0), Statistics(tensor="a")).gap_CC
+
+
+def test_the_gap_of_some_samples_stands_for_all() -> None:
+    dense_TC, *own = (torch.randint(-4, 5, (T, C)).float() for _ in range(4))
+    one_CC = (dense_TC - own[0]).T @ own[0]
+    found_CC = gap_of((dense_TC, own[0]), (None, own[1]), (None, own[2]))
+    assert found_CC is not None
+    assert torch.equal(found_CC, 3 * one_CC)
+
+
+def test_there_is_no_gap_if_some_of_the_dense_inputs_are_not_known() -> None:
+    dense_TC, x_TC = (torch.randint(-4, 5, (T, C)).float() for _ in range(2))
+    none_TC = torch.empty(0, C)
+    assert gap_of((dense_TC, x_TC), (dense_TC[1:], x_TC[1:])) is None
+    assert gap_of((none_TC, x_TC[1:]), (dense_TC, x_TC)) is None
+    assert gap_of((dense_TC, x_TC), (None, x_TC[1:])) is None
+    assert gap_of((None, x_TC)) is None
+
+
 def test_a_sample_goes_to_its_end_where_the_first_has_not_come_to_all_matrices() -> None:
     gathering = Gathering({("a", 0), ("b", 0)}, {"norms"}, T, shared=True)
     gathering.begin()

@@ -95,6 +95,8 @@ def plain(
 ) -> dict[str, tuple[list[int], torch.Tensor]]:
     """Reader by reader: what stays, and the best weights, aimed by a quarter at the dense ones.
 
+    Dense inputs are those of the first half of the samples, and count twice.
+
     Args:
         order: Given weights, inputs, and those whose outputs are wanted: which structures stay.
     """
@@ -104,13 +106,15 @@ def plain(
         layer = own.get_submodule(name)
         turned = type(layer).__name__ == "Conv1D"
         weight = (layer.weight.data.T if turned else layer.weight.data).double()
-        between = x + (dense_x - x) / 4
+        between = x.clone()
+        half = len(x) // 2
+        between[:half] += 2 * (dense_x - x)[:half] / 4
         kept = order(kind, weight, x, between)
         columns = torch.zeros(x.shape[1], dtype=torch.bool)
         columns.view(NUMBER[kind], -1)[kept] = True
         tokens, inputs = x.shape
-        damping = max(0.01, inputs / tokens) * x.square().sum(0).mean()
-        more = damping.sqrt() * torch.eye(inputs).double()
+        squares = x.square().sum(0)
+        more = (max(0.3, inputs / tokens) * squares + 0.01 * squares.mean()).sqrt().diag()
         matrix, wanted = torch.cat([x, more]), torch.cat([between, more]) @ weight.T
         found = torch.zeros_like(weight)
         found[:, columns] = torch.linalg.lstsq(matrix[:, columns], wanted).solution.T
