@@ -146,7 +146,9 @@ class Reference:
             keep[row, order[row, :count]] = True
         if self._repair == "none":
             return w * keep
-        damped = h + max(0.01, len(h) / len(x)) * h.diagonal().mean() * torch.eye(len(h))
+        squares = h.diagonal()
+        damping = max(0.3, len(h) / len(x)) * squares + 0.01 * squares.mean()
+        damped = h + damping.diag()
         v = torch.zeros_like(w)
         for row, some in enumerate(keep):
             v[row, some] = torch.linalg.solve(damped[some][:, some], (damped @ w[row])[some])
