@@ -65,7 +65,8 @@ def all_rows() -> Iterator[Row]:
                 score += ("--count-by", "magnitude")
             plain = (*score, "--repair", "none")
             yield Row(f"{criterion}@{beta}", plain, calibrated=criterion != "magnitude")
-            yield Row(f"{criterion}+repair@{beta}", (*score, "--repair", "obs"))
+            if criterion != "obs":  # that is the preset `repaired`
+                yield Row(f"{criterion}+repair@{beta}", (*score, "--repair", "obs"))
         for preset, seeds in (("repaired", SEEDS), ("best", SEEDS[:1])):
             options = ("--beta", beta, "--preset", preset)
             for seed in seeds:
