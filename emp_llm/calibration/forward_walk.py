@@ -5,7 +5,7 @@ A unit is a decoder block, or a module outside of decoder blocks that holds targ
     load a unit → gather statistics of its inputs → give them to the sink → the samples go on
 
 For a repair that restores the outputs of the dense model, samples go through the model in two lanes
-side by side: through the pruned units and, every second one, through the dense ones (as in GPTAQ,
+side by side: all through the pruned units, and half of them through the dense ones (as in GPTAQ,
 Li et al., arXiv 2504.02692, where all do). A unit is then processed in stages, in the order in
 which its targets are multiplied: the inputs of a later target are gathered once the earlier ones
 are pruned and repaired, so that no error is compensated twice.
@@ -117,7 +117,7 @@ class ForwardWalk:
         left = {unit for unit in self._units if not self._sink.has(unit)}
         session.begin("calibrating")  # first: finding the visits reads the whole model
         uses = [session.model.multiplied_units(unit) for unit in session.visits]
-        # samples are drawn in any order: the first half is as good as every second one
+        # samples are drawn at random, so that the first half is as good as any
         with session.walk(more=(count + 1) // 2 if self._paired else 0) as walk:
             for visit, (unit, calls) in enumerate(session.stops(walk)):
                 self._later = frozenset(one for used in uses[visit + 1 :] for one in used)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from emp_llm.calibration.repair import repair_obs
+
 if TYPE_CHECKING:
     from emp_llm.calibration.repair import LeastSquares
 
@@ -65,7 +67,7 @@ def _swapped(
     """Of some rows, the mask and the kept weights."""
     limit_R = (_SHARE * keep_RC.sum(1)).ceil()
     most = int(limit_R.max())
-    solution_RC = squares.solved(squares.weight_RC * keep_RC, keep_RC, 2 * _STEPS)
+    solution_RC = repair_obs(squares, keep_RC)
     gradient_RC = squares.gradient(solution_RC)
     error_R = squares.error(solution_RC, gradient_RC)
     for _ in range(_ROUNDS):
@@ -80,7 +82,7 @@ def _swapped(
         keep_RC = torch.where(better_R1, tried_RC, keep_RC)
         solution_RC = torch.where(better_R1, trial_RC, solution_RC)
         gradient_RC = torch.where(better_R1, trial_gradient_RC, gradient_RC)
-    return keep_RC, squares.solved(solution_RC, keep_RC, 2 * _STEPS)
+    return keep_RC, squares.solved(solution_RC, keep_RC)
 
 
 def _exchanged(
